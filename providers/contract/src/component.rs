@@ -1,0 +1,253 @@
+//! The cloud-neutral parts of a service, as the orchestrator hands them to a provider.
+//!
+//! A provider lowers each component of a site by itself. Components name one another by [`ComponentName`]; the resources
+//! of a component have ids `SITE/COMPONENT` or `SITE/COMPONENT/PART`, and the provider documents which parts it makes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::name::{CloudId, ComponentName, EnvironmentName, SiteName};
+
+/// One place, as a provider sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    /// The environment it belongs to.
+    pub environment: EnvironmentName,
+    /// Its name.
+    pub name: SiteName,
+    /// The account, subscription, project or host that the lineage is bound to.
+    pub account: String,
+    /// The provider's region, `local` for a machine of one's own.
+    pub region: String,
+    /// How programs run there: `process`, `kubernetes`, …
+    pub runtime: String,
+    /// The part in disaster recovery: `primary`, `secondary`, `standby`.
+    pub role: String,
+    /// Tags that every object carries besides our own.
+    pub tags: BTreeMap<String, String>,
+    /// Whether data kinds are protected here.
+    pub protect_data: bool,
+}
+
+/// A part of a service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Component {
+    /// Its name within the site.
+    pub name: ComponentName,
+    /// An object that exists already: read and checked, never changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub existing: Option<CloudId>,
+    /// What it is.
+    pub part: Part,
+}
+
+/// What a component is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Where everything else lives: a VPC with subnets; folders on a machine.
+    Network(Network),
+    /// What runs programs and brings them back: a cluster; a supervisor.
+    Cluster(Cluster),
+    /// Generated secrets, durable before first use.
+    Secrets(Secrets),
+    /// A certificate and who signs it.
+    Certificate(Certificate),
+    /// Model files by digest.
+    ModelStore(ModelStore),
+    /// Keys, quotas, usage.
+    Database(Database),
+    /// A cache shared by replicas.
+    Cache(Cache),
+    /// The inference server's replicas.
+    Workload(Workload),
+    /// What clients talk to: TLS, weights, retries.
+    Endpoint(Endpoint),
+    /// Which site gets how much.
+    Traffic(Traffic),
+    /// Who watches.
+    Monitoring(Monitoring),
+    /// Where images are.
+    Registry(Registry),
+}
+
+/// See [`Part::Network`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    /// The address range, where the provider has one.
+    pub cidr: Option<String>,
+}
+
+/// See [`Part::Cluster`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// The network it lives in.
+    pub network: ComponentName,
+    /// GPU machines, when asked for.
+    pub gpu: Option<GpuPool>,
+}
+
+/// GPU machines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GpuPool {
+    /// `small`, `medium`, `large`, `xlarge`; each provider maps it to a machine type.
+    pub size: String,
+    /// How many.
+    pub count: u32,
+    /// `never`, `prefer`, `only`.
+    pub spot: String,
+}
+
+/// See [`Part::Secrets`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Secrets {
+    /// Which secrets, by name and how each is made.
+    pub generate: BTreeMap<String, SecretRecipe>,
+}
+
+/// How a secret is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretRecipe {
+    /// A public key prefix and 256 random bits: `tnlp_…`. Outputs `public_id` and `sha256`.
+    ApiKey,
+    /// A random password of this many characters.
+    Password(u32),
+    /// An RSA key pair for signing tokens, PKCS#8 PEM. Output `public_pem`.
+    RsaSigningKey,
+    /// Random bytes, hex.
+    Random(u32),
+}
+
+/// See [`Part::Certificate`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// `local-ca`, `acme`, `existing`.
+    pub mode: String,
+    /// DNS names and IP addresses.
+    pub names: Vec<String>,
+    /// Days of validity.
+    pub days: u32,
+}
+
+/// See [`Part::ModelStore`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelStore {
+    /// The models, in the order of the file.
+    pub models: Vec<Model>,
+    /// Where downloads are kept, in bytes at most.
+    pub max_cache_bytes: u64,
+}
+
+/// One model to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// The name that requests use.
+    pub name: String,
+    /// Where it comes from: `bundled`, `file:…`, `hf:…`, `https:…`, or a catalogue name.
+    pub source: String,
+    /// The digest of the release lock, `sha256:…`; `None` before the first lock.
+    pub digest: Option<String>,
+    /// `default`, or empty.
+    pub role: Option<String>,
+    /// `f32`, `f16`, `q8_0`; `None` keeps the file's own.
+    pub quantize: Option<String>,
+    /// The longest prompt plus answer in tokens; `None` is the model's own.
+    pub context: Option<u32>,
+    /// Loaded before the server says that it is ready.
+    pub preload: bool,
+}
+
+/// See [`Part::Database`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Database {
+    /// `sqlite`, `postgres`.
+    pub kind: String,
+    /// For postgres: `managed`, `cluster`, `external`.
+    pub hosting: Option<String>,
+    /// The schema version of the release lock; `None` is the newest of the server.
+    pub schema: Option<u32>,
+}
+
+/// See [`Part::Cache`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cache {
+    /// `memory`, `redis`.
+    pub kind: String,
+}
+
+/// See [`Part::Workload`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Workload {
+    /// How many replicas to begin with.
+    pub replicas: u32,
+    /// The program that runs: the server artifact.
+    pub program: Program,
+    /// The `server.yaml` tree, complete but for what only the provider knows: sockets, paths, secret files.
+    pub config: Value,
+    /// Where the programs run.
+    pub cluster: ComponentName,
+    /// Where the models are.
+    pub models: ComponentName,
+    /// Where keys and usage are.
+    pub database: ComponentName,
+    /// Where the secrets are.
+    pub secrets: ComponentName,
+    /// How long a replica may take to finish what it answers before it is stopped, in seconds.
+    pub drain_seconds: u32,
+}
+
+/// A program by digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Where the file is now.
+    pub path: String,
+    /// `sha256:…` of the file.
+    pub digest: String,
+}
+
+/// See [`Part::Endpoint`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The address to listen on.
+    pub host: String,
+    /// The port that clients use.
+    pub port: u16,
+    /// The port of `/metrics`.
+    pub metrics_port: u16,
+    /// Whether clients speak TLS.
+    pub tls: bool,
+    /// The certificate.
+    pub certificate: ComponentName,
+    /// Who answers.
+    pub workload: ComponentName,
+    /// The program that runs: the server artifact in the gateway's role.
+    pub program: Program,
+    /// Request bounds that the gateway enforces too: largest body in bytes, longest answer in seconds.
+    pub max_request_bytes: u64,
+    /// See `max_request_bytes`.
+    pub timeout_seconds: u32,
+}
+
+/// See [`Part::Traffic`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// The weight of each site.
+    pub weights: BTreeMap<SiteName, u32>,
+}
+
+/// See [`Part::Monitoring`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Monitoring {
+    /// Whether dashboards and alerts are installed.
+    pub stack: bool,
+}
+
+/// See [`Part::Registry`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Registry {
+    /// Where images are pulled from.
+    pub url: String,
+}

@@ -1,0 +1,31 @@
+//! What we ask of any provider: the words that plan, apply and the providers share.
+//!
+//! Read in this order: [`provider`] (the trait), [`resource`] (what is wanted, recorded and observed), [`operation`]
+//! (one mutating call with its token), [`component`] (the cloud-neutral parts of a service). [`memory`] is a provider that
+//! lives in memory and implements every component; [`conformance`] holds the lists that every provider passes.
+//! This crate knows no cloud, no terminal and no file format but canonical JSON.
+
+pub mod provider;
+
+pub mod component;
+pub mod operation;
+pub mod resource;
+
+pub mod connect;
+pub mod error;
+pub mod kind;
+pub mod name;
+pub mod secret;
+pub mod spec;
+
+pub use component::{Component, Site};
+pub use error::{Error, Result, Sort};
+pub use kind::{DataClass, Identity, Kind, ReplaceOrder};
+pub use name::{CloudId, ComponentName, EnvironmentName, InvalidName, KindName, Lineage, ResourceId, SiteName};
+pub use operation::{Handle, Operation, OperationId, Progress, Token, Verb};
+pub use provider::{Problem, Problems, Provider, Scope};
+pub use resource::{
+    Effect, FieldChange, Health, Need, Object, Observed, Outputs, Ownership, Recorded, Ref, Wanted, Why,
+};
+pub use secret::{Secret, SecretName, SecretRef, SecretStore, SecretVersion};
+pub use spec::{OutputRef, Spec, SpecError};

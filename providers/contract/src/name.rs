@@ -1,0 +1,203 @@
+//! Names that were checked once at the door and are trusted afterwards.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A name that breaks its rule, with the rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is not a valid {what}: {rule}", shown(.name))]
+pub struct InvalidName {
+    /// What the name was to be: `site name`, `resource id`.
+    pub what: &'static str,
+    /// The text that was given.
+    pub name: String,
+    /// The rule it breaks, as a sentence part.
+    pub rule: &'static str,
+}
+
+/// Hostile names can be megabytes long; a report shows their beginning.
+fn shown(name: &str) -> String {
+    const SHOWN: usize = 60;
+    if name.chars().count() <= SHOWN { name.to_owned() } else { format!("{}…", name.chars().take(SHOWN).collect::<String>()) }
+}
+
+macro_rules! checked_name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks a text against the rule of this name.
+            pub fn new(name: impl Into<String>) -> Result<Self, InvalidName> {
+                let name = name.into();
+                let check: fn(&str) -> bool = $check;
+                if check(&name) { Ok(Self(name)) } else { Err(InvalidName { what: $what, name, rule: $rule }) }
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+            fn from_str(s: &str) -> Result<Self, InvalidName> {
+                Self::new(s)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(s: String) -> Result<Self, InvalidName> {
+                Self::new(s)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+/// Lower-case letters, digits and inner hyphens, a letter first: valid as a DNS label, a folder and a tag everywhere.
+fn label(name: &str, max: usize) -> bool {
+    let bytes = name.as_bytes();
+    (1..=max).contains(&bytes.len())
+        && bytes[0].is_ascii_lowercase()
+        && bytes[bytes.len() - 1] != b'-'
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+checked_name!(
+    /// The name of an environment, as in `--env staging`.
+    EnvironmentName,
+    "environment name",
+    "use 1 to 40 lower-case letters, digits and hyphens, beginning with a letter",
+    |s| label(s, 40)
+);
+checked_name!(
+    /// The name of one place: provider, account, region and runtime.
+    SiteName,
+    "site name",
+    "use 1 to 40 lower-case letters, digits and hyphens, beginning with a letter",
+    |s| label(s, 40)
+);
+checked_name!(
+    /// The name of a component within a site: `database`, `gateway`.
+    ComponentName,
+    "component name",
+    "use 1 to 40 lower-case letters, digits and hyphens, beginning with a letter",
+    |s| label(s, 40)
+);
+checked_name!(
+    /// A kind of resource: `PROVIDER.NOUN`, such as `onprem.process`.
+    KindName,
+    "kind name",
+    "use two lower-case labels joined by a dot",
+    |s| s.split_once('.').is_some_and(|(provider, noun)| label(provider, 20) && label(noun, 40))
+);
+checked_name!(
+    /// One resource of an environment: `SITE/COMPONENT` or `SITE/COMPONENT/PART`.
+    ResourceId,
+    "resource id",
+    "use two or three lower-case labels joined by slashes",
+    |s| (2..=3).contains(&s.split('/').count()) && s.split('/').all(|part| label(part, 40))
+);
+checked_name!(
+    /// What the provider calls an object: an ARN, a self link, a path, a process name.
+    CloudId,
+    "cloud id",
+    "use 1 to 1024 printable characters",
+    |s| (1..=1024).contains(&s.len()) && !s.chars().any(char::is_control)
+);
+
+impl ResourceId {
+    /// Builds `SITE/COMPONENT`.
+    pub fn of(site: &SiteName, component: &ComponentName) -> Self {
+        Self(format!("{site}/{component}"))
+    }
+
+    /// Builds `SITE/COMPONENT/PART`; `part` must be a label.
+    pub fn part(site: &SiteName, component: &ComponentName, part: &str) -> Result<Self, InvalidName> {
+        Self::new(format!("{site}/{component}/{part}"))
+    }
+
+    /// The site's part of the id.
+    pub fn site(&self) -> &str {
+        self.0.split('/').next().unwrap_or_default()
+    }
+
+    /// The component's part of the id.
+    pub fn component(&self) -> &str {
+        self.0.split('/').nth(1).unwrap_or_default()
+    }
+}
+
+/// Which deployment this is, whatever its name: made by the first `up`, carried by every object as a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lineage(pub Uuid);
+
+impl fmt::Display for Lineage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Lineage {
+    type Err = uuid::Error;
+    fn from_str(s: &str) -> Result<Self, uuid::Error> {
+        Uuid::parse_str(s).map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_labels() {
+        for good in ["a", "staging", "multi-region-2"] {
+            assert!(EnvironmentName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a_b", "a.b", "../x", "1a", &"a".repeat(41)] {
+            assert!(EnvironmentName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn resource_ids_have_two_or_three_parts() {
+        for good in ["here/database", "here/server/replica-0"] {
+            assert!(ResourceId::new(good).is_ok(), "{good}");
+        }
+        for bad in ["here", "here//x", "a/b/c/d", "here/../x", "/a/b"] {
+            assert!(ResourceId::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn long_hostile_names_are_cut_in_messages() {
+        let error = SiteName::new("x".repeat(100_000)).unwrap_err().to_string();
+        assert!(error.len() < 300, "{}", error.len());
+    }
+}

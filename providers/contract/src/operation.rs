@@ -1,0 +1,124 @@
+//! One mutating provider call with the token that makes repeating it safe.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::error::Error;
+use crate::name::{EnvironmentName, KindName, Lineage, ResourceId, SiteName};
+use crate::resource::{FieldChange, Object, Recorded, Ref};
+use crate::spec::Spec;
+
+/// The number of an operation within its site's journal: unique for a lineage and a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OperationId(pub u64);
+
+impl fmt::Display for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What makes repeating a call safe: the same operation always has the same token.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl Token {
+    /// Derives the token of an operation: 32 hex digits, accepted as a client token by every API we use.
+    pub fn derive(lineage: Lineage, site: &SiteName, id: OperationId) -> Self {
+        let digest = Sha256::digest(format!("{lineage}/{site}/{id}").as_bytes());
+        Self(hex::encode(&digest[..16]))
+    }
+
+    /// The token as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What an operation does to its resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verb {
+    /// Makes an object.
+    Create,
+    /// Changes an object in place.
+    Update,
+    /// Removes an object. Removing what is gone succeeds.
+    Delete,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Verb::Create => "create",
+            Verb::Update => "update",
+            Verb::Delete => "delete",
+        })
+    }
+}
+
+/// One operation, as it was journaled before the first call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Its number.
+    pub id: OperationId,
+    /// Makes repeating it safe.
+    pub token: Token,
+    /// What it does.
+    pub verb: Verb,
+    /// To which resource.
+    pub resource: ResourceId,
+    /// Of which kind.
+    pub kind: KindName,
+    /// Where.
+    pub site: SiteName,
+    /// In which environment.
+    pub environment: EnvironmentName,
+    /// For which deployment; every object made carries it.
+    pub lineage: Lineage,
+    /// The resource through which it is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<Ref>,
+    /// What the object should be: outputs resolved, secrets as references. Empty for a delete.
+    pub spec: Spec,
+    /// The object that is changed or removed; `None` for a create.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<Recorded>,
+    /// The fields that differ, for an update.
+    #[serde(default)]
+    pub changes: Vec<FieldChange>,
+}
+
+/// Where a longer operation stands, in the provider's own words. It is journaled before the next call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Handle(pub Value);
+
+/// What a verb of a provider returns: at most one mutating call further.
+#[derive(Debug)]
+pub enum Progress {
+    /// Finished. For a delete the object is the last that was seen of it.
+    Done(Object),
+    /// More to do or to wait for.
+    Pending {
+        /// Where it stands.
+        handle: Handle,
+        /// What is waited for, for people.
+        says: String,
+        /// When to look again.
+        again_in: Duration,
+    },
+    /// It failed. What was left behind is recorded as tainted.
+    Failed {
+        /// What is there all the same.
+        left: Option<Object>,
+        /// Why it failed.
+        error: Error,
+    },
+}

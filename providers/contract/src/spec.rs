@@ -1,0 +1,211 @@
+//! Specs: what a resource should be, as canonical JSON at the border between the engine and a provider.
+//!
+//! Inside a provider specs are typed. At the border they are JSON objects with two special members: a secret is
+//! `{"$secret": NAME, "version": V}`, never a value; the output of another resource is `{"$output": "RESOURCE#FIELD"}`
+//! until the engine has resolved it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::name::ResourceId;
+use crate::resource::Outputs;
+use crate::secret::SecretRef;
+
+/// The wanted or recorded attributes of a resource. Keys are sorted, so equal specs have equal bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Spec(Value);
+
+/// Why a spec could not be read as the type that a provider expects.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The JSON does not fit the type.
+    #[error("spec does not fit `{expected}`: {source}")]
+    Shape {
+        /// The Rust type's name.
+        expected: &'static str,
+        /// serde's explanation.
+        source: serde_json::Error,
+    },
+    /// An output that the spec refers to is not known yet.
+    #[error("output `{field}` of `{resource}` is not known yet")]
+    Unresolved {
+        /// The resource that will have the output.
+        resource: ResourceId,
+        /// The output's name.
+        field: String,
+    },
+}
+
+impl Spec {
+    /// Canonicalises any serialisable value; it must serialise to a JSON object.
+    pub fn of<T: Serialize>(value: &T) -> Self {
+        let value = serde_json::to_value(value).expect("specs are plain data with text keys");
+        assert!(value.is_object(), "a spec is a JSON object");
+        Self(sorted(value))
+    }
+
+    /// Reads the spec as a provider's own type.
+    pub fn typed<T: DeserializeOwned>(&self) -> Result<T, SpecError> {
+        serde_json::from_value(self.0.clone())
+            .map_err(|source| SpecError::Shape { expected: std::any::type_name::<T>(), source })
+    }
+
+    /// The attribute at the top level, if there.
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        self.0.get(field)
+    }
+
+    /// All top-level attributes in order of their names.
+    pub fn fields(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.0.as_object().into_iter().flatten()
+    }
+
+    /// The canonical JSON value.
+    pub fn as_value(&self) -> &Value {
+        &self.0
+    }
+
+    /// SHA-256 of the canonical bytes, hex.
+    pub fn digest(&self) -> String {
+        hex::encode(Sha256::digest(self.0.to_string().as_bytes()))
+    }
+
+    /// Every output of another resource that this spec refers to.
+    pub fn outputs_needed(&self) -> BTreeSet<OutputRef> {
+        let mut found = BTreeSet::new();
+        collect_outputs(&self.0, &mut found);
+        found
+    }
+
+    /// Every secret that this spec refers to.
+    pub fn secrets(&self) -> Vec<SecretRef> {
+        let mut found = Vec::new();
+        collect_secrets(&self.0, &mut found);
+        found
+    }
+
+    /// Replaces references to outputs by their values; `look_up` gives the outputs of a resource when they are known.
+    pub fn resolve<'a>(&self, look_up: impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Result<Self, SpecError> {
+        Ok(Self(sorted(resolve(&self.0, &look_up)?)))
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The output of another resource, as it stands in a spec before it is known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OutputRef {
+    /// Whose output.
+    pub resource: ResourceId,
+    /// Its name among the outputs.
+    pub field: String,
+}
+
+impl OutputRef {
+    /// An output of `resource`.
+    pub fn new(resource: ResourceId, field: impl Into<String>) -> Self {
+        Self { resource, field: field.into() }
+    }
+
+    /// Reads `{"$output": "RESOURCE#FIELD"}`.
+    pub fn from_value(value: &Value) -> Option<Self> {
+        let object = value.as_object().filter(|o| o.len() == 1)?;
+        let (resource, field) = object.get("$output")?.as_str()?.split_once('#')?;
+        Some(Self { resource: ResourceId::new(resource).ok()?, field: field.to_owned() })
+    }
+}
+
+impl Serialize for OutputRef {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = serializer.serialize_map(Some(1))?;
+        map.serialize_entry("$output", &format!("{}#{}", self.resource, self.field))?;
+        map.end()
+    }
+}
+
+fn collect_outputs(value: &Value, found: &mut BTreeSet<OutputRef>) {
+    if let Some(output) = OutputRef::from_value(value) {
+        found.insert(output);
+        return;
+    }
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect_outputs(item, found)),
+        Value::Object(fields) => fields.values().for_each(|field| collect_outputs(field, found)),
+        _ => {}
+    }
+}
+
+fn collect_secrets(value: &Value, found: &mut Vec<SecretRef>) {
+    if let Some(secret) = SecretRef::from_value(value) {
+        found.push(secret);
+        return;
+    }
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect_secrets(item, found)),
+        Value::Object(fields) => fields.values().for_each(|field| collect_secrets(field, found)),
+        _ => {}
+    }
+}
+
+fn resolve<'a>(value: &Value, look_up: &impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Result<Value, SpecError> {
+    if let Some(OutputRef { resource, field }) = OutputRef::from_value(value) {
+        let known = look_up(&resource).and_then(|outputs| outputs.get(&field)).cloned();
+        return known.ok_or(SpecError::Unresolved { resource, field });
+    }
+    Ok(match value {
+        Value::Array(items) => Value::Array(items.iter().map(|item| resolve(item, look_up)).collect::<Result<_, _>>()?),
+        Value::Object(fields) => Value::Object(
+            fields.iter().map(|(name, field)| Ok((name.clone(), resolve(field, look_up)?))).collect::<Result<_, SpecError>>()?,
+        ),
+        plain => plain.clone(),
+    })
+}
+
+/// serde_json keeps insertion order in this workspace; canonical JSON wants sorted keys.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
+        Value::Object(fields) => {
+            let mut pairs: Vec<_> = fields.into_iter().collect();
+            pairs.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(pairs.into_iter().map(|(name, field)| (name, sorted(field))).collect::<Map<_, _>>())
+        }
+        plain => plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn equal_specs_have_equal_digests_whatever_the_order() {
+        let a = Spec::of(&json!({"b": {"y": 1, "x": 2}, "a": [1]}));
+        let b = Spec::of(&json!({"a": [1], "b": {"x": 2, "y": 1}}));
+        assert_eq!(a.digest(), b.digest());
+        assert_eq!(a, b);
+    }
+
+    #[test]
+    fn outputs_are_found_and_resolved() {
+        let ca = ResourceId::new("here/ca").unwrap();
+        let spec = Spec::of(&json!({"trust": [{"$output": "here/ca#pem"}], "port": 1}));
+        assert_eq!(spec.outputs_needed().into_iter().collect::<Vec<_>>(), [OutputRef::new(ca.clone(), "pem")]);
+        assert!(spec.resolve(|_| None).is_err());
+        let outputs = Outputs::from([("pem".to_owned(), json!("PEM"))]);
+        let resolved = spec.resolve(|id| (*id == ca).then_some(&outputs)).unwrap();
+        assert_eq!(resolved, Spec::of(&json!({"trust": ["PEM"], "port": 1})));
+    }
+}

@@ -1,0 +1,15 @@
+//! The inference engine: formats, model families, kernels and the scheduler. It knows tensors, not HTTP.
+//!
+//! Read in this order: [`engine`] (requests in, events out), [`executor`] (one step of a model over ragged rows),
+//! [`family`] (a model family is data), [`format`] (safetensors and GGUF), [`kernels`].
+
+pub mod engine;
+
+pub mod executor;
+pub mod sample;
+pub mod text;
+
+pub mod family;
+pub mod format;
+
+pub mod kernels;
