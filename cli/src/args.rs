@@ -1,0 +1,448 @@
+//! What a person may type. Every flag but `--set` can also be given as a variable `TEXTNLP_<FLAG>`.
+
+use camino::Utf8PathBuf;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Run your own text-generation service anywhere.
+#[derive(Debug, Parser)]
+#[command(
+    name = "textnlp-deploy",
+    version,
+    about = "Run your own text-generation service anywhere",
+    long_about = "Takes one environment file and makes it so: provisions, delivers, and proves by gates that the service is\n\
+                  healthy. It plans before it acts, survives being killed at any point, and a second `up` plans nothing.",
+    after_help = "Examples:\n  \
+        textnlp-deploy up --env staging          provision, deliver, verify; prints the address, the key and a curl to try\n  \
+        textnlp-deploy plan --env staging        show what `up` would do, and do nothing\n  \
+        textnlp-deploy generate \"Once upon a time\"   text from the running environment\n  \
+        textnlp-deploy status --env staging      what runs, and what differs from the plan\n  \
+        textnlp-deploy down --env staging        remove everything that holds no data\n\n\
+        Exit codes: 0 done, 1 failed, 2 usage, 3 a gate is not open, 4 refused for safety, 5 stopped and resumable, 6 changes are planned.",
+    max_term_width = 110,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command knows.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The environment, by name
+    #[arg(long, global = true, env = "TEXTNLP_ENV", value_name = "NAME", help_heading = "Environment")]
+    pub env: Option<String>,
+    /// The environment, by file
+    #[arg(long, global = true, env = "TEXTNLP_FILE", value_name = "PATH", conflicts_with = "env", help_heading = "Environment")]
+    pub file: Option<Utf8PathBuf>,
+    /// Changes one value for this run: `--set gates.users=20`; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = "Environment")]
+    pub set: Vec<String>,
+    /// Where state, keys and reports live [default: .textnlp beside `environments/`, else the user's state directory]
+    #[arg(long, global = true, env = "TEXTNLP_STATE_DIR", value_name = "DIR", help_heading = "Environment")]
+    pub state_dir: Option<Utf8PathBuf>,
+    /// Only this site
+    #[arg(long, global = true, env = "TEXTNLP_SITE", value_name = "NAME", help_heading = "Environment")]
+    pub site: Option<String>,
+    /// Another provider for every site
+    #[arg(long, global = true, env = "TEXTNLP_PROVIDER", value_name = "NAME", help_heading = "Environment")]
+    pub provider: Option<String>,
+    /// Agrees to the plan without being asked
+    #[arg(long, short = 'y', global = true, env = "TEXTNLP_YES", help_heading = "Behaviour")]
+    pub yes: bool,
+    /// Why, for the journal
+    #[arg(long, global = true, env = "TEXTNLP_REASON", value_name = "TEXT", help_heading = "Behaviour")]
+    pub reason: Option<String>,
+    /// How results are written to stdout
+    #[arg(long, short = 'o', global = true, env = "TEXTNLP_OUTPUT", value_enum, default_value_t = Output::Text, help_heading = "Behaviour")]
+    pub output: Output,
+    /// Says more; twice says everything
+    #[arg(long, short = 'v', global = true, action = clap::ArgAction::Count, help_heading = "Behaviour")]
+    pub verbose: u8,
+    /// Says only results and errors
+    #[arg(long, short = 'q', global = true, env = "TEXTNLP_QUIET", help_heading = "Behaviour", conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// The program that becomes server and gateway [default: `textnlp-server` beside this program, else this program]
+    #[arg(long, global = true, env = "TEXTNLP_SERVER", value_name = "FILE", help_heading = "Environment")]
+    pub server: Option<Utf8PathBuf>,
+}
+
+/// How results are written to stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Text,
+    /// One JSON document, also on failure
+    Json,
+    /// An event a line; the last line is the document
+    Jsonl,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Copies the environment files here, to be changed
+    Init(Init),
+    /// Shows, checks and makes environment files
+    #[command(subcommand)]
+    Env(Env),
+    /// What each provider offers here, and why not
+    Providers,
+    /// Looks for what would make `up` fail; changes nothing
+    Preflight,
+    /// Shows what `up` would do; changes nothing
+    Plan(Plan),
+    /// Provisions, delivers and verifies
+    Up(Up),
+    /// What runs, and what differs from what is wanted
+    Status,
+    /// What happened to one resource and what it waits for
+    Explain(Explain),
+    /// The logs of what runs
+    Logs(Logs),
+    /// Measures the environment's gate on the running service
+    Gate(Gate),
+    /// Removes everything that holds no data
+    Down(Down),
+    /// What differs between the record and reality
+    Drift,
+    /// Makes, lists and revokes API keys
+    #[command(subcommand)]
+    Key(Key),
+    /// What runs, by digest
+    #[command(subcommand)]
+    Release(Release),
+    /// Lists, pulls and inspects models
+    #[command(subcommand)]
+    Model(Model),
+    /// Text from the running environment
+    Generate(Generate),
+    /// A conversation with the running environment
+    Chat(Chat),
+    /// The tokens of a text
+    Tokenize(Tokenize),
+    /// How close one text is to another (BLEU, ROUGE)
+    Validate(Validate),
+    /// Asks the running environment whether it is well
+    Health,
+    /// Puts load on an address and measures
+    Load(Load),
+    /// Runs the inference server, the gateway, or their chores
+    Serve(textnlp_server::ServeArgs),
+    /// Runs a site's supervisor
+    #[command(hide = true)]
+    Supervise(Supervise),
+    /// A completion script for a shell
+    Completions(Completions),
+}
+
+/// See [`Command::Init`].
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Where `environments/` is made
+    #[arg(default_value = ".", value_name = "DIR")]
+    pub dir: Utf8PathBuf,
+}
+
+/// See [`Command::Env`].
+#[derive(Debug, Subcommand)]
+pub enum Env {
+    /// Every environment that is found, and where
+    List,
+    /// The environment with all layers applied
+    Show {
+        /// The environment [default: the one of --env]
+        name: Option<String>,
+        /// Says of every value where it comes from
+        #[arg(long)]
+        explain: bool,
+    },
+    /// What differs between two environments
+    Diff {
+        /// One environment
+        left: String,
+        /// Another
+        right: String,
+    },
+    /// All mistakes of an environment at once
+    Check {
+        /// The environments [default: the one of --env, else all]
+        names: Vec<String>,
+    },
+    /// Makes a new environment file
+    New {
+        /// Its name
+        name: String,
+        /// What it extends
+        #[arg(long, value_name = "NAME", default_value = "staging")]
+        from: String,
+    },
+    /// Turns an older configuration file into an environment file
+    Migrate {
+        /// The older file
+        from: Utf8PathBuf,
+        /// Where the new one goes [default: stdout]
+        #[arg(long, value_name = "PATH")]
+        out: Option<Utf8PathBuf>,
+    },
+    /// The JSON Schema of environment files
+    Schema,
+}
+
+/// See [`Command::Plan`].
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Exits with 6 when changes are planned
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Plans the removal instead
+    #[arg(long)]
+    pub down: bool,
+}
+
+/// See [`Command::Up`].
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Does not measure the gate at the end
+    #[arg(long)]
+    pub no_gate: bool,
+    /// The prompt of the first text
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+}
+
+/// See [`Command::Explain`].
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// A resource id, as `status` shows it
+    pub resource: String,
+}
+
+/// See [`Command::Logs`].
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Which process [default: all]
+    pub name: Option<String>,
+    /// How many lines of each
+    #[arg(long, short = 'n', default_value_t = 40)]
+    pub lines: usize,
+    /// Goes on as lines come
+    #[arg(long, short = 'f')]
+    pub follow: bool,
+    /// Only lines of at least this level
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<String>,
+}
+
+/// See [`Command::Gate`].
+#[derive(Debug, Args)]
+pub struct Gate {
+    /// Measures again although nothing changed since the recorded evidence
+    #[arg(long)]
+    pub again: bool,
+}
+
+/// See [`Command::Down`].
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Removes data too; the environment's name, typed
+    #[arg(long, value_name = "ENV")]
+    pub delete_data: Option<String>,
+}
+
+/// See [`Command::Key`].
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Makes a key and prints it once
+    Create {
+        /// What it is for
+        name: String,
+        /// Whose it is
+        #[arg(long, default_value = "default")]
+        tenant: String,
+        /// Requests it may make: `1000/hour`, `20/minute`
+        #[arg(long, value_name = "RATE")]
+        rate_limit: Option<String>,
+        /// Tokens it may spend: `100000/hour`
+        #[arg(long, value_name = "RATE")]
+        token_rate_limit: Option<String>,
+        /// Days until it ends
+        #[arg(long, value_name = "DAYS")]
+        expires_days: Option<u32>,
+    },
+    /// All keys without their secrets
+    List,
+    /// A new secret in the place of an old one
+    Rotate {
+        /// The public id, as `key list` shows it
+        id: String,
+    },
+    /// Ends a key at once
+    Revoke {
+        /// The public id, as `key list` shows it
+        id: String,
+    },
+}
+
+/// See [`Command::Release`].
+#[derive(Debug, Subcommand)]
+pub enum Release {
+    /// What the lock names, and what is here
+    Show,
+    /// Writes what is here into the lock: the next `up` rolls to it
+    Set,
+}
+
+/// See [`Command::Model`].
+#[derive(Debug, Subcommand)]
+pub enum Model {
+    /// The catalogue and what is in the cache
+    List,
+    /// Fetches a model into the cache
+    Pull {
+        /// A catalogue name, `hf:ORG/NAME@REVISION`, `https://…`, `file:…` or `bundled`
+        source: String,
+        /// Uses only what is in the cache
+        #[arg(long)]
+        offline: bool,
+    },
+    /// What a model is made of
+    Inspect {
+        /// A source, or a folder
+        source: String,
+    },
+    /// Memory needed against memory there
+    Fit {
+        /// A source, or a folder
+        source: String,
+        /// `f32`, `f16`, `q8_0`
+        #[arg(long)]
+        quantize: Option<String>,
+        /// Tokens of context
+        #[arg(long)]
+        context: Option<u32>,
+    },
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Args)]
+pub struct SamplingArgs {
+    /// Which model [default: the environment's default]
+    #[arg(long, short = 'm')]
+    pub model: Option<String>,
+    /// The most tokens to generate
+    #[arg(long, default_value_t = 160)]
+    pub max_tokens: u32,
+    /// 0 is greedy
+    #[arg(long, default_value_t = 0.7)]
+    pub temperature: f64,
+    /// The likeliest tokens that make up this probability
+    #[arg(long)]
+    pub top_p: Option<f64>,
+    /// The same seed gives the same text
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// A text that ends the answer; may be repeated
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// Another server than the environment's: its address
+    #[arg(long, value_name = "URL")]
+    pub address: Option<String>,
+    /// The key for that server [default: the environment's first key]
+    #[arg(long, value_name = "KEY", env = "TEXTNLP_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// The certificate authority of that server
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<Utf8PathBuf>,
+}
+
+/// See [`Command::Generate`].
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// The prompt; `-` reads standard input
+    pub prompt: String,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Waits for the whole text instead of streaming it
+    #[arg(long)]
+    pub no_stream: bool,
+}
+
+/// See [`Command::Chat`].
+#[derive(Debug, Args)]
+pub struct Chat {
+    /// How the assistant should be
+    #[arg(long)]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// See [`Command::Tokenize`].
+#[derive(Debug, Args)]
+pub struct Tokenize {
+    /// The text; `-` reads standard input
+    pub text: String,
+    /// Which model
+    #[arg(long, short = 'm')]
+    pub model: Option<String>,
+}
+
+/// See [`Command::Validate`].
+#[derive(Debug, Args)]
+pub struct Validate {
+    /// The text as it should be
+    #[arg(long)]
+    pub reference: String,
+    /// The text as it is
+    #[arg(long)]
+    pub candidate: String,
+}
+
+/// See [`Command::Load`].
+#[derive(Debug, Args)]
+pub struct Load {
+    /// Another server than the environment's: its address
+    #[arg(long, value_name = "URL")]
+    pub address: Option<String>,
+    /// The key for that server [default: a temporary key of the environment]
+    #[arg(long, value_name = "KEY", env = "TEXTNLP_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// The certificate authority of that server
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<Utf8PathBuf>,
+    /// How many users at once
+    #[arg(long, default_value_t = 100)]
+    pub users: u32,
+    /// Users that come each second
+    #[arg(long, default_value_t = 10.0)]
+    pub ramp: f64,
+    /// How long, in seconds, once all users are there
+    #[arg(long, default_value_t = 30)]
+    pub seconds: u32,
+    /// Searches how many users the address bears
+    #[arg(long)]
+    pub find_limit: bool,
+    /// The p95 that still counts as good, in milliseconds
+    #[arg(long, default_value_t = 500.0)]
+    pub p95_ms: f64,
+}
+
+/// See [`Command::Supervise`].
+#[derive(Debug, Args)]
+pub struct Supervise {
+    /// Passed on as they are
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+/// See [`Command::Completions`].
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// For which shell
+    pub shell: clap_complete::Shell,
+}
