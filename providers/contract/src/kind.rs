@@ -15,6 +15,12 @@ pub struct Kind {
     pub data: DataClass,
     /// In which order a replacement happens.
     pub replace: ReplaceOrder,
+    /// Updates and replacements of this kind within one component go one after another, so that the others answer
+    /// meanwhile: `true` for replicas.
+    pub one_by_one: bool,
+    /// How long a new object may stay invisible to `observe`: not found within this time of its creation is not gone.
+    /// Zero where a list is consistent with what was just written.
+    pub settles: Duration,
     /// How long a whole create, update or delete may take, waiting included.
     pub deadline: Duration,
     /// The version of the kind's spec; a recorded spec with a lower number is upgraded when it is read.

@@ -25,6 +25,9 @@ pub trait Provider: Send + Sync {
 
     /// Names the fields in which an object differs from what is wanted. Pure. Empty means: nothing to do.
     ///
+    /// An object that is there but does not do its work, and that an update would mend, differs too: the provider names a
+    /// field such as `running`. The engine plans nothing for [`Health::Degraded`](crate::Health) alone, it only says so.
+    ///
     /// `wanted.spec` may still hold references to outputs that are not known yet; such a field differs unless the recorded
     /// one came from the same reference and that resource is unchanged, which the engine has resolved before it asks.
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange>;
@@ -34,7 +37,8 @@ pub trait Provider: Send + Sync {
 
     /// Says what is there, in bulk, for every id in `scope.wanted` and `scope.recorded`, and for objects of this lineage
     /// that neither mentions. An object is matched by lineage; the same name with another lineage is a [`Problem`] of
-    /// `preflight` and `Unknown` here.
+    /// `preflight` and `Unknown` here. An id may come more than once while a replacement is under way: one entry for each
+    /// object. An id that is left out counts as Unknown.
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>>;
 
     /// Reads one object by the provider's own id: for import, External objects and repair.

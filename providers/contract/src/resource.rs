@@ -116,6 +116,8 @@ pub struct Why(pub String);
 /// One real object as the provider shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Object {
+    /// What it is: an object of our lineage that nobody mentions any more is removed by its kind.
+    pub kind: KindName,
     /// What the provider calls it.
     pub cloud_id: CloudId,
     /// Its attributes as seen, in the words of the kind's spec as far as the provider shows them.
