@@ -1,1 +1,9 @@
-//! (to be written)
+//! From what a person wrote to what runs: environments, plans, apply, state, gates and releases.
+//!
+//! Read in the order of the road: [`environment`] (the file, typed), [`release`] (which bytes run).
+//! This crate knows no cloud by name, no command line and prints nothing.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod environment;
+pub mod release;

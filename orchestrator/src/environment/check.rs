@@ -1,0 +1,333 @@
+//! Holds a tree against the JSON Schema of an environment and names everything that does not fit.
+//!
+//! The schema is the one that editors get, so what an editor underlines and what we refuse are the same. Only the parts of
+//! JSON Schema that our own types produce are read here.
+
+use serde_json::Value;
+
+use super::model;
+use super::problem::{Origin, Problem, nearest};
+use super::tree::{Node, NodeKind};
+use super::units::{self, cut};
+
+/// The schema with its definitions at hand.
+pub(crate) struct Schema {
+    root: Value,
+}
+
+/// How strictly a tree is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// One layer: keys may be missing, nulls take values away, `${…}` is not filled in yet.
+    Layer,
+    /// All layers merged.
+    Whole,
+}
+
+impl Schema {
+    pub(crate) fn new() -> Self {
+        Self { root: model::schema() }
+    }
+
+    /// Follows `$ref` and the wrapping that `Option` brings.
+    fn resolve<'s>(&'s self, mut schema: &'s Value) -> &'s Value {
+        // A reference chain of our own schema is two or three long; the bound is against a mistake in it.
+        for _ in 0..8 {
+            if let Some(name) = schema["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
+                schema = &self.root["$defs"][name];
+            } else if let Some(inner) = schema["anyOf"].as_array().and_then(|a| a.iter().find(|s| s["type"] != "null"))
+            {
+                schema = inner;
+            } else {
+                break;
+            }
+        }
+        schema
+    }
+
+    /// The schema of the field at a path, if it is one of ours.
+    pub(crate) fn at(&self, path: &str) -> Option<&Value> {
+        let mut schema = &self.root;
+        for segment in super::tree::segments(path) {
+            schema = self.resolve(schema);
+            schema = if segment.bytes().all(|b| b.is_ascii_digit()) && schema.get("items").is_some() {
+                &schema["items"]
+            } else {
+                schema["properties"]
+                    .get(&segment)
+                    .or_else(|| schema.get("additionalProperties").filter(|a| a.is_object()))?
+            };
+        }
+        Some(self.resolve(schema))
+    }
+
+    /// Adds everything about `node` that does not fit.
+    pub(crate) fn check(&self, node: &Node, reading: Reading, problems: &mut Vec<Problem>) {
+        self.value(node, &self.root, "", reading, problems);
+    }
+
+    fn value(&self, node: &Node, schema: &Value, path: &str, reading: Reading, problems: &mut Vec<Problem>) {
+        if reading == Reading::Layer && node.is_null() {
+            return;
+        }
+        let schema = self.resolve(schema);
+        let mut error =
+            |cause: String, fix: String| problems.push(Problem::error(node.origin.clone(), path, cause, fix));
+        let words = words(schema);
+        let wanted = wanted(schema, &words);
+        match &node.kind {
+            NodeKind::Map(_) if schema["type"] == "object" => self.mapping(node, schema, path, reading, problems),
+            NodeKind::List(items) if schema["type"] == "array" => {
+                let least = schema["minItems"].as_u64().unwrap_or(0);
+                if (items.len() as u64) < least {
+                    error(format!("the list has {} entries", items.len()), format!("at least {least} must be there"));
+                }
+                for (i, item) in items.iter().enumerate() {
+                    self.value(item, &schema["items"], &format!("{path}[{i}]"), reading, problems);
+                }
+            }
+            NodeKind::Map(_) => error(format!("keys stand where {wanted} is expected"), fix_for(schema, &wanted)),
+            NodeKind::List(_) => error(format!("a list stands where {wanted} is expected"), fix_for(schema, &wanted)),
+            NodeKind::Scalar { value, plain } => {
+                let unfilled = value.as_str().is_some_and(|text| text.contains("${"));
+                let secret = schema["format"].as_str().is_some_and(units::is_secret_format);
+                if unfilled && !secret && reading == Reading::Layer {
+                    return;
+                }
+                if let Err((cause, fix)) = scalar(value, *plain, schema, &words, &wanted) {
+                    error(cause, fix);
+                }
+            }
+        }
+    }
+
+    fn mapping(&self, node: &Node, schema: &Value, path: &str, reading: Reading, problems: &mut Vec<Problem>) {
+        let none = serde_json::Map::new();
+        let known = schema["properties"].as_object().unwrap_or(&none);
+        for entry in node.entries() {
+            let below = join(path, &entry.key);
+            if let Some(field) = known.get(&entry.key) {
+                self.value(&entry.node, field, &below, reading, problems);
+            } else if let Some(any) = schema.get("additionalProperties").filter(|a| a.is_object()) {
+                self.value(&entry.node, any, &below, reading, problems);
+            } else {
+                let place = if path.is_empty() { "an environment".to_owned() } else { format!("`{path}`") };
+                let cause = format!("`{}` is not a key of {place}", cut(&entry.key));
+                problems.push(Problem::error(
+                    entry.at.clone(),
+                    cut(&below),
+                    cause,
+                    self.meant(&entry.key, path, known),
+                ));
+            }
+        }
+        if reading == Reading::Whole {
+            for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                if node.get(name).is_none() {
+                    let about = known.get(name).and_then(|f| self.described(f)).unwrap_or_default();
+                    let fix = format!("add `{name}: …`{}{}", if about.is_empty() { "" } else { " — " }, about);
+                    problems.push(Problem::error(node.origin.clone(), join(path, name), "this key is missing", fix));
+                }
+            }
+        }
+    }
+
+    fn described(&self, field: &Value) -> Option<String> {
+        let text = field["description"].as_str().or_else(|| self.resolve(field)["description"].as_str())?;
+        Some(text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned())
+    }
+
+    /// What a mistyped key was meant to be: a neighbour, or the same word in another section.
+    fn meant(&self, key: &str, path: &str, known: &serde_json::Map<String, Value>) -> String {
+        if let Some(near) = nearest(key, known.keys().map(String::as_str)) {
+            return format!("did you mean `{near}`?");
+        }
+        let elsewhere: Vec<String> = self.paths().into_iter().filter(|p| p.rsplit('.').next() == Some(key)).collect();
+        match elsewhere.as_slice() {
+            [one] => format!("did you mean `{one}`?"),
+            [] | [_, _, _, ..] => {
+                let names: Vec<_> = known.keys().map(|k| format!("`{k}`")).collect();
+                let place = if path.is_empty() { "its keys" } else { "the keys there" };
+                format!("remove it; {place} are {}", names.join(", "))
+            }
+            some => format!("did you mean one of `{}`?", some.join("`, `")),
+        }
+    }
+
+    /// The dotted paths of every field outside of lists.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        self.walk(&self.root, "", 0, &mut found);
+        found
+    }
+
+    fn walk(&self, schema: &Value, path: &str, depth: usize, found: &mut Vec<String>) {
+        let schema = self.resolve(schema);
+        if depth > 6 {
+            return;
+        }
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            let below = join(path, name);
+            found.push(below.clone());
+            self.walk(field, &below, depth + 1, found);
+        }
+    }
+}
+
+pub(crate) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+/// The words that an enum allows.
+fn words(schema: &Value) -> Vec<&str> {
+    let listed = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let documented = schema["oneOf"].as_array().into_iter().flatten();
+    listed
+        .chain(documented.flat_map(|one| {
+            one["const"]
+                .as_str()
+                .into_iter()
+                .chain(one["enum"].as_array().into_iter().flatten().filter_map(Value::as_str))
+        }))
+        .collect()
+}
+
+fn types(schema: &Value) -> Vec<&str> {
+    match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(some) => some.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// What a field holds, in words.
+fn wanted(schema: &Value, words: &[&str]) -> String {
+    if !words.is_empty() {
+        return format!("one of {}", quoted(words));
+    }
+    match schema["format"].as_str() {
+        Some("textnlp-size") => return "a size such as `10MB`".to_owned(),
+        Some("textnlp-time") => return "a length of time such as `5m`".to_owned(),
+        Some("textnlp-rate") => return "a rate such as `1000/hour`".to_owned(),
+        Some("textnlp-secret") => return "a reference to a secret such as `secret:env:NAME`".to_owned(),
+        Some("textnlp-address") => return "an address such as `secret:env:DATABASE_URL`".to_owned(),
+        _ => {}
+    }
+    match types(schema).first() {
+        Some(&"integer") => "a whole number",
+        Some(&"number") => "a number",
+        Some(&"boolean") => "`true` or `false`",
+        Some(&"array") => "a list",
+        Some(&"object") => "a mapping",
+        _ => "a text",
+    }
+    .to_owned()
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn fix_for(schema: &Value, wanted: &str) -> String {
+    match types(schema).first() {
+        Some(&"array") => "begin each entry with `- `, or write `[a, b]`".to_owned(),
+        Some(&"object") => "write `key: value` lines below it".to_owned(),
+        _ => format!("write {wanted}"),
+    }
+}
+
+fn scalar(value: &Value, plain: bool, schema: &Value, words: &[&str], wanted: &str) -> Result<(), (String, String)> {
+    let wrong =
+        || Err((format!("{} stands where {wanted} is expected", shown(value, schema)), fix_for(schema, wanted)));
+    if !words.is_empty() {
+        let Some(text) = value.as_str() else { return wrong() };
+        if words.contains(&text) {
+            return Ok(());
+        }
+        let fix = nearest(text, words.iter().copied())
+            .map_or_else(|| format!("write {wanted}"), |w| format!("did you mean `{w}`?"));
+        return Err((format!("`{}` is not {wanted}", cut(text)), fix));
+    }
+    let types = types(schema);
+    if let Some(format) = schema["format"].as_str().filter(|f| f.starts_with("textnlp-")) {
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) if types.contains(&"number") || format == "textnlp-size" => number.to_string(),
+            _ => return wrong(),
+        };
+        return units::check_format(format, &text).map_err(|m| (m.cause, m.fix));
+    }
+    let fits = match value {
+        Value::String(_) => types.contains(&"string"),
+        Value::Bool(_) => types.contains(&"boolean"),
+        Value::Number(number) => types.contains(&"number") || (types.contains(&"integer") && !number.is_f64()),
+        _ => false,
+    };
+    if !fits {
+        // `version: 1.30` and `account: 0123` are texts that YAML takes for numbers; `enabled: yes` is a text to YAML 1.2.
+        if types.contains(&"string") && plain && (value.is_number() || value.is_boolean()) {
+            let cause = format!("`{value}` is read as a number or a boolean where a text is expected");
+            return Err((cause, format!("put quotes around it: \"{value}\"")));
+        }
+        if types.contains(&"boolean") && matches!(value.as_str(), Some("yes" | "no" | "on" | "off" | "True" | "False"))
+        {
+            return Err((
+                format!("`{}` is a text in YAML 1.2", value.as_str().unwrap_or_default()),
+                "write `true` or `false`".to_owned(),
+            ));
+        }
+        return wrong();
+    }
+    bounds(value, schema)
+}
+
+fn bounds(value: &Value, schema: &Value) -> Result<(), (String, String)> {
+    if let Some(number) = value.as_f64() {
+        let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
+        let range = match (least, most) {
+            (Some(least), Some(most)) => format!("write a number from {least} to {most}"),
+            (Some(least), None) => format!("write {least} or more"),
+            (None, Some(most)) => format!("write {most} or less"),
+            (None, None) => return Ok(()),
+        };
+        if least.is_some_and(|least| number < least) || most.is_some_and(|most| number > most) {
+            return Err((format!("{value} is out of range"), range));
+        }
+    }
+    if let Some(text) = value.as_str() {
+        let length = text.chars().count() as u64;
+        let (least, most) = (schema["minLength"].as_u64(), schema["maxLength"].as_u64());
+        if least.is_some_and(|least| length < least) || most.is_some_and(|most| length > most) {
+            let fix = match (least, most) {
+                (Some(least), Some(most)) if least == most => format!("write exactly {least} characters"),
+                (least, Some(most)) => format!("write {} to {most} characters", least.unwrap_or(0)),
+                (least, None) => format!("write at least {} characters", least.unwrap_or(0)),
+            };
+            return Err((format!("`{}` has {length} characters", cut(text)), fix));
+        }
+    }
+    Ok(())
+}
+
+/// A value for a message; what may be a secret is not repeated.
+fn shown(value: &Value, schema: &Value) -> String {
+    if schema["format"].as_str().is_some_and(units::is_secret_format) {
+        return "a plain value".to_owned();
+    }
+    match value {
+        Value::Null => "nothing".to_owned(),
+        Value::String(text) => format!("the text `{}`", cut(text)),
+        Value::Bool(yes) => format!("`{yes}`"),
+        other => format!("`{}`", cut(&other.to_string())),
+    }
+}
+
+/// The problem that is left when the types refuse what the schema let through; it would be a mistake of ours.
+pub(crate) fn type_problem(origin: Origin, error: &serde_json::Error) -> Problem {
+    Problem::error(
+        origin,
+        "",
+        format!("the values do not fit together: {}", cut(&error.to_string())),
+        "check the values named here",
+    )
+}

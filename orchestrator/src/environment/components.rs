@@ -1,0 +1,277 @@
+//! From an environment to the components that providers lower.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use textnlp_provider::component::{self as part, Component, Part, Program, SecretRecipe, Site};
+use textnlp_provider::{CloudId, ComponentName};
+
+use super::model::*;
+use crate::release::Release;
+
+/// The names of the components: parts of resource ids, so they never change.
+pub mod names {
+    #![allow(missing_docs)] // each is its own word
+    pub const NETWORK: &str = "network";
+    pub const CLUSTER: &str = "cluster";
+    pub const SECRETS: &str = "secrets";
+    pub const CERTIFICATE: &str = "certificate";
+    pub const MODELS: &str = "models";
+    pub const DATABASE: &str = "database";
+    pub const CACHE: &str = "cache";
+    pub const SERVER: &str = "server";
+    pub const GATEWAY: &str = "gateway";
+    pub const TRAFFIC: &str = "traffic";
+    pub const MONITORING: &str = "monitoring";
+    pub const REGISTRY: &str = "registry";
+}
+
+/// The secret that the first API key is.
+pub const API_KEY: &str = "api-key";
+/// The secret that signs tokens.
+pub const SIGNING_KEY: &str = "jwt-signing-key";
+/// The password of a database that we make.
+pub const DATABASE_PASSWORD: &str = "database-password";
+
+/// The components of every site, in the order of the file. Pure: the same environment and release give the same components.
+pub fn components(environment: &Environment, release: &Release) -> Vec<(Site, Vec<Component>)> {
+    environment.sites.iter().map(|site| (place(environment, site), of_site(environment, site, release))).collect()
+}
+
+fn name(name: &str) -> ComponentName {
+    ComponentName::new(name).expect("component names of ours are labels")
+}
+
+fn place(environment: &Environment, site: &SiteSettings) -> Site {
+    let mut tags = environment.tags.clone();
+    tags.extend(site.tags.clone());
+    Site {
+        environment: environment.environment.clone(),
+        name: site.name.clone(),
+        account: site.account.clone().unwrap_or_default(),
+        region: site.region.clone(),
+        runtime: site.runtime.clone(),
+        role: site.role.to_string(),
+        tags,
+        protect_data: environment.data == DataProtection::Protected,
+    }
+}
+
+fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Component> {
+    let mut made = Vec::new();
+    let mut add = |called: &str, existing: Option<&String>, part: Part| {
+        // An id that is no id (empty, control characters) was refused by validation; here it is simply not there.
+        let existing = existing.and_then(|id| CloudId::new(id.as_str()).ok());
+        made.push(Component { name: name(called), existing, part });
+    };
+    let there = &site.existing;
+    let gpu = site.gpu.as_ref().unwrap_or(&e.gpu);
+    let pool = (gpu.size != GpuSize::None).then(|| part::GpuPool {
+        size: gpu.size.to_string(),
+        count: gpu.count,
+        spot: gpu.spot.to_string(),
+    });
+
+    add(
+        names::NETWORK,
+        there.network.as_ref().or(e.network.existing.as_ref()),
+        Part::Network(part::Network { cidr: e.network.cidr.clone() }),
+    );
+    add(
+        names::CLUSTER,
+        there.cluster.as_ref().or(e.cluster.existing.as_ref()),
+        Part::Cluster(part::Cluster { network: name(names::NETWORK), gpu: pool }),
+    );
+    add(names::SECRETS, None, Part::Secrets(part::Secrets { generate: secrets(e) }));
+    if e.tls.mode != TlsMode::Off {
+        let certificate =
+            part::Certificate { mode: e.tls.mode.to_string(), names: certified_names(e, site), days: e.tls.days };
+        add(names::CERTIFICATE, there.certificate.as_ref().or(e.tls.existing.as_ref()), Part::Certificate(certificate));
+    }
+    let models = e.models.iter().map(|model| served(model, release)).collect();
+    add(
+        names::MODELS,
+        there.bucket.as_ref().or(e.storage.existing.as_ref()),
+        Part::ModelStore(part::ModelStore { models, max_cache_bytes: e.storage.model_cache.0 }),
+    );
+    if site.database().is_some() {
+        let database = part::Database {
+            kind: e.database.kind.to_string(),
+            hosting: e.database.hosting.map(|h| h.to_string()),
+            schema: release.lock.schema,
+        };
+        add(names::DATABASE, there.database.as_ref().or(e.database.existing.as_ref()), Part::Database(database));
+    }
+    add(
+        names::CACHE,
+        there.cache.as_ref().or(e.cache.existing.as_ref()),
+        Part::Cache(part::Cache { kind: e.cache.kind.to_string() }),
+    );
+    if let Some(url) = &e.registry.url {
+        add(
+            names::REGISTRY,
+            there.registry.as_ref().or(e.registry.existing.as_ref()),
+            Part::Registry(part::Registry { url: url.clone() }),
+        );
+    }
+    if site.serves() {
+        add(names::SERVER, None, Part::Workload(workload(e, site, &release.program)));
+        add(names::GATEWAY, None, Part::Endpoint(endpoint(e, site, &release.program)));
+    }
+    if e.sites.len() > 1 && site.role == Role::Primary {
+        let weights = weights(e);
+        add(
+            names::TRAFFIC,
+            there.zone.as_ref().or(e.traffic.existing.as_ref()),
+            Part::Traffic(part::Traffic { weights }),
+        );
+    }
+    if e.monitoring.stack {
+        let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
+        add(names::MONITORING, existing, Part::Monitoring(part::Monitoring { stack: true }));
+    }
+    made
+}
+
+fn secrets(e: &Environment) -> BTreeMap<String, SecretRecipe> {
+    let mut generate = BTreeMap::from([(API_KEY.to_owned(), SecretRecipe::ApiKey)]);
+    if e.server.security.jwt_algorithm == JwtAlgorithm::Rs256 {
+        generate.insert(SIGNING_KEY.to_owned(), SecretRecipe::RsaSigningKey);
+    }
+    let ours = matches!(e.database.hosting, Some(Hosting::Managed | Hosting::Cluster)) && e.database.existing.is_none();
+    if e.database.kind == DatabaseKind::Postgres && ours {
+        generate.insert(DATABASE_PASSWORD.to_owned(), SecretRecipe::Password(32));
+    }
+    generate
+}
+
+fn host<'a>(e: &'a Environment, site: &'a SiteSettings) -> &'a str {
+    site.host.as_deref().unwrap_or(&e.server.api.host)
+}
+
+/// The names by which clients can reach the site: what was asked for, and what this machine is always called.
+fn certified_names(e: &Environment, site: &SiteSettings) -> Vec<String> {
+    let mut names: Vec<String> = e.tls.names.iter().chain(&e.traffic.domain).cloned().collect();
+    if e.tls.mode == TlsMode::LocalCa && site.region == "local" {
+        names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+        let host = host(e, site);
+        if host.parse::<std::net::IpAddr>().is_ok_and(|address| !address.is_unspecified()) {
+            names.push(host.to_owned());
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
+}
+
+fn served(model: &ModelSettings, release: &Release) -> part::Model {
+    part::Model {
+        name: model.name.clone(),
+        source: model.source().to_owned(),
+        digest: model.digest.clone().or_else(|| release.lock.models.get(&model.name).cloned()),
+        role: model.role.map(|r| r.to_string()),
+        quantize: model.quantize.map(|q| q.to_string()),
+        context: model.context,
+        preload: model.preload,
+    }
+}
+
+/// Every site with its share: what was written, else 100 for whoever serves and 0 for a standby.
+fn weights(e: &Environment) -> BTreeMap<textnlp_provider::SiteName, u32> {
+    let usual = |site: &SiteSettings| if site.role == Role::Standby || !site.serves() { 0 } else { 100 };
+    e.sites
+        .iter()
+        .map(|s| (s.name.clone(), e.traffic.weights.get(s.name.as_str()).copied().unwrap_or(usual(s))))
+        .collect()
+}
+
+fn workload(e: &Environment, site: &SiteSettings, program: &Program) -> part::Workload {
+    part::Workload {
+        replicas: e.scaling.min,
+        program: program.clone(),
+        config: server_config(e, site),
+        cluster: name(names::CLUSTER),
+        models: name(names::MODELS),
+        database: name(names::DATABASE),
+        secrets: name(names::SECRETS),
+        drain_seconds: small(e.server.api.drain.as_seconds()),
+    }
+}
+
+fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::Endpoint {
+    part::Endpoint {
+        host: host(e, site).to_owned(),
+        port: site.port.unwrap_or(e.server.api.port),
+        metrics_port: site.metrics_port.unwrap_or(e.server.monitoring.metrics_port),
+        tls: e.tls.mode != TlsMode::Off,
+        certificate: name(names::CERTIFICATE),
+        workload: name(names::SERVER),
+        program: program.clone(),
+        max_request_bytes: e.server.api.max_request_size.0,
+        timeout_seconds: small(e.server.api.timeout.as_seconds()),
+    }
+}
+
+fn small(seconds: u64) -> u32 {
+    seconds.try_into().unwrap_or(u32::MAX)
+}
+
+/// The `server.yaml` tree, but for sockets, paths and secret files, which the provider knows.
+fn server_config(e: &Environment, site: &SiteSettings) -> Value {
+    let Server { api, security, monitoring, inference } = &e.server;
+    let serve: Vec<Value> = e
+        .models
+        .iter()
+        .map(|model| {
+            let mut entry = json!({"name": model.name});
+            if let Some(quantize) = model.quantize {
+                entry["quantize"] = json!(quantize);
+            }
+            if let Some(context) = model.context {
+                entry["context"] = json!(context);
+            }
+            entry
+        })
+        .collect();
+    let preload: Vec<&str> = e.models.iter().filter(|m| m.preload).map(|m| m.name.as_str()).collect();
+    json!({"textnlp": {
+        "environment": e.environment,
+        "phase": e.phase,
+        "region": site.region,
+        "site": site.name,
+        "api": {
+            "workers": api.workers,
+            "timeout": api.timeout.as_seconds(),
+            "max_request_size": api.max_request_size.to_string(),
+            "queue": api.queue,
+            "max_tokens": api.max_tokens,
+            "cors_origins": api.cors_origins,
+            "docs": api.docs,
+            "drain_seconds": api.drain.as_seconds(),
+            "require_https": e.tls.mode != TlsMode::Off,
+        },
+        "models": {
+            "default": e.default_model().map(|m| m.name.as_str()),
+            "max_cache_size": e.storage.model_cache.to_string(),
+            "preload": preload,
+            "serve": serve,
+            "threads": inference.threads,
+        },
+        "database": { "pool_size": e.database.pool_size, "max_overflow": e.database.max_overflow },
+        "security": {
+            "jwt_algorithm": security.jwt_algorithm,
+            "jwt_expiry": security.jwt_expiry.as_seconds(),
+            "api_keys_enabled": security.api_keys_enabled,
+            "api_key_header": security.api_key_header,
+            "rate_limit": security.rate_limit.to_string(),
+            "token_rate_limit": security.token_rate_limit.map(|r| r.to_string()),
+            "issuer": security.issuer.clone().unwrap_or_else(|| e.environment.to_string()),
+        },
+        "monitoring": {
+            "metrics_port": site.metrics_port.unwrap_or(monitoring.metrics_port),
+            "enable_tracing": monitoring.enable_tracing,
+            "log_level": monitoring.log_level,
+            "log_file": monitoring.log_file,
+        },
+    }})
+}

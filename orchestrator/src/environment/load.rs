@@ -1,0 +1,409 @@
+//! From files, variables and arguments to one typed environment.
+//!
+//! The layers, weakest first: defaults, defaults of the phase, what `extends` names, the file, `TEXTNLP_SET__a__b`
+//! variables, `--set a.b=…`, flags. Every layer is read and checked even when another one is wrong, so one report names
+//! everything there is to mend.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::check::{Reading, Schema, join, type_problem};
+use super::library::{Library, NoSuch, Source};
+use super::meaning::{self, Catalogue};
+use super::model::{Environment, Phase};
+use super::problem::{Origin, Problem, Report, nearest};
+use super::tree::{self, Entry, Node, NodeKind, segments};
+use super::{older, units};
+
+/// What stands above the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// The variables of whoever runs the command: for `TEXTNLP_SET__…` and for `${NAME}`.
+    pub variables: BTreeMap<String, String>,
+    /// The `--set path=value` arguments, in their order.
+    pub sets: Vec<String>,
+    /// Values that other flags stand for.
+    pub flags: Vec<FlagValue>,
+}
+
+/// A flag that is another way to say `--set`.
+#[derive(Debug, Clone)]
+pub struct FlagValue {
+    /// The flag, with its dashes.
+    pub flag: String,
+    /// The path that it sets; `sites[*].provider` sets it in every site.
+    pub path: String,
+    /// The value.
+    pub value: Value,
+}
+
+/// An environment with everything that is known about where it came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The environment.
+    pub environment: Environment,
+    /// Refusals, warnings and notes; never an error.
+    pub report: Report,
+    /// The files that it was made of, the strongest first.
+    pub files: Vec<String>,
+    pub(crate) tree: Node,
+}
+
+/// Why an environment could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// There is no environment of that name.
+    #[error(transparent)]
+    NoSuch(#[from] NoSuch),
+    /// A file could not be read.
+    #[error("read environment file {file}")]
+    Read {
+        /// The file.
+        file: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The environment has mistakes; all of them.
+    #[error("{0}")]
+    Invalid(Report),
+}
+
+/// Environments that extend one another end somewhere.
+const MOST_LAYERS: usize = 10;
+
+impl Library {
+    /// Loads an environment by name.
+    pub fn load(&self, name: &str, overrides: &Overrides, catalogue: &Catalogue) -> Result<Loaded, LoadError> {
+        let source = self.find(name)?;
+        self.load_source(source, overrides, catalogue)
+    }
+
+    /// Loads an environment from a file; what it extends is looked for beside it first.
+    pub fn load_file(
+        &self,
+        path: &camino::Utf8Path,
+        overrides: &Overrides,
+        catalogue: &Catalogue,
+    ) -> Result<Loaded, LoadError> {
+        let source = Source::read(path)?;
+        self.beside(path).load_source(source, overrides, catalogue)
+    }
+
+    /// Loads an environment from a source that was read already.
+    pub fn load_source(
+        &self,
+        source: Source,
+        overrides: &Overrides,
+        catalogue: &Catalogue,
+    ) -> Result<Loaded, LoadError> {
+        let schema = Schema::new();
+        let mut problems = Vec::new();
+        let (mut tree, files) = self.layers(source, &schema, &mut problems)?;
+        apply_overrides(&mut tree, overrides, &mut problems);
+        fill_in(&mut tree, "", &schema, &overrides.variables, &mut problems);
+        meaning::detect_providers(&mut tree, catalogue, &mut problems);
+        let phase =
+            tree.get("phase").and_then(Node::text).and_then(|word| Phase::ALL.into_iter().find(|p| p.as_str() == word));
+        let phase = phase.unwrap_or(Phase::Development);
+        let by_phase = Node::of_value(&phase.defaults(), &Origin::Default { phase: Some(phase.to_string()) });
+        let tree = merge(by_phase, tree);
+        schema.check(&tree, Reading::Whole, &mut problems);
+
+        let typed = serde_json::from_value::<Environment>(tree.to_value());
+        match typed {
+            Ok(environment) => {
+                meaning::check(&environment, &tree, catalogue, &mut problems);
+                let report = Report::tidy(problems);
+                if report.has_errors() {
+                    return Err(LoadError::Invalid(report));
+                }
+                Ok(Loaded { environment, report, files, tree })
+            }
+            Err(error) => {
+                if !problems.iter().any(|p| p.severity == super::Severity::Error) {
+                    problems.push(type_problem(tree.origin.clone(), &error));
+                }
+                Err(LoadError::Invalid(Report::tidy(problems)))
+            }
+        }
+    }
+
+    /// Reads the file and everything that it extends, checks each alone and merges them.
+    fn layers(
+        &self,
+        source: Source,
+        schema: &Schema,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(Node, Vec<String>), LoadError> {
+        let mut stack: Vec<Node> = Vec::new();
+        let mut files: Vec<String> = Vec::new();
+        let mut next = Some(source);
+        while let Some(source) = next.take() {
+            let file: Arc<str> = Arc::from(source.label.as_str());
+            files.push(source.label.clone());
+            let mut layer = match older::read(&source, &file, problems) {
+                Some(node) if matches!(node.kind, NodeKind::Map(_)) => node,
+                Some(node) if node.is_null() => Node::map(Origin::whole_file(&file)),
+                Some(node) => {
+                    let fix = "write `key: value` lines, such as `environment: staging`";
+                    problems.push(Problem::error(node.origin, "", "the file is not a mapping", fix));
+                    Node::map(Origin::whole_file(&file))
+                }
+                None => Node::map(Origin::whole_file(&file)),
+            };
+            // The problem of the file as a whole is at its beginning, whatever line the mapping begins on.
+            layer.origin = Origin::whole_file(&file);
+            schema.check(&layer, Reading::Layer, problems);
+            if let Some(extends) = layer.get("extends").filter(|n| !n.is_null())
+                && let Some(name) = extends.text()
+            {
+                next = self.extended(name, extends, &files, problems)?;
+            }
+            stack.push(layer);
+        }
+        let bottom = stack.pop().unwrap_or_else(|| Node::map(Origin::Default { phase: None }));
+        let mut merged = stack.into_iter().rfold(bottom, merge);
+        drop_nulls(&mut merged);
+        Ok((merged, files))
+    }
+
+    fn extended(
+        &self,
+        name: &str,
+        at: &Node,
+        files: &[String],
+        problems: &mut Vec<Problem>,
+    ) -> Result<Option<Source>, LoadError> {
+        let mut refuse =
+            |cause: String, fix: String| problems.push(Problem::error(at.origin.clone(), "extends", cause, fix));
+        match self.find(name) {
+            Err(LoadError::NoSuch(no)) => refuse(no.to_string(), no.fix()),
+            Err(other) => return Err(other),
+            Ok(source) if files.contains(&source.label) => {
+                refuse(
+                    format!("`{}` extends itself by way of {}", units::cut(name), files.join(", ")),
+                    "end the circle".to_owned(),
+                );
+            }
+            Ok(_) if files.len() >= MOST_LAYERS => {
+                refuse(
+                    format!("more than {MOST_LAYERS} environments extend one another"),
+                    "flatten some of them".to_owned(),
+                );
+            }
+            Ok(source) => return Ok(Some(source)),
+        }
+        Ok(None)
+    }
+}
+
+/// Lays one tree over another: mappings are merged, everything else is replaced, a null takes away.
+pub(crate) fn merge(below: Node, above: Node) -> Node {
+    if above.is_null() {
+        return above;
+    }
+    let Node { origin, kind } = above;
+    let NodeKind::Map(above) = kind else { return Node { origin, kind } };
+    let NodeKind::Map(mut entries) = below.kind else { return Node { origin, kind: NodeKind::Map(above) } };
+    for Entry { key, at, node } in above {
+        match entries.iter_mut().find(|e| e.key == key) {
+            Some(entry) => {
+                let old = std::mem::replace(&mut entry.node, Node::scalar(Value::Null, at.clone()));
+                entry.node = merge(old, node);
+                entry.at = at;
+            }
+            None => entries.push(Entry { key, at, node }),
+        }
+    }
+    Node { origin, kind: NodeKind::Map(entries) }
+}
+
+fn drop_nulls(node: &mut Node) {
+    match &mut node.kind {
+        NodeKind::Map(entries) => {
+            entries.retain(|e| !e.node.is_null());
+            entries.iter_mut().for_each(|e| drop_nulls(&mut e.node));
+        }
+        NodeKind::List(items) => items.iter_mut().for_each(drop_nulls),
+        NodeKind::Scalar { .. } => {}
+    }
+}
+
+const PREFIX: &str = "TEXTNLP_SET__";
+
+fn apply_overrides(tree: &mut Node, overrides: &Overrides, problems: &mut Vec<Problem>) {
+    for (name, value) in &overrides.variables {
+        if let Some(path) = name.strip_prefix(PREFIX) {
+            let origin = Origin::Variable { name: name.clone() };
+            if let Some(node) = tree::read_inline(value, &origin, problems)
+                .or(value.is_empty().then(|| Node::scalar(Value::Null, origin.clone())))
+            {
+                set(tree, &path.replace("__", "."), node, &origin, problems);
+            }
+        }
+    }
+    for argument in &overrides.sets {
+        let Some((path, value)) = argument.split_once('=') else {
+            let origin = Origin::Set { path: units::cut(argument) };
+            problems.push(Problem::error(origin, "", "there is no `=` in it", "write `--set scaling.min=2`"));
+            continue;
+        };
+        let origin = Origin::Set { path: path.to_owned() };
+        if let Some(node) = tree::read_inline(value, &origin, problems)
+            .or(value.is_empty().then(|| Node::scalar(Value::Null, origin.clone())))
+        {
+            set(tree, path, node, &origin, problems);
+        }
+    }
+    for flag in &overrides.flags {
+        let origin = Origin::Flag { flag: flag.flag.clone() };
+        set(tree, &flag.path, Node::of_value(&flag.value, &origin), &origin, problems);
+    }
+    drop_nulls(tree);
+}
+
+/// Puts a value at a path; what lies between is made when it is missing. List entries are named by number, by their
+/// `name`, or all of them by `*`.
+fn set(tree: &mut Node, path: &str, value: Node, origin: &Origin, problems: &mut Vec<Problem>) {
+    let path_segments = segments(path);
+    if path_segments.is_empty() {
+        problems.push(Problem::error(
+            origin.clone(),
+            "",
+            "it names no field",
+            "write the path of a field, such as `scaling.min`",
+        ));
+        return;
+    }
+    set_below(tree, "", &path_segments, value, origin, problems);
+}
+
+fn set_below(node: &mut Node, path: &str, rest: &[String], value: Node, origin: &Origin, problems: &mut Vec<Problem>) {
+    let Some((first, rest)) = rest.split_first() else {
+        *node = merge(std::mem::replace(node, Node::scalar(Value::Null, origin.clone())), value);
+        return;
+    };
+    if let NodeKind::List(items) = &mut node.kind {
+        if first == "*" {
+            for (i, item) in items.iter_mut().enumerate() {
+                set_below(item, &format!("{path}[{i}]"), rest, value.clone(), origin, problems);
+            }
+            return;
+        }
+        let at = first
+            .parse::<usize>()
+            .ok()
+            .or_else(|| items.iter().position(|i| i.get("name").and_then(Node::text) == Some(first)));
+        match at.filter(|i| *i < items.len()) {
+            Some(i) => set_below(&mut items[i], &format!("{path}[{i}]"), rest, value, origin, problems),
+            None => {
+                let names: Vec<_> = items.iter().filter_map(|i| i.get("name").and_then(Node::text)).collect();
+                let cause = format!("`{path}` has no entry `{}`", units::cut(first));
+                let near = nearest(first, names.iter().copied()).map(|n| format!("did you mean `{n}`?"));
+                let fix = near.unwrap_or_else(|| {
+                    format!("its entries are 0 to {}, or {}", items.len().saturating_sub(1), names.join(", "))
+                });
+                problems.push(Problem::error(origin.clone(), path, cause, fix));
+            }
+        }
+        return;
+    }
+    if node.is_null() || matches!(node.kind, NodeKind::Scalar { .. }) && node.origin == *origin {
+        *node = Node::map(origin.clone());
+    }
+    let below = join(path, first);
+    let NodeKind::Map(entries) = &mut node.kind else {
+        let cause = format!("`{path}` is a single value, so nothing lies below it");
+        problems.push(Problem::error(origin.clone(), below, cause, format!("set `{path}` itself")));
+        return;
+    };
+    let at = entries.iter().position(|e| e.key == *first).unwrap_or_else(|| {
+        entries.push(Entry { key: first.clone(), at: origin.clone(), node: Node::scalar(Value::Null, origin.clone()) });
+        entries.len() - 1
+    });
+    entries[at].at = origin.clone();
+    set_below(&mut entries[at].node, &below, rest, value, origin, problems);
+}
+
+/// Fills in `${NAME}` and `${NAME:-otherwise}`; in a field that holds a secret, `${NAME}` becomes a reference.
+fn fill_in(
+    node: &mut Node,
+    path: &str,
+    schema: &Schema,
+    variables: &BTreeMap<String, String>,
+    problems: &mut Vec<Problem>,
+) {
+    let origin = node.origin.clone();
+    match &mut node.kind {
+        NodeKind::Map(entries) => {
+            for entry in entries {
+                fill_in(&mut entry.node, &join(path, &entry.key), schema, variables, problems);
+            }
+        }
+        NodeKind::List(items) => {
+            for (i, item) in items.iter_mut().enumerate() {
+                fill_in(item, &format!("{path}[{i}]"), schema, variables, problems);
+            }
+        }
+        NodeKind::Scalar { value, plain } => {
+            let Some(text) = value.as_str().filter(|text| text.contains("${")) else { return };
+            let secret = schema.at(path).and_then(|s| s["format"].as_str()).is_some_and(units::is_secret_format);
+            if secret {
+                if let Ok(reference) = text.parse::<units::SecretSource>() {
+                    *value = Value::String(reference.to_string());
+                }
+                return;
+            }
+            match substitute(text, variables) {
+                Ok(filled) if *plain => *value = tree::plain_scalar(&filled),
+                Ok(filled) => *value = Value::String(filled),
+                Err(missing) => {
+                    for (cause, fix) in missing {
+                        problems.push(Problem::error(origin.clone(), path, cause, fix));
+                    }
+                    // One report is enough: the check of its type would only repeat it.
+                    *value = Value::Null;
+                }
+            }
+        }
+    }
+}
+
+fn substitute(text: &str, variables: &BTreeMap<String, String>) -> Result<String, Vec<(String, String)>> {
+    let (mut out, mut missing, mut rest) = (String::new(), Vec::new(), text);
+    while let Some(at) = rest.find("${") {
+        // `$${` writes `${` itself.
+        if rest[..at].ends_with('$') {
+            out.push_str(&rest[..at - 1]);
+            out.push_str("${");
+            rest = &rest[at + 2..];
+            continue;
+        }
+        out.push_str(&rest[..at]);
+        let Some(end) = rest[at..].find('}') else {
+            missing.push((
+                "a `${` is not closed".to_owned(),
+                "write `${NAME}`, or `$${` for the characters themselves".to_owned(),
+            ));
+            return Err(missing);
+        };
+        let inside = &rest[at + 2..at + end];
+        let (name, otherwise) = inside.split_once(":-").map_or((inside, None), |(n, o)| (n, Some(o)));
+        match (units::is_variable(name), variables.get(name).map(String::as_str).or(otherwise)) {
+            (false, _) => missing
+                .push((format!("`{}` is not the name of a variable", units::cut(name)), "write `${NAME}`".to_owned())),
+            (true, Some(value)) => out.push_str(value),
+            (true, None) => {
+                missing.push((
+                    format!("the variable `{name}` is not set"),
+                    format!("export {name}=…, or write `${{{name}:-otherwise}}`"),
+                ));
+            }
+        }
+        rest = &rest[at + end + 1..];
+    }
+    out.push_str(rest);
+    if missing.is_empty() { Ok(out) } else { Err(missing) }
+}

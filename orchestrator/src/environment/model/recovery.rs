@@ -1,0 +1,221 @@
+//! What protects a service: backups, copies in other places, failover, rollouts and gates.
+
+use std::collections::BTreeMap;
+
+use super::{Span, section, words};
+
+section! {
+    /// Copies that survive us.
+    pub struct Backup {
+        /// Whether copies are made.
+        pub enabled: bool = false,
+        /// How often.
+        pub every: Span = Span::seconds(86_400),
+        /// How long they are kept.
+        pub keep: Span = Span::seconds(30 * 86_400),
+        /// Where: a folder or an object store's URL; left out, beside the state.
+        pub destination: Option<String> = None,
+        /// Whether each copy is proven by restoring it.
+        pub verify: bool = true,
+    }
+}
+
+words! {
+    /// How traffic finds a site.
+    pub enum TrafficMode {
+        /// Through our gateways.
+        Gateway = "gateway",
+        /// By DNS answers.
+        Dns = "dns",
+    }
+}
+
+section! {
+    /// Which site gets how much.
+    pub struct TrafficSettings {
+        /// How traffic finds a site.
+        pub mode: TrafficMode = TrafficMode::Gateway,
+        /// The name that clients use.
+        pub domain: Option<String> = None,
+        /// A DNS zone that exists already, by its id.
+        pub existing: Option<String> = None,
+        /// Shares by site; a standby has 0 until failover.
+        pub weights: BTreeMap<String, u32> = BTreeMap::new(),
+        /// What is asked to see whether a site is well.
+        pub health_path: String = "/health".to_owned(),
+        /// How long resolvers may keep an answer.
+        pub ttl: Span = Span::seconds(60),
+    }
+}
+
+section! {
+    /// What is kept equal between sites.
+    pub struct Replication {
+        /// The database.
+        pub database: DatabaseReplication = DatabaseReplication::default(),
+        /// The models.
+        pub models: ModelReplication = ModelReplication::default(),
+        /// The configuration.
+        pub configuration: ConfigurationReplication = ConfigurationReplication::default(),
+    }
+}
+
+words! {
+    /// How a database is copied.
+    pub enum DatabaseCopy {
+        /// Not at all.
+        None = "none",
+        /// Every change as it happens.
+        Streaming = "streaming",
+    }
+}
+
+section! {
+    /// Copying the database.
+    pub struct DatabaseReplication {
+        /// How.
+        pub mode: DatabaseCopy = DatabaseCopy::None,
+        /// The lag that is worth an alert.
+        pub max_lag: Span = Span::seconds(5),
+    }
+}
+
+section! {
+    /// Copying models.
+    pub struct ModelReplication {
+        /// How often.
+        pub every: Span = Span::seconds(900),
+        /// Whether they are compressed on the way.
+        pub compress: bool = true,
+    }
+}
+
+section! {
+    /// Copying configuration.
+    pub struct ConfigurationReplication {
+        /// How often.
+        pub every: Span = Span::seconds(300),
+    }
+}
+
+words! {
+    /// Who decides about a failover or a failback.
+    pub enum Failover {
+        /// There is no second site.
+        None = "none",
+        /// A person.
+        Manual = "manual",
+        /// The watch, with the witness's grant.
+        Automatic = "automatic",
+    }
+}
+
+words! {
+    /// On what a drill is done.
+    pub enum DrillTarget {
+        /// On copies.
+        Clone = "clone",
+        /// On the running service.
+        Live = "live",
+    }
+}
+
+section! {
+    /// What happens when a site is lost.
+    pub struct Dr {
+        /// Who decides about failover.
+        pub mode: Failover = Failover::None,
+        /// A place outside every site that grants promotions.
+        pub witness: Option<Witness> = None,
+        /// Data that may be lost, as time.
+        pub rpo: Span = Span::seconds(300),
+        /// How long until the service answers again.
+        pub rto: Span = Span::seconds(900),
+        /// Who decides about failback.
+        pub failback: Failover = Failover::Manual,
+        /// On what a drill is done.
+        pub drill: DrillTarget = DrillTarget::Clone,
+        /// How often each site is looked at.
+        pub watch_every: Span = Span::seconds(1),
+        /// Looks in a row that must fail before a site counts as lost.
+        #[schemars(range(min = 1, max = 100))]
+        pub lost_after: u32 = 3,
+        /// Whether secondary and standby sites run before they are needed.
+        pub warm: bool = true,
+    }
+}
+
+/// A place outside every site that grants promotions.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Witness {
+    /// Who provides it.
+    #[schemars(schema_with = "super::label")]
+    pub provider: String,
+    /// Where.
+    pub region: String,
+    /// The port it listens on, where it is a process of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+}
+
+words! {
+    /// How a new release replaces the old one.
+    pub enum Strategy {
+        /// One replica after the other.
+        Rolling = "rolling",
+        /// A second set beside the first, then all traffic at once.
+        BlueGreen = "blue-green",
+        /// A share of the traffic first.
+        Canary = "canary",
+    }
+}
+
+section! {
+    /// How a new release replaces the old one.
+    pub struct Rollout {
+        /// How.
+        pub strategy: Strategy = Strategy::Rolling,
+        /// The first share of the traffic, in percent, for canary.
+        #[schemars(range(min = 1, max = 99))]
+        pub first_share: u32 = 10,
+        /// How long the new release must be well before the old one goes.
+        pub bake: Span = Span::seconds(600),
+        /// After this long without an end it reverts.
+        pub deadline: Span = Span::seconds(3600),
+    }
+}
+
+section! {
+    /// What the gate of this phase demands.
+    pub struct Gates {
+        /// p95 of the whole answer, in milliseconds.
+        #[schemars(range(min = 1, max = 600_000))]
+        pub p95_ms: u32 = 500,
+        /// The largest share of failed requests.
+        #[schemars(range(min = 0.0, max = 1.0))]
+        pub error_rate: f64 = 0.01,
+        /// Users at the same time.
+        #[schemars(range(min = 1, max = 100_000))]
+        pub users: u32 = 100,
+        /// New users per second until all are there.
+        #[schemars(range(min = 1, max = 10_000))]
+        pub ramp: u32 = 10,
+        /// The shortest time that a user thinks between requests.
+        pub think_min: Span = Span::seconds(1),
+        /// The longest.
+        pub think_max: Span = Span::seconds(3),
+        /// How long all users stay after the ramp.
+        pub hold: Span = Span::seconds(30),
+        /// The fewest tokens that a request asks for.
+        #[schemars(range(min = 1, max = 4096))]
+        pub tokens_min: u32 = 50,
+        /// The most.
+        #[schemars(range(min = 1, max = 4096))]
+        pub tokens_max: u32 = 100,
+        /// The share of time that the service must be there, from pilot on.
+        #[schemars(range(min = 0.0, max = 1.0))]
+        pub availability: f64 = 0.999,
+    }
+}

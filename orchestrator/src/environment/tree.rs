@@ -1,0 +1,482 @@
+//! A YAML document as a tree in which every value knows its place.
+//!
+//! Structure and places come from the event parser; what a plain scalar means (a number, a boolean, a text) is asked of
+//! `serde_yaml`, so there is one opinion about values in the house. A test holds the two against each other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use serde_saphyr::granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Span, options};
+
+use super::problem::{Origin, Problem};
+use super::units::cut;
+
+/// Files larger than this are not environment files.
+pub(crate) const MOST_BYTES: usize = 1_000_000;
+/// Values of one file after its aliases are written out: an alias bomb ends here.
+const MOST_VALUES: usize = 20_000;
+/// Levels of nesting; ours has six.
+const MOST_DEPTH: usize = 40;
+
+/// A value and where it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Node {
+    pub(crate) origin: Origin,
+    pub(crate) kind: NodeKind,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum NodeKind {
+    /// A null, boolean, number or text; `plain` says that it was written without quotes.
+    Scalar {
+        value: Value,
+        plain: bool,
+    },
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+/// One line of a mapping.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) at: Origin,
+    pub(crate) node: Node,
+}
+
+impl Node {
+    pub(crate) fn scalar(value: Value, origin: Origin) -> Self {
+        Self { origin, kind: NodeKind::Scalar { value, plain: true } }
+    }
+
+    pub(crate) fn map(origin: Origin) -> Self {
+        Self { origin, kind: NodeKind::Map(Vec::new()) }
+    }
+
+    /// A tree with one origin everywhere.
+    pub(crate) fn of_value(value: &Value, origin: &Origin) -> Self {
+        let kind = match value {
+            Value::Array(items) => NodeKind::List(items.iter().map(|item| Self::of_value(item, origin)).collect()),
+            Value::Object(fields) => NodeKind::Map(
+                fields
+                    .iter()
+                    .map(|(key, value)| Entry {
+                        key: key.clone(),
+                        at: origin.clone(),
+                        node: Self::of_value(value, origin),
+                    })
+                    .collect(),
+            ),
+            scalar => NodeKind::Scalar { value: scalar.clone(), plain: true },
+        };
+        Self { origin: origin.clone(), kind }
+    }
+
+    pub(crate) fn to_value(&self) -> Value {
+        match &self.kind {
+            NodeKind::Scalar { value, .. } => value.clone(),
+            NodeKind::List(items) => Value::Array(items.iter().map(Node::to_value).collect()),
+            NodeKind::Map(entries) => {
+                Value::Object(entries.iter().map(|e| (e.key.clone(), e.node.to_value())).collect::<Map<_, _>>())
+            }
+        }
+    }
+
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(&self.kind, NodeKind::Scalar { value: Value::Null, .. })
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        match &self.kind {
+            NodeKind::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    pub(crate) fn items(&self) -> &[Node] {
+        match &self.kind {
+            NodeKind::List(items) => items,
+            _ => &[],
+        }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
+        self.entries().iter().find(|e| e.key == key).map(|e| &e.node)
+    }
+
+    pub(crate) fn text(&self) -> Option<&str> {
+        match &self.kind {
+            NodeKind::Scalar { value: Value::String(text), .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Takes a key out of a mapping.
+    pub(crate) fn take(&mut self, key: &str) -> Option<Entry> {
+        let NodeKind::Map(entries) = &mut self.kind else { return None };
+        let at = entries.iter().position(|e| e.key == key)?;
+        Some(entries.remove(at))
+    }
+
+    /// Puts a key into a mapping unless it is there; a value that is no mapping stays as it is.
+    pub(crate) fn put(&mut self, entry: Entry) {
+        if let NodeKind::Map(entries) = &mut self.kind
+            && !entries.iter().any(|e| e.key == entry.key)
+        {
+            entries.push(entry);
+        }
+    }
+
+    /// The value at `a.b[0].c`, and failing that the nearest value above it that was written.
+    pub(crate) fn nearest(&self, path: &str) -> &Node {
+        let mut node = self;
+        for segment in segments(path) {
+            let next = match &node.kind {
+                NodeKind::Map(_) => node.get(&segment),
+                NodeKind::List(items) => segment.parse::<usize>().ok().and_then(|i| items.get(i)),
+                NodeKind::Scalar { .. } => None,
+            };
+            match next {
+                Some(next) => node = next,
+                None => break,
+            }
+        }
+        node
+    }
+
+    /// The value at exactly this path.
+    pub(crate) fn find(&self, path: &str) -> Option<&Node> {
+        let mut node = self;
+        for segment in segments(path) {
+            node = match &node.kind {
+                NodeKind::Map(_) => node.get(&segment)?,
+                NodeKind::List(items) => items.get(segment.parse::<usize>().ok()?)?,
+                NodeKind::Scalar { .. } => return None,
+            };
+        }
+        Some(node)
+    }
+}
+
+/// `sites[0].region` and `sites.0.region` are the same path.
+pub(crate) fn segments(path: &str) -> Vec<String> {
+    path.replace('[', ".").replace(']', "").split('.').filter(|s| !s.is_empty()).map(str::to_owned).collect()
+}
+
+/// Reads a file. Whatever could be understood comes back beside the problems, so that later checks can add theirs.
+pub(crate) fn read(bytes: &[u8], file: &Arc<str>, problems: &mut Vec<Problem>) -> Option<Node> {
+    let whole = || Origin::whole_file(file);
+    if bytes.len() > MOST_BYTES {
+        let cause = format!("the file has {} bytes", bytes.len());
+        problems.push(Problem::error(
+            whole(),
+            "",
+            cause,
+            format!("an environment file has at most {MOST_BYTES} bytes"),
+        ));
+        return None;
+    }
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let before = &bytes[..error.valid_up_to()];
+            let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+            let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            let column = String::from_utf8_lossy(&before[start..]).chars().count() + 1;
+            let origin = Origin::File { file: file.clone(), line, column };
+            problems.push(Problem::error(origin, "", "the file is not valid UTF-8 here", "save the file as UTF-8"));
+            return None;
+        }
+    };
+    // A byte order mark is what some editors leave; it says nothing that UTF-8 needs.
+    read_text(text.strip_prefix('\u{feff}').unwrap_or(text), file, problems)
+}
+
+fn read_text(text: &str, file: &Arc<str>, problems: &mut Vec<Problem>) -> Option<Node> {
+    let mut builder = Builder {
+        place: Box::new(|span: &Span| Origin::File {
+            file: file.clone(),
+            line: span.start.line(),
+            column: span.start.col() + 1,
+        }),
+        problems,
+        anchors: HashMap::new(),
+        values: 0,
+    };
+    builder.document(text)
+}
+
+/// Reads the value of `--set path=value` or of a variable: any YAML, usually one scalar.
+pub(crate) fn read_inline(text: &str, origin: &Origin, problems: &mut Vec<Problem>) -> Option<Node> {
+    if text.len() > MOST_BYTES {
+        problems.push(Problem::error(origin.clone(), "", "the value is too long", "put it into the environment file"));
+        return None;
+    }
+    let mut builder =
+        Builder { place: Box::new(|_: &Span| origin.clone()), problems, anchors: HashMap::new(), values: 0 };
+    builder.document(text)
+}
+
+/// What a plain scalar means.
+pub(crate) fn plain_scalar(text: &str) -> Value {
+    // Folded lines are a text whatever they hold, and hostile lengths are not worth a parser.
+    if text.len() > 300 || text.contains('\n') {
+        return Value::String(text.to_owned());
+    }
+    match serde_yaml::from_str::<serde_yaml::Value>(text) {
+        Ok(serde_yaml::Value::Null) => Value::Null,
+        Ok(serde_yaml::Value::Bool(yes)) => Value::Bool(yes),
+        Ok(serde_yaml::Value::Number(number)) => {
+            let whole = number.as_u64().map(Value::from).or_else(|| number.as_i64().map(Value::from));
+            // JSON has no NaN and no infinity: they stay texts and fail as the wrong type.
+            let value = whole.or_else(|| number.as_f64().and_then(serde_json::Number::from_f64).map(Value::Number));
+            value.unwrap_or_else(|| Value::String(text.to_owned()))
+        }
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+type Events<'a> = Parser<'a, serde_saphyr::granit_parser::StrInput<'a>>;
+
+struct Builder<'p> {
+    place: Box<dyn Fn(&Span) -> Origin + 'p>,
+    problems: &'p mut Vec<Problem>,
+    anchors: HashMap<usize, Node>,
+    values: usize,
+}
+
+/// Reading stops here; the reason is among the problems already.
+struct Stop;
+
+impl Builder<'_> {
+    fn document(&mut self, text: &str) -> Option<Node> {
+        let options: Options = options! { emit_comments: false };
+        let mut events = Parser::new_from_str_with_options(text, options);
+        let mut root = None;
+        loop {
+            let Ok(Some((event, span))) = self.next(&mut events) else { return root };
+            match event {
+                Event::StreamEnd => return root,
+                Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
+                first if root.is_none() => match self.value(first, span, &mut events, 0) {
+                    Ok(node) => root = Some(node),
+                    Err(Stop) => return None,
+                },
+                _ => {
+                    let fix = "keep one environment per file and remove the `---` between them";
+                    self.error(&span, "a second document begins here", fix);
+                    return root;
+                }
+            }
+        }
+    }
+
+    fn next<'a>(&mut self, events: &mut Events<'a>) -> Result<Option<(Event<'a>, Span)>, Stop> {
+        match events.next_event() {
+            None => Ok(None),
+            Some(Ok(next)) => Ok(Some(next)),
+            Some(Err(error)) => {
+                self.syntax(&error);
+                Err(Stop)
+            }
+        }
+    }
+
+    fn syntax(&mut self, error: &ScanError) {
+        let marker = *error.marker();
+        let said = cut(&error.info());
+        let fix = if said.contains("tab") {
+            "indent with spaces, YAML allows no tabs"
+        } else {
+            "mend the YAML at this place"
+        };
+        self.error(&Span::empty(marker), &format!("this is not YAML: {said}"), fix);
+    }
+
+    fn error(&mut self, span: &Span, cause: &str, fix: &str) {
+        let origin = (self.place)(span);
+        self.problems.push(Problem::error(origin, "", cause, fix));
+    }
+
+    fn value(&mut self, event: Event<'_>, span: Span, events: &mut Events<'_>, depth: usize) -> Result<Node, Stop> {
+        if depth > MOST_DEPTH {
+            self.error(&span, "the values are nested too deeply", &format!("at most {MOST_DEPTH} levels are read"));
+            return Err(Stop);
+        }
+        self.count(1, &span)?;
+        let origin = (self.place)(&span);
+        let (anchor, tag) = match &event {
+            Event::Scalar(_, _, anchor, tag)
+            | Event::SequenceStart(_, anchor, tag)
+            | Event::MappingStart(_, anchor, tag) => (*anchor, tag.is_some()),
+            _ => (0, false),
+        };
+        if tag {
+            self.error(&span, "a YAML tag stands before this value", "remove the tag; quotes make a text");
+        }
+        let kind = match event {
+            Event::Scalar(text, style, _, _) => {
+                let plain = style == ScalarStyle::Plain;
+                let value = if plain { plain_scalar(&text) } else { Value::String(text.into_owned()) };
+                NodeKind::Scalar { value, plain }
+            }
+            Event::SequenceStart(..) => NodeKind::List(self.list(events, depth)?),
+            Event::MappingStart(..) => NodeKind::Map(self.mapping(events, depth)?),
+            Event::Alias(id) => match self.anchors.get(&id).cloned() {
+                Some(node) => {
+                    self.count(size(&node), &span)?;
+                    return Ok(node);
+                }
+                None => {
+                    self.error(&span, "this alias points into itself", "write the value out");
+                    return Err(Stop);
+                }
+            },
+            _ => {
+                self.error(&span, "a value is missing here", "mend the YAML at this place");
+                return Err(Stop);
+            }
+        };
+        let node = Node { origin, kind };
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn count(&mut self, more: usize, span: &Span) -> Result<(), Stop> {
+        self.values += more;
+        if self.values > MOST_VALUES {
+            self.error(
+                span,
+                &format!("the file holds more than {MOST_VALUES} values with its aliases written out"),
+                "write fewer",
+            );
+            return Err(Stop);
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, events: &mut Events<'_>, depth: usize) -> Result<Vec<Node>, Stop> {
+        let mut items = Vec::new();
+        while let Some((event, span)) = self.next(events)? {
+            if event == Event::SequenceEnd {
+                break;
+            }
+            items.push(self.value(event, span, events, depth + 1)?);
+        }
+        Ok(items)
+    }
+
+    fn mapping(&mut self, events: &mut Events<'_>, depth: usize) -> Result<Vec<Entry>, Stop> {
+        let mut entries: Vec<Entry> = Vec::new();
+        // Where each key was first written; a search through the entries would be quadratic in a hostile file.
+        let mut seen: HashMap<String, Origin> = HashMap::new();
+        while let Some((event, span)) = self.next(events)? {
+            let at = (self.place)(&span);
+            let key = match event {
+                Event::MappingEnd => break,
+                Event::Scalar(text, ..) => Some(text.into_owned()),
+                other => {
+                    self.value(other, span, events, depth + 1)?;
+                    self.error(&span, "a key is not a text", "write a plain word before the colon");
+                    None
+                }
+            };
+            let Some((event, value_span)) = self.next(events)? else { break };
+            let node = self.value(event, value_span, events, depth + 1)?;
+            match key {
+                None => {}
+                Some(key) if key == "<<" => {
+                    self.error(&span, "merge keys (`<<`) are not read", "use `extends`, or write the values out");
+                }
+                Some(key) => match seen.get(&key) {
+                    Some(first) => {
+                        let cause = format!("the key `{}` is here twice, first at {first}", cut(&key));
+                        self.error(&span, &cause, "keep one of them");
+                    }
+                    None => {
+                        seen.insert(key.clone(), at.clone());
+                        entries.push(Entry { key, at, node });
+                    }
+                },
+            }
+        }
+        Ok(entries)
+    }
+}
+
+fn size(node: &Node) -> usize {
+    1 + node.items().iter().map(size).sum::<usize>() + node.entries().iter().map(|e| size(&e.node)).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(text: &str) -> (Option<Node>, Vec<String>) {
+        let mut problems = Vec::new();
+        let node = read(text.as_bytes(), &Arc::from("f.yaml"), &mut problems);
+        (node, problems.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn values_agree_with_serde_yaml() {
+        for text in [
+            "a: 1\nb: [x, 2.5, true, ~, 'q', \"d\\n\"]\nc: {d: 0x1F, e: 0o17, f: 1e3}\n",
+            "a: yes\nb: 1_000\nc: 007\nd: -5\ne: .5\nf: null\n",
+            "a: |\n  block\n  text\nb: >\n  folded\n  text\nc: plain\n  continued\n",
+            "x: &a {k: v}\ny: *a\nz: []\n",
+            "- 1\n- {a: b}\n",
+            "a: 18446744073709551615\nb: -9223372036854775808\n",
+            "a: 2024-01-01\nb: 12:30\nc: 3.10\n",
+        ] {
+            let (node, problems) = tree(text);
+            assert!(problems.is_empty(), "{problems:?}");
+            let theirs: serde_yaml::Value = serde_yaml::from_str(text).unwrap();
+            assert_eq!(node.unwrap().to_value(), serde_json::to_value(theirs).unwrap(), "{text}");
+        }
+    }
+
+    #[test]
+    fn duplicate_keys_tags_and_merge_keys_are_all_found_at_once() {
+        let (_, problems) = tree("a: 1\nb: {c: 1, c: 2}\na: 2\nd: !!str 5\n<<: {x: 1}\n");
+        assert_eq!(problems.len(), 4, "{problems:#?}");
+        assert!(
+            problems[0].starts_with("f.yaml:2:11: error: the key `c` is here twice, first at f.yaml:2:5"),
+            "{}",
+            problems[0]
+        );
+    }
+
+    #[test]
+    fn hostile_files_end_with_one_plain_sentence() {
+        let bomb: String = std::iter::once("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned())
+            .chain((1..12).map(|i| {
+                let a = format!("*a{}", i - 1);
+                format!("a{i}: &a{i} [{}]\n", [a.as_str(); 10].join(", "))
+            }))
+            .collect();
+        let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+        let large = "#".repeat(MOST_BYTES + 1);
+        for (text, word) in [
+            (bomb.as_str(), "aliases"),
+            (deep.as_str(), "deep"),
+            (large.as_str(), "bytes"),
+            ("a: [1, 2", "not YAML"),
+            ("a:\n\tb: 1\n", "not YAML"),
+            ("a: *b\n", "not YAML"),
+            ("a: 1\n---\nb: 2\n", "second document"),
+            ("a: &a [*a]\n", "alias"),
+        ] {
+            let (_, problems) = tree(text);
+            assert_eq!(problems.len(), 1, "{word}: {problems:?}");
+            assert!(problems[0].contains(word), "{word}: {problems:?}");
+        }
+        let mut problems = Vec::new();
+        assert!(read(b"a: 1\nbb: \xff", &Arc::from("f"), &mut problems).is_none());
+        assert!(problems[0].to_string().starts_with("f:2:5: "), "{problems:?}");
+        assert!(tree("\u{feff}a: 1\n").1.is_empty());
+    }
+}

@@ -1,0 +1,162 @@
+//! The lock file: read, written whole or not at all, and compared.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+use textnlp_provider::EnvironmentName;
+
+/// The digests that run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    /// Which environment.
+    pub environment: EnvironmentName,
+    /// The server artifact.
+    pub server: String,
+    /// Each model by its name.
+    #[serde(default)]
+    pub models: BTreeMap<String, String>,
+    /// The templates.
+    pub templates: String,
+    /// What the environment said.
+    pub configuration: String,
+    /// The database schema; left out, the newest of the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<u32>,
+}
+
+/// One thing in which two releases differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// What: `server`, `templates`, `configuration`, `schema`, or `models.NAME`.
+    pub what: String,
+    /// What the lock says.
+    pub locked: Option<String>,
+    /// What is at hand.
+    pub here: Option<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |d: &Option<String>| match d {
+            None => "none".to_owned(),
+            Some(digest) => digest.chars().take(19).collect(),
+        };
+        write!(f, "{}: locked {}, here {}", self.what, short(&self.locked), short(&self.here))
+    }
+}
+
+impl std::error::Error for Difference {}
+
+/// Why a lock could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The file system said no.
+    #[error("{action} lock file {path}")]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not a lock file.
+    #[error("{path} is not a lock file: {cause}")]
+    Broken {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is wrong, with its line and column.
+        cause: String,
+    },
+}
+
+/// A lock names a handful of digests; a model catalogue of thousands still fits.
+const MOST_BYTES: u64 = 1_000_000;
+
+const HEAD: &str = "# Which bytes run. Written by `textnlp-deploy release set` and `promote`; `up` honours it.\n";
+
+impl Lock {
+    /// Where the lock of an environment is: beside its file.
+    pub fn path(folder: &Utf8Path, environment: &EnvironmentName) -> Utf8PathBuf {
+        folder.join(format!("{environment}.lock"))
+    }
+
+    /// Reads a lock; `None` when there is no file.
+    pub fn read(path: &Utf8Path) -> Result<Option<Self>, LockError> {
+        use std::io::Read;
+        let failed = |source| LockError::File { action: "read", path: path.to_owned(), source };
+        let broken = |cause: String| LockError::Broken { path: path.to_owned(), cause };
+        let file = match std::fs::File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > MOST_BYTES {
+            return Err(broken(format!("it has more than {MOST_BYTES} bytes")));
+        }
+        let lock: Lock = serde_yaml::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
+        let digests = [&lock.server, &lock.templates, &lock.configuration].into_iter().chain(lock.models.values());
+        for digest in digests {
+            let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+            if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(broken(format!("`{}` is not a digest", digest.chars().take(80).collect::<String>())));
+            }
+        }
+        Ok(Some(lock))
+    }
+
+    /// The bytes of the file: the same lock gives the same bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let body = serde_yaml::to_string(self).expect("a lock is plain data with text keys");
+        format!("{HEAD}{body}").into_bytes()
+    }
+
+    /// Writes the file whole or not at all. Writing what is there already changes nothing.
+    pub fn write(&self, path: &Utf8Path) -> Result<(), LockError> {
+        let failed = |source| LockError::File { action: "write", path: path.to_owned(), source };
+        let bytes = self.to_bytes();
+        if std::fs::read(path).is_ok_and(|there| there == bytes) {
+            return Ok(());
+        }
+        let beside = path.with_extension(format!("lock.{}", std::process::id()));
+        let written = (|| {
+            let mut file = std::fs::File::create(&beside)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            std::fs::rename(&beside, path)?;
+            // The rename is durable once its folder is.
+            std::fs::File::open(path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new(".")))?
+                .sync_all()
+        })();
+        written.map_err(|error| {
+            // What was begun beside it is of no use to anybody; the error that counts is the one above.
+            let _ = std::fs::remove_file(&beside);
+            failed(error)
+        })
+    }
+
+    /// In what `here` differs from this lock.
+    pub fn differences(&self, here: &Lock) -> Vec<Difference> {
+        let mut found = Vec::new();
+        let mut compare = |what: &str, locked: Option<String>, here: Option<String>| {
+            if locked != here {
+                found.push(Difference { what: what.to_owned(), locked, here });
+            }
+        };
+        compare("server", Some(self.server.clone()), Some(here.server.clone()));
+        let names: std::collections::BTreeSet<_> = self.models.keys().chain(here.models.keys()).collect();
+        for name in names {
+            compare(&format!("models.{name}"), self.models.get(name).cloned(), here.models.get(name).cloned());
+        }
+        compare("templates", Some(self.templates.clone()), Some(here.templates.clone()));
+        compare("configuration", Some(self.configuration.clone()), Some(here.configuration.clone()));
+        compare("schema", self.schema.map(|s| s.to_string()), here.schema.map(|s| s.to_string()));
+        found
+    }
+}
