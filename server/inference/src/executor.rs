@@ -39,6 +39,9 @@ pub enum StepError {
     /// The sequence is not open, or the rows do not follow what it holds.
     #[error("sequence {0:?} does not continue at position {1}")]
     NotThere(SeqId, usize),
+    /// A token that the vocabulary does not have.
+    #[error("token {1} of sequence {0:?} is not in the vocabulary")]
+    UnknownToken(SeqId, u32),
     /// No room for more keys and values.
     #[error("no room for more keys and values")]
     NoRoom,

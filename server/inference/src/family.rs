@@ -68,3 +68,59 @@ pub enum Activation {
     /// SiLU of a gate times an up-projection (Shazeer 2020).
     SiluGated,
 }
+
+impl Architecture {
+    /// What a tensor is called in a Hugging Face checkpoint. `name` is what GGUF calls it, which is what we call it;
+    /// `None` when the family has no such tensor.
+    pub(crate) fn hugging_face_name(&self, name: &str) -> Option<String> {
+        let table = if self.family == "gpt2" { GPT2_NAMES } else { LLAMA_NAMES };
+        let (layer, part) = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+            Some((layer, part)) => (Some(layer), part),
+            None => (None, name),
+        };
+        let (stem, ending) = part.rsplit_once('.')?;
+        let (_, theirs) = table.iter().find(|(ours, _)| *ours == stem)?;
+        Some(format!("{}.{ending}", theirs.replace("{}", layer.unwrap_or_default())))
+    }
+
+    /// GPT-2's checkpoints keep matrices of layers as inputs × outputs (`Conv1D`), not outputs × inputs.
+    pub(crate) fn transposed_in_hugging_face(&self, name: &str) -> bool {
+        self.family == "gpt2" && name.starts_with("blk.") && !name.contains("norm")
+    }
+
+    /// GGUF's Llama files keep the rows of queries and keys so that neighbours are rotated, not halves.
+    pub(crate) fn interleaved_in_gguf(&self, name: &str) -> bool {
+        self.family == "llama" && (name.contains(".attn_q.") || name.contains(".attn_k."))
+    }
+}
+
+/// Our stem, theirs.
+type Names = &'static [(&'static str, &'static str)];
+
+const GPT2_NAMES: Names = &[
+    ("token_embd", "wte"),
+    ("position_embd", "wpe"),
+    ("attn_norm", "h.{}.ln_1"),
+    ("attn_qkv", "h.{}.attn.c_attn"),
+    ("attn_output", "h.{}.attn.c_proj"),
+    ("ffn_norm", "h.{}.ln_2"),
+    ("ffn_up", "h.{}.mlp.c_fc"),
+    ("ffn_down", "h.{}.mlp.c_proj"),
+    ("output_norm", "ln_f"),
+    ("output", "lm_head"),
+];
+
+const LLAMA_NAMES: Names = &[
+    ("token_embd", "model.embed_tokens"),
+    ("attn_norm", "model.layers.{}.input_layernorm"),
+    ("attn_q", "model.layers.{}.self_attn.q_proj"),
+    ("attn_k", "model.layers.{}.self_attn.k_proj"),
+    ("attn_v", "model.layers.{}.self_attn.v_proj"),
+    ("attn_output", "model.layers.{}.self_attn.o_proj"),
+    ("ffn_norm", "model.layers.{}.post_attention_layernorm"),
+    ("ffn_gate", "model.layers.{}.mlp.gate_proj"),
+    ("ffn_up", "model.layers.{}.mlp.up_proj"),
+    ("ffn_down", "model.layers.{}.mlp.down_proj"),
+    ("output_norm", "model.norm"),
+    ("output", "lm_head"),
+];

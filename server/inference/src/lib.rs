@@ -5,6 +5,7 @@
 
 pub mod engine;
 
+pub mod cpu;
 pub mod executor;
 pub mod sample;
 pub mod text;
@@ -13,3 +14,4 @@ pub mod family;
 pub mod format;
 
 pub mod kernels;
+mod pool;

@@ -1,0 +1,140 @@
+//! The arithmetic: written once over sixteen lanes, built for each instruction set, chosen when the program runs.
+//!
+//! The law: one output element per lane, inputs ascending, fused multiply-add everywhere, functions of our own. So
+//! AVX-512, AVX2 and the plain twin agree bit for bit, and a row alone equals the same row in any batch, in any cut of its
+//! prompt, on any number of threads.
+
+pub(crate) mod attention;
+pub(crate) mod lanes;
+pub(crate) mod linear;
+pub(crate) mod rows;
+
+use attention::{Attend, Piece};
+use linear::Linear;
+use std::ops::Range;
+
+/// An instruction set that the kernels were built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 F, BW and VNNI.
+    Avx512,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// Any CPU; slow.
+    Plain,
+}
+
+impl Isa {
+    /// All, the fastest first.
+    pub const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Plain];
+
+    /// The fastest that this CPU has.
+    pub fn best() -> Isa {
+        Self::ALL.into_iter().find(|isa| isa.is_here()).unwrap_or(Isa::Plain)
+    }
+
+    /// Whether this CPU has it.
+    pub fn is_here(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            Isa::Plain => true,
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Plain => "plain",
+        })
+    }
+}
+
+type Quantize = unsafe fn(*const f32, usize, *mut i8, *mut f32, *mut i32);
+
+/// The kernels of one instruction set. Calling one is sound when the CPU has it, which [`Kernels::of`] has checked, and
+/// when its own promise is kept.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    pub(crate) isa: Isa,
+    pub(crate) linear: unsafe fn(&Linear, Range<usize>),
+    pub(crate) attend: unsafe fn(&Attend, &Piece<'_>, usize),
+    pub(crate) layer_norm: unsafe fn(*const f32, *const f32, *const f32, usize, f32, *mut f32),
+    pub(crate) rms_norm: unsafe fn(*const f32, *const f32, usize, f32, *mut f32),
+    pub(crate) quantize: Quantize,
+}
+
+impl Kernels {
+    /// The kernels of an instruction set, or of the best that is here when this one is not.
+    pub(crate) fn of(isa: Isa) -> Kernels {
+        let isa = if isa.is_here() { isa } else { Isa::best() };
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::KERNELS,
+            _ => plain::KERNELS,
+        }
+    }
+}
+
+/// Builds all kernels for one instruction set: whole kernels, so that nothing is dispatched inside a loop.
+macro_rules! build {
+    ($name:ident, $isa:expr, $lanes:ty, $rows:literal $(, $feature:literal)*) => {
+        // SAFETY (the whole module): callers have the instruction set and keep the kernels' promises.
+        #[allow(clippy::undocumented_unsafe_blocks)]
+        mod $name {
+            use super::{Attend, Isa, Kernels, Linear, Piece, Range, attention, lanes, linear as product, rows};
+
+            pub(super) const KERNELS: Kernels =
+                Kernels { isa: $isa, linear, attend, layer_norm, rms_norm, quantize };
+
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn linear(job: &Linear, tiles: Range<usize>) {
+                unsafe { product::linear::<$lanes, $rows>(job, tiles) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn attend(job: &Attend, piece: &Piece<'_>, worker: usize) {
+                unsafe {
+                    if job.half {
+                        attention::attend::<$lanes, true>(job, piece, worker)
+                    } else {
+                        attention::attend::<$lanes, false>(job, piece, worker)
+                    }
+                }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn layer_norm(x: *const f32, w: *const f32, b: *const f32, width: usize, eps: f32, out: *mut f32) {
+                unsafe { rows::layer_norm::<$lanes>(x, w, b, width, eps, out) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn rms_norm(x: *const f32, w: *const f32, width: usize, eps: f32, out: *mut f32) {
+                unsafe { rows::rms_norm::<$lanes>(x, w, width, eps, out) }
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn quantize(x: *const f32, groups: usize, bytes: *mut i8, scales: *mut f32, starts: *mut i32) {
+                unsafe { rows::quantize::<$lanes>(x, groups, bytes, scales, starts) }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+build!(avx512, Isa::Avx512, lanes::Avx512, 4, "avx512f", "avx512bw", "avx512vl", "avx512vnni");
+#[cfg(target_arch = "x86_64")]
+build!(avx2, Isa::Avx2, lanes::Avx2, 2, "avx2", "fma", "f16c");
+build!(plain, Isa::Plain, lanes::Plain, 1);

@@ -1,0 +1,112 @@
+//! Large zeroed memory on huge pages, from which pieces are given out once.
+
+use memmap2::MmapMut;
+use std::io;
+use std::sync::Arc;
+
+/// Where every piece begins: a cache line.
+const LINE: usize = 64;
+
+/// Memory of a size fixed at the start.
+pub(crate) struct Arena {
+    whole: Arc<Whole>,
+    used: usize,
+}
+
+struct Whole {
+    // Only held: pieces carry their own addresses into it.
+    _map: MmapMut,
+    start: *mut u8,
+    length: usize,
+}
+
+// SAFETY: pieces do not overlap and each has one owner.
+unsafe impl Send for Whole {}
+// SAFETY: as above.
+unsafe impl Sync for Whole {}
+
+/// A piece of an [`Arena`], zero at first.
+pub(crate) struct Piece {
+    _whole: Arc<Whole>,
+    start: *mut u8,
+    length: usize,
+}
+
+// SAFETY: a piece is memory of its own, like a boxed slice.
+unsafe impl Send for Piece {}
+// SAFETY: as above.
+unsafe impl Sync for Piece {}
+
+impl Arena {
+    /// Bytes that a piece of `length` takes.
+    pub(crate) fn rounded(length: usize) -> usize {
+        length.next_multiple_of(LINE)
+    }
+
+    /// Reserves memory; pages come when they are first touched.
+    pub(crate) fn new(length: usize) -> io::Result<Arena> {
+        let mut map = MmapMut::map_anon(length.max(LINE))?;
+        // Fewer TLB misses on a stream of a hundred megabytes. A kernel without huge pages is slower, not wrong.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let start = map.as_mut_ptr();
+        Ok(Arena { whole: Arc::new(Whole { _map: map, start, length }), used: 0 })
+    }
+
+    /// The next piece.
+    pub(crate) fn take(&mut self, length: usize) -> Piece {
+        let from = self.used;
+        self.used += Self::rounded(length);
+        assert!(from + length <= self.whole.length, "the arena was measured for all its pieces");
+        // SAFETY: within the map, as just checked.
+        let start = unsafe { self.whole.start.add(from) };
+        Piece { _whole: Arc::clone(&self.whole), start, length }
+    }
+}
+
+impl Piece {
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.start
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.start
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the piece is initialised (zeroed by the kernel) and ours.
+        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
+/// A buffer that threads write at disjoint places while its owner waits.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(*mut T);
+
+// SAFETY: whoever follows the pointer promises to be alone at its place.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(of: &mut [T]) -> Shared<T> {
+        Shared(of.as_mut_ptr())
+    }
+
+    pub(crate) fn of(start: *mut T) -> Shared<T> {
+        Shared(start)
+    }
+
+    /// The address of an element.
+    ///
+    /// # Safety
+    /// The buffer has that element.
+    pub(crate) unsafe fn at(self, index: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(index) }
+    }
+}

@@ -1,0 +1,95 @@
+//! A tensor in its file, read row by row as outputs × inputs, however the file has it.
+
+use super::Dtype;
+use std::path::Path;
+
+/// A matrix (or a vector, as one row) in a mapped file.
+pub(crate) struct Weight<'a> {
+    pub(crate) file: &'a Path,
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// Exactly the bytes of `rows · columns` numbers.
+    pub(crate) bytes: &'a [u8],
+    pub(crate) layout: Layout,
+}
+
+/// How a file arranges a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Outputs × inputs.
+    Plain,
+    /// Inputs × outputs. Only unblocked types are stored so.
+    Transposed,
+    /// Outputs × inputs, the two halves of each head's outputs interleaved.
+    Interleaved {
+        /// Outputs of a head.
+        head_dim: usize,
+    },
+}
+
+impl Weight<'_> {
+    /// Which row of the file holds an output.
+    fn stored_row(&self, row: usize) -> usize {
+        match self.layout {
+            Layout::Interleaved { head_dim } => {
+                let (head, within) = (row / head_dim, row % head_dim);
+                let (half, i) = (within / (head_dim / 2), within % (head_dim / 2));
+                head * head_dim + 2 * i + half
+            }
+            Layout::Plain | Layout::Transposed => row,
+        }
+    }
+
+    /// The stored blocks of an output's row; `None` when they do not lie together.
+    pub(crate) fn row_bytes(&self, row: usize) -> Option<&[u8]> {
+        if self.layout == Layout::Transposed {
+            return None;
+        }
+        let length = self.dtype.bytes(self.columns)?;
+        let from = self.stored_row(row) * length;
+        self.bytes.get(from..from + length)
+    }
+
+    /// Decodes outputs `first..` into rows of `to`, `columns` numbers each, `stride` apart.
+    pub(crate) fn decode_rows(&self, first: usize, count: usize, to: &mut [f32], stride: usize) {
+        if self.layout == Layout::Transposed {
+            let (_, width) = self.dtype.block();
+            let mut part = [0f32; 64];
+            for from in (0..count).step_by(part.len()) {
+                let many = (count - from).min(part.len());
+                for i in 0..self.columns {
+                    let at = (i * self.rows + first + from) * width;
+                    self.dtype.decode(&self.bytes[at..at + many * width], &mut part[..many]);
+                    for (lane, y) in part[..many].iter().enumerate() {
+                        to[(from + lane) * stride + i] = *y;
+                    }
+                }
+            }
+            return;
+        }
+        for lane in 0..count {
+            if let Some(bytes) = self.row_bytes(first + lane) {
+                self.dtype.decode(bytes, &mut to[lane * stride..][..self.columns]);
+            }
+        }
+    }
+
+    /// All numbers of a vector.
+    pub(crate) fn vector(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.columns];
+        match self.layout {
+            // A bias of queries or keys is arranged as their rows.
+            Layout::Interleaved { .. } if self.rows == 1 => {
+                let mut stored = out.clone();
+                self.dtype.decode(self.bytes, &mut stored);
+                for (i, y) in out.iter_mut().enumerate() {
+                    *y = stored[self.stored_row(i)];
+                }
+            }
+            _ => self.decode_rows(0, self.rows, &mut out, self.columns),
+        }
+        out
+    }
+}
