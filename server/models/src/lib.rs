@@ -1,1 +1,41 @@
-//! (to be written)
+//! Models before they run: where they come from, how they are kept, what they need.
+//!
+//! A [`Source`] names a model (`bundled`, `file:…`, `https://…`, `hf:…` or a name of the [`Catalogue`]); a [`Store`] fetches
+//! it once, checks every byte and keeps it by content; [`inspect`] and [`fit`] say what it is and whether it fits into this
+//! machine without loading a tensor. Loading and running models is left to the inference crate.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod source;
+
+mod catalogue;
+
+mod fetch;
+mod store;
+
+mod fit;
+mod inspect;
+
+mod bundled;
+mod digest;
+mod download;
+mod error;
+mod gguf;
+mod hub;
+mod local;
+mod manifest;
+mod names;
+mod options;
+mod select;
+mod transport;
+mod web;
+
+pub use catalogue::{Catalogue, Entry};
+pub use digest::{Digest, InvalidDigest};
+pub use error::{Error, Result};
+pub use fetch::{Event, Progress};
+pub use fit::{Fit, Memory, Quantize, UnknownQuantize, Verdict, Want, fit};
+pub use inspect::{Format, Summary, inspect};
+pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, read_manifest, verify};
+pub use options::{FetchOptions, Limits, ProxySettings, Token};
+pub use source::{HubSource, Source, SourceError, WebSource};
+pub use store::{Model, Removed, Store, Stored};

@@ -1,0 +1,422 @@
+//! One file from the network into the store: resumed, bounded, checked.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::time::Instant;
+
+use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
+use camino::{Utf8Path, Utf8PathBuf};
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::fetch::{Event, Progress};
+use crate::local;
+use crate::manifest::FileEntry;
+use crate::store::Assembly;
+use crate::transport::{Fault, Patience, Reply, Transport, shown};
+
+/// A file to download, with what is known about it beforehand.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) name: String,
+    pub(crate) url: reqwest::Url,
+    pub(crate) bytes: Option<u64>,
+    pub(crate) check: Check,
+}
+
+/// How the content is known to be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// By its SHA-256.
+    Sha256(Digest),
+    /// By the SHA-1 of a git blob, all that a hub has for small files.
+    GitBlob([u8; 20]),
+    /// Nothing is known: TLS and the size are all there is; the digest is recorded at this first pull.
+    Nothing,
+}
+
+/// What a partial download continues, written beside it.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Begun {
+    url: String,
+    etag: Option<String>,
+    bytes: Option<u64>,
+}
+
+struct Partial {
+    data: Utf8PathBuf,
+    state: Utf8PathBuf,
+    lock: Utf8PathBuf,
+}
+
+/// Why an attempt ended without the whole file.
+enum Broken {
+    Again { why: String, after: Option<std::time::Duration> },
+    Refused(Fault),
+    Error(Error),
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Self {
+        Broken::Error(error)
+    }
+}
+
+/// Brings the file into the assembly. The outer error is ours, the inner one says that the other side refuses.
+pub(crate) async fn download(
+    transport: &Transport,
+    assembly: &Assembly<'_>,
+    wanted: &Wanted,
+    progress: &Progress<'_>,
+) -> Result<Result<FileEntry, Fault>> {
+    if let Check::Sha256(digest) = wanted.check
+        && let Some(entry) = assembly.reuse(&wanted.name, digest).await?
+    {
+        progress(Event::File { name: wanted.name.clone(), done: entry.bytes, total: Some(entry.bytes) });
+        return Ok(Ok(entry));
+    }
+
+    let partial = Partial::of(assembly, wanted);
+    let waits = || progress(Event::Waiting { for_what: format!("another download of {}", wanted.name), seconds: 0 });
+    let _held = local::lock(&partial.lock, false, transport.limits.lock_wait, &wanted.name, waits).await?;
+
+    let mut patience = Patience::new(&transport.limits);
+    let mut fresh_tries = 0;
+    loop {
+        let before = length(&partial.data);
+        match attempt(transport, assembly, wanted, &partial, progress).await {
+            Ok(check) => {
+                progress(Event::Verifying { name: wanted.name.clone() });
+                match checked(&partial.data, check).await? {
+                    Ok((digest, bytes)) => {
+                        let entry = FileEntry { name: wanted.name.clone(), digest, bytes };
+                        assembly.take(&entry, &partial.data)?;
+                        local::remove_file(&partial.state)?;
+                        return Ok(Ok(entry));
+                    }
+                    Err(found) => {
+                        // A part of it may be from before a power cut, or from another version; the next try begins at
+                        // the beginning. Two whole downloads that are wrong are no accident.
+                        partial.clear()?;
+                        fresh_tries += 1;
+                        if fresh_tries > 1 {
+                            return Err(Error::Mismatch { what: wanted.name.clone(), expected: check.text(), found });
+                        }
+                        progress(Event::Retrying { attempt: 2, why: format!("{} was damaged", wanted.name) });
+                    }
+                }
+            }
+            Err(Broken::Again { why, after }) => {
+                let gained = length(&partial.data) > before;
+                patience.pause(&wanted.url, why, after, gained, progress).await?;
+            }
+            Err(Broken::Refused(fault)) => return Ok(Err(fault)),
+            Err(Broken::Error(error)) => return Err(error),
+        }
+    }
+}
+
+/// Bytes that will still have to come.
+pub(crate) fn remaining(assembly: &Assembly<'_>, wanted: &Wanted) -> u64 {
+    if let Check::Sha256(digest) = wanted.check
+        && assembly.store().has_blob(digest)
+    {
+        return 0;
+    }
+    wanted.bytes.unwrap_or(0).saturating_sub(length(&Partial::of(assembly, wanted).data))
+}
+
+/// One request; goes on where the partial file ends. On success the partial file is whole.
+async fn attempt(
+    transport: &Transport,
+    assembly: &Assembly<'_>,
+    wanted: &Wanted,
+    partial: &Partial,
+    progress: &Progress<'_>,
+) -> Result<Check, Broken> {
+    let begun = partial.begun(wanted)?;
+    let mut offset = length(&partial.data);
+    let mut headers = HeaderMap::new();
+    if offset > 0 {
+        // Weak tags do not promise equal bytes, so they cannot be asked for by If-Range. With a known digest the
+        // end is checked anyway and a range is safe without; otherwise we begin again.
+        let strong =
+            begun.etag.as_ref().filter(|tag| !tag.starts_with("W/")).and_then(|t| HeaderValue::from_str(t).ok());
+        if let Some(tag) = &strong {
+            headers.insert(IF_RANGE, tag.clone());
+        }
+        if strong.is_some() || wanted.check != Check::Nothing {
+            if let Ok(range) = HeaderValue::from_str(&format!("bytes={offset}-")) {
+                headers.insert(RANGE, range);
+            }
+        } else {
+            partial.clear()?;
+            offset = 0;
+        }
+    }
+
+    let reply = match transport.get(&wanted.url, &headers).await {
+        Ok(reply) => reply,
+        Err(Fault::Again { why, after }) => return Err(Broken::Again { why, after }),
+        Err(Fault::Fatal(error)) => return Err(Broken::Error(error)),
+        Err(refused) => return Err(Broken::Refused(refused)),
+    };
+    let check = match wanted.check {
+        Check::Nothing => promised_check(&reply.first),
+        known => known,
+    };
+    let total = match placed(&reply, offset) {
+        Placed::Go { from, total } => {
+            if from == 0 {
+                offset = 0;
+            }
+            total
+        }
+        Placed::Whole => return Ok(check),
+        Placed::Elsewhere => {
+            partial.clear()?;
+            return Err(Broken::Again {
+                why: "it answered with another part than was asked for".to_owned(),
+                after: None,
+            });
+        }
+    };
+    let linked = header(&reply.first, "x-linked-size").and_then(|text| text.parse().ok());
+    let total = agreed_size(&wanted.name, &[wanted.bytes, linked, total])?;
+
+    assembly.make_room(&wanted.name, total.unwrap_or(0).saturating_sub(offset))?;
+    let etag = header(reply.response.headers(), ETAG.as_str()).map(str::to_owned);
+    partial.remember(&Begun { url: shown(&wanted.url), etag, bytes: total })?;
+    receive(transport, assembly, wanted, partial, offset, total, reply.response, progress).await?;
+    Ok(check)
+}
+
+enum Placed {
+    /// The body begins at `from`; the whole file has `total` bytes.
+    Go { from: u64, total: Option<u64> },
+    /// What we have is all there is.
+    Whole,
+    /// The answer does not continue what we have.
+    Elsewhere,
+}
+
+fn placed(reply: &Reply, offset: u64) -> Placed {
+    let response = &reply.response;
+    let range = header(response.headers(), CONTENT_RANGE.as_str()).and_then(|text| text.strip_prefix("bytes "));
+    match response.status() {
+        StatusCode::PARTIAL_CONTENT => {
+            let parsed = range.and_then(|text| {
+                let (span, total) = text.split_once('/')?;
+                Some((span.split_once('-')?.0.parse::<u64>().ok()?, total.parse::<u64>().ok()))
+            });
+            match parsed {
+                Some((from, total)) if from == offset && offset > 0 => Placed::Go { from, total },
+                _ => Placed::Elsewhere,
+            }
+        }
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            let total = range.and_then(|text| text.strip_prefix("*/")).and_then(|text| text.parse::<u64>().ok());
+            if offset > 0 && total == Some(offset) { Placed::Whole } else { Placed::Elsewhere }
+        }
+        _ => Placed::Go { from: 0, total: response.content_length() },
+    }
+}
+
+/// Every side that names a size must name the same one.
+fn agreed_size(name: &str, said: &[Option<u64>]) -> Result<Option<u64>> {
+    let mut sizes = said.iter().flatten();
+    let Some(first) = sizes.next() else { return Ok(None) };
+    match sizes.find(|size| *size != first) {
+        None => Ok(Some(*first)),
+        Some(other) => Err(Error::Mismatch {
+            what: name.to_owned(),
+            expected: format!("{first} bytes"),
+            found: format!("{other} bytes"),
+        }),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, from `attempt`, which is split here to be readable")]
+async fn receive(
+    transport: &Transport,
+    assembly: &Assembly<'_>,
+    wanted: &Wanted,
+    partial: &Partial,
+    offset: u64,
+    total: Option<u64>,
+    mut response: reqwest::Response,
+    progress: &Progress<'_>,
+) -> Result<(), Broken> {
+    let fail = |error: std::io::Error| Broken::Error(Error::io("write", &partial.data)(error));
+    let mut file = tokio::fs::OpenOptions::new().create(true).append(true).open(&partial.data).await.map_err(fail)?;
+    file.set_len(offset).await.map_err(fail)?;
+    let mut done = offset;
+    let mut window = (Instant::now(), done);
+    let mut shown_at = done;
+    progress(Event::File { name: wanted.name.clone(), done, total });
+    let end = loop {
+        let chunk = match response.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(crate::transport::chain(&error.without_url())),
+        };
+        done += chunk.len() as u64;
+        if total.is_some_and(|total| done > total) {
+            drop(file);
+            partial.clear()?;
+            return Err(Broken::Error(Error::Mismatch {
+                what: wanted.name.clone(),
+                expected: format!("{} bytes", total.unwrap_or_default()),
+                found: "more".to_owned(),
+            }));
+        }
+        file.write_all(&chunk).await.map_err(fail)?;
+        if done - shown_at >= 1 << 20 {
+            shown_at = done;
+            progress(Event::File { name: wanted.name.clone(), done, total });
+            // Nobody said how much will come, so we look while it comes.
+            if total.is_none() && done % (64 << 20) < (1 << 20) {
+                assembly.make_room(&wanted.name, 64 << 20)?;
+            }
+        }
+        if window.0.elapsed() >= transport.limits.slow_window {
+            if done - window.1 < transport.limits.slow_bytes {
+                break Err("the transfer is too slow".to_owned());
+            }
+            window = (Instant::now(), done);
+        }
+    };
+    // What has arrived is kept whatever ended it: the next attempt goes on from there.
+    file.flush().await.map_err(fail)?;
+    file.sync_all().await.map_err(fail)?;
+    progress(Event::File { name: wanted.name.clone(), done, total });
+    match end {
+        Err(why) => Err(Broken::Again { why, after: None }),
+        Ok(()) if total.is_some_and(|total| done < total) => {
+            Err(Broken::Again { why: format!("it ended after {done} bytes"), after: None })
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+impl Partial {
+    /// By address and check, so that two versions of one file never share a partial download.
+    fn of(assembly: &Assembly<'_>, wanted: &Wanted) -> Partial {
+        let key = Digest::of(format!("{} {:?}", shown(&wanted.url), wanted.check).as_bytes()).hex();
+        let base = assembly.store().folder("partial").join(&key[..32]);
+        let file = |end: &str| Utf8PathBuf::from(format!("{base}.{end}"));
+        Partial { data: file("part"), state: file("json"), lock: file("lock") }
+    }
+
+    /// What the partial file continues. A different address or nothing recorded means it continues nothing.
+    fn begun(&self, wanted: &Wanted) -> Result<Begun> {
+        let text = local::read_bounded(&self.state, 64 << 10)?.unwrap_or_default();
+        let begun: Begun = serde_json::from_slice(&text).unwrap_or_default();
+        if begun.url != shown(&wanted.url) {
+            self.clear()?;
+            return Ok(Begun::default());
+        }
+        Ok(begun)
+    }
+
+    fn remember(&self, begun: &Begun) -> Result<()> {
+        let text = serde_json::to_vec(begun).expect("texts and numbers");
+        if local::read_bounded(&self.state, 64 << 10)?.is_some_and(|old| old == text) {
+            return Ok(());
+        }
+        local::write_durably(&self.state, &text)
+    }
+
+    fn clear(&self) -> Result<()> {
+        local::remove_file(&self.data)?;
+        local::remove_file(&self.state)
+    }
+}
+
+fn length(path: &Utf8Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| found.len())
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// What the hub's headers promise: `X-Linked-Etag` is the SHA-256 of a large file, `ETag` the git SHA-1 of a small one.
+/// Only a hub says so: tags of other servers are any text, and 64 hex digits of one are a coincidence we can bear,
+/// since a wrong promise fails the pull and says why.
+fn promised_check(first: &HeaderMap) -> Check {
+    let bare = |name: &str| header(first, name).map(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned());
+    if let Some(digest) = bare("x-linked-etag").and_then(|tag| tag.parse().ok()) {
+        return Check::Sha256(digest);
+    }
+    if first.contains_key("x-repo-commit")
+        && let Some(tag) = bare("etag")
+    {
+        return git_blob(&tag).unwrap_or_else(|| tag.parse().map_or(Check::Nothing, Check::Sha256));
+    }
+    Check::Nothing
+}
+
+/// A git blob's id as a check.
+pub(crate) fn git_blob(id: &str) -> Option<Check> {
+    let mut sha = [0u8; 20];
+    hex::decode_to_slice(id, &mut sha).ok()?;
+    Some(Check::GitBlob(sha))
+}
+
+impl Check {
+    fn text(&self) -> String {
+        match self {
+            Check::Sha256(digest) => digest.to_string(),
+            Check::GitBlob(sha) => format!("git blob {}", hex::encode(sha)),
+            Check::Nothing => "anything".to_owned(),
+        }
+    }
+}
+
+/// Reads the whole file and compares. The inner error says what was found instead.
+async fn checked(path: &Utf8Path, check: Check) -> Result<Result<(Digest, u64), String>> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || check_file(&path, check)).await.map_err(|error| Error::Unusable {
+        what: "the check".to_owned(),
+        why: error.to_string(),
+        hint: "repeat".to_owned(),
+    })?
+}
+
+fn check_file(path: &Utf8Path, check: Check) -> Result<Result<(Digest, u64), String>> {
+    let fail = |error| Error::io("read", path)(error);
+    let mut file = File::open(path).map_err(fail)?;
+    let length = file.seek(std::io::SeekFrom::End(0)).and_then(|n| file.rewind().map(|()| n)).map_err(fail)?;
+    let mut sha256 = Hasher::default();
+    let mut sha1 = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+    sha1.update(format!("blob {length}\0").as_bytes());
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(fail)?;
+        if n == 0 {
+            break;
+        }
+        sha256.update(&buffer[..n]);
+        if matches!(check, Check::GitBlob(_)) {
+            sha1.update(&buffer[..n]);
+        }
+    }
+    let (digest, bytes) = sha256.finish();
+    Ok(match check {
+        Check::Sha256(expected) if expected != digest => Err(digest.to_string()),
+        Check::GitBlob(expected) => {
+            let found = sha1.finish();
+            if found.as_ref() == expected {
+                Ok((digest, bytes))
+            } else {
+                Err(format!("git blob {}", hex::encode(found)))
+            }
+        }
+        _ => Ok((digest, bytes)),
+    })
+}

@@ -1,0 +1,194 @@
+//! What can go wrong with a model, sorted by what the reader can do about it.
+
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::digest::Digest;
+use crate::source::SourceError;
+
+/// The result of everything that touches models.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong; [`Error::hint`] says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The text names no source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// There is no such model, revision or file.
+    #[error("{what} is not there: {why}")]
+    NotFound {
+        /// What was looked for.
+        what: String,
+        /// What was found instead.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The model is gated or private and the credentials do not open it.
+    #[error("{what} is not open to us: {why}")]
+    Denied {
+        /// What was asked for.
+        what: String,
+        /// What the other side said.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The model is not in the store and the network must not be used.
+    #[error("{what} is not in the store {store}, and offline mode allows no download")]
+    Offline {
+        /// The source asked for.
+        what: String,
+        /// The folder of the store.
+        store: Utf8PathBuf,
+    },
+    /// The disk has too little room.
+    #[error("{what} needs {needed} on the disk of {path}, {there} are free", needed = crate::fit::human(*.needed), there = crate::fit::human(*.there))]
+    NoSpace {
+        /// What was to be written.
+        what: String,
+        /// The folder of the store.
+        path: Utf8PathBuf,
+        /// Bytes needed, with the margin.
+        needed: u64,
+        /// Bytes free.
+        there: u64,
+    },
+    /// The model is larger than the store may be.
+    #[error("{what} needs {needed}, the store may hold {limit} and {held} of it cannot be evicted", needed = crate::fit::human(*.needed), limit = crate::fit::human(*.limit), held = crate::fit::human(*.held))]
+    TooLarge {
+        /// What was to be stored.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// The bound of the store.
+        limit: u64,
+        /// Bytes in use or pinned.
+        held: u64,
+    },
+    /// What is on disk is not what it was.
+    #[error("{path} is corrupt: {why}")]
+    Corrupt {
+        /// The file.
+        path: Utf8PathBuf,
+        /// How it differs.
+        why: String,
+    },
+    /// What arrived is not what was promised.
+    #[error("{what} arrived with {found} where {expected} was promised")]
+    Mismatch {
+        /// The file or model.
+        what: String,
+        /// The digest or size promised.
+        expected: String,
+        /// The digest or size that arrived.
+        found: String,
+    },
+    /// The network or the other side failed, and trying again did not help.
+    #[error("download {what}, {attempts} attempts: {why}")]
+    Network {
+        /// The address, without credentials.
+        what: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// The last failure.
+        why: String,
+    },
+    /// The other side asks us to wait longer than we do.
+    #[error("{what}: the other side allows no more requests now{}", .after.map(|s| format!("; it says to come back in {s} s")).unwrap_or_default())]
+    Throttled {
+        /// The address.
+        what: String,
+        /// Seconds to wait, if it said.
+        after: Option<u64>,
+    },
+    /// The model is there but cannot be used by this program.
+    #[error("{what} cannot be used: {why}")]
+    Unusable {
+        /// The model or file.
+        what: String,
+        /// Why not.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Another process holds what we need.
+    #[error("{what} is in use by another process")]
+    Busy {
+        /// What is held.
+        what: String,
+    },
+    /// A setting of the transport cannot be used.
+    #[error("{what}: {why}")]
+    Setting {
+        /// Which setting.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+    /// The operating system refused.
+    #[error("{action} {path}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: Utf8PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { action, path, source }
+    }
+
+    pub(crate) fn corrupt(path: &Utf8Path, why: impl Into<String>) -> Error {
+        Error::Corrupt { path: path.to_owned(), why: why.into() }
+    }
+
+    pub(crate) fn mismatch(what: impl Into<String>, expected: Digest, found: Digest) -> Error {
+        Error::Mismatch { what: what.into(), expected: expected.to_string(), found: found.to_string() }
+    }
+
+    /// What to do about it, if we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Source(_) => Some(
+                "write `bundled`, `file:PATH`, `https://…`, `hf:org/name[@revision][/file.gguf]` or a name that `textnlp-deploy model list` shows"
+                    .to_owned(),
+            ),
+            Error::NotFound { hint, .. } | Error::Denied { hint, .. } | Error::Unusable { hint, .. } => Some(hint.clone()),
+            Error::Offline { what, .. } => Some(format!(
+                "run `textnlp-deploy model pull {what}` where there is a network, or use `file:PATH`"
+            )),
+            Error::NoSpace { path, .. } => {
+                Some(format!("free space on the disk of {path}, or put the store elsewhere with `models.cache_dir`"))
+            }
+            Error::TooLarge { .. } => {
+                Some("raise `models.max_cache_size`, or unpin and remove models with `textnlp-deploy model remove`".to_owned())
+            }
+            Error::Corrupt { .. } => {
+                Some("remove the model from the store and pull it again; if it happens again, check the disk".to_owned())
+            }
+            Error::Mismatch { .. } => Some(
+                "the download is not what its publisher promises: try again; if it stays so, a proxy or mirror changes files".to_owned(),
+            ),
+            Error::Network { .. } => Some(
+                "check the network; behind a proxy set HTTPS_PROXY (and NO_PROXY), with a private CA TEXTNLP_CA_FILE, with a mirror HF_ENDPOINT; what has arrived is kept and the next try goes on from there"
+                    .to_owned(),
+            ),
+            Error::Throttled { .. } => Some("wait and repeat; a token in HF_TOKEN raises the hub's limits".to_owned()),
+            Error::Busy { .. } => Some("wait for the other process, or stop it".to_owned()),
+            Error::Setting { .. } => None,
+            Error::Io { source, path, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Some(format!("give this user access to {path}")),
+                io::ErrorKind::StorageFull => Some(format!("free space on the disk of {path}")),
+                _ => None,
+            },
+        }
+    }
+}

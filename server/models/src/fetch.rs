@@ -1,0 +1,229 @@
+//! From a source to a model in the store.
+
+use std::fs;
+
+use camino::Utf8Path;
+
+use crate::error::{Error, Result};
+use crate::manifest::{FileEntry, Manifest};
+use crate::options::FetchOptions;
+use crate::select::choose;
+use crate::source::Source;
+use crate::store::{Assembly, Model, Reference, Store};
+use crate::transport::Transport;
+use crate::{bundled, hub, local, web};
+
+/// Is told what a fetch does. Called often and from async code: keep it short.
+pub type Progress<'a> = dyn Fn(Event) + Send + Sync + 'a;
+
+/// What a fetch does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Asks the source what there is.
+    Resolving {
+        /// The source.
+        what: String,
+    },
+    /// A file comes in.
+    File {
+        /// Its name.
+        name: String,
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes in all, if known.
+        total: Option<u64>,
+    },
+    /// Waits: for another process, or because the other side asked for it.
+    Waiting {
+        /// For what.
+        for_what: String,
+        /// How long, if known.
+        seconds: u64,
+    },
+    /// Tries again.
+    Retrying {
+        /// Which attempt this will be.
+        attempt: u32,
+        /// Why the last one failed.
+        why: String,
+    },
+    /// Reads what arrived and compares.
+    Verifying {
+        /// The file.
+        name: String,
+    },
+    /// The model is in the store.
+    Installed {
+        /// Its digest.
+        digest: crate::Digest,
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+/// What a source gave: files that are in the assembly now.
+#[derive(Debug)]
+pub(crate) struct Pulled {
+    pub(crate) files: Vec<FileEntry>,
+    pub(crate) revision: Option<String>,
+    pub(crate) license: Option<String>,
+}
+
+impl Store {
+    /// The model of this source: from the store if it is there, else fetched, verified and installed at once. Repeated
+    /// after a kill it goes on where it was; two processes that fetch the same do the work once.
+    pub async fn fetch(&self, source: &Source, options: &FetchOptions, progress: &Progress<'_>) -> Result<Model> {
+        let resolved = source.resolve()?;
+        if let Some(model) = self.hit(&resolved, options, progress).await? {
+            return Ok(model);
+        }
+        let waits = || progress(Event::Waiting { for_what: format!("another fetch of {source}"), seconds: 0 });
+        let lock = self.folder("locks").join(format!("source-{}", Reference::key(&resolved)));
+        let _held =
+            local::lock(&lock, false, options.limits.lock_wait, &format!("the fetch of {source}"), waits).await?;
+        // The other process may have done it while we waited.
+        if let Some(model) = self.hit(&resolved, options, progress).await? {
+            return Ok(model);
+        }
+        if options.offline && resolved.needs_network() {
+            return Err(Error::Offline { what: source.to_string(), store: self.path().to_owned() });
+        }
+
+        let assembly = self.assembly(options.max_cache_bytes)?;
+        // Taken before the files are read: a file that changes meanwhile is noticed by the next fetch.
+        let fingerprint = fingerprint(&resolved)?;
+        let pulled = match &resolved {
+            Source::Bundled => bundled::unpack(&assembly)?,
+            Source::File(path) => import(&assembly, path, progress).await?,
+            Source::Web(web) => web::pull(&Transport::new(options)?, &assembly, web, progress).await?,
+            Source::Hub(hub) => hub::pull(&Transport::new(options)?, &assembly, hub, progress).await?,
+            Source::Catalogue(_) => unreachable!("resolved above"),
+        };
+        let manifest = Manifest::new(resolved.to_string(), pulled.revision, pulled.license, pulled.files);
+        if let Some(expected) = options.expect
+            && expected != manifest.digest
+        {
+            return Err(Error::mismatch(source.to_string(), expected, manifest.digest));
+        }
+        let model = assembly.install(manifest).await?;
+        self.remember(&resolved, &model, fingerprint)?;
+        if options.pin {
+            self.pin(&model.manifest.digest)?;
+        }
+        progress(Event::Installed { digest: model.manifest.digest, bytes: model.manifest.bytes });
+        Ok(model)
+    }
+
+    /// What the store has of this source, without network and without reading the weights.
+    pub fn find(&self, source: &Source) -> Result<Option<Model>> {
+        let resolved = source.resolve()?;
+        let Some(reference) = self.reference(&resolved)? else { return Ok(None) };
+        if reference.fingerprint != fingerprint(&resolved).unwrap_or(None) {
+            return Ok(None);
+        }
+        self.open_model(&reference.digest)
+    }
+
+    async fn hit(&self, resolved: &Source, options: &FetchOptions, progress: &Progress<'_>) -> Result<Option<Model>> {
+        let found = match options.expect {
+            // A locked digest is what is wanted, whatever the branch means today.
+            Some(digest) => self.open_model(&digest),
+            None if options.refresh && resolved.needs_network() && !options.offline => return Ok(None),
+            None => self.find(resolved),
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(Error::Corrupt { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let Some(model) = found else { return Ok(None) };
+        if options.verify {
+            progress(Event::Verifying { name: resolved.to_string() });
+            let dir = model.dir.clone();
+            let checked = tokio::task::spawn_blocking(move || crate::manifest::verify(&dir)).await;
+            match checked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
+                Ok(_) => {}
+                Err(error @ Error::Corrupt { .. }) => {
+                    tracing::warn!(model = %model.manifest.digest, %error, "a stored model is damaged and is fetched again");
+                    let digest = model.manifest.digest;
+                    drop(model);
+                    self.drop_damaged(&digest)?;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.touch(&model.manifest.digest)?;
+        if options.pin {
+            self.pin(&model.manifest.digest)?;
+        }
+        Ok(Some(model))
+    }
+}
+
+/// What tells versions of a local source apart without reading it.
+fn fingerprint(source: &Source) -> Result<Option<String>> {
+    match source {
+        Source::Bundled => Ok(Some(bundled::fingerprint())),
+        Source::File(path) => {
+            use std::os::unix::fs::MetadataExt;
+            let mut text = String::new();
+            for (name, path) in local_files(path)? {
+                let found = fs::metadata(&path).map_err(Error::io("look at", &path))?;
+                text.push_str(&format!(
+                    "{name} {} {} {} {}\n",
+                    found.len(),
+                    found.ino(),
+                    found.mtime(),
+                    found.mtime_nsec()
+                ));
+            }
+            Ok(Some(crate::Digest::of(text.as_bytes()).to_string()))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The files of a folder or the one file, by name and path.
+fn local_files(path: &Utf8Path) -> Result<Vec<(String, camino::Utf8PathBuf)>> {
+    let found = match fs::metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::NotFound {
+                what: format!("the model {path}"),
+                why: "there is no such file or folder".to_owned(),
+                hint: "check the path; a relative one begins where the program was started".to_owned(),
+            });
+        }
+        Err(error) => return Err(Error::io("look at", path)(error)),
+    };
+    if found.is_dir() {
+        let names = local::file_names(path)?;
+        let chosen = choose(&format!("file:{path}"), None, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+        return Ok(chosen.into_iter().map(|name| (name.to_owned(), path.join(name))).collect());
+    }
+    match path.file_name() {
+        Some(name) if name.ends_with(".gguf") && local::safe_name(name) => Ok(vec![(name.to_owned(), path.to_owned())]),
+        _ => Err(Error::Unusable {
+            what: path.to_string(),
+            why: "it is neither a folder nor a .gguf file".to_owned(),
+            hint: "name the folder that has config.json and the weights".to_owned(),
+        }),
+    }
+}
+
+async fn import(assembly: &Assembly<'_>, path: &Utf8Path, progress: &Progress<'_>) -> Result<Pulled> {
+    let files = local_files(path)?;
+    let mut total = 0;
+    for (_, path) in &files {
+        total += fs::metadata(path).map_err(Error::io("look at", path))?.len();
+    }
+    assembly.make_room(path.as_str(), total)?;
+    let mut entries = Vec::new();
+    for (name, from) in files {
+        let entry = assembly.copy(&name, &from).await?;
+        progress(Event::File { name, done: entry.bytes, total: Some(entry.bytes) });
+        entries.push(entry);
+    }
+    Ok(Pulled { files: entries, revision: None, license: None })
+}

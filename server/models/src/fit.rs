@@ -1,0 +1,323 @@
+//! Does a model fit into this machine: memory needed against memory there.
+
+use std::fmt;
+use std::str::FromStr;
+
+use camino::Utf8Path;
+use serde::{Deserialize, Serialize};
+
+use crate::inspect::Summary;
+
+/// How weights are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// Four bytes a weight.
+    F32,
+    /// Two bytes a weight.
+    F16,
+    /// Groups of 32 weights in 34 bytes.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// As stored, where the engine has that type.
+    #[serde(rename = "none")]
+    AsIs,
+}
+
+/// A text that names no way to hold weights.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is none of `f32`, `f16`, `q8_0`, `none`")]
+pub struct UnknownQuantize(String);
+
+/// How the model is going to be used.
+#[derive(Debug, Clone, Copy)]
+pub struct Want {
+    /// How weights are held.
+    pub quantize: Quantize,
+    /// Tokens of one sequence; the model's own context if `None`.
+    pub context: Option<u64>,
+    /// Sequences at once.
+    pub sequences: u64,
+}
+
+/// The memory of this machine, or of the part of it that we may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// In all.
+    pub total: u64,
+    /// Free, or free on demand.
+    pub available: u64,
+    /// What sets the bound: `machine`, or the control group's path.
+    pub bound_by: String,
+}
+
+/// Whether a model fits.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Fit {
+    /// Bytes in all.
+    pub needed: u64,
+    /// Of it, weights.
+    pub weights: u64,
+    /// Of it, keys and values of `sequences` full contexts.
+    pub kv: u64,
+    /// Of it, the program, its buffers and tables.
+    pub overhead: u64,
+    /// Bytes available.
+    pub there: u64,
+    /// The answer.
+    pub verdict: Verdict,
+    /// What would make it fit.
+    pub hint: Option<String>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// With a fifth to spare.
+    Fits,
+    /// Without.
+    Tight,
+    /// No.
+    DoesNotFit,
+}
+
+/// The program without a model, and what does not grow with the model.
+const BASE: u64 = 96 << 20;
+
+/// What the model needs when used like this, against what is there.
+pub fn fit(summary: &Summary, want: &Want, there: &Memory) -> Fit {
+    let mut found = needs(summary, want, there.available);
+    if found.verdict != Verdict::Fits {
+        found.hint = remedy(summary, want, there, found.verdict);
+    }
+    found
+}
+
+fn needs(summary: &Summary, want: &Want, there: u64) -> Fit {
+    let held = match want.quantize {
+        Quantize::AsIs => native(&summary.dtype),
+        other => other,
+    };
+    let weights = match held {
+        Quantize::F32 => summary.parameters.saturating_mul(4),
+        Quantize::F16 => summary.parameters.saturating_mul(2),
+        Quantize::Q8_0 | Quantize::AsIs => summary.parameters.div_ceil(32).saturating_mul(34),
+    };
+    let context = want.context.unwrap_or(summary.context).min(summary.context);
+    let per_token = [2, summary.layers, summary.kv_heads, summary.head_dim, if held == Quantize::F32 { 4 } else { 2 }];
+    let kv = per_token.into_iter().chain([context, want.sequences]).fold(1u64, u64::saturating_mul);
+    // Rows of logits and activations for each sequence, the tokenizer's tables, and two per cent of slack for packing.
+    let rows = (summary.vocab.saturating_mul(4)).saturating_add(summary.width.saturating_mul(64));
+    let tables = summary.vocab.saturating_mul(400);
+    let overhead =
+        BASE.saturating_add(rows.saturating_mul(want.sequences)).saturating_add(tables).saturating_add(weights / 50);
+    let needed = weights.saturating_add(kv).saturating_add(overhead);
+    let verdict = if needed.saturating_add(needed / 5) <= there {
+        Verdict::Fits
+    } else if needed <= there {
+        Verdict::Tight
+    } else {
+        Verdict::DoesNotFit
+    };
+    Fit { needed, weights, kv, overhead, there, verdict, hint: None }
+}
+
+/// What the engine makes of a stored type: bf16 is held as f16, every other quantization as q8_0.
+fn native(dtype: &str) -> Quantize {
+    match dtype {
+        "f32" | "f64" => Quantize::F32,
+        "f16" | "bf16" => Quantize::F16,
+        _ => Quantize::Q8_0,
+    }
+}
+
+/// The smallest change that helps: fewer bytes a weight, then a shorter context.
+fn remedy(summary: &Summary, want: &Want, there: &Memory, verdict: Verdict) -> Option<String> {
+    let better = |want: &Want| {
+        let other = needs(summary, want, there.available);
+        matches!((other.verdict, verdict), (Verdict::Fits, _) | (Verdict::Tight, Verdict::DoesNotFit))
+            .then_some(other.needed)
+    };
+    for quantize in [Quantize::F16, Quantize::Q8_0] {
+        let change = Want { quantize, ..*want };
+        if needs(summary, &change, 0).weights < needs(summary, want, 0).weights
+            && let Some(needed) = better(&change)
+        {
+            return Some(format!("`quantize: {quantize}` needs {}", human(needed)));
+        }
+    }
+    let mut context = want.context.unwrap_or(summary.context).min(summary.context);
+    while context > 512 {
+        context /= 2;
+        for quantize in [want.quantize, Quantize::Q8_0] {
+            let change = Want { quantize, context: Some(context), ..*want };
+            if let Some(needed) = better(&change) {
+                return Some(format!("`quantize: {quantize}` with `context: {context}` needs {}", human(needed)));
+            }
+        }
+    }
+    (verdict == Verdict::DoesNotFit).then(|| "use a smaller model, or a machine with more memory".to_owned())
+}
+
+/// Bytes for people: three digits and a binary unit.
+pub(crate) fn human(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value >= 100.0 { 0 } else { 1 };
+    format!("{value:.digits$} {}", units[unit])
+}
+
+impl Memory {
+    /// Of this process: the machine's, or less where a control group allows less.
+    pub fn here() -> Memory {
+        Memory::read(Utf8Path::new("/"))
+    }
+
+    /// The same, with `/proc` and `/sys` below `root`.
+    fn read(root: &Utf8Path) -> Memory {
+        let text = |path: &str| std::fs::read_to_string(root.join(path.trim_start_matches('/'))).unwrap_or_default();
+        let meminfo = text("/proc/meminfo");
+        let field = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        let mut memory =
+            Memory { total: field("MemTotal"), available: field("MemAvailable"), bound_by: "machine".to_owned() };
+
+        let groups = text("/proc/self/cgroup");
+        for line in groups.lines() {
+            let mut parts = line.splitn(3, ':');
+            let (_, controllers, path) = (parts.next(), parts.next().unwrap_or(""), parts.next().unwrap_or("/"));
+            let (base, most, used) = match controllers {
+                "" => ("/sys/fs/cgroup", "memory.max", "memory.current"),
+                list if list.split(',').any(|c| c == "memory") => {
+                    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+                }
+                _ => continue,
+            };
+            // Every group above ours bounds us too. In a container the path may not exist below our mount; the root does.
+            let mut path = path.trim_end_matches('/');
+            loop {
+                let number = |file: &str| text(&format!("{base}{path}/{file}")).trim().parse::<u64>().ok();
+                if let (Some(most), Some(used)) = (number(most), number(used)) {
+                    // Cached file pages count as used but are given up on demand.
+                    let stat = text(&format!("{base}{path}/memory.stat"));
+                    let cached = stat.lines().find_map(|line| {
+                        line.strip_prefix("inactive_file ").or_else(|| line.strip_prefix("total_inactive_file "))
+                    });
+                    let cached = cached.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+                    let available = most.saturating_sub(used.saturating_sub(cached));
+                    if most < memory.total {
+                        memory.total = most;
+                        memory.bound_by = format!("control group {}", if path.is_empty() { "/" } else { path });
+                    }
+                    memory.available = memory.available.min(available);
+                }
+                match path.rfind('/') {
+                    Some(slash) => path = &path[..slash],
+                    None => break,
+                }
+            }
+        }
+        memory
+    }
+}
+
+impl FromStr for Quantize {
+    type Err = UnknownQuantize;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "f32" => Ok(Quantize::F32),
+            "f16" => Ok(Quantize::F16),
+            "q8_0" => Ok(Quantize::Q8_0),
+            "none" => Ok(Quantize::AsIs),
+            other => Err(UnknownQuantize(other.chars().take(50).collect())),
+        }
+    }
+}
+
+impl fmt::Display for Quantize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Quantize::F32 => "f32",
+            Quantize::F16 => "f16",
+            Quantize::Q8_0 => "q8_0",
+            Quantize::AsIs => "none",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Catalogue;
+
+    const GIB: u64 = 1 << 30;
+
+    fn memory(available: u64) -> Memory {
+        Memory { total: available, available, bound_by: "machine".to_owned() }
+    }
+
+    fn check(model: &str, quantize: Quantize, available: u64) -> Fit {
+        let summary = Catalogue::embedded().get(model).unwrap().summary();
+        fit(&summary, &Want { quantize, context: None, sequences: 1 }, &memory(available))
+    }
+
+    #[test]
+    fn every_size_fits_into_the_memory_that_is_promised_for_it() {
+        for entry in Catalogue::embedded().entries() {
+            let promised = (entry.minimum_memory_gb * 1e9) as u64;
+            let found = check(&entry.name, Quantize::F16, promised);
+            assert_ne!(found.verdict, Verdict::DoesNotFit, "{} needs {} of {promised}", entry.name, found.needed);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_what_would() {
+        let found = check("gpt2-xl", Quantize::F32, 4 * GIB);
+        assert_eq!(found.verdict, Verdict::DoesNotFit);
+        assert!(found.hint.as_deref().is_some_and(|hint| hint.starts_with("`quantize: f16`")), "{found:?}");
+        let found = check("smollm2-1.7b-instruct", Quantize::Q8_0, 3 * GIB);
+        assert!(found.hint.as_deref().is_some_and(|hint| hint.contains("`context: ")), "{found:?}");
+        let found = check("gpt2-xl", Quantize::F32, GIB);
+        assert!(found.hint.as_deref().is_some_and(|hint| hint.starts_with("use a smaller model")), "{found:?}");
+        assert_eq!(check("gpt2", Quantize::Q8_0, 2 * GIB).hint, None);
+    }
+
+    #[test]
+    fn q8_0_takes_34_bytes_for_32_weights_and_the_cache_two_bytes_an_element() {
+        let found = check("gpt2", Quantize::Q8_0, GIB);
+        assert_eq!(found.weights, 124_439_808 / 32 * 34);
+        assert_eq!(found.kv, 2 * 12 * 768 * 1024 * 2);
+        assert_eq!(check("gpt2", Quantize::F32, GIB).kv, 2 * 12 * 768 * 1024 * 4);
+    }
+
+    #[test]
+    fn a_control_group_bounds_the_memory_and_its_parents_do_too() {
+        let root = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(root.path()).unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n");
+        assert_eq!(Memory::read(root).available, 8 * GIB);
+        write("proc/self/cgroup", "0::/a/b\n");
+        write("sys/fs/cgroup/a/b/memory.max", "max\n");
+        write("sys/fs/cgroup/a/b/memory.current", "5\n");
+        write("sys/fs/cgroup/a/memory.max", &format!("{}\n", 4 * GIB));
+        write("sys/fs/cgroup/a/memory.current", &format!("{}\n", 3 * GIB));
+        write("sys/fs/cgroup/a/memory.stat", &format!("anon 5\ninactive_file {}\n", 2 * GIB));
+        let found = Memory::read(root);
+        assert_eq!((found.total, found.available), (4 * GIB, 3 * GIB));
+        assert_eq!(found.bound_by, "control group /a");
+    }
+}

@@ -1,0 +1,161 @@
+//! A repository of a Hugging Face hub: what is in it, which of it we need, and what its refusals mean.
+
+use reqwest::{StatusCode, Url};
+use serde::Deserialize;
+
+use crate::download::{Check, Wanted, download, git_blob, remaining};
+use crate::error::{Error, Result};
+use crate::fetch::{Event, Progress, Pulled};
+use crate::select::choose;
+use crate::source::{HubSource, is_commit};
+use crate::store::Assembly;
+use crate::transport::{Fault, Transport};
+
+/// The answer of `/api/models/NAME/revision/REV`; the largest repositories list some thousand files.
+const LISTING_MOST: usize = 32 << 20;
+
+#[derive(Deserialize)]
+struct Listing {
+    #[serde(default)]
+    sha: Option<String>,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+    #[serde(default, rename = "cardData")]
+    card: Option<serde_json::Value>,
+    #[serde(default)]
+    tags: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+    #[serde(default)]
+    size: Option<u64>,
+    #[serde(default, rename = "blobId")]
+    blob: Option<String>,
+    #[serde(default)]
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    #[serde(default, alias = "oid")]
+    sha256: Option<String>,
+    #[serde(default)]
+    size: Option<u64>,
+}
+
+/// Lists the repository and brings what a model needs into the assembly.
+pub(crate) async fn pull(
+    transport: &Transport,
+    assembly: &Assembly<'_>,
+    hub: &HubSource,
+    progress: &Progress<'_>,
+) -> Result<Pulled> {
+    let what = format!("hf:{}@{}", hub.repo(), hub.revision());
+    progress(Event::Resolving { what: what.clone() });
+    let url = address(transport.endpoint(), &["api", "models"], hub.repo(), &["revision", hub.revision()]);
+    let mut url = url.ok_or_else(|| unusable_endpoint(transport))?;
+    url.set_query(Some("blobs=true"));
+    let refused = |fault| explain(fault, hub, transport);
+    let text = transport.get_small(&url, LISTING_MOST, progress).await.map_err(refused)?;
+    let listing: Listing = serde_json::from_slice(&text).map_err(|error| Error::Unusable {
+        what: what.clone(),
+        why: format!("the hub's list of files cannot be read ({error})"),
+        hint: format!("check that {} is a Hugging Face hub", transport.endpoint()),
+    })?;
+
+    // From here on everything is asked for by commit: a branch that moves meanwhile cannot mix two versions.
+    let commit = match listing.sha.as_deref() {
+        Some(sha) if is_commit(sha) => Some(sha.to_owned()),
+        _ => None,
+    };
+    let revision = commit.as_deref().unwrap_or(hub.revision());
+    let names: Vec<&str> = listing.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+    let mut files = Vec::new();
+    for name in choose(&what, hub.file(), &names)? {
+        let Some(sibling) = listing.siblings.iter().find(|s| s.rfilename == name) else { continue };
+        let plain = name.rsplit('/').next().unwrap_or(name).to_owned();
+        let segments: Vec<&str> = ["resolve", revision].into_iter().chain(name.split('/')).collect();
+        let url =
+            address(transport.endpoint(), &[], hub.repo(), &segments).ok_or_else(|| unusable_endpoint(transport))?;
+        files.push(Wanted { name: plain, url, bytes: size(sibling), check: check(sibling) });
+    }
+
+    // Refuse before the first byte, not at the last file.
+    assembly.make_room(&what, files.iter().map(|file| remaining(assembly, file)).sum())?;
+    let mut entries = Vec::new();
+    for file in &files {
+        entries.push(download(transport, assembly, file, progress).await?.map_err(refused)?);
+    }
+    Ok(Pulled { files: entries, revision: commit, license: license(&listing) })
+}
+
+fn size(sibling: &Sibling) -> Option<u64> {
+    sibling.lfs.as_ref().and_then(|lfs| lfs.size).or(sibling.size)
+}
+
+fn check(sibling: &Sibling) -> Check {
+    match &sibling.lfs {
+        Some(lfs) => lfs.sha256.as_deref().and_then(|text| text.parse().ok()).map_or(Check::Nothing, Check::Sha256),
+        None => sibling.blob.as_deref().and_then(git_blob).unwrap_or(Check::Nothing),
+    }
+}
+
+fn license(listing: &Listing) -> Option<String> {
+    let card = listing.card.as_ref().and_then(|card| card.get("license")).and_then(|text| text.as_str());
+    let tag = || listing.tags.iter().find_map(|tag| tag.strip_prefix("license:"));
+    card.or_else(tag).map(|text| text.chars().filter(|c| !c.is_control()).take(100).collect())
+}
+
+fn address(endpoint: &Url, before: &[&str], repo: &str, after: &[&str]) -> Option<Url> {
+    let mut url = endpoint.clone();
+    url.path_segments_mut().ok()?.pop_if_empty().extend(before).extend(repo.split('/')).extend(after);
+    Some(url)
+}
+
+fn unusable_endpoint(transport: &Transport) -> Error {
+    Error::Setting { what: "HF_ENDPOINT".to_owned(), why: format!("{} cannot carry a path", transport.endpoint()) }
+}
+
+/// What a refusal of the hub means, and what to do.
+fn explain(fault: Fault, hub: &HubSource, transport: &Transport) -> Error {
+    let (status, code, message) = match fault {
+        Fault::Fatal(error) => return error,
+        Fault::Again { why, .. } => {
+            return Error::Network { what: format!("hf:{}", hub.repo()), attempts: 1, why };
+        }
+        Fault::Refused { status, code, message } => (status, code.unwrap_or_default(), message),
+    };
+    let what = format!("hf:{}", hub.repo());
+    let page = format!("{}/{}", transport.endpoint().as_str().trim_end_matches('/'), hub.repo());
+    let said = message.unwrap_or_else(|| format!("the hub answered {status}"));
+    let token = if transport.has_token() { "the token in HF_TOKEN" } else { "no token (HF_TOKEN is not set)" };
+    match (status, code.as_str()) {
+        (_, "GatedRepo") => Error::Denied {
+            what,
+            why: format!("it is gated and we came with {token}: {said}"),
+            hint: format!("accept its terms at {page}, make a token with read access, and set HF_TOKEN"),
+        },
+        (StatusCode::NOT_FOUND, "RevisionNotFound") => Error::NotFound {
+            what: format!("revision {} of {what}", hub.revision()),
+            why: said,
+            hint: format!("see {page}/tree/main for its branches and tags"),
+        },
+        (StatusCode::NOT_FOUND, "EntryNotFound") => {
+            Error::NotFound { what, why: said, hint: format!("see its files at {page}/tree/main") }
+        }
+        // The hub says 401 for what does not exist, too, so that nobody can probe for private names.
+        (StatusCode::UNAUTHORIZED, _) | (StatusCode::NOT_FOUND, _) => Error::NotFound {
+            what,
+            why: format!("it does not exist, or it is private and we came with {token}: {said}"),
+            hint: format!("check the name at {page}; for a private model set HF_TOKEN to a token that may read it"),
+        },
+        (StatusCode::FORBIDDEN, _) => Error::Denied {
+            what,
+            why: format!("we came with {token}: {said}"),
+            hint: format!("ask for access at {page}, and set HF_TOKEN to a token that may read it"),
+        },
+        _ => Error::Network { what, attempts: 1, why: said },
+    }
+}

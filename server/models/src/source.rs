@@ -1,0 +1,351 @@
+//! The text that names where a model comes from.
+
+use std::fmt;
+use std::str::FromStr;
+
+use camino::Utf8PathBuf;
+use reqwest::Url;
+
+use crate::catalogue::Catalogue;
+use crate::digest::Digest;
+
+/// Where a model comes from. Its text form is canonical: parsing what is displayed gives the same source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The model compiled into this program.
+    Bundled,
+    /// A folder or a `.gguf` file on this machine.
+    File(Utf8PathBuf),
+    /// A folder or a `.gguf` file on a web server.
+    Web(WebSource),
+    /// A repository of a Hugging Face hub.
+    Hub(HubSource),
+    /// A name of the catalogue.
+    Catalogue(String),
+}
+
+/// An address on a web server: `https:`, or `http:` on loopback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebSource {
+    url: Url,
+    digest: Option<Digest>,
+}
+
+/// A repository of a hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubSource {
+    repo: String,
+    revision: Option<String>,
+    file: Option<String>,
+}
+
+/// A text that names no source, with the form that was expected.
+#[derive(Debug, thiserror::Error)]
+#[error("model source `{text}`: {why}; expected {expected}")]
+pub struct SourceError {
+    /// The text as written (shortened).
+    pub text: String,
+    /// What is wrong.
+    pub why: String,
+    /// The form expected.
+    pub expected: &'static str,
+}
+
+const ANY: &str = "`bundled`, `file:PATH`, `https://…`, `hf:org/name[@revision][/file.gguf]` or a name of the catalogue such as `gpt2`";
+const FILE: &str = "`file:PATH`, the path of a folder or of a .gguf file";
+const WEB: &str = "`https://host/path/model.gguf` or `https://host/path/` (a folder with config.json), with `#sha256=…` if the digest is known; `http:` only for this machine";
+const HUB: &str = "`hf:org/name`, `hf:org/name@revision` or `hf:org/name@revision/file.gguf`";
+const NAME: &str = "a name of the catalogue such as `gpt2` or `smollm2-135m-instruct`, or one of `bundled`, `file:PATH`, `https://…`, `hf:org/name`";
+
+impl Source {
+    /// Whether this text is a source that can exist: also refuses names that the catalogue does not have.
+    pub fn check(text: &str) -> Result<(), SourceError> {
+        let source: Source = text.parse()?;
+        source.resolve().map(|_| ())
+    }
+
+    /// The source behind a catalogue name; any other source is itself.
+    pub fn resolve(&self) -> Result<Source, SourceError> {
+        let Source::Catalogue(name) = self else { return Ok(self.clone()) };
+        let catalogue = Catalogue::embedded();
+        match catalogue.get(name) {
+            Some(entry) => Ok(entry.source.clone()),
+            None => {
+                let near = catalogue.nearest(name).map(|n| format!(" (did you mean `{n}`?)")).unwrap_or_default();
+                Err(SourceError::new(name, format!("the catalogue has no model of this name{near}"), NAME))
+            }
+        }
+    }
+
+    /// Whether fetching it may use the network.
+    pub fn needs_network(&self) -> bool {
+        match self {
+            Source::Bundled | Source::File(_) => false,
+            Source::Web(_) | Source::Hub(_) => true,
+            Source::Catalogue(_) => self.resolve().is_ok_and(|s| s.needs_network()),
+        }
+    }
+}
+
+impl FromStr for Source {
+    type Err = SourceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let no = |why: &str, expected| Err(SourceError::new(text, why, expected));
+        if text.is_empty() {
+            return no("it is empty", ANY);
+        }
+        if text.len() > 4096 || text.chars().any(char::is_control) {
+            return no("it is too long or holds control characters", ANY);
+        }
+        if text == "bundled" {
+            return Ok(Source::Bundled);
+        }
+        if let Some(path) = text.strip_prefix("file:") {
+            // `file:///a/b` is how browsers write it; a host in the middle is nobody's intention.
+            let path = path.strip_prefix("//").map_or(path, |rest| if rest.starts_with('/') { rest } else { "" });
+            return if path.is_empty() { no("it names no path", FILE) } else { Ok(Source::File(path.into())) };
+        }
+        if let Some(rest) = text.strip_prefix("hf:") {
+            return hub(rest).map(Source::Hub).map_err(|why| SourceError::new(text, why, HUB));
+        }
+        if text.starts_with("https:") || text.starts_with("http:") {
+            return web(text).map(Source::Web).map_err(|why| SourceError::new(text, why, WEB));
+        }
+        if text.starts_with('/') || text.starts_with("./") || text.starts_with("../") || text.starts_with('~') {
+            return no("a path needs `file:` before it", FILE);
+        }
+        if let Some((scheme, _)) = text.split_once(':') {
+            return no(&format!("models cannot come from `{scheme}:`"), ANY);
+        }
+        if text.contains('/') {
+            return no("a repository needs `hf:` before it, a path `file:`", ANY);
+        }
+        if !text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) {
+            return no("a name has letters, digits, `-`, `.` and `_`", NAME);
+        }
+        Ok(Source::Catalogue(text.to_ascii_lowercase()))
+    }
+}
+
+fn web(text: &str) -> Result<WebSource, String> {
+    let mut url: Url = text.parse().map_err(|error| format!("it is no address ({error})"))?;
+    if url.scheme() == "http" && !is_loopback(&url) {
+        return Err("`http:` is not encrypted and is only accepted for this machine".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a password in an address would be logged; it is not accepted".to_owned());
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("it has no host".to_owned());
+    }
+    let digest = match url.fragment() {
+        None => None,
+        Some(fragment) => {
+            let digits = fragment.strip_prefix("sha256=").ok_or("only `#sha256=…` may follow the address")?;
+            Some(digits.parse().map_err(|error: crate::digest::InvalidDigest| error.to_string())?)
+        }
+    };
+    url.set_fragment(None);
+    let path = url.path();
+    if !path.ends_with('/') && !path.ends_with(".gguf") {
+        return Err("it names neither a folder (`/` at the end) nor a .gguf file".to_owned());
+    }
+    if path.ends_with('/') && digest.is_some() {
+        return Err("a digest belongs to one file, and this is a folder".to_owned());
+    }
+    Ok(WebSource { url, digest })
+}
+
+/// Whether the address is this machine by its number or by the name `localhost`.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback()),
+        None => false,
+    }
+}
+
+fn hub(rest: &str) -> Result<HubSource, String> {
+    // The revision may not contain a slash here (a branch `refs/pr/1` is written with its commit instead), so the first
+    // slash after it begins the file.
+    let (repo, revision, file) = match rest.split_once('@') {
+        Some((repo, tail)) => match tail.split_once('/') {
+            Some((revision, file)) => (repo.to_owned(), Some(revision.to_owned()), Some(file.to_owned())),
+            None => (repo.to_owned(), Some(tail.to_owned()), None),
+        },
+        None => {
+            let mut parts = rest.splitn(3, '/');
+            let (org, name) = (parts.next().unwrap_or_default(), parts.next());
+            let repo = name.map_or_else(|| org.to_owned(), |name| format!("{org}/{name}"));
+            (repo, None, parts.next().map(str::to_owned))
+        }
+    };
+    let plain = |part: &str| {
+        !part.is_empty()
+            && part.len() <= 96
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+            && !part.starts_with('.')
+            && !part.contains("..")
+    };
+    let mut segments = repo.split('/');
+    if !(segments.next().is_some_and(plain) && segments.next().is_some_and(plain) && segments.next().is_none()) {
+        return Err(format!("`{repo}` is not of the form org/name"));
+    }
+    if let Some(revision) = &revision
+        && !plain(revision)
+    {
+        return Err(format!("`{revision}` is no branch, tag or commit"));
+    }
+    if let Some(file) = &file {
+        if !crate::local::safe_relative(file) {
+            return Err(format!("`{file}` is no file name inside a repository"));
+        }
+        if !file.ends_with(".gguf") {
+            return Err(format!("`{file}` is no .gguf file (without a file name, the whole model is pulled)"));
+        }
+    }
+    Ok(HubSource { repo, revision, file })
+}
+
+impl WebSource {
+    /// The address.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The digest written behind it.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
+    /// Whether it names a folder and not one file.
+    pub fn is_folder(&self) -> bool {
+        self.url.path().ends_with('/')
+    }
+}
+
+impl HubSource {
+    /// `org/name`.
+    pub fn repo(&self) -> &str {
+        &self.repo
+    }
+
+    /// Branch, tag or commit; `main` if none is written.
+    pub fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or("main")
+    }
+
+    /// The one file wanted, if not the whole model.
+    pub fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+
+    /// Whether the revision is a full commit, which can never mean something else later.
+    pub fn is_commit(&self) -> bool {
+        is_commit(self.revision())
+    }
+}
+
+pub(crate) fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+impl SourceError {
+    fn new(text: &str, why: impl Into<String>, expected: &'static str) -> SourceError {
+        SourceError { text: text.chars().take(200).collect(), why: why.into(), expected }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Bundled => f.write_str("bundled"),
+            Source::File(path) => write!(f, "file:{path}"),
+            Source::Web(web) => {
+                write!(f, "{}", web.url)?;
+                web.digest.map_or(Ok(()), |digest| write!(f, "#sha256={}", digest.hex()))
+            }
+            Source::Hub(hub) => {
+                write!(f, "hf:{}", hub.repo)?;
+                if let Some(revision) = &hub.revision {
+                    write!(f, "@{revision}")?;
+                }
+                hub.file.as_ref().map_or(Ok(()), |file| write!(f, "/{file}"))
+            }
+            Source::Catalogue(name) => f.write_str(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expect: &str) {
+        let found = match text.parse::<Source>() {
+            Ok(source) => {
+                assert_eq!(
+                    source.to_string().parse::<Source>().unwrap(),
+                    source,
+                    "the text form of {text} is not canonical"
+                );
+                source.to_string()
+            }
+            Err(error) => format!("no: {}", error.why),
+        };
+        assert!(
+            found == expect || (expect.ends_with('…') && found.starts_with(expect.trim_end_matches('…'))),
+            "{text}: {found}"
+        );
+    }
+
+    #[test]
+    fn every_form_parses_to_its_canonical_text() {
+        check("bundled", "bundled");
+        check("GPT2", "gpt2");
+        check("file:models/x", "file:models/x");
+        check("file:///models/x y", "file:/models/x y");
+        check("hf:openai-community/gpt2", "hf:openai-community/gpt2");
+        check("hf:a/b@main", "hf:a/b@main");
+        check("hf:a/b@v1.0/q8/x.gguf", "hf:a/b@v1.0/q8/x.gguf");
+        check("hf:a/b/x.gguf", "hf:a/b/x.gguf");
+        check("https://host/dir/", "https://host/dir/");
+        check("http://127.0.0.1:8/x.gguf", "http://127.0.0.1:8/x.gguf");
+        check("http://[::1]/x.gguf", "http://[::1]/x.gguf");
+        let digest = "ab".repeat(32);
+        check(&format!("https://h/x.gguf#sha256={digest}"), &format!("https://h/x.gguf#sha256={digest}"));
+    }
+
+    #[test]
+    fn mistakes_name_the_form_expected() {
+        check("", "no: it is empty");
+        check("file:", "no: it names no path");
+        check("file://host/x", "no: it names no path");
+        check("/models/x", "no: a path needs `file:` before it");
+        check("org/name", "no: a repository needs `hf:` before it, a path `file:`");
+        check("hf:name", "no: `name` is not of the form org/name");
+        check("hf:../etc", "no: `../etc` is not of the form org/name");
+        check("hf:a/b@", "no: `` is no branch, tag or commit");
+        check("hf:a/b@main/../../x.gguf", "no: `../../x.gguf` is no file name inside a repository");
+        check("hf:a/b@main/x.bin", "no: `x.bin` is no .gguf file…");
+        check("http://example.org/x.gguf", "no: `http:` is not encrypted…");
+        check("https://user:pw@h/x.gguf", "no: a password in an address…");
+        check("https://h/x.tar", "no: it names neither a folder…");
+        check("https://h/d/#sha256=00", "no: `00` is not a SHA-256…");
+        check("s3://bucket/x", "no: models cannot come from `s3:`");
+        check("gpt 2", "no: a name has letters…");
+        check("a\nb", "no: it is too long or holds control characters");
+    }
+
+    #[test]
+    fn unknown_catalogue_names_get_a_suggestion() {
+        let error = Source::check("gpt2-mediun").unwrap_err().to_string();
+        assert!(error.contains("did you mean `gpt2-medium`?"), "{error}");
+        Source::check("gpt2-medium").unwrap();
+    }
+}

@@ -1,0 +1,239 @@
+//! A model that is being put together, beside the store's models, until one rename makes it one of them.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::{Model, Store};
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::local;
+use crate::manifest::{FileEntry, MANIFEST, Manifest, hash_file};
+
+/// See the module. Dropped without [`Assembly::install`] it leaves the blobs and removes the rest.
+pub(crate) struct Assembly<'a> {
+    store: &'a Store,
+    dir: Utf8PathBuf,
+    lock: Utf8PathBuf,
+    _held: File,
+    max_bytes: Option<u64>,
+}
+
+impl Store {
+    pub(crate) fn assembly(&self, max_bytes: Option<u64>) -> Result<Assembly<'_>> {
+        self.clear_dead_assemblies()?;
+        let stamp = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
+        let dir = self.folder("assembly").join(format!("{}-{stamp}", local::unique()));
+        let lock = Utf8PathBuf::from(format!("{dir}.lock"));
+        let held = create_locked(&lock)?;
+        fs::create_dir(&dir).map_err(Error::io("make folder", &dir))?;
+        Ok(Assembly { store: self, dir, lock, _held: held, max_bytes })
+    }
+
+    /// Removes what killed processes left: an assembly whose lock nobody holds.
+    fn clear_dead_assemblies(&self) -> Result<()> {
+        let folder = self.folder("assembly");
+        for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+            let entry = entry.map_err(Error::io("list", &folder))?;
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            if name.ends_with("-gone") {
+                local::remove_dir(&folder.join(&name))?;
+                continue;
+            }
+            // The lock is made before the folder and removed after it, so it is the lock that we look for.
+            let Some(stem) = name.strip_suffix(".lock") else { continue };
+            let Ok(file) = OpenOptions::new().write(true).open(entry.path()) else { continue };
+            if file.try_lock().is_ok() {
+                local::remove_dir(&folder.join(stem))?;
+                local::remove_file(&folder.join(&name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Creates a lock file and holds it. Between the two another process may take it for a dead one and remove it; then
+/// our file is no longer the one at the path, and we begin again.
+fn create_locked(path: &Utf8Path) -> Result<File> {
+    for _ in 0..100 {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(Error::io("open lock", path))?;
+        if file.try_lock().is_ok()
+            && let (Ok(ours), Ok(there)) = (file.metadata(), fs::metadata(path))
+            && ours.ino() == there.ino()
+        {
+            return Ok(file);
+        }
+    }
+    Err(Error::Busy { what: path.to_string() })
+}
+
+impl Assembly<'_> {
+    pub(crate) fn store(&self) -> &Store {
+        self.store
+    }
+
+    /// Where a file of this name is, once it is here.
+    pub(crate) fn path(&self, name: &str) -> Utf8PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Takes the file from the store's blobs if the content is there and intact.
+    pub(crate) async fn reuse(&self, name: &str, digest: Digest) -> Result<Option<FileEntry>> {
+        let blob = self.store.blob(&digest);
+        let target = self.path(name);
+        // Linked first, then read: an eviction meanwhile takes the blob's name away, not our content.
+        if !link_if_there(&blob, &target)? {
+            return Ok(None);
+        }
+        let path = target.clone();
+        let hashed = tokio::task::spawn_blocking(move || hash_file(&path)).await;
+        let (found, bytes) = hashed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        if found != digest {
+            tracing::warn!(%blob, "a stored file is damaged and is fetched again");
+            local::remove_file(&target)?;
+            local::remove_file(&blob)?;
+            return Ok(None);
+        }
+        Ok(Some(FileEntry { name: name.to_owned(), digest, bytes }))
+    }
+
+    /// Takes a finished, checked and synced file: it becomes a blob and a file of this model.
+    pub(crate) fn take(&self, entry: &FileEntry, from: &Utf8Path) -> Result<()> {
+        fs::set_permissions(from, Permissions::from_mode(0o444)).map_err(Error::io("make read-only", from))?;
+        let target = self.path(&entry.name);
+        local::remove_file(&target)?;
+        fs::rename(from, &target).map_err(Error::io("move", from))?;
+        self.publish(entry)
+    }
+
+    /// Writes a file of this content.
+    pub(crate) fn write(&self, entry: &FileEntry, content: &[u8]) -> Result<()> {
+        let part = self.dir.join(format!(".{}.part", entry.name));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&part)?;
+            file.write_all(content)?;
+            file.sync_all()
+        };
+        write().map_err(Error::io("write", &part))?;
+        self.take(entry, &part)
+    }
+
+    /// Copies a file of this machine. The digest is that of the copy: the original may change while it is read.
+    pub(crate) async fn copy(&self, name: &str, from: &Utf8Path) -> Result<FileEntry> {
+        let part = self.dir.join(format!(".{name}.part"));
+        let (from, to) = (from.to_owned(), part.clone());
+        let copied = tokio::task::spawn_blocking(move || copy_and_hash(&from, &to)).await;
+        let (digest, bytes) = copied.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        let entry = FileEntry { name: name.to_owned(), digest, bytes };
+        self.take(&entry, &part)?;
+        Ok(entry)
+    }
+
+    /// Makes sure that `more` bytes fit, under the store's bound and on the disk.
+    pub(crate) fn make_room(&self, what: &str, more: u64) -> Result<()> {
+        if let Some(limit) = self.max_bytes {
+            self.store.shrink(limit.saturating_sub(more))?;
+            let held = self.store.bytes()?;
+            if held.saturating_add(more) > limit {
+                return Err(Error::TooLarge { what: what.to_owned(), needed: more, limit, held });
+            }
+        }
+        // Manifests, directories and the filesystem's own needs.
+        let needed = more.saturating_add(more / 50).saturating_add(1 << 20);
+        let there = local::free_bytes(&self.dir)?;
+        if there < needed {
+            return Err(Error::NoSpace { what: what.to_owned(), path: self.store.path().to_owned(), needed, there });
+        }
+        Ok(())
+    }
+
+    /// Makes it a model of the store, by one rename. Repeated by two processes, one of them wins and both are right.
+    pub(crate) async fn install(self, manifest: Manifest) -> Result<Model> {
+        for file in &manifest.files {
+            // An eviction may have taken the blob's name while the rest was fetched.
+            self.publish(file)?;
+        }
+        local::write_durably(&self.path(MANIFEST), &manifest.to_bytes())?;
+        let digest = manifest.digest;
+        let lock = self.store.model_lock(&digest);
+        let wait = std::time::Duration::from_secs(60);
+        let held = local::lock(&lock, true, wait, &format!("the model {digest}"), || ()).await?;
+        let target = self.store.dir(&digest);
+        if let Err(error) = fs::rename(&self.dir, &target) {
+            if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) {
+                return Err(Error::io("install", &target)(error));
+            }
+            // The same content from another source, or one that was damaged: ours is checked, so ours stays.
+            super::place::swap(&self.dir, &target)?;
+        }
+        local::sync_dir(&self.store.folder("models"))?;
+        Ok(Model { dir: target, manifest, _held: held })
+    }
+
+    fn publish(&self, entry: &FileEntry) -> Result<()> {
+        let blob = self.store.blob(&entry.digest);
+        if blob.exists() {
+            return Ok(());
+        }
+        if let Some(parent) = blob.parent() {
+            local::make_dir(parent)?;
+        }
+        link_if_there(&self.path(&entry.name), &blob)?;
+        local::sync_parent(&blob)
+    }
+}
+
+impl Drop for Assembly<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next assembly; nothing depends on it.
+        let _ = local::remove_dir(&self.dir);
+        let _ = local::remove_file(&self.lock);
+    }
+}
+
+/// Links, or copies where the filesystem has no hard links. False: there is nothing at `from`.
+pub(super) fn link_if_there(from: &Utf8Path, to: &Utf8Path) -> Result<bool> {
+    match fs::hard_link(from, to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        // Other filesystem, no hard links there, or too many of them.
+        Err(_) => match copy_synced(from, to) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("copy", to)(error)),
+        },
+    }
+}
+
+fn copy_synced(from: &Utf8Path, to: &Utf8Path) -> io::Result<()> {
+    let part = Utf8PathBuf::from(format!("{to}.{}.part", local::unique()));
+    fs::copy(from, &part)?;
+    File::open(&part)?.sync_all()?;
+    fs::rename(&part, to)
+}
+
+fn copy_and_hash(from: &Utf8Path, to: &Utf8Path) -> Result<(Digest, u64)> {
+    use std::io::Read;
+    let mut source = File::open(from).map_err(Error::io("open", from))?;
+    let mut target = File::create(to).map_err(Error::io("write", to))?;
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        let n = source.read(&mut buffer).map_err(Error::io("read", from))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        target.write_all(&buffer[..n]).map_err(Error::io("write", to))?;
+    }
+    target.sync_all().map_err(Error::io("sync", to))?;
+    Ok(hasher.finish())
+}
