@@ -1,1 +1,161 @@
-//! Stories across crates; see `tests/`.
+//! What the stories share: a sandbox in which the real program is run as an operator would run it.
+//!
+//! A sandbox has its own folder, state, home and ports, and takes down what it put up, whatever happened in the story.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder of its own with everything that one story needs.
+pub struct Sandbox {
+    folder: TempDir,
+    /// The port that clients use.
+    pub port: u16,
+    /// The port of the metrics.
+    pub metrics_port: u16,
+}
+
+/// What a run of the program said.
+#[derive(Debug)]
+pub struct Said {
+    /// The exit status; -1 when a signal ended it.
+    pub exit: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Said {
+    /// The JSON document on standard output.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("no JSON document ({e}):\n{}\n{}", self.out, self.err))
+    }
+
+    /// Fails the story unless the status is this one.
+    #[track_caller]
+    #[must_use = "or use `exits`"]
+    pub fn expect(self, exit: i32) -> Self {
+        assert_eq!(self.exit, exit, "\n--- stdout\n{}\n--- stderr\n{}", self.out, self.err);
+        self
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self::new("sandbox")
+    }
+}
+
+impl Sandbox {
+    /// An empty sandbox; `name` becomes part of its path.
+    pub fn new(name: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix(name).tempdir().expect("make a folder");
+        Self { folder, port: free_port(), metrics_port: free_port() }
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Utf8Path {
+        Utf8Path::from_path(self.folder.path()).expect("temporary folders have UTF-8 names")
+    }
+
+    /// The state folder of an environment.
+    pub fn state(&self, environment: &str) -> Utf8PathBuf {
+        self.folder().join("state").join(environment)
+    }
+
+    /// Prepares a run of the program; the environment's ports are set, and nothing of the caller's environment leaks in.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command
+            .args(args)
+            .current_dir(self.folder())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.folder().join("home"))
+            .env("TEXTNLP_STATE_DIR", self.folder().join("state"))
+            .env("TEXTNLP_SET__server__api__port", self.port.to_string())
+            .env("TEXTNLP_SET__server__monitoring__metrics_port", self.metrics_port.to_string())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, args: &[&str]) -> Said {
+        said(self.command(args).output().expect("start the program"))
+    }
+
+    /// Starts the program and leaves it running.
+    pub fn start(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the program")
+    }
+
+    /// Every process whose command line names this sandbox.
+    pub fn processes(&self) -> Vec<(u32, String)> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").expect("list processes").flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+            let Ok(raw) = std::fs::read(entry.path().join("cmdline")) else { continue };
+            let line = String::from_utf8_lossy(&raw).replace('\0', " ");
+            if line.contains(self.folder().as_str()) {
+                found.push((pid, line.trim().to_owned()));
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // Supervisors first, or they would bring their children back.
+        for only_supervisors in [true, false] {
+            for (pid, line) in self.processes() {
+                if (!only_supervisors || line.contains("supervise"))
+                    && let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap_or(0))
+                {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+        }
+    }
+}
+
+/// Output as text.
+pub fn said(output: Output) -> Said {
+    Said {
+        exit: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Waits until something holds; fails the story after a minute.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what} did not come true within a minute");
+        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// The program under test, beside this test's own folder.
+pub fn program() -> Utf8PathBuf {
+    let this = std::env::current_exe().expect("find this test");
+    let release = this.parent().and_then(|deps| deps.parent()).expect("tests lie in target/…/deps");
+    let program = Utf8PathBuf::try_from(release.join("textnlp-deploy")).expect("a UTF-8 path");
+    assert!(program.exists(), "build the program first: cargo build --release");
+    program
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("ask for a port").port()
+}

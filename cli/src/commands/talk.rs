@@ -1,0 +1,147 @@
+//! `generate`, `chat`, `tokenize`, `validate`, `health`: what any client may ask, asked of the running environment.
+
+use std::io::{BufRead, IsTerminal, Read};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use crate::args::{Chat, Generate, SamplingArgs, Tokenize, Validate};
+use crate::client::{self, Client};
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+
+/// The longest text read from standard input, in bytes: the server's own bound.
+const LONGEST: u64 = 10_000_000;
+
+/// `generate "…"`.
+pub async fn generate(session: &Session, args: Generate, console: Console) -> Result<Success, Failure> {
+    let client = connect(session, &args.sampling)?;
+    let prompt = text_or_stdin(args.prompt)?;
+    let mut body = client::sampling(&args.sampling);
+    body["prompt"] = json!(prompt);
+    if args.no_stream || !console.is_text() {
+        let answer = client.post("/v1/generate", &body).await?;
+        let text = answer["text"].as_str().unwrap_or_default().to_owned();
+        return Ok(Success::new(text, answer));
+    }
+    stream(&client, "/v1/stream", &body, console, |event| event["text"].as_str().map(str::to_owned)).await?;
+    console.stream("\n");
+    Ok(Success::default())
+}
+
+/// `chat`: reads a line, answers, and keeps the conversation.
+pub async fn chat(session: &Session, args: Chat, console: Console) -> Result<Success, Failure> {
+    let client = connect(session, &args.sampling)?;
+    let mut messages: Vec<Value> = Vec::new();
+    if let Some(system) = &args.system {
+        messages.push(json!({ "role": "system", "content": system }));
+    }
+    let typed = std::io::stdin().is_terminal();
+    if typed {
+        console.say("Type a message; an empty line or Ctrl-D ends the conversation.");
+    }
+    let mut turns = 0;
+    loop {
+        if typed {
+            console.stream("> ");
+        }
+        let mut line = String::new();
+        let read = std::io::stdin().lock().take(LONGEST).read_line(&mut line).context("read a message")?;
+        if read == 0 || (typed && line.trim().is_empty()) {
+            break;
+        }
+        if line.trim().is_empty() {
+            continue;
+        }
+        messages.push(json!({ "role": "user", "content": line.trim() }));
+        let mut body = client::sampling(&args.sampling);
+        body["messages"] = json!(messages);
+        body["stream"] = json!(true);
+        let answer =
+            stream(&client, "/v1/chat/completions", &body, console, |e| e["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+                .await?;
+        console.stream("\n");
+        messages.push(json!({ "role": "assistant", "content": answer }));
+        turns += 1;
+    }
+    Ok(Success::new("", json!({ "messages": messages, "turns": turns })))
+}
+
+/// `tokenize TEXT`.
+pub async fn tokenize(session: &Session, args: Tokenize) -> Result<Success, Failure> {
+    let client = Client::new(session.target()?)?;
+    let mut body = json!({ "text": text_or_stdin(args.text)? });
+    if let Some(model) = args.model {
+        body["model"] = json!(model);
+    }
+    let answer = client.post("/v1/tokenize", &body).await?;
+    let pieces = answer["pieces"].as_array().cloned().unwrap_or_default();
+    let ids = answer["tokens"].as_array().cloned().unwrap_or_default();
+    let mut text = String::new();
+    for (i, id) in ids.iter().enumerate() {
+        let piece = pieces.get(i).and_then(Value::as_str).unwrap_or_default();
+        text.push_str(&format!("{id:>8}  {piece}\n"));
+    }
+    text.push_str(&format!("{} tokens", ids.len()));
+    Ok(Success::new(text, answer))
+}
+
+/// `validate --reference … --candidate …`.
+pub async fn validate(session: &Session, args: Validate) -> Result<Success, Failure> {
+    let client = Client::new(session.target()?)?;
+    let answer = client.post("/v1/validate", &json!({ "reference": args.reference, "candidate": args.candidate })).await?;
+    Ok(Success::new(serde_json::to_string_pretty(&answer)?, answer))
+}
+
+/// `health`.
+pub async fn health(session: &Session) -> Result<Success, Failure> {
+    let client = Client::new(session.target()?)?;
+    let health = client.get("/health").await?;
+    let ready = client.get("/ready").await?;
+    let text = format!(
+        "{}  {}  region {}  {}",
+        health["status"].as_str().unwrap_or("?"),
+        ready["status"].as_str().unwrap_or("?"),
+        health["region"].as_str().unwrap_or("?"),
+        session.target()?.address
+    );
+    Ok(Success::new(text, json!({ "health": health, "ready": ready })))
+}
+
+/// Shows the pieces of a streamed text as they come; returns the whole.
+async fn stream(
+    client: &Client,
+    path: &str,
+    body: &Value,
+    console: Console,
+    piece: impl Fn(&Value) -> Option<String>,
+) -> Result<String, Failure> {
+    let mut whole = String::new();
+    client
+        .stream(path, body, |event| {
+            if let Some(text) = piece(&event) {
+                console.stream(&text);
+                whole.push_str(&text);
+            }
+        })
+        .await?;
+    Ok(whole)
+}
+
+/// The environment's service, or the one that the flags name.
+fn connect(session: &Session, sampling: &SamplingArgs) -> Result<Client, Failure> {
+    let target = session.target_or(sampling.address.as_deref(), sampling.api_key.as_deref(), sampling.ca_file.as_deref())?;
+    Ok(Client::new(target)?)
+}
+
+fn text_or_stdin(text: String) -> Result<String, Failure> {
+    if text != "-" {
+        return Ok(text);
+    }
+    let mut read = Vec::new();
+    std::io::stdin().lock().take(LONGEST + 1).read_to_end(&mut read).context("read standard input")?;
+    if read.len() as u64 > LONGEST {
+        return Err(Failure::usage("input_too_long", anyhow::anyhow!("standard input is longer than {LONGEST} bytes")));
+    }
+    String::from_utf8(read).map_err(|e| Failure::usage("input_not_utf8", anyhow::Error::new(e).context("standard input is not UTF-8")))
+}
