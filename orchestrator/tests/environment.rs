@@ -1,9 +1,13 @@
 //! Environments as an operator meets them: files in, an environment or one complete report out.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use textnlp_orchestrator::environment::{Catalogue, Environment, Library, LoadError, Overrides, components};
+use expect_test::{Expect, expect};
+use serde_json::json;
+use textnlp_orchestrator::environment::{
+    self, Catalogue, Environment, FlagValue, Library, LoadError, Loaded, Offer, Overrides, Source, components, diff,
+};
 use textnlp_orchestrator::release::{Artifacts, Release};
 use textnlp_provider::component::{Part, Program};
 
@@ -94,4 +98,527 @@ fn development_and_staging_become_components_in_the_fixed_order() {
             log_file: null
     "#]]
     .assert_eq(&config);
+}
+
+const GOOD: &str = "\
+extends: base
+environment: mine
+phase: staging
+sites: [{ name: here, provider: onprem }]
+";
+
+fn load(text: &str, overrides: &Overrides, catalogue: &Catalogue) -> Result<Loaded, LoadError> {
+    let source = Source { label: "mine.yaml".to_owned(), bytes: text.as_bytes().to_vec() };
+    Library::built_in().load_source(source, overrides, catalogue)
+}
+
+fn said(result: Result<Loaded, LoadError>) -> String {
+    match result {
+        Ok(loaded) => loaded.report.to_string(),
+        Err(LoadError::Invalid(report)) => report.to_string(),
+        Err(other) => other.to_string(),
+    }
+}
+
+/// The report about a file, whether it loads or not.
+fn check(text: &str, expected: Expect) {
+    expected.assert_eq(&said(load(text, &Overrides::default(), &Catalogue::default())));
+}
+
+/// The report about `GOOD` and some lines more.
+fn check_more(more: &str, expected: Expect) {
+    check(&format!("{GOOD}{more}"), expected);
+}
+
+#[test]
+fn every_mistake_of_a_file_is_in_one_report() {
+    check(
+        "\
+extends: base
+environment: My_Env
+phase: stagign
+sites:
+  - { name: here, provider: onprem, regoin: local }
+  - { name: here, provider: onprem, port: 70000 }
+scaling: { min: three, max: 0 }
+scalling: { min: 1 }
+server:
+  api: { timeout: 10MB, max_request_size: 10, port: \"8443\" }
+  security: { rate_limit: 1000, jwt_expiry: soon }
+  api: {}
+database: { kind: sqlite, password: hunter2 }
+models: textnlp-tiny
+backup: { enabled: yes }
+cluster: { version: 1.30 }
+gates: { error_rate: 2 }
+replicas: 3
+port: 1
+",
+        expect![[r#"
+            mine.yaml:2:14: error: `environment`: `My_Env` is not a valid environment name: use 1 to 40 lower-case letters, digits and hyphens, beginning with a letter; choose such a name
+            mine.yaml:3:8: error: `phase`: `stagign` is not one of `development`, `staging`, `pilot`, `scale-up`, `enterprise`, `multi-region`, `air-gapped`, `optimized`; did you mean `staging`?
+            mine.yaml:5:37: error: `sites[0].regoin`: `regoin` is not a key of `sites[0]`; did you mean `region`?
+            mine.yaml:6:43: error: `sites[1].port`: 70000 is out of range; write a number from 1 to 65535
+            mine.yaml:7:17: error: `scaling.min`: the text `three` stands where a whole number is expected; write a whole number
+            mine.yaml:7:29: error: `scaling.max`: 0 is out of range; write a number from 1 to 1000
+            mine.yaml:8:1: error: `scalling`: `scalling` is not a key of an environment; did you mean `scaling`?
+            mine.yaml:10:19: error: `server.api.timeout`: `MB` is not a unit of time; write seconds as a number, or a number and one of ms, s, m, h, d, such as `5m`
+            mine.yaml:10:43: error: `server.api.max_request_size`: the size `10` has no unit; write a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as `10MB`
+            mine.yaml:10:53: error: `server.api.port`: the text `8443` stands where a whole number is expected; write a whole number
+            mine.yaml:11:27: error: `server.security.rate_limit`: `1000` stands where a rate such as `1000/hour` is expected; write a rate such as `1000/hour`
+            mine.yaml:11:45: error: `server.security.jwt_expiry`: `soon` is not a length of time; write seconds as a number, or a number and one of ms, s, m, h, d, such as `5m`
+            mine.yaml:12:3: error: the key `api` is here twice, first at mine.yaml:10:3; keep one of them
+            mine.yaml:13:37: error: `database.password`: a secret is written out here; write `secret:env:NAME`, `secret:file:PATH` or `secret:store:NAME`, and keep the value there
+            mine.yaml:14:9: error: `models`: the text `textnlp-tiny` stands where a list is expected; begin each entry with `- `, or write `[a, b]`
+            mine.yaml:15:20: error: `backup.enabled`: `yes` is a text in YAML 1.2; write `true` or `false`
+            mine.yaml:16:21: error: `cluster.version`: `1.3` is read as a number or a boolean where a text is expected; put quotes around it: "1.3"
+            mine.yaml:17:22: error: `gates.error_rate`: 2 is out of range; write a number from 0 to 1
+            mine.yaml:18:1: error: `replicas`: `replicas` is not a key of an environment; did you mean `database.replicas`?
+            mine.yaml:19:1: error: `port`: `port` is not a key of an environment; remove it; its keys are `extends`, `environment`, `description`, `phase`, `state`, `sites`, `models`, `server`, `data`, `database`, `cache`, `tls`, `scaling`, `gpu`, `cluster`, `network`, `storage`, `registry`, `monitoring`, `backup`, `traffic`, `replication`, `dr`, `rollout`, `tags`, `budget`, `gates`, `account`, `prerequisites`, `features`"#]],
+    );
+}
+
+#[test]
+fn contradictions_are_named_where_they_stand() {
+    check_more(
+        "\
+tls: { mode: \"off\" }
+scaling: { min: 4, max: 2 }
+database: { kind: sqlite, hosting: managed, replicas: 1 }
+cache: { kind: redis }
+dr: { mode: automatic }
+traffic: { mode: dns, weights: { hree: 1 } }
+tags: { textnlp-lineage: x }
+account: { mandatory_tags: [cost-centre] }
+gates: { tokens_min: 100, tokens_max: 50, think_min: 5s }
+models:
+  - { name: a, source: bundeld, role: default }
+  - { name: a, source: \"http://x/y\", role: default, digest: sha256:12 }
+",
+        expect![[r#"
+            mine.yaml:1:1: error: `replication.database.mode`: after a failover the database would be gone; write `mode: streaming`
+            mine.yaml:5:14: error: `tls.mode`: keys would travel in the open; use `local-ca`, `acme` or `existing` from staging on
+            mine.yaml:6:25: error: `scaling.max`: at most 2 is less than at least 4; write 4 or more
+            mine.yaml:7:36: error: `database.hosting`: SQLite is a file; nobody hosts it (managed); remove it, or use `kind: postgres`
+            mine.yaml:8:8: error: `cache.hosting`: nobody says who runs Redis; write `hosting: managed`, `cluster` or `external`
+            mine.yaml:9:13: error: `dr.mode`: automatic failover needs a third place that grants it; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
+            mine.yaml:9:13: error: `dr.mode`: there is no second site to fail over to; add a site, or write `mode: none`
+            mine.yaml:10:10: error: `traffic.domain`: DNS needs a name; write `domain: textnlp.example.com`
+            mine.yaml:10:40: error: `traffic.weights.hree`: there is no site `hree`; did you mean `here`?
+            mine.yaml:11:7: error: `tags`: `textnlp-lineage` is one of our own tags; choose another name
+            mine.yaml:11:7: error: `tags`: the account demands the tag `cost-centre`; add `cost-centre: …`
+            mine.yaml:13:8: error: `gates.think_max`: it is shorter than `think_min`; swap them
+            mine.yaml:13:39: error: `gates.tokens_max`: it is less than `tokens_min`; swap them
+            mine.yaml:15:24: error: `models[0].source`: `bundeld` is not a source; did you mean `bundled`?
+            mine.yaml:16:13: error: `models[1].name`: `models[0]` has the name `a` too; give each model a name of its own
+            mine.yaml:16:24: error: `models[1].source`: the model would come over a line that anybody can change; use `https:`
+            mine.yaml:16:44: error: `models[1].role`: 2 models are the default; leave `role: default` with one
+            mine.yaml:16:61: error: `models[1].digest`: this is not a digest; write `sha256:` and 64 hexadecimal digits"#]],
+    );
+    check(
+        "\
+extends: base
+environment: mine
+sites:
+  - { name: a, provider: onprem }
+  - { name: b, provider: onprem, role: standby }
+traffic: { weights: { a: 0, b: 10 } }
+dr: { mode: automatic, rpo: 1s, rto: 3s, warm: false }
+replication: { database: { mode: streaming } }
+",
+        expect![[r#"
+            (built-in) base.yaml:17:11: error: `server.api.port`: two sites of one machine want port 8443; give each its own port; in a site: `port` and `metrics_port`
+            (built-in) base.yaml:31:19: error: `server.monitoring.metrics_port`: two sites of one machine want port 9090; give each its own port; in a site: `port` and `metrics_port`
+            mine.yaml:6:32: error: `traffic.weights.b`: a standby has no traffic before a failover; write 0; the failover gives it its share
+            mine.yaml:7:13: error: `dr.mode`: automatic failover needs a third place that grants it; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
+            mine.yaml:7:38: error: `dr.rto`: a cold site cannot answer within 3s; write `warm: true`, or allow more than 20 minutes
+            mine.yaml:7:38: error: `dr.rto`: a lost site is noticed only after 3s; allow more time, or look more often (`watch_every`, `lost_after`)
+            mine.yaml:8:26: error: `replication.database.max_lag`: a lag of 5s may be lost, and only 1s may be; allow less lag, or a larger `dr.rpo`"#]],
+    );
+}
+
+#[test]
+fn all_layers_are_checked_even_where_a_stronger_one_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
+    std::fs::write(folder.join("lower.yaml"), "extends: base\nscaling: { min: none }\nserver: { api: { prot: 1 } }\n").unwrap();
+    std::fs::write(folder.join("upper.yaml"), "extends: lower\nenvironment: upper\nscaling: { min: 2 }\nsites: []\n").unwrap();
+    let overrides = Overrides {
+        variables: BTreeMap::from([("TEXTNLP_SET__gpu__size".to_owned(), "smal".to_owned())]),
+        sets: vec!["scaling.maxx=3".to_owned(), "nonsense".to_owned()],
+        flags: Vec::new(),
+    };
+    let said = said(Library::from_folder(folder).load("upper", &overrides, &Catalogue::default()));
+    expect![[r#"
+        FOLDER/lower.yaml:2:17: error: `scaling.min`: the text `none` stands where a whole number is expected; write a whole number
+        FOLDER/lower.yaml:3:18: error: `server.api.prot`: `prot` is not a key of `server.api`; did you mean `port`?
+        FOLDER/upper.yaml:4:8: error: `sites`: the list has 0 entries; at least 1 must be there
+        $TEXTNLP_SET__gpu__size: error: `gpu.size`: `smal` is not one of `none`, `small`, `medium`, `large`, `xlarge`; did you mean `small`?
+        --set nonsense: error: there is no `=` in it; write `--set scaling.min=2`
+        --set scaling.maxx: error: `scaling.maxx`: `maxx` is not a key of `scaling`; did you mean `max`?"#]].assert_eq(&said.replace(folder.as_str(), "FOLDER"));
+}
+
+#[test]
+fn stronger_layers_win_and_every_value_knows_where_it_came_from() {
+    let overrides = Overrides {
+        variables: BTreeMap::from([
+            ("TEXTNLP_SET__scaling__min".to_owned(), "2".to_owned()),
+            ("TEXTNLP_SET__gates__users".to_owned(), "7".to_owned()),
+            ("REGION".to_owned(), "local".to_owned()),
+        ]),
+        sets: vec!["gates.users=8".to_owned(), "sites.here.region=${REGION}".to_owned(), "models[0].context=512".to_owned()],
+        flags: vec![FlagValue { flag: "--provider".to_owned(), path: "sites[*].provider".to_owned(), value: json!("other") }],
+    };
+    let loaded = load(GOOD, &overrides, &Catalogue::default()).unwrap();
+    let e = &loaded.environment;
+    assert_eq!((e.scaling.min, e.gates.users, e.models[0].context), (2, 8, Some(512)));
+    assert_eq!((e.sites[0].region.as_str(), e.sites[0].provider.as_str()), ("local", "other"));
+    let line = |path: &str| loaded.explain(path).iter().map(|f| format!("{} = {} ({})", f.path, f.value, f.origin)).collect::<Vec<_>>().join("\n");
+    let all = ["environment", "sites[0]", "scaling", "gates.users", "models[0].context", "server.api.port", "data", "gates.p95_ms"].map(line);
+    expect![[r#""#]].assert_eq(&all.join("\n"));
+}
+
+#[test]
+fn what_is_shown_loads_again_and_is_the_same() {
+    for entry in Library::built_in().list() {
+        let first = Library::built_in().load(&entry.name, &Overrides::default(), &Catalogue::default()).unwrap();
+        let again = load(&first.to_yaml(true), &Overrides::default(), &Catalogue::default());
+        let again = again.unwrap_or_else(|e| panic!("{}: {e}\n{}", entry.name, first.to_yaml(true)));
+        assert_eq!(diff(&first, &again), [], "{}", entry.name);
+    }
+}
+
+#[test]
+fn shown_values_carry_their_places() {
+    let loaded = Library::built_in().load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
+    let shown = loaded.to_yaml(true);
+    let head: Vec<&str> = shown.lines().take(24).collect();
+    expect![[r#"
+        environment: staging                                      # (built-in) staging.yaml:3:14
+        description: "TLS, keys and a load test on this machine"  # (built-in) staging.yaml:4:14
+        phase: staging                                            # (built-in) staging.yaml:5:8
+        state:
+          store: local                                            # (built-in) base.yaml:4:10
+        sites:
+          - name: here                                            # (built-in) staging.yaml:7:13
+            role: primary                                         # (built-in) staging.yaml:7:25
+            provider: onprem                                      # (built-in) staging.yaml:7:44
+            runtime: process                                      # (built-in) staging.yaml:7:61
+            region: local                                         # (built-in) staging.yaml:7:78
+        models:
+          - name: textnlp-tiny                                    # (built-in) base.yaml:7:11
+            source: bundled                                       # (built-in) base.yaml:8:13
+            role: default                                         # (built-in) base.yaml:9:11
+            quantize: q8_0                                        # (built-in) base.yaml:10:15
+            context: 1024                                         # (built-in) base.yaml:11:14
+            preload: true                                         # (built-in) base.yaml:12:14
+        server:
+          api:
+            host: 0.0.0.0                                         # (built-in) base.yaml:16:11
+            port: 8443                                            # (built-in) base.yaml:17:11
+            workers: 4                                            # (built-in) base.yaml:18:14
+            timeout: 5m                                           # (built-in) base.yaml:19:14"#]].assert_eq(&head.join("\n"));
+}
+
+#[test]
+fn the_difference_of_two_environments_names_each_value() {
+    let load = |name| Library::built_in().load(name, &Overrides::default(), &Catalogue::default()).unwrap();
+    let changes = diff(&load("development"), &load("staging"));
+    let text = |v: Option<serde_json::Value>| v.map_or("–".to_owned(), |v| v.to_string());
+    let lines: Vec<_> = changes.into_iter().map(|c| format!("{}: {} → {}", c.path, text(c.left), text(c.right))).collect();
+    expect![[r#"
+        environment: "development" → "staging"
+        description: "One process on this machine, for whoever works on it" → "TLS, keys and a load test on this machine"
+        phase: "development" → "staging"
+        server.api.host: "127.0.0.1" → "0.0.0.0"
+        server.api.port: 8080 → 8443
+        server.api.workers: 2 → 4
+        server.api.drain: "5s" → "30s"
+        server.security.api_keys_enabled: false → true
+        server.monitoring.log_level: "DEBUG" → "INFO"
+        tls.mode: "off" → "local-ca"
+        storage.model_cache: "1GB" → "50GB""#]].assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn secrets_are_references_and_a_missing_variable_is_named() {
+    let text = format!(
+        "{GOOD}database: {{ kind: postgres, hosting: external, host: \"${{DB_HOST}}\", user: u, password: \"${{DB_PASSWORD}}\" }}\n"
+    );
+    let variables = BTreeMap::from([("DB_HOST".to_owned(), "db".to_owned()), ("DB_PASSWORD".to_owned(), "hunter2".to_owned())]);
+    let overrides = Overrides { variables, ..Overrides::default() };
+    let loaded = load(&text, &overrides, &Catalogue::default()).unwrap();
+    assert_eq!(loaded.environment.database.host.as_deref(), Some("db"));
+    assert_eq!(loaded.environment.database.password.as_ref().unwrap().to_string(), "secret:env:DB_PASSWORD");
+    assert!(!format!("{loaded:?}{}", loaded.to_yaml(true)).contains("hunter2"));
+    check(&text, expect![[r#"
+        mine.yaml:5:11: error: `database.url`: an external PostgreSQL needs its address; write `url: secret:env:DATABASE_URL`, or `host`, `user` and `password`
+        mine.yaml:5:54: error: `database.host`: nothing stands where a text is expected; write a text
+        mine.yaml:5:54: error: `database.host`: the variable `DB_HOST` is not set; export DB_HOST=…, or write `${DB_HOST:-otherwise}`"#]]);
+    check_more("database: { kind: postgres, url: \"postgresql://u:hunter2@db/x\" }\n", expect!["mine.yaml:5:34: error: `database.url`: a password is written out in this URL; write `secret:env:NAME`, or a URL without a password and the password as `password: secret:env:NAME`"]);
+}
+
+#[test]
+fn what_a_provider_cannot_do_yet_is_refused_later_and_what_nobody_can_do_now() {
+    let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<BTreeSet<_>>();
+    let mut catalogue = Catalogue::default();
+    let choices = words(&["database.kind=sqlite", "cache.kind=memory", "tls.mode=off", "tls.mode=local-ca"]);
+    catalogue.providers.insert("onprem".to_owned(), Offer { linked: true, how_to_get: String::new(), runtimes: words(&["process"]), choices });
+    let cloud = Offer { how_to_get: "build with `--features all`".to_owned(), ..Offer::default() };
+    catalogue.providers.insert("cumulus".to_owned(), cloud);
+    let check = |more: &str, expected: Expect| expected.assert_eq(&said(load(&format!("{GOOD}{more}"), &Overrides::default(), &catalogue)));
+    check("", expect![[r#""#]]);
+    check("database: { kind: postgres, hosting: managed }\ncache: { kind: redis, hosting: managed }\n", expect![[r#"
+        mine.yaml:5:19: not yet: `database.kind`: `postgres/managed` is not there yet; `onprem` offers `sqlite` today
+        mine.yaml:6:16: not yet: `cache.kind`: `redis/managed` is not there yet; `onprem` offers `memory` today"#]]);
+    let with = |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
+    expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: pods"));
+    expect!["mine.yaml:4:33: error: `sites[0].provider`: there is no provider `onprm`; did you mean `onprem`?"].assert_eq(&with("name: here, provider: onprm"));
+    expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: `onprem` cannot run `proces` yet; did you mean `process`?"].assert_eq(&with("name: here, provider: onprem, runtime: proces"));
+    expect![[r#"
+        mine.yaml:4:33: error: `sites[0].provider`: no provider could be told from the surroundings; name one, such as `sites[0].provider: onprem`
+        mine.yaml:4:33: error: `sites[0].provider`: there is no provider `auto`; the providers are `cumulus`, `onprem`"#]].assert_eq(&with("name: here, provider: auto"));
+    catalogue.detected = Some(("onprem".to_owned(), "no account is signed in".to_owned()));
+    let text = GOOD.replace("provider: onprem", "provider: auto");
+    let loaded = load(&text, &Overrides::default(), &catalogue).unwrap();
+    assert_eq!(loaded.environment.sites[0].provider, "onprem");
+    assert_eq!(loaded.explain("sites[0].provider")[0].origin.to_string(), "detected (no account is signed in)");
+}
+
+const OLD_FLAT: &str = "\
+server: { host: localhost, port: 8080, workers: 2 }
+database: { host: localhost, port: 5432, name: textnlp_dev, user: postgres, password: \"${DB_PASSWORD}\" }
+redis: { host: localhost, port: 6379, db: 0 }
+models: { path: ./models, cache_size: 1GB, download_on_startup: false }
+security: { jwt_secret: \"${JWT_SECRET}\", api_keys_enabled: false }
+logging: { level: DEBUG, file: logs/textnlp.log }
+";
+
+const OLD_NESTED: &str = "\
+textnlp:
+  api: { host: 0.0.0.0, port: 8080, workers: 4, timeout: 300, max_request_size: 10MB }
+  models: { default: gpt2, cache_dir: /models, max_cache_size: 50GB, preload: [gpt2, bert] }
+  database: { url: \"${DATABASE_URL}\", pool_size: 20, max_overflow: 40 }
+  redis: { url: \"redis://cache:6379/0\", max_connections: 100 }
+  security: { jwt_algorithm: RS256, jwt_expiry: 3600, api_key_header: X-API-Key, rate_limit: 1000/hour }
+  monitoring: { metrics_port: 9090, enable_tracing: true, log_level: INFO }
+";
+
+const OLD_VARIABLES: &str = "\
+# staging
+ENVIRONMENT=staging
+DEBUG=false
+LOG_LEVEL=INFO
+DATABASE_URL=postgresql://postgres:hunter2@staging-db:5432/textnlp_staging
+export REDIS_URL=\"redis://staging-redis:6379/0\"
+";
+
+fn migrated(label: &str, text: &str) -> (String, String) {
+    let source = Source { label: label.to_owned(), bytes: text.as_bytes().to_vec() };
+    let migrated = environment::migrate(&source).unwrap();
+    (migrated.text, migrated.warnings.iter().map(|w| w.to_string() + "\n").collect())
+}
+
+#[test]
+fn older_files_become_todays_with_a_warning_per_key() {
+    let (text, warnings) = migrated("config/development.yaml", OLD_FLAT);
+    expect![[r#"
+        extends: development
+        environment: development
+        server:
+          api:
+            host: localhost
+            port: 8080
+            workers: 2
+          security:
+            jwt_secret: "${JWT_SECRET}"
+            api_keys_enabled: false
+          monitoring:
+            log_level: DEBUG
+            log_file: logs/textnlp.log
+        database:
+          host: localhost
+          port: 5432
+          name: textnlp_dev
+          user: postgres
+          password: "${DB_PASSWORD}"
+          kind: postgres
+          hosting: external
+        cache:
+          host: localhost
+          port: 6379
+          db: 0
+          kind: redis
+          hosting: external
+        storage:
+          model_folder: "./models"
+          model_cache: 1GB
+    "#]].assert_eq(&text);
+    expect![[r#"
+        config/development.yaml:1:1: warning: `extends`: an older file says nothing about where `development` runs; what `development` says holds; write `extends: development`
+        config/development.yaml:1:17: warning: `server.host`: this is an older key; write `server.api.host`; `textnlp-deploy env migrate` does it
+        config/development.yaml:1:34: warning: `server.port`: this is an older key; write `server.api.port`; `textnlp-deploy env migrate` does it
+        config/development.yaml:1:49: warning: `server.workers`: this is an older key; write `server.api.workers`; `textnlp-deploy env migrate` does it
+        config/development.yaml:3:16: warning: `redis.host`: this is an older key; write `cache.host`; `textnlp-deploy env migrate` does it
+        config/development.yaml:3:33: warning: `redis.port`: this is an older key; write `cache.port`; `textnlp-deploy env migrate` does it
+        config/development.yaml:3:43: warning: `redis.db`: this is an older key; write `cache.db`; `textnlp-deploy env migrate` does it
+        config/development.yaml:4:17: warning: `models.path`: this is an older key; write `storage.model_folder`; `textnlp-deploy env migrate` does it
+        config/development.yaml:4:39: warning: `models.cache_size`: this is an older key; write `storage.model_cache`; `textnlp-deploy env migrate` does it
+        config/development.yaml:4:44: warning: `models.download_on_startup`: models are fetched and checked by `up`, before the server starts; remove it
+        config/development.yaml:5:25: warning: `security.jwt_secret`: this is an older key; write `server.security.jwt_secret`; `textnlp-deploy env migrate` does it
+        config/development.yaml:5:60: warning: `security.api_keys_enabled`: this is an older key; write `server.security.api_keys_enabled`; `textnlp-deploy env migrate` does it
+        config/development.yaml:6:19: warning: `logging.level`: this is an older key; write `server.monitoring.log_level`; `textnlp-deploy env migrate` does it
+        config/development.yaml:6:32: warning: `logging.file`: this is an older key; write `server.monitoring.log_file`; `textnlp-deploy env migrate` does it
+    "#]].assert_eq(&warnings);
+    expect![[r#"
+        extends: pilot
+        environment: production
+        server:
+          api:
+            host: 0.0.0.0
+            port: 8080
+            workers: 4
+            timeout: 300
+            max_request_size: 10MB
+          security:
+            jwt_algorithm: RS256
+            jwt_expiry: 3600
+            api_key_header: X-API-Key
+            rate_limit: 1000/hour
+          monitoring:
+            metrics_port: 9090
+            enable_tracing: true
+            log_level: INFO
+        models:
+          - { name: gpt2, role: default, preload: true }
+          - { name: bert, preload: true }
+        storage:
+          model_folder: /models
+          model_cache: 50GB
+        database:
+          kind: postgres
+          hosting: external
+          url: "${DATABASE_URL}"
+          pool_size: 20
+          max_overflow: 40
+        cache:
+          kind: redis
+          hosting: external
+          url: redis://cache:6379/0
+          max_connections: 100
+    "#]].assert_eq(&migrated("production.yaml", OLD_NESTED).0);
+    let (text, warnings) = migrated(".env.staging", OLD_VARIABLES);
+    assert!(!text.contains("hunter2") && !warnings.contains("hunter2"));
+    expect![[r#"
+        extends: staging
+        environment: staging
+        server:
+          monitoring:
+            log_level: INFO
+        database:
+          kind: postgres
+          hosting: external
+          host: staging-db
+          port: 5432
+          name: textnlp_staging
+          user: postgres
+          password: secret:env:DB_PASSWORD
+        cache:
+          kind: redis
+          hosting: external
+          url: redis://staging-redis:6379/0
+    "#]].assert_eq(&text);
+}
+
+#[test]
+fn older_files_load_as_they_are_and_as_they_are_migrated() {
+    for (label, text) in [("config/development.yaml", OLD_FLAT), ("production.yaml", OLD_NESTED), (".env.staging", OLD_VARIABLES)] {
+        let load = |text: &str| {
+            let source = Source { label: label.to_owned(), bytes: text.as_bytes().to_vec() };
+            Library::built_in().load_source(source, &Overrides::default(), &Catalogue::default()).unwrap_or_else(|e| panic!("{label}:\n{e}"))
+        };
+        let (old, new) = (load(text), load(&migrated(label, text).0));
+        assert_eq!(diff(&old, &new), [], "{label}");
+        assert!(!new.report.to_string().contains("older"), "{}", new.report);
+        assert!(old.report.to_string().contains("older"), "{}", old.report);
+    }
+}
+
+#[test]
+fn init_writes_what_is_missing_and_never_over_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = camino::Utf8Path::from_path(folder.path()).unwrap().join("environments");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("staging.yaml"), "extends: staging\nscaling: { min: 2 }\n").unwrap();
+    let written = environment::init(&folder).unwrap();
+    assert_eq!(written.iter().filter(|w| !w.written).map(|w| w.path.file_name().unwrap()).collect::<Vec<_>>(), ["staging.yaml"]);
+    assert!(environment::init(&folder).unwrap().iter().all(|w| !w.written));
+    // A file of one's own stands in for the one that ships, and may extend it.
+    let library = Library::from_working_directory(&folder.join("deep/inside"));
+    let loaded = library.load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
+    assert_eq!(loaded.environment.scaling.min, 2);
+    assert!(loaded.files[0].ends_with("environments/staging.yaml") && loaded.files[1].starts_with("(built-in)"), "{:?}", loaded.files);
+    let name = "canteen".parse().unwrap();
+    let path = environment::new(&library, &folder, &name, "staging").unwrap();
+    assert_eq!(library.load_file(&path, &Overrides::default(), &Catalogue::default()).unwrap().environment.environment, name);
+    assert!(matches!(environment::new(&library, &folder, &name, "staging"), Err(environment::AuthorError::Exists { .. })));
+    assert!(library.list().iter().any(|l| l.name == "canteen" && l.file.is_some()));
+    let Err(LoadError::NoSuch(no)) = library.load("stagin", &Overrides::default(), &Catalogue::default()) else { panic!() };
+    assert_eq!(no.fix(), "did you mean `staging`?");
+    assert!(matches!(library.load("../staging", &Overrides::default(), &Catalogue::default()), Err(LoadError::NoSuch(_))));
+}
+
+#[test]
+fn circles_and_missing_environments_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
+    std::fs::write(folder.join("a.yaml"), "extends: b\nenvironment: a\n").unwrap();
+    std::fs::write(folder.join("b.yaml"), "extends: a\n").unwrap();
+    std::fs::write(folder.join("c.yaml"), "extends: bse\nenvironment: c\nsites: []\n").unwrap();
+    let library = Library::from_folder(folder);
+    let a = said(library.load("a", &Overrides::default(), &Catalogue::default()));
+    assert!(a.contains("FOLDER/b.yaml:1:10: error: `extends`: `a` extends itself".replace("FOLDER", folder.as_str()).as_str()), "{a}");
+    let c = said(library.load("c", &Overrides::default(), &Catalogue::default()));
+    assert!(c.contains("there is no environment `bse`; did you mean `base`?"), "{c}");
+}
+
+#[test]
+fn the_schema_in_the_repository_is_the_one_that_the_types_make() {
+    let made = serde_json::to_string_pretty(&environment::schema()).unwrap() + "\n";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../environments/environment.schema.json");
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(path, &made).unwrap();
+    }
+    assert!(std::fs::read_to_string(path).unwrap() == made, "run this test with UPDATE_EXPECT=1 and commit environments/environment.schema.json");
+}
+
+#[test]
+fn multi_region_sites_have_ports_weights_and_databases_of_their_own() {
+    let environment = built_in("multi-region");
+    let release = Release::resolve(&environment, &artifacts());
+    let sites = components(&environment, &release);
+    let ports: Vec<_> = sites
+        .iter()
+        .map(|(site, parts)| {
+            let endpoint = parts.iter().find_map(|c| if let Part::Endpoint(e) = &c.part { Some((e.port, e.metrics_port)) } else { None });
+            (site.role.clone(), endpoint.unwrap())
+        })
+        .collect();
+    assert_eq!(ports, [("primary".to_owned(), (8443, 9090)), ("secondary".to_owned(), (8444, 9091)), ("standby".to_owned(), (8445, 9092))]);
+    let weights: Vec<_> = sites
+        .iter()
+        .flat_map(|(_, parts)| parts)
+        .filter_map(|c| if let Part::Traffic(t) = &c.part { Some(t.weights.values().copied().collect::<Vec<_>>()) } else { None })
+        .collect();
+    assert_eq!(weights, [[100, 50, 0]]);
+}
+
+#[test]
+fn existing_objects_reach_their_components() {
+    let text = format!("{}network: {{ existing: net-1 }}\n", GOOD.replace("provider: onprem", "provider: onprem, existing: { cluster: c-1, bucket: b-1 }"));
+    let environment = load(&text, &Overrides::default(), &Catalogue::default()).unwrap().environment;
+    let release = Release::resolve(&environment, &artifacts());
+    let (_, parts) = components(&environment, &release).remove(0);
+    let existing: Vec<_> = parts.iter().filter_map(|c| Some(format!("{}={}", c.name, c.existing.as_ref()?))).collect();
+    assert_eq!(existing, ["network=net-1", "cluster=c-1", "models=b-1"]);
 }

@@ -134,10 +134,10 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
 }
 
 fn secrets(e: &Environment) -> BTreeMap<String, SecretRecipe> {
-    let mut generate = BTreeMap::from([(API_KEY.to_owned(), SecretRecipe::ApiKey)]);
-    if e.server.security.jwt_algorithm == JwtAlgorithm::Rs256 {
-        generate.insert(SIGNING_KEY.to_owned(), SecretRecipe::RsaSigningKey);
-    }
+    let mut generate = BTreeMap::from([
+        (API_KEY.to_owned(), SecretRecipe::ApiKey),
+        (SIGNING_KEY.to_owned(), SecretRecipe::RsaSigningKey),
+    ]);
     let ours = matches!(e.database.hosting, Some(Hosting::Managed | Hosting::Cluster)) && e.database.existing.is_none();
     if e.database.kind == DatabaseKind::Postgres && ours {
         generate.insert(DATABASE_PASSWORD.to_owned(), SecretRecipe::Password(32));

@@ -130,7 +130,7 @@ impl Library {
             }
         }
         let available: Vec<String> = self.list().into_iter().map(|l| l.name).collect();
-        let near = nearest(name, available.iter().map(String::as_str)).map(str::to_owned);
+        let near = nearest(name, available.iter().map(String::as_str).chain([BASE])).map(str::to_owned);
         Err(NoSuch { name: name.to_owned(), near, available }.into())
     }
 

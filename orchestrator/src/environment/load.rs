@@ -182,6 +182,12 @@ impl Library {
             Err(LoadError::NoSuch(no)) => refuse(no.to_string(), no.fix()),
             Err(other) => return Err(other),
             Ok(source) if files.contains(&source.label) => {
+                // A file that stands in for one that the program carries may extend it by its own name.
+                if let Ok(carried) = Library::built_in().find(name)
+                    && !files.contains(&carried.label)
+                {
+                    return Ok(Some(carried));
+                }
                 refuse(
                     format!("`{}` extends itself by way of {}", units::cut(name), files.join(", ")),
                     "end the circle".to_owned(),

@@ -290,31 +290,11 @@ impl Meaning<'_> {
                 "use letters, digits and hyphens",
             );
         }
-        match (server.security.jwt_algorithm, &server.security.jwt_secret) {
-            (JwtAlgorithm::Hs256, None) => {
-                self.error(
-                    "server.security.jwt_algorithm",
-                    "HS256 needs a shared secret",
-                    "add `jwt_secret: secret:env:JWT_SECRET`, or use RS256",
-                );
-            }
-            (JwtAlgorithm::Rs256, Some(_)) => {
-                self.warn(
-                    "server.security.jwt_secret",
-                    "RS256 signs with a key pair; this secret is not used",
-                    "remove it, or use HS256 in development",
-                );
-            }
-            _ => {}
+        if server.security.jwt_secret.is_some() {
+            let cause = "tokens are signed with a key pair that `up` makes; this secret is not used";
+            self.warn("server.security.jwt_secret", cause, "remove it");
         }
         if e.phase > Phase::Development {
-            if server.security.jwt_algorithm == JwtAlgorithm::Hs256 {
-                self.error(
-                    "server.security.jwt_algorithm",
-                    "HS256 lets every server that checks tokens make them",
-                    "use RS256 from staging on",
-                );
-            }
             if !server.security.api_keys_enabled {
                 self.error(
                     "server.security.api_keys_enabled",

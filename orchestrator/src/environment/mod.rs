@@ -6,6 +6,7 @@
 
 pub mod model;
 
+mod author;
 mod check;
 mod components;
 mod library;
@@ -13,12 +14,15 @@ mod load;
 mod meaning;
 mod older;
 mod problem;
+mod show;
 mod tree;
 mod units;
 
+pub use author::{AuthorError, Migrated, Written, init, migrate, new};
 pub use components::{API_KEY, DATABASE_PASSWORD, SIGNING_KEY, components, names};
 pub use library::{BASE, Library, Listed, NoSuch, Source};
 pub use load::{FlagValue, LoadError, Loaded, Overrides};
 pub use meaning::{Catalogue, Offer};
 pub use model::{Environment, schema};
 pub use problem::{Origin, Problem, Report, Severity};
+pub use show::{Change, Fact, diff};

@@ -51,8 +51,6 @@ words! {
     pub enum JwtAlgorithm {
         /// An RSA key pair.
         Rs256 = "RS256",
-        /// A shared secret; only in development.
-        Hs256 = "HS256",
     }
 }
 
@@ -63,7 +61,7 @@ section! {
         pub jwt_algorithm: JwtAlgorithm = JwtAlgorithm::Rs256,
         /// How long a token is valid.
         pub jwt_expiry: Span = Span::seconds(3600),
-        /// The shared secret of HS256.
+        /// Read for the sake of older files; RS256 signs with a key pair that `up` makes.
         pub jwt_secret: Option<SecretSource> = None,
         /// Whether callers must show a key; `false` only in development.
         pub api_keys_enabled: bool = true,
