@@ -180,7 +180,12 @@ impl Executor for Cpu {
     }
 
     fn open(&mut self, positions: usize) -> Option<SeqId> {
-        if positions > self.architecture.context { None } else { self.kv.open(positions) }
+        if positions > self.architecture.context {
+            return None;
+        }
+        let seq = self.kv.open(positions)?;
+        self.scratch.reserve(&self.architecture, positions);
+        Some(seq)
     }
 
     fn close(&mut self, seq: SeqId) {

@@ -41,6 +41,9 @@ pub(crate) struct Scratch {
     frequencies: Vec<f32>,
     scores: Vec<f32>,
     scores_each: usize,
+    /// What `scores` has room for.
+    positions: usize,
+    threads: usize,
     logits: Vec<f32>,
     logits_used: usize,
     strides: Strides,
@@ -91,8 +94,6 @@ impl Scratch {
                 .map(|i| (1.0 / f64::from(theta).powf((2 * i) as f64 / a.head_dim as f64)) as f32)
                 .collect(),
         };
-        let queries = QUERIES.max(a.heads / a.kv_heads);
-        let scores_each = scratch_len(queries, a.context, a.head_dim).next_multiple_of(16);
         Scratch {
             rows: Vec::with_capacity(MOST_ROWS),
             pieces: Vec::with_capacity(MOST_ROWS * a.heads),
@@ -106,11 +107,24 @@ impl Scratch {
             starts: vec![0; MOST_ROWS * widest / GROUP],
             turns: vec![0.0; MOST_ROWS * 2 * half_head],
             frequencies,
-            scores: vec![0.0; threads * scores_each],
-            scores_each,
+            scores: Vec::new(),
+            scores_each: 0,
+            positions: 0,
+            threads,
             logits: vec![0.0; a.vocab],
             logits_used: 0,
             strides,
+        }
+    }
+
+    /// Makes room for the scores of sequences of so many positions. The model's context may be far longer than any of them.
+    pub(crate) fn reserve(&mut self, a: &Architecture, positions: usize) {
+        if positions > self.positions {
+            // In large steps, so that this ends soon.
+            self.positions = positions.next_multiple_of(8 * BLOCK);
+            let queries = QUERIES.max(a.heads / a.kv_heads);
+            self.scores_each = scratch_len(queries, self.positions, a.head_dim).next_multiple_of(16);
+            self.scores = vec![0.0; self.threads * self.scores_each];
         }
     }
 
@@ -270,7 +284,7 @@ impl Cpu {
                 out_stride: strides.mixed,
                 scratch_stride: scratch.scores_each,
                 scratch: scratch.scores.as_mut_ptr(),
-                scores_stride: a.context.next_multiple_of(BLOCK),
+                scores_stride: scratch.positions,
             };
             compute.attend(&attend, pieces, kv, rows);
             compute.quantize(&layer.out, mixed, strides.mixed, count);
