@@ -5,5 +5,15 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod apply;
+pub mod clock;
 pub mod environment;
+pub mod event;
+pub mod gate;
+pub mod load;
+pub mod plan;
 pub mod release;
+pub mod report;
+pub mod road;
+pub mod state;
+pub mod status;

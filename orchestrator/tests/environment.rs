@@ -171,7 +171,7 @@ port: 1
             mine.yaml:13:37: error: `database.password`: a secret is written out here; write `secret:env:NAME`, `secret:file:PATH` or `secret:store:NAME`, and keep the value there
             mine.yaml:14:9: error: `models`: the text `textnlp-tiny` stands where a list is expected; begin each entry with `- `, or write `[a, b]`
             mine.yaml:15:20: error: `backup.enabled`: `yes` is a text in YAML 1.2; write `true` or `false`
-            mine.yaml:16:21: error: `cluster.version`: `1.3` is read as a number or a boolean where a text is expected; put quotes around it: "1.3"
+            mine.yaml:16:21: error: `cluster.version`: `1.30` is read as a number or a boolean where a text is expected; put quotes around it: "1.30"
             mine.yaml:17:22: error: `gates.error_rate`: 2 is out of range; write a number from 0 to 1
             mine.yaml:18:1: error: `replicas`: `replicas` is not a key of an environment; did you mean `database.replicas`?
             mine.yaml:19:1: error: `port`: `port` is not a key of an environment; remove it; its keys are `extends`, `environment`, `description`, `phase`, `state`, `sites`, `models`, `server`, `data`, `database`, `cache`, `tls`, `scaling`, `gpu`, `cluster`, `network`, `storage`, `registry`, `monitoring`, `backup`, `traffic`, `replication`, `dr`, `rollout`, `tags`, `budget`, `gates`, `account`, `prerequisites`, `features`"#]],
@@ -241,8 +241,10 @@ replication: { database: { mode: streaming } }
 fn all_layers_are_checked_even_where_a_stronger_one_wins() {
     let folder = tempfile::tempdir().unwrap();
     let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
-    std::fs::write(folder.join("lower.yaml"), "extends: base\nscaling: { min: none }\nserver: { api: { prot: 1 } }\n").unwrap();
-    std::fs::write(folder.join("upper.yaml"), "extends: lower\nenvironment: upper\nscaling: { min: 2 }\nsites: []\n").unwrap();
+    std::fs::write(folder.join("lower.yaml"), "extends: base\nscaling: { min: none }\nserver: { api: { prot: 1 } }\n")
+        .unwrap();
+    std::fs::write(folder.join("upper.yaml"), "extends: lower\nenvironment: upper\nscaling: { min: 2 }\nsites: []\n")
+        .unwrap();
     let overrides = Overrides {
         variables: BTreeMap::from([("TEXTNLP_SET__gpu__size".to_owned(), "smal".to_owned())]),
         sets: vec!["scaling.maxx=3".to_owned(), "nonsense".to_owned()],
@@ -266,16 +268,54 @@ fn stronger_layers_win_and_every_value_knows_where_it_came_from() {
             ("TEXTNLP_SET__gates__users".to_owned(), "7".to_owned()),
             ("REGION".to_owned(), "local".to_owned()),
         ]),
-        sets: vec!["gates.users=8".to_owned(), "sites.here.region=${REGION}".to_owned(), "models[0].context=512".to_owned()],
-        flags: vec![FlagValue { flag: "--provider".to_owned(), path: "sites[*].provider".to_owned(), value: json!("other") }],
+        sets: vec![
+            "gates.users=8".to_owned(),
+            "sites.here.region=${REGION}".to_owned(),
+            "models[0].context=512".to_owned(),
+        ],
+        flags: vec![FlagValue {
+            flag: "--provider".to_owned(),
+            path: "sites[*].provider".to_owned(),
+            value: json!("other"),
+        }],
     };
     let loaded = load(GOOD, &overrides, &Catalogue::default()).unwrap();
     let e = &loaded.environment;
     assert_eq!((e.scaling.min, e.gates.users, e.models[0].context), (2, 8, Some(512)));
     assert_eq!((e.sites[0].region.as_str(), e.sites[0].provider.as_str()), ("local", "other"));
-    let line = |path: &str| loaded.explain(path).iter().map(|f| format!("{} = {} ({})", f.path, f.value, f.origin)).collect::<Vec<_>>().join("\n");
-    let all = ["environment", "sites[0]", "scaling", "gates.users", "models[0].context", "server.api.port", "data", "gates.p95_ms"].map(line);
-    expect![[r#""#]].assert_eq(&all.join("\n"));
+    let line = |path: &str| {
+        loaded
+            .explain(path)
+            .iter()
+            .map(|f| format!("{} = {} ({})", f.path, f.value, f.origin))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    let all = [
+        "environment",
+        "sites[0]",
+        "scaling",
+        "gates.users",
+        "models[0].context",
+        "server.api.port",
+        "data",
+        "gates.p95_ms",
+    ]
+    .map(line);
+    expect![[r#"
+        environment = "mine" (mine.yaml:2:14)
+        sites[0].name = "here" (mine.yaml:4:17)
+        sites[0].role = "primary" (default)
+        sites[0].provider = "other" (--provider)
+        sites[0].runtime = "process" (default)
+        sites[0].region = "local" (--set sites.here.region)
+        scaling.min = 2 ($TEXTNLP_SET__scaling__min)
+        gates.users = 8 (--set gates.users)
+        models[0].context = 512 (--set models[0].context)
+        server.api.port = 8443 ((built-in) base.yaml:17:11)
+        data = "disposable" (default of phase staging)
+        gates.p95_ms = 500 (default)"#]]
+    .assert_eq(&all.join("\n"));
 }
 
 #[test]
@@ -317,7 +357,8 @@ fn shown_values_carry_their_places() {
             host: 0.0.0.0                                         # (built-in) base.yaml:16:11
             port: 8443                                            # (built-in) base.yaml:17:11
             workers: 4                                            # (built-in) base.yaml:18:14
-            timeout: 5m                                           # (built-in) base.yaml:19:14"#]].assert_eq(&head.join("\n"));
+            timeout: 5m                                           # (built-in) base.yaml:19:14"#]]
+    .assert_eq(&head.join("\n"));
 }
 
 #[test]
@@ -325,7 +366,8 @@ fn the_difference_of_two_environments_names_each_value() {
     let load = |name| Library::built_in().load(name, &Overrides::default(), &Catalogue::default()).unwrap();
     let changes = diff(&load("development"), &load("staging"));
     let text = |v: Option<serde_json::Value>| v.map_or("–".to_owned(), |v| v.to_string());
-    let lines: Vec<_> = changes.into_iter().map(|c| format!("{}: {} → {}", c.path, text(c.left), text(c.right))).collect();
+    let lines: Vec<_> =
+        changes.into_iter().map(|c| format!("{}: {} → {}", c.path, text(c.left), text(c.right))).collect();
     expect![[r#"
         environment: "development" → "staging"
         description: "One process on this machine, for whoever works on it" → "TLS, keys and a load test on this machine"
@@ -345,17 +387,25 @@ fn secrets_are_references_and_a_missing_variable_is_named() {
     let text = format!(
         "{GOOD}database: {{ kind: postgres, hosting: external, host: \"${{DB_HOST}}\", user: u, password: \"${{DB_PASSWORD}}\" }}\n"
     );
-    let variables = BTreeMap::from([("DB_HOST".to_owned(), "db".to_owned()), ("DB_PASSWORD".to_owned(), "hunter2".to_owned())]);
+    let variables =
+        BTreeMap::from([("DB_HOST".to_owned(), "db".to_owned()), ("DB_PASSWORD".to_owned(), "hunter2".to_owned())]);
     let overrides = Overrides { variables, ..Overrides::default() };
     let loaded = load(&text, &overrides, &Catalogue::default()).unwrap();
     assert_eq!(loaded.environment.database.host.as_deref(), Some("db"));
     assert_eq!(loaded.environment.database.password.as_ref().unwrap().to_string(), "secret:env:DB_PASSWORD");
     assert!(!format!("{loaded:?}{}", loaded.to_yaml(true)).contains("hunter2"));
-    check(&text, expect![[r#"
-        mine.yaml:5:11: error: `database.url`: an external PostgreSQL needs its address; write `url: secret:env:DATABASE_URL`, or `host`, `user` and `password`
-        mine.yaml:5:54: error: `database.host`: nothing stands where a text is expected; write a text
-        mine.yaml:5:54: error: `database.host`: the variable `DB_HOST` is not set; export DB_HOST=…, or write `${DB_HOST:-otherwise}`"#]]);
-    check_more("database: { kind: postgres, url: \"postgresql://u:hunter2@db/x\" }\n", expect!["mine.yaml:5:34: error: `database.url`: a password is written out in this URL; write `secret:env:NAME`, or a URL without a password and the password as `password: secret:env:NAME`"]);
+    check(
+        &text,
+        expect![
+            "mine.yaml:5:54: error: `database.host`: the variable `DB_HOST` is not set; export DB_HOST=…, or write `${DB_HOST:-otherwise}`"
+        ],
+    );
+    check_more(
+        "database: { kind: postgres, url: \"postgresql://u:hunter2@db/x\" }\n",
+        expect![
+            "mine.yaml:5:34: error: `database.url`: a password is written out in this URL; write `secret:env:NAME`, or a URL without a password and the password as `password: secret:env:NAME`"
+        ],
+    );
 }
 
 #[test]
@@ -363,21 +413,30 @@ fn what_a_provider_cannot_do_yet_is_refused_later_and_what_nobody_can_do_now() {
     let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<BTreeSet<_>>();
     let mut catalogue = Catalogue::default();
     let choices = words(&["database.kind=sqlite", "cache.kind=memory", "tls.mode=off", "tls.mode=local-ca"]);
-    catalogue.providers.insert("onprem".to_owned(), Offer { linked: true, how_to_get: String::new(), runtimes: words(&["process"]), choices });
+    catalogue.providers.insert(
+        "onprem".to_owned(),
+        Offer { linked: true, how_to_get: String::new(), runtimes: words(&["process"]), choices },
+    );
     let cloud = Offer { how_to_get: "build with `--features all`".to_owned(), ..Offer::default() };
     catalogue.providers.insert("cumulus".to_owned(), cloud);
-    let check = |more: &str, expected: Expect| expected.assert_eq(&said(load(&format!("{GOOD}{more}"), &Overrides::default(), &catalogue)));
+    let check = |more: &str, expected: Expect| {
+        expected.assert_eq(&said(load(&format!("{GOOD}{more}"), &Overrides::default(), &catalogue)))
+    };
     check("", expect![[r#""#]]);
-    check("database: { kind: postgres, hosting: managed }\ncache: { kind: redis, hosting: managed }\n", expect![[r#"
+    check(
+        "database: { kind: postgres, hosting: managed }\ncache: { kind: redis, hosting: managed }\n",
+        expect![[r#"
         mine.yaml:5:19: not yet: `database.kind`: `postgres/managed` is not there yet; `onprem` offers `sqlite` today
-        mine.yaml:6:16: not yet: `cache.kind`: `redis/managed` is not there yet; `onprem` offers `memory` today"#]]);
-    let with = |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
+        mine.yaml:6:16: not yet: `cache.kind`: `redis/managed` is not there yet; `onprem` offers `memory` today"#]],
+    );
+    let with =
+        |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
     expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: pods"));
-    expect!["mine.yaml:4:33: error: `sites[0].provider`: there is no provider `onprm`; did you mean `onprem`?"].assert_eq(&with("name: here, provider: onprm"));
-    expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: `onprem` cannot run `proces` yet; did you mean `process`?"].assert_eq(&with("name: here, provider: onprem, runtime: proces"));
-    expect![[r#"
-        mine.yaml:4:33: error: `sites[0].provider`: no provider could be told from the surroundings; name one, such as `sites[0].provider: onprem`
-        mine.yaml:4:33: error: `sites[0].provider`: there is no provider `auto`; the providers are `cumulus`, `onprem`"#]].assert_eq(&with("name: here, provider: auto"));
+    expect!["mine.yaml:4:33: error: `sites[0].provider`: there is no provider `onprm`; did you mean `onprem`?"]
+        .assert_eq(&with("name: here, provider: onprm"));
+    expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: `onprem` cannot run `proces` yet; did you mean `process`?"]
+        .assert_eq(&with("name: here, provider: onprem, runtime: proces"));
+    expect!["mine.yaml:4:33: error: `sites[0].provider`: no provider could be told from the surroundings; name one, such as `sites[0].provider: onprem`"].assert_eq(&with("name: here, provider: auto"));
     catalogue.detected = Some(("onprem".to_owned(), "no account is signed in".to_owned()));
     let text = GOOD.replace("provider: onprem", "provider: auto");
     let loaded = load(&text, &Overrides::default(), &catalogue).unwrap();
@@ -453,7 +512,8 @@ fn older_files_become_todays_with_a_warning_per_key() {
         storage:
           model_folder: "./models"
           model_cache: 1GB
-    "#]].assert_eq(&text);
+    "#]]
+    .assert_eq(&text);
     expect![[r#"
         config/development.yaml:1:1: warning: `extends`: an older file says nothing about where `development` runs; what `development` says holds; write `extends: development`
         config/development.yaml:1:17: warning: `server.host`: this is an older key; write `server.api.host`; `textnlp-deploy env migrate` does it
@@ -506,7 +566,8 @@ fn older_files_become_todays_with_a_warning_per_key() {
           hosting: external
           url: redis://cache:6379/0
           max_connections: 100
-    "#]].assert_eq(&migrated("production.yaml", OLD_NESTED).0);
+    "#]]
+    .assert_eq(&migrated("production.yaml", OLD_NESTED).0);
     let (text, warnings) = migrated(".env.staging", OLD_VARIABLES);
     assert!(!text.contains("hunter2") && !warnings.contains("hunter2"));
     expect![[r#"
@@ -527,15 +588,20 @@ fn older_files_become_todays_with_a_warning_per_key() {
           kind: redis
           hosting: external
           url: redis://staging-redis:6379/0
-    "#]].assert_eq(&text);
+    "#]]
+    .assert_eq(&text);
 }
 
 #[test]
 fn older_files_load_as_they_are_and_as_they_are_migrated() {
-    for (label, text) in [("config/development.yaml", OLD_FLAT), ("production.yaml", OLD_NESTED), (".env.staging", OLD_VARIABLES)] {
+    for (label, text) in
+        [("config/development.yaml", OLD_FLAT), ("production.yaml", OLD_NESTED), (".env.staging", OLD_VARIABLES)]
+    {
         let load = |text: &str| {
             let source = Source { label: label.to_owned(), bytes: text.as_bytes().to_vec() };
-            Library::built_in().load_source(source, &Overrides::default(), &Catalogue::default()).unwrap_or_else(|e| panic!("{label}:\n{e}"))
+            Library::built_in()
+                .load_source(source, &Overrides::default(), &Catalogue::default())
+                .unwrap_or_else(|e| panic!("{label}:\n{e}"))
         };
         let (old, new) = (load(text), load(&migrated(label, text).0));
         assert_eq!(diff(&old, &new), [], "{label}");
@@ -551,21 +617,39 @@ fn init_writes_what_is_missing_and_never_over_what_is_there() {
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("staging.yaml"), "extends: staging\nscaling: { min: 2 }\n").unwrap();
     let written = environment::init(&folder).unwrap();
-    assert_eq!(written.iter().filter(|w| !w.written).map(|w| w.path.file_name().unwrap()).collect::<Vec<_>>(), ["staging.yaml"]);
+    assert_eq!(
+        written.iter().filter(|w| !w.written).map(|w| w.path.file_name().unwrap()).collect::<Vec<_>>(),
+        ["staging.yaml"]
+    );
     assert!(environment::init(&folder).unwrap().iter().all(|w| !w.written));
     // A file of one's own stands in for the one that ships, and may extend it.
     let library = Library::from_working_directory(&folder.join("deep/inside"));
     let loaded = library.load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
     assert_eq!(loaded.environment.scaling.min, 2);
-    assert!(loaded.files[0].ends_with("environments/staging.yaml") && loaded.files[1].starts_with("(built-in)"), "{:?}", loaded.files);
+    assert!(
+        loaded.files[0].ends_with("environments/staging.yaml") && loaded.files[1].starts_with("(built-in)"),
+        "{:?}",
+        loaded.files
+    );
     let name = "canteen".parse().unwrap();
     let path = environment::new(&library, &folder, &name, "staging").unwrap();
-    assert_eq!(library.load_file(&path, &Overrides::default(), &Catalogue::default()).unwrap().environment.environment, name);
-    assert!(matches!(environment::new(&library, &folder, &name, "staging"), Err(environment::AuthorError::Exists { .. })));
+    assert_eq!(
+        library.load_file(&path, &Overrides::default(), &Catalogue::default()).unwrap().environment.environment,
+        name
+    );
+    assert!(matches!(
+        environment::new(&library, &folder, &name, "staging"),
+        Err(environment::AuthorError::Exists { .. })
+    ));
     assert!(library.list().iter().any(|l| l.name == "canteen" && l.file.is_some()));
-    let Err(LoadError::NoSuch(no)) = library.load("stagin", &Overrides::default(), &Catalogue::default()) else { panic!() };
+    let Err(LoadError::NoSuch(no)) = library.load("stagin", &Overrides::default(), &Catalogue::default()) else {
+        panic!()
+    };
     assert_eq!(no.fix(), "did you mean `staging`?");
-    assert!(matches!(library.load("../staging", &Overrides::default(), &Catalogue::default()), Err(LoadError::NoSuch(_))));
+    assert!(matches!(
+        library.load("../staging", &Overrides::default(), &Catalogue::default()),
+        Err(LoadError::NoSuch(_))
+    ));
 }
 
 #[test]
@@ -577,7 +661,12 @@ fn circles_and_missing_environments_are_named() {
     std::fs::write(folder.join("c.yaml"), "extends: bse\nenvironment: c\nsites: []\n").unwrap();
     let library = Library::from_folder(folder);
     let a = said(library.load("a", &Overrides::default(), &Catalogue::default()));
-    assert!(a.contains("FOLDER/b.yaml:1:10: error: `extends`: `a` extends itself".replace("FOLDER", folder.as_str()).as_str()), "{a}");
+    assert!(
+        a.contains(
+            "FOLDER/b.yaml:1:10: error: `extends`: `a` extends itself".replace("FOLDER", folder.as_str()).as_str()
+        ),
+        "{a}"
+    );
     let c = said(library.load("c", &Overrides::default(), &Catalogue::default()));
     assert!(c.contains("there is no environment `bse`; did you mean `base`?"), "{c}");
 }
@@ -589,7 +678,10 @@ fn the_schema_in_the_repository_is_the_one_that_the_types_make() {
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         std::fs::write(path, &made).unwrap();
     }
-    assert!(std::fs::read_to_string(path).unwrap() == made, "run this test with UPDATE_EXPECT=1 and commit environments/environment.schema.json");
+    assert!(
+        std::fs::read_to_string(path).unwrap() == made,
+        "run this test with UPDATE_EXPECT=1 and commit environments/environment.schema.json"
+    );
 }
 
 #[test]
@@ -600,22 +692,36 @@ fn multi_region_sites_have_ports_weights_and_databases_of_their_own() {
     let ports: Vec<_> = sites
         .iter()
         .map(|(site, parts)| {
-            let endpoint = parts.iter().find_map(|c| if let Part::Endpoint(e) = &c.part { Some((e.port, e.metrics_port)) } else { None });
+            let endpoint = parts
+                .iter()
+                .find_map(|c| if let Part::Endpoint(e) = &c.part { Some((e.port, e.metrics_port)) } else { None });
             (site.role.clone(), endpoint.unwrap())
         })
         .collect();
-    assert_eq!(ports, [("primary".to_owned(), (8443, 9090)), ("secondary".to_owned(), (8444, 9091)), ("standby".to_owned(), (8445, 9092))]);
+    assert_eq!(
+        ports,
+        [
+            ("primary".to_owned(), (8443, 9090)),
+            ("secondary".to_owned(), (8444, 9091)),
+            ("standby".to_owned(), (8445, 9092))
+        ]
+    );
     let weights: Vec<_> = sites
         .iter()
         .flat_map(|(_, parts)| parts)
-        .filter_map(|c| if let Part::Traffic(t) = &c.part { Some(t.weights.values().copied().collect::<Vec<_>>()) } else { None })
+        .filter_map(|c| {
+            if let Part::Traffic(t) = &c.part { Some(t.weights.values().copied().collect::<Vec<_>>()) } else { None }
+        })
         .collect();
     assert_eq!(weights, [[100, 50, 0]]);
 }
 
 #[test]
 fn existing_objects_reach_their_components() {
-    let text = format!("{}network: {{ existing: net-1 }}\n", GOOD.replace("provider: onprem", "provider: onprem, existing: { cluster: c-1, bucket: b-1 }"));
+    let text = format!(
+        "{}network: {{ existing: net-1 }}\n",
+        GOOD.replace("provider: onprem", "provider: onprem, existing: { cluster: c-1, bucket: b-1 }")
+    );
     let environment = load(&text, &Overrides::default(), &Catalogue::default()).unwrap().environment;
     let release = Release::resolve(&environment, &artifacts());
     let (_, parts) = components(&environment, &release).remove(0);

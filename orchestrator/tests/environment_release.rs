@@ -17,7 +17,10 @@ fn staging(sets: &[&str]) -> Environment {
 fn artifacts(server: &str) -> Artifacts {
     Artifacts {
         program: Program { path: format!("/opt/{server}"), digest: digest(server.as_bytes()) },
-        models: BTreeMap::from([("textnlp-tiny".to_owned(), digest(b"tiny")), ("unused".to_owned(), digest(b"unused"))]),
+        models: BTreeMap::from([
+            ("textnlp-tiny".to_owned(), digest(b"tiny")),
+            ("unused".to_owned(), digest(b"unused")),
+        ]),
         templates: digest(b"templates"),
         schema: Some(3),
     }
@@ -45,10 +48,16 @@ fn a_lock_is_read_back_as_it_was_written_and_the_same_lock_has_the_same_bytes() 
         configuration: sha256:…
         schema: 3
     "#]]
-    .assert_eq(&String::from_utf8(lock.to_bytes()).unwrap().lines().map(|l| match l.split_once("sha256:") {
-        Some((head, _)) => format!("{head}sha256:…\n"),
-        None => format!("{l}\n"),
-    }).collect::<String>());
+    .assert_eq(
+        &String::from_utf8(lock.to_bytes())
+            .unwrap()
+            .lines()
+            .map(|l| match l.split_once("sha256:") {
+                Some((head, _)) => format!("{head}sha256:…\n"),
+                None => format!("{l}\n"),
+            })
+            .collect::<String>(),
+    );
 }
 
 #[test]
@@ -56,7 +65,13 @@ fn a_broken_lock_is_named_and_never_taken_for_no_lock() {
     let folder = tempfile::tempdir().unwrap();
     let path = Utf8Path::from_path(folder.path()).unwrap().join("staging.lock");
     let good = String::from_utf8(Release::resolve(&staging(&[]), &artifacts("server-1")).lock.to_bytes()).unwrap();
-    for bad in [String::new(), "server: [".to_owned(), good.replace("sha256:", "md5:"), format!("{good}more: 1\n"), "\u{0}".to_owned()] {
+    for bad in [
+        String::new(),
+        "server: [".to_owned(),
+        good.replace("sha256:", "md5:"),
+        format!("{good}more: 1\n"),
+        "\u{0}".to_owned(),
+    ] {
         std::fs::write(&path, &bad).unwrap();
         assert!(matches!(Lock::read(&path), Err(LockError::Broken { .. })), "{bad}");
     }

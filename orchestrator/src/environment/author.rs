@@ -68,7 +68,12 @@ pub fn init(folder: &Utf8Path) -> Result<Vec<Written>, AuthorError> {
 }
 
 /// Writes `folder/NAME.yaml`, which says only that it is like `from`. The other environment must load.
-pub fn new(library: &Library, folder: &Utf8Path, name: &EnvironmentName, from: &str) -> Result<Utf8PathBuf, AuthorError> {
+pub fn new(
+    library: &Library,
+    folder: &Utf8Path,
+    name: &EnvironmentName,
+    from: &str,
+) -> Result<Utf8PathBuf, AuthorError> {
     library.find(from)?;
     std::fs::create_dir_all(folder).map_err(|source| AuthorError::Write { path: folder.to_owned(), source })?;
     let path = folder.join(format!("{name}.yaml"));

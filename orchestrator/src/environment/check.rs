@@ -88,13 +88,14 @@ impl Schema {
             }
             NodeKind::Map(_) => error(format!("keys stand where {wanted} is expected"), fix_for(schema, &wanted)),
             NodeKind::List(_) => error(format!("a list stands where {wanted} is expected"), fix_for(schema, &wanted)),
-            NodeKind::Scalar { value, plain } => {
+            NodeKind::Scalar { value, written } => {
+                // What is not filled in yet is checked afterwards; what could not be filled in was reported.
                 let unfilled = value.as_str().is_some_and(|text| text.contains("${"));
                 let secret = schema["format"].as_str().is_some_and(units::is_secret_format);
-                if unfilled && !secret && reading == Reading::Layer {
+                if unfilled && !secret {
                     return;
                 }
-                if let Err((cause, fix)) = scalar(value, *plain, schema, &words, &wanted) {
+                if let Err((cause, fix)) = scalar(value, written.as_deref(), schema, &words, &wanted) {
                     error(cause, fix);
                 }
             }
@@ -236,7 +237,13 @@ fn fix_for(schema: &Value, wanted: &str) -> String {
     }
 }
 
-fn scalar(value: &Value, plain: bool, schema: &Value, words: &[&str], wanted: &str) -> Result<(), (String, String)> {
+fn scalar(
+    value: &Value,
+    written: Option<&str>,
+    schema: &Value,
+    words: &[&str],
+    wanted: &str,
+) -> Result<(), (String, String)> {
     let wrong =
         || Err((format!("{} stands where {wanted} is expected", shown(value, schema)), fix_for(schema, wanted)));
     if !words.is_empty() {
@@ -265,9 +272,10 @@ fn scalar(value: &Value, plain: bool, schema: &Value, words: &[&str], wanted: &s
     };
     if !fits {
         // `version: 1.30` and `account: 0123` are texts that YAML takes for numbers; `enabled: yes` is a text to YAML 1.2.
-        if types.contains(&"string") && plain && (value.is_number() || value.is_boolean()) {
-            let cause = format!("`{value}` is read as a number or a boolean where a text is expected");
-            return Err((cause, format!("put quotes around it: \"{value}\"")));
+        if let (true, Some(written)) = (types.contains(&"string") && (value.is_number() || value.is_boolean()), written)
+        {
+            let cause = format!("`{}` is read as a number or a boolean where a text is expected", cut(written));
+            return Err((cause, format!("put quotes around it: \"{}\"", cut(written))));
         }
         if types.contains(&"boolean") && matches!(value.as_str(), Some("yes" | "no" | "on" | "off" | "True" | "False"))
         {

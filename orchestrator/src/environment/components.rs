@@ -200,7 +200,7 @@ fn workload(e: &Environment, site: &SiteSettings, program: &Program) -> part::Wo
 
 fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::Endpoint {
     part::Endpoint {
-        host: host(e, site).to_owned(),
+        host: if host(e, site) == "localhost" { "127.0.0.1".to_owned() } else { host(e, site).to_owned() },
         port: site.port.unwrap_or(e.server.api.port),
         metrics_port: site.metrics_port.unwrap_or(e.server.monitoring.metrics_port),
         tls: e.tls.mode != TlsMode::Off,

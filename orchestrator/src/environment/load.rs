@@ -353,7 +353,7 @@ fn fill_in(
                 fill_in(item, &format!("{path}[{i}]"), schema, variables, problems);
             }
         }
-        NodeKind::Scalar { value, plain } => {
+        NodeKind::Scalar { value, written } => {
             let Some(text) = value.as_str().filter(|text| text.contains("${")) else { return };
             let secret = schema.at(path).and_then(|s| s["format"].as_str()).is_some_and(units::is_secret_format);
             if secret {
@@ -363,14 +363,12 @@ fn fill_in(
                 return;
             }
             match substitute(text, variables) {
-                Ok(filled) if *plain => *value = tree::plain_scalar(&filled),
+                Ok(filled) if written.is_some() => *value = tree::plain_scalar(&filled),
                 Ok(filled) => *value = Value::String(filled),
                 Err(missing) => {
                     for (cause, fix) in missing {
                         problems.push(Problem::error(origin.clone(), path, cause, fix));
                     }
-                    // One report is enough: the check of its type would only repeat it.
-                    *value = Value::Null;
                 }
             }
         }

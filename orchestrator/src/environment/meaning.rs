@@ -771,6 +771,9 @@ impl Meaning<'_> {
         let witness = e.dr.witness.iter().map(|w| ("dr.witness".to_owned(), &w.provider, None));
         let sites = e.sites.iter().enumerate().map(|(i, s)| (format!("sites[{i}]"), &s.provider, Some(&s.runtime)));
         for (path, provider, runtime) in sites.chain(witness).collect::<Vec<_>>() {
+            if provider == "auto" {
+                continue; // reported where the detection failed
+            }
             let Some(offer) = catalogue.providers.get(provider) else {
                 let near = nearest(provider, names.iter().copied());
                 let fix = near.map_or_else(

@@ -48,7 +48,14 @@ fn variables(bytes: &[u8]) -> Option<Vec<(usize, String, String)>> {
 fn variables_tree(lines: &[(usize, String, String)], file: &Arc<str>) -> Node {
     let entries = lines.iter().map(|(line, key, value)| {
         let at = Origin::File { file: file.clone(), line: *line, column: 1 };
-        Entry { key: key.clone(), at: at.clone(), node: Node { origin: at, kind: NodeKind::Scalar { value: tree::plain_scalar(value), plain: true } } }
+        Entry {
+            key: key.clone(),
+            at: at.clone(),
+            node: Node {
+                origin: at,
+                kind: NodeKind::Scalar { value: tree::plain_scalar(value), written: Some(value.as_str().into()) },
+            },
+        }
     });
     Node { origin: Origin::whole_file(file), kind: NodeKind::Map(entries.collect()) }
 }
@@ -161,7 +168,12 @@ impl Upgrade<'_> {
                 "redis.url" => self.redis_url(field.node, &shown),
                 "models.default" | "models.preload" => self.models(&field, &shown),
                 "models.download_on_startup" => {
-                    self.warn(&field.at, &shown, "models are fetched and checked by `up`, before the server starts", "remove it");
+                    self.warn(
+                        &field.at,
+                        &shown,
+                        "models are fetched and checked by `up`, before the server starts",
+                        "remove it",
+                    );
                 }
                 _ => match MOVES.iter().find(|(from, _)| *from == old) {
                     Some((_, to)) => self.moved(&shown, to, field.node),
@@ -239,10 +251,23 @@ impl Upgrade<'_> {
         let at = field.node.origin.clone();
         self.warn(&at, shown, "this is an older key", "write `models: [{ name: …, role: default, preload: true }]`");
         let default = field.key == "default";
-        let names: Vec<String> = field.node.text().map(str::to_owned).into_iter().chain(field.node.items().iter().filter_map(|i| i.text().map(str::to_owned))).collect();
-        self.out.put(Entry { key: "models".to_owned(), at: at.clone(), node: Node { origin: at.clone(), kind: NodeKind::List(Vec::new()) } });
+        let names: Vec<String> = field
+            .node
+            .text()
+            .map(str::to_owned)
+            .into_iter()
+            .chain(field.node.items().iter().filter_map(|i| i.text().map(str::to_owned)))
+            .collect();
+        self.out.put(Entry {
+            key: "models".to_owned(),
+            at: at.clone(),
+            node: Node { origin: at.clone(), kind: NodeKind::List(Vec::new()) },
+        });
         let NodeKind::Map(entries) = &mut self.out.kind else { return };
-        let Some(NodeKind::List(models)) = entries.iter_mut().find(|e| e.key == "models").map(|e| &mut e.node.kind) else { return };
+        let Some(NodeKind::List(models)) = entries.iter_mut().find(|e| e.key == "models").map(|e| &mut e.node.kind)
+        else {
+            return;
+        };
         for name in names {
             let known = models.iter().position(|m| m.get("name").and_then(Node::text) == Some(&name));
             let position = known.unwrap_or_else(|| {
@@ -297,7 +322,9 @@ impl Upgrade<'_> {
         let Some((scheme, user, rest)) = split else {
             return self.moved(shown, &format!("{section}.url"), node);
         };
-        let fix = format!("the password was left out: put it into the variable {variable}, and change it if this file was shared");
+        let fix = format!(
+            "the password was left out: put it into the variable {variable}, and change it if this file was shared"
+        );
         self.warn(&at, shown, "a password is written out in this URL", &fix);
         if section == "database" {
             let (host_port, name) = rest.split_once('/').unwrap_or((&rest, "textnlp"));

@@ -120,7 +120,13 @@ impl Loaded {
                 Value::Array(items) if items.iter().any(Value::is_object) => {
                     lines.push((format!("{start}{key}:"), None));
                     for (i, item) in items.iter().enumerate() {
-                        self.lines(item, &format!("{below}[{i}]"), indent + 4, &format!("{}- ", " ".repeat(indent + 2)), lines);
+                        self.lines(
+                            item,
+                            &format!("{below}[{i}]"),
+                            indent + 4,
+                            &format!("{}- ", " ".repeat(indent + 2)),
+                            lines,
+                        );
                     }
                 }
                 scalar => lines.push((format!("{start}{key}: {}", flow(scalar)), Some(self.origin(&below)))),
@@ -132,7 +138,13 @@ impl Loaded {
 impl Schema {
     /// What a field is, in its first sentence.
     pub(crate) fn about(&self, path: &str) -> String {
-        self.at(path).and_then(|s| s["description"].as_str()).unwrap_or_default().lines().next().unwrap_or_default().to_owned()
+        self.at(path)
+            .and_then(|s| s["description"].as_str())
+            .unwrap_or_default()
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
     }
 }
 
@@ -141,7 +153,8 @@ pub(crate) fn flow(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),
         Value::Object(fields) => {
-            let fields: Vec<_> = fields.iter().map(|(k, v)| format!("{}: {}", flow(&Value::String(k.clone())), flow(v))).collect();
+            let fields: Vec<_> =
+                fields.iter().map(|(k, v)| format!("{}: {}", flow(&Value::String(k.clone())), flow(v))).collect();
             if fields.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", fields.join(", ")) }
         }
         Value::String(text) => {
@@ -152,7 +165,11 @@ pub(crate) fn flow(value: &Value) -> String {
                 && !text.ends_with(':')
                 && matches!(super::tree::plain_scalar(text), Value::String(_));
             // JSON's quoting is YAML's too.
-            if plain && !matches!(text.as_str(), "on" | "off" | "yes" | "no" | "y" | "n") { text.clone() } else { value.to_string() }
+            if plain && !matches!(text.as_str(), "on" | "off" | "yes" | "no" | "y" | "n") {
+                text.clone()
+            } else {
+                value.to_string()
+            }
         }
         other => other.to_string(),
     }

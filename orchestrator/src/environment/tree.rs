@@ -28,10 +28,10 @@ pub(crate) struct Node {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum NodeKind {
-    /// A null, boolean, number or text; `plain` says that it was written without quotes.
+    /// A null, boolean, number or text; `written` is what stood there when it was written without quotes.
     Scalar {
         value: Value,
-        plain: bool,
+        written: Option<Box<str>>,
     },
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -47,7 +47,7 @@ pub(crate) struct Entry {
 
 impl Node {
     pub(crate) fn scalar(value: Value, origin: Origin) -> Self {
-        Self { origin, kind: NodeKind::Scalar { value, plain: true } }
+        Self { origin, kind: NodeKind::Scalar { value, written: None } }
     }
 
     pub(crate) fn map(origin: Origin) -> Self {
@@ -68,7 +68,7 @@ impl Node {
                     })
                     .collect(),
             ),
-            scalar => NodeKind::Scalar { value: scalar.clone(), plain: true },
+            scalar => NodeKind::Scalar { value: scalar.clone(), written: None },
         };
         Self { origin: origin.clone(), kind }
     }
@@ -318,8 +318,8 @@ impl Builder<'_> {
         let kind = match event {
             Event::Scalar(text, style, _, _) => {
                 let plain = style == ScalarStyle::Plain;
-                let value = if plain { plain_scalar(&text) } else { Value::String(text.into_owned()) };
-                NodeKind::Scalar { value, plain }
+                let value = if plain { plain_scalar(&text) } else { Value::String(text.clone().into_owned()) };
+                NodeKind::Scalar { value, written: plain.then(|| text.into()) }
             }
             Event::SequenceStart(..) => NodeKind::List(self.list(events, depth)?),
             Event::MappingStart(..) => NodeKind::Map(self.mapping(events, depth)?),

@@ -1,0 +1,225 @@
+//! The load generator: many users who think, ask, read the whole answer and think again.
+//!
+//! It measures from outside, through the [`Wire`] that any client would use, and asks nothing but its [`Clock`] for the
+//! time. One task drives all users, so a run is bounded by its number of users and ends when it is told to.
+
+mod limit;
+mod tally;
+mod wire;
+
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, select};
+use futures::stream::{FuturesUnordered, StreamExt};
+use serde::Serialize;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+pub use limit::{FindLimit, Limit, Probe, find_limit};
+pub use tally::{Latencies, Measured, Second};
+pub use wire::{Answer, Ask, Failure, HttpWire, Key, Wire, WireError};
+
+use crate::clock::Clock;
+use crate::environment::model::Gates;
+use tally::{Sample, Tally};
+
+/// How much is asked, by how many, for how long.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Load {
+    /// Users at the same time.
+    pub users: u32,
+    /// New users per second until all are there.
+    pub ramp: u32,
+    /// The shortest time that a user thinks before each request.
+    pub think_min: Duration,
+    /// The longest.
+    pub think_max: Duration,
+    /// How long all users stay after the last one came.
+    pub hold: Duration,
+    /// The fewest tokens that a request asks for.
+    pub tokens_min: u32,
+    /// The most.
+    pub tokens_max: u32,
+    /// The share of requests that validate a text instead of generating one.
+    pub validate_share: f64,
+    /// The model; left out, the server's default.
+    pub model: Option<String>,
+    /// After this long without a whole answer a request has failed.
+    pub timeout: Duration,
+    /// The same seed asks the same questions and thinks the same times.
+    pub seed: u64,
+}
+
+impl Load {
+    /// What the gate of an environment asks for.
+    pub fn of(gates: &Gates) -> Self {
+        Self {
+            users: gates.users,
+            ramp: gates.ramp.max(1),
+            think_min: gates.think_min.0,
+            think_max: gates.think_max.0,
+            hold: gates.hold.0,
+            tokens_min: gates.tokens_min,
+            tokens_max: gates.tokens_max,
+            validate_share: 0.1,
+            model: None,
+            timeout: Duration::from_secs(60),
+            seed: 1,
+        }
+    }
+
+    /// How long the ramp takes.
+    pub fn ramp_time(&self) -> Duration {
+        Duration::from_secs_f64(f64::from(self.users) / f64::from(self.ramp.max(1)))
+    }
+
+    /// The tokens per second that a service must make for these users to be answered in exactly `p95`.
+    pub fn tokens_per_second_needed(&self, p95: Duration) -> f64 {
+        let mean_think = (self.think_min + self.think_max).as_secs_f64() / 2.0;
+        let mean_tokens = f64::from(self.tokens_min + self.tokens_max) / 2.0;
+        let asked = f64::from(self.users) / (mean_think + p95.as_secs_f64()).max(0.001);
+        asked * (1.0 - self.validate_share.clamp(0.0, 1.0)) * mean_tokens
+    }
+}
+
+/// Requests of one run at most: a service that answers in microseconds must not fill our memory.
+const MOST_REQUESTS: u64 = 2_000_000;
+
+/// Runs the load and measures. `each_second` hears what happened; `stop` ends the run early, with what was measured so far.
+pub async fn run(
+    wire: &dyn Wire,
+    key: Option<&Key>,
+    load: &Load,
+    clock: &dyn Clock,
+    stop: &CancellationToken,
+    each_second: &mut (dyn FnMut(&Second) + Send),
+) -> Measured {
+    let begun = clock.steady();
+    let ramp = load.ramp_time();
+    let end = begun + ramp + load.hold;
+    let mut tally = Tally::new(load, ramp);
+    let mut flying: FuturesUnordered<BoxFuture<'_, (User, Option<Sample>)>> = FuturesUnordered::new();
+    for number in 0..load.users {
+        let arrives = Duration::from_secs_f64(f64::from(number) / f64::from(load.ramp.max(1)));
+        let user = User { random: Random::new(load.seed, u64::from(number)) };
+        flying.push(user.turn(wire, key, load, clock, (begun, end), Some(arrives)).boxed());
+    }
+    let mut stopped = Box::pin(stop.cancelled());
+    loop {
+        let next = match select(flying.next(), &mut stopped).await {
+            futures::future::Either::Left((next, _)) => next,
+            futures::future::Either::Right(_) => {
+                tally.stopped = true;
+                break;
+            }
+        };
+        let Some((user, sample)) = next else { break };
+        let Some(sample) = sample else { continue };
+        tally.add(sample, each_second);
+        if tally.requests() < MOST_REQUESTS {
+            flying.push(user.turn(wire, key, load, clock, (begun, end), None).boxed());
+        }
+    }
+    tally.finish(clock.steady().saturating_sub(begun), each_second)
+}
+
+/// One user.
+struct User {
+    random: Random,
+}
+
+/// Openings in the bundled model's domain; a larger model takes them as well.
+const PROMPTS: [&str; 8] = [
+    "Once upon a time, a small fox lived near the river.",
+    "Mara wanted to find the lost key before evening.",
+    "The old baker opened the door of the shop and",
+    "Write a short story about a boat in the rain.",
+    "Tom and Lena walked to the market because",
+    "In the quiet village there was a clock that",
+    "What happened after the storm? The children",
+    "The teacher gave every child a map, and then",
+];
+
+impl User {
+    /// Waits, asks, reads the whole answer. `None` when the run ended while this user was thinking.
+    async fn turn(
+        mut self,
+        wire: &dyn Wire,
+        key: Option<&Key>,
+        load: &Load,
+        clock: &dyn Clock,
+        (begun, end): (Duration, Duration),
+        arrives: Option<Duration>,
+    ) -> (Self, Option<Sample>) {
+        let now = clock.steady();
+        let wait = arrives.unwrap_or_else(|| self.random.between(load.think_min, load.think_max));
+        if now + wait >= end {
+            return (self, None);
+        }
+        if !wait.is_zero() {
+            clock.sleep(wait).await;
+        }
+        let (ask, generates) = self.question(load, key);
+        let started = clock.steady();
+        let answer = wire.send(ask).await;
+        let latency = clock.steady().saturating_sub(started);
+        let sample = Sample::of(started.saturating_sub(begun), latency, generates, &answer);
+        (self, Some(sample))
+    }
+
+    fn question(&mut self, load: &Load, key: Option<&Key>) -> (Ask, bool) {
+        let opening = PROMPTS[self.random.below(PROMPTS.len() as u64) as usize];
+        let generates = self.random.share() >= load.validate_share;
+        let (path, body) = if generates {
+            let spread = u64::from(load.tokens_max.saturating_sub(load.tokens_min)) + 1;
+            let tokens = u64::from(load.tokens_min) + self.random.below(spread);
+            let mut body = json!({
+                "prompt": opening, "max_tokens": tokens, "temperature": 0.8, "seed": self.random.next() >> 33,
+                // Every answer is as long as it was asked to be: a model that stops early must not look fast.
+                "ignore_end": true,
+            });
+            if let Some(model) = &load.model {
+                body["model"] = json!(model);
+            }
+            ("/v1/generate", body)
+        } else {
+            let other = PROMPTS[self.random.below(PROMPTS.len() as u64) as usize];
+            ("/v1/validate", json!({"reference": opening, "candidate": other}))
+        };
+        (
+            Ask { method: "POST", path: path.to_owned(), key: key.cloned(), body: Some(body), timeout: load.timeout },
+            generates,
+        )
+    }
+}
+
+/// Numbers that look random and are the same for the same seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64, user: u64) -> Self {
+        let mut random = Self(seed ^ user.wrapping_mul(0xA076_1D64_78BD_642F));
+        random.next();
+        random
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
+    }
+
+    fn share(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn between(&mut self, least: Duration, most: Duration) -> Duration {
+        least + most.saturating_sub(least).mul_f64(self.share())
+    }
+}

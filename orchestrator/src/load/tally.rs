@@ -1,0 +1,258 @@
+//! What a run measured.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Load;
+use super::wire::{Answer, Failure};
+
+/// One request that ended.
+pub(super) struct Sample {
+    begun: Duration,
+    latency: Duration,
+    generates: bool,
+    tokens: u64,
+    error: Option<String>,
+}
+
+impl Sample {
+    pub(super) fn of(begun: Duration, latency: Duration, generates: bool, answer: &Result<Answer, Failure>) -> Self {
+        let (tokens, error) = match answer {
+            Err(failure) => (0, Some(failure.kind().to_owned())),
+            Ok(answer) if answer.status != 200 => (0, Some(format!("status {}", answer.status))),
+            Ok(answer) => match answer.json() {
+                Some(body) if generates => {
+                    let tokens = body["usage"]["completion_tokens"].as_u64().unwrap_or(0);
+                    let nothing = body["text"].as_str().is_none_or(str::is_empty) && tokens == 0;
+                    (tokens, nothing.then(|| "empty answer".to_owned()))
+                }
+                Some(_) => (0, None),
+                None => (0, Some("not JSON".to_owned())),
+            },
+        };
+        Self { begun, latency, generates, tokens, error }
+    }
+}
+
+/// One second of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Second {
+    /// Which, from the beginning.
+    pub second: u32,
+    /// Users that had arrived by its end.
+    pub users: u32,
+    /// Requests that ended in it.
+    pub requests: u32,
+    /// How many of them failed.
+    pub errors: u32,
+    /// Tokens that they brought.
+    pub tokens: u64,
+    /// The middle latency of what succeeded, in milliseconds; 0 when nothing did.
+    pub p50_ms: f64,
+    /// The latency that 95 of 100 stayed under.
+    pub p95_ms: f64,
+}
+
+/// Latencies of whole answers, in milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Latencies {
+    /// How many were measured.
+    pub count: u64,
+    /// The middle one.
+    pub p50_ms: f64,
+    /// What 95 of 100 stay under.
+    pub p95_ms: f64,
+    /// What 99 of 100 stay under.
+    pub p99_ms: f64,
+    /// The mean.
+    pub mean_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
+}
+
+/// What a run measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measured {
+    /// What was asked for.
+    pub load: Load,
+    /// How long it ran, in seconds.
+    pub seconds: f64,
+    /// Whether somebody stopped it before its end.
+    pub stopped: bool,
+    /// Requests that ended.
+    pub requests: u64,
+    /// How many of them failed.
+    pub errors: u64,
+    /// Failures by kind.
+    pub errors_by_kind: BTreeMap<String, u64>,
+    /// Generations, while all users were there.
+    pub generate: Latencies,
+    /// Validations, while all users were there.
+    pub validate: Latencies,
+    /// Requests per second while all users were there.
+    pub rps: f64,
+    /// Tokens per second while all users were there.
+    pub tokens_per_second: f64,
+    /// Second by second.
+    pub series: Vec<Second>,
+    /// Generations of the whole run by latency: bounds double from 1 ms, the last has none. Each is (upper bound in ms, count).
+    pub histogram: Vec<(f64, u64)>,
+}
+
+impl Measured {
+    /// The share of requests that failed; 1 when there were none.
+    pub fn error_rate(&self) -> f64 {
+        if self.requests == 0 { 1.0 } else { self.errors as f64 / self.requests as f64 }
+    }
+}
+
+/// Seconds of a series at most: a day.
+const MOST_SECONDS: usize = 86_400;
+
+pub(super) struct Tally {
+    load: Load,
+    ramp: Duration,
+    pub(super) stopped: bool,
+    requests: u64,
+    errors: BTreeMap<String, u64>,
+    generate: Vec<f32>,
+    generate_in_ramp: Vec<f32>,
+    validate: Vec<f32>,
+    held_requests: u64,
+    held_tokens: u64,
+    seconds: Vec<(Second, Vec<f32>)>,
+    told: usize,
+}
+
+impl Tally {
+    pub(super) fn new(load: &Load, ramp: Duration) -> Self {
+        Self {
+            load: load.clone(),
+            ramp,
+            stopped: false,
+            requests: 0,
+            errors: BTreeMap::new(),
+            generate: Vec::new(),
+            generate_in_ramp: Vec::new(),
+            validate: Vec::new(),
+            held_requests: 0,
+            held_tokens: 0,
+            seconds: Vec::new(),
+            told: 0,
+        }
+    }
+
+    pub(super) fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    pub(super) fn add(&mut self, sample: Sample, each_second: &mut (dyn FnMut(&Second) + Send)) {
+        self.requests += 1;
+        let ended = sample.begun + sample.latency;
+        let at = (ended.as_secs() as usize).min(MOST_SECONDS);
+        while self.seconds.len() <= at {
+            let second = self.seconds.len() as u32;
+            let arrived = u64::from(second + 1) * u64::from(self.load.ramp.max(1));
+            let users = arrived.min(u64::from(self.load.users)) as u32;
+            self.seconds.push((Second { second, users, ..Second::default() }, Vec::new()));
+        }
+        let (second, latencies) = &mut self.seconds[at];
+        second.requests += 1;
+        second.tokens += sample.tokens;
+        let ms = sample.latency.as_secs_f64() as f32 * 1000.0;
+        // What ended while all users were there counts as throughput; what began then counts as latency.
+        if ended >= self.ramp && ended < self.ramp + self.load.hold {
+            self.held_requests += 1;
+            self.held_tokens += sample.tokens;
+        }
+        if let Some(kind) = sample.error {
+            second.errors += 1;
+            *self.errors.entry(kind).or_default() += 1;
+        } else if sample.generates {
+            latencies.push(ms);
+            let all_here = sample.begun >= self.ramp;
+            if all_here { &mut self.generate } else { &mut self.generate_in_ramp }.push(ms);
+        } else if sample.begun >= self.ramp {
+            self.validate.push(ms);
+        }
+        self.tell(at, each_second);
+    }
+
+    /// Tells of seconds that are over. An answer that took long lands in the second in which it ended, so those never change.
+    fn tell(&mut self, until: usize, each_second: &mut (dyn FnMut(&Second) + Send)) {
+        while self.told < until.min(self.seconds.len()) {
+            let (second, latencies) = &mut self.seconds[self.told];
+            latencies.sort_by(f32::total_cmp);
+            second.p50_ms = quantile(latencies, 0.50);
+            second.p95_ms = quantile(latencies, 0.95);
+            each_second(second);
+            self.told += 1;
+        }
+    }
+
+    pub(super) fn finish(mut self, ran: Duration, each_second: &mut (dyn FnMut(&Second) + Send)) -> Measured {
+        self.tell(usize::MAX, each_second);
+        let mut histogram: Vec<(f64, u64)> = (0..18).map(|i| (f64::from(1_u32 << i), 0)).collect();
+        for ms in self.generate.iter().chain(&self.generate_in_ramp) {
+            let bucket =
+                histogram.iter().position(|(bound, _)| f64::from(*ms) <= *bound).unwrap_or(histogram.len() - 1);
+            histogram[bucket].1 += 1;
+        }
+        // A run that was stopped in its ramp has only those.
+        let mut generate = if self.generate.is_empty() { self.generate_in_ramp } else { self.generate };
+        let held = ran.saturating_sub(self.ramp).min(self.load.hold).as_secs_f64();
+        let per_second = |n: u64| if held > 0.0 { n as f64 / held } else { 0.0 };
+        Measured {
+            seconds: ran.as_secs_f64(),
+            stopped: self.stopped,
+            requests: self.requests,
+            errors: self.errors.values().sum(),
+            errors_by_kind: self.errors,
+            generate: latencies(&mut generate),
+            validate: latencies(&mut self.validate),
+            rps: per_second(self.held_requests),
+            tokens_per_second: per_second(self.held_tokens),
+            series: self.seconds.into_iter().map(|(second, _)| second).collect(),
+            histogram,
+            load: self.load,
+        }
+    }
+}
+
+fn latencies(ms: &mut [f32]) -> Latencies {
+    ms.sort_by(f32::total_cmp);
+    let count = ms.len() as u64;
+    let sum: f64 = ms.iter().map(|ms| f64::from(*ms)).sum();
+    Latencies {
+        count,
+        p50_ms: quantile(ms, 0.50),
+        p95_ms: quantile(ms, 0.95),
+        p99_ms: quantile(ms, 0.99),
+        mean_ms: if count == 0 { 0.0 } else { sum / count as f64 },
+        max_ms: ms.last().copied().map_or(0.0, f64::from),
+    }
+}
+
+/// The smallest measured value that at least this share of all values does not exceed.
+fn quantile(sorted: &[f32], share: f64) -> f64 {
+    if sorted.is_empty() {
+        return 0.0;
+    }
+    let rank = (share * sorted.len() as f64).ceil().max(1.0) as usize;
+    f64::from(sorted[rank.min(sorted.len()) - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_were_measured() {
+        let values: Vec<f32> = (1..=100).map(|n| n as f32).collect();
+        assert_eq!([0.5, 0.95, 0.99, 1.0].map(|share| quantile(&values, share)), [50.0, 95.0, 99.0, 100.0]);
+        assert_eq!(quantile(&[7.0], 0.95), 7.0);
+        assert_eq!(quantile(&[], 0.95), 0.0);
+    }
+}

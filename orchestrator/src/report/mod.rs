@@ -1,0 +1,193 @@
+//! A report per run: one JSON document for machines, one HTML page for people, both from the same facts.
+//!
+//! The page holds everything it needs: no script, no font, no image from elsewhere, so it opens where there is no network.
+
+mod chart;
+
+use std::io::Write;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::gate::Evidence;
+use crate::load::{Limit, Measured};
+use chart::{Chart, Line};
+
+/// What a report is about.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// What was done: `Gate of staging`, `Load on https://…`.
+    pub title: String,
+    /// When it began.
+    pub at: Timestamp,
+    /// The address that was asked.
+    pub address: String,
+    /// Facts for the head of the page: environment, lineage, release, machine.
+    pub facts: Vec<(String, String)>,
+    /// The gate, when there was one.
+    pub gate: Option<Evidence>,
+    /// The load test, when it was not part of a gate.
+    pub load: Option<Measured>,
+    /// The search for the limit, when there was one.
+    pub limit: Option<Limit>,
+}
+
+/// Where a report was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The page.
+    pub html: Utf8PathBuf,
+    /// The document.
+    pub json: Utf8PathBuf,
+}
+
+impl Report {
+    fn measured(&self) -> Option<&Measured> {
+        self.load
+            .as_ref()
+            .or_else(|| self.gate.as_ref()?.load.as_ref())
+            .or_else(|| Some(&self.limit.as_ref()?.probes.last()?.measured))
+    }
+
+    /// The document.
+    pub fn to_json(&self) -> Value {
+        let mut value = serde_json::to_value(self).expect("reports are plain data with text keys");
+        value["format"] = json!("textnlp-report/1");
+        value
+    }
+
+    /// The page.
+    pub fn to_html(&self) -> String {
+        let mut templates = minijinja::Environment::new();
+        templates.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
+        templates.add_template("report.html", include_str!("report.html")).expect("the template is ours and parses");
+        let measured = self.measured();
+        let context = json!({
+            "title": self.title,
+            "at": self.at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+            "address": self.address,
+            "facts": self.facts,
+            "gate": self.gate.as_ref().map(gate_of),
+            "limit": self.limit.as_ref().map(limit_of),
+            "numbers": measured.map(numbers_of),
+            "errors": measured.map(|m| &m.errors_by_kind).filter(|e| !e.is_empty()),
+            "charts": measured.map(charts_of).unwrap_or_default(),
+            "sample": self.gate.as_ref().and_then(|g| g.sample.as_deref()),
+        });
+        let page = templates.get_template("report.html").and_then(|page| page.render(minijinja::value::Serde(context)));
+        page.expect("the template is ours and renders any report")
+    }
+
+    /// Writes `FOLDER/NAME-TIME.html` and `.json`, each whole or not at all.
+    pub fn write(&self, folder: &Utf8Path, name: &str) -> std::io::Result<Written> {
+        std::fs::create_dir_all(folder)?;
+        let stem = format!("{name}-{}", self.at.strftime("%Y%m%dT%H%M%SZ"));
+        let (html, json) = (folder.join(format!("{stem}.html")), folder.join(format!("{stem}.json")));
+        whole(&json, serde_json::to_string_pretty(&self.to_json()).expect("plain JSON").as_bytes())?;
+        whole(&html, self.to_html().as_bytes())?;
+        Ok(Written { html, json })
+    }
+}
+
+fn whole(path: &Utf8Path, bytes: &[u8]) -> std::io::Result<()> {
+    let beside = Utf8PathBuf::from(format!("{path}.{}", std::process::id()));
+    let mut file = std::fs::File::create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "not measured".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn gate_of(evidence: &Evidence) -> Value {
+    let checks: Vec<Value> = evidence
+        .checks
+        .iter()
+        .map(|c| json!({"name": c.name, "measured": plain(&c.measured), "limit": plain(&c.limit), "unit": c.unit, "ok": c.ok, "note": c.note}))
+        .collect();
+    json!({"state": evidence.gate.state(), "phase": evidence.phase, "seconds": format!("{:.1}", evidence.seconds), "checks": checks})
+}
+
+fn limit_of(limit: &Limit) -> Value {
+    let probes: Vec<Value> = limit
+        .probes
+        .iter()
+        .map(|p| {
+            json!({
+                "users": p.users, "ok": p.ok, "p95": format!("{:.0}", p.measured.generate.p95_ms),
+                "errors": percent(p.measured.error_rate()), "tokens": format!("{:.0}", p.measured.tokens_per_second),
+            })
+        })
+        .collect();
+    json!({"users": limit.users, "at_least": limit.at_least, "probes": probes})
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}
+
+/// The tiles above the charts.
+fn numbers_of(m: &Measured) -> Value {
+    let ms = |ms: f64| format!("{ms:.0} ms");
+    json!([
+        ["p50", ms(m.generate.p50_ms)],
+        ["p95", ms(m.generate.p95_ms)],
+        ["p99", ms(m.generate.p99_ms)],
+        ["longest", ms(m.generate.max_ms)],
+        ["tokens per second", format!("{:.0}", m.tokens_per_second)],
+        ["requests per second", format!("{:.1}", m.rps)],
+        ["requests", m.requests.to_string()],
+        ["errors", percent(m.error_rate())],
+        ["users", m.load.users.to_string()],
+        ["seconds", format!("{:.0}", m.seconds)],
+    ])
+}
+
+fn charts_of(m: &Measured) -> Vec<Value> {
+    let over = |value: &dyn Fn(&crate::load::Second) -> f64| -> Vec<(f64, f64)> {
+        m.series.iter().map(|s| (f64::from(s.second), value(s))).collect()
+    };
+    // A second in which nothing ended has no latency, rather than one of 0.
+    let there = |points: Vec<(f64, f64)>| points.into_iter().filter(|(_, y)| *y > 0.0).collect::<Vec<_>>();
+    let latency = Chart {
+        unit: "ms",
+        x_unit: "s",
+        lines: vec![
+            Line { name: "p95", class: "a", points: there(over(&|s| s.p95_ms)) },
+            Line { name: "p50", class: "b", points: there(over(&|s| s.p50_ms)) },
+        ],
+    };
+    let tokens = Chart {
+        unit: "tokens/s",
+        x_unit: "s",
+        lines: vec![Line { name: "tokens", class: "a", points: over(&|s| s.tokens as f64) }],
+    };
+    let users = Chart {
+        unit: "",
+        x_unit: "s",
+        lines: vec![
+            Line { name: "users", class: "b", points: over(&|s| f64::from(s.users)) },
+            Line { name: "requests/s", class: "a", points: over(&|s| f64::from(s.requests)) },
+            Line { name: "errors/s", class: "c", points: over(&|s| f64::from(s.errors)) },
+        ],
+    };
+    let mut charts = vec![
+        json!({"title": "Latency of whole answers", "svg": latency.to_svg(), "legend": latency.legend()}),
+        json!({"title": "Tokens", "svg": tokens.to_svg(), "legend": tokens.legend()}),
+        json!({"title": "Users and requests", "svg": users.to_svg(), "legend": users.legend()}),
+    ];
+    if m.generate.count > 0 {
+        charts.push(json!({"title": "How many answers took how long", "svg": chart::bars(&m.histogram), "legend": []}));
+    }
+    charts
+}

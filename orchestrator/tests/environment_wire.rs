@@ -1,0 +1,115 @@
+//! The wire that gates and load use, against a real listener with a real certificate.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use textnlp_orchestrator::load::{Ask, Failure, HttpWire, Key, Wire, WireError};
+use textnlp_provider::Secret;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+struct Authority {
+    pem: String,
+    server: Arc<ServerConfig>,
+}
+
+fn authority() -> Authority {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let server = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    Authority { pem: certified.cert.pem(), server: Arc::new(server) }
+}
+
+/// Answers every connection once: with the request's own bytes, with something endless, or never.
+async fn listen(tls: Arc<ServerConfig>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let tls = TlsAcceptor::from(tls.clone());
+            tokio::spawn(async move {
+                let Ok(mut stream) = tls.accept(stream).await else { return };
+                let mut seen = Vec::new();
+                let mut chunk = [0; 4096];
+                while !seen.windows(4).any(|w| w == b"\r\n\r\n") {
+                    match stream.read(&mut chunk).await {
+                        Ok(n) if n > 0 => seen.extend_from_slice(&chunk[..n]),
+                        _ => return,
+                    }
+                }
+                let text = String::from_utf8_lossy(&seen).into_owned();
+                if text.starts_with("GET /never") {
+                    return std::future::pending().await;
+                }
+                if text.starts_with("GET /cut") {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
+                    return;
+                }
+                if text.starts_with("GET /endless") {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+                    while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
+                    return;
+                }
+                let head = format!("HTTP/1.1 203 Fine\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", text.len());
+                let _ = stream.write_all(format!("{head}{text}").as_bytes()).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn requests_carry_their_key_and_answers_come_whole_over_a_verified_line() {
+    let authority = authority();
+    let port = listen(authority.server.clone()).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}/"), Some(authority.pem.as_bytes())).unwrap();
+    let key = Key { header: "X-API-Key".to_owned(), value: Secret::new("tnlp_secret") };
+    let answer = wire.send(Ask::post("/v1/generate", json!({"prompt": "x"})).with(&key)).await.unwrap();
+    let echoed = String::from_utf8(answer.body).unwrap().to_lowercase();
+    assert_eq!(answer.status, 203);
+    assert!(echoed.starts_with("post /v1/generate http/1.1") && echoed.contains("x-api-key: tnlp_secret"), "{echoed}");
+    assert!(wire.verified());
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_is_not_trusted() {
+    let port = listen(authority().server).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), Some(authority().pem.as_bytes())).unwrap();
+    assert!(matches!(wire.send(Ask::get("/health")).await, Err(Failure::Tls(_))));
+    let public = HttpWire::new(&format!("https://localhost:{port}"), None).unwrap();
+    assert!(matches!(public.send(Ask::get("/health")).await, Err(Failure::Tls(_))));
+}
+
+#[tokio::test]
+async fn every_way_to_fail_has_its_name() {
+    let authority = authority();
+    let port = listen(authority.server.clone()).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), Some(authority.pem.as_bytes())).unwrap();
+    let never = Ask { timeout: Duration::from_millis(200), ..Ask::get("/never") };
+    assert_eq!(wire.send(never).await, Err(Failure::Timeout));
+    assert!(matches!(wire.send(Ask::get("/cut")).await, Err(Failure::Broken(_))));
+    assert_eq!(wire.send(Ask::get("/endless")).await, Err(Failure::TooLarge));
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), None).unwrap();
+    assert!(matches!(nobody.send(Ask::get("/")).await, Err(Failure::Connect(_))));
+}
+
+#[test]
+fn addresses_and_authorities_are_checked_at_the_door() {
+    for bad in ["", "localhost:8443", "ftp://x", "https://", "nonsense"] {
+        assert!(matches!(HttpWire::new(bad, None), Err(WireError::Address(_))), "{bad}");
+    }
+    assert!(matches!(HttpWire::new("https://x", Some(b"not pem")), Err(WireError::Authority(_))));
+}
