@@ -3,6 +3,7 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::component::{Component, Site};
 use crate::error::Result;
@@ -67,7 +68,7 @@ pub struct Scope<'a> {
 }
 
 /// One thing that stands in the way, with its place, its cause and the fix.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// Where: a resource id or a field of the environment file.
     pub place: String,

@@ -90,6 +90,12 @@ impl Spec {
         found
     }
 
+    /// Replaces those references to outputs whose values are known and leaves the others as they stand.
+    #[must_use]
+    pub fn resolve_known<'a>(&self, look_up: impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Self {
+        Self(sorted(resolve_known(&self.0, &look_up)))
+    }
+
     /// Replaces references to outputs by their values; `look_up` gives the outputs of a resource when they are known.
     pub fn resolve<'a>(&self, look_up: impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Result<Self, SpecError> {
         Ok(Self(sorted(resolve(&self.0, &look_up)?)))
@@ -170,6 +176,19 @@ fn resolve<'a>(value: &Value, look_up: &impl Fn(&ResourceId) -> Option<&'a Outpu
         ),
         plain => plain.clone(),
     })
+}
+
+fn resolve_known<'a>(value: &Value, look_up: &impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Value {
+    if let Some(OutputRef { resource, field }) = OutputRef::from_value(value) {
+        return look_up(&resource).and_then(|outputs| outputs.get(&field)).unwrap_or(value).clone();
+    }
+    match value {
+        Value::Array(items) => Value::Array(items.iter().map(|item| resolve_known(item, look_up)).collect()),
+        Value::Object(fields) => {
+            Value::Object(fields.iter().map(|(name, field)| (name.clone(), resolve_known(field, look_up))).collect())
+        }
+        plain => plain.clone(),
+    }
 }
 
 /// serde_json keeps insertion order in this workspace; canonical JSON wants sorted keys.

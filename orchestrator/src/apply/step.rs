@@ -1,0 +1,228 @@
+//! What a step begins with: nothing, a note, or the first of its operations.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use serde_json::json;
+use textnlp_provider::{
+    FieldChange, Operation, OperationId, Ownership, Provider, Recorded, ResourceId, SiteName, Spec, Token, Verb, Wanted,
+};
+
+use super::Failure;
+use crate::plan::{Branch, Call, Decides, Node, Note, OneOf, Step, Which, branch_of, refreshed, sorted_needs};
+use crate::state::{BodyRef, End, Entry, Intent, Locked, Pen, Target};
+
+/// What is to be written into a journal.
+pub(super) enum Write {
+    Begun(Arc<Intent>),
+    Pending { op: OperationId, handle: textnlp_provider::Handle, says: String },
+    Made { op: OperationId, recorded: Box<Recorded> },
+    Gone { op: OperationId },
+    Failed { op: OperationId, left: Option<Box<Recorded>>, because: String },
+    Chose { resource: ResourceId, branch: Branch, because: String },
+    Noted { resource: ResourceId, what: &'static str, recorded: Box<Recorded> },
+    Forgot { resource: ResourceId, because: String },
+}
+
+/// Longer texts are cut in the journal; the whole text is in the run's report.
+const TEXT: usize = 200;
+
+impl Write {
+    pub(super) fn put(self, pen: &mut Pen<'_>) {
+        let short = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT).collect::<String>();
+        let mut body = |recorded: &Recorded| -> BodyRef { pen.body(recorded) };
+        let entry = match self {
+            Write::Made { op, recorded } => Entry::Ended { op, end: End::Made { recorded: body(&recorded) } },
+            Write::Gone { op } => Entry::Ended { op, end: End::Gone },
+            Write::Failed { op, left, because } => {
+                let left = left.map(|left| body(&left));
+                Entry::Ended { op, end: End::Failed { left, because: short(&because) } }
+            }
+            Write::Noted { resource, what, recorded } => {
+                Entry::Noted { resource, what: what.to_owned(), recorded: body(&recorded) }
+            }
+            Write::Chose { resource, branch, because } => {
+                Entry::Chose { resource, branch: branch.to_string(), because: short(&because) }
+            }
+            Write::Forgot { resource, because } => Entry::Forgot { resource, because: short(&because) },
+            Write::Pending { op, handle, says } => Entry::Pending { op, handle: pen.body(&handle), says: short(&says) },
+            Write::Begun(intent) => {
+                let Operation { id, verb, resource, kind, .. } = intent.operation.clone();
+                Entry::Begun { op: id, verb, resource, kind, target: intent.target.clone(), intent: pen.body(&*intent) }
+            }
+        };
+        pen.entry(entry);
+    }
+}
+
+/// What this run has come to know and steps build on.
+#[derive(Default)]
+pub(super) struct Known {
+    /// The outputs of resources that this run made, changed or looked at again.
+    pub(super) outputs: BTreeMap<ResourceId, textnlp_provider::Outputs>,
+    /// What steps chose.
+    pub(super) chose: BTreeMap<u32, Branch>,
+    /// Resources that are another object now.
+    pub(super) replaced: BTreeSet<ResourceId>,
+    /// The last operation number that was given out at each site.
+    pub(super) numbers: BTreeMap<SiteName, u64>,
+}
+
+/// What a step begins with.
+pub(super) struct Beginning {
+    pub(super) writes: Vec<Write>,
+    /// The operations, one after the other; the first is not written yet.
+    pub(super) calls: VecDeque<Call>,
+    pub(super) branch: Option<Branch>,
+    pub(super) note: Option<&'static str>,
+}
+
+/// What a step is to begin with, by the plan and by what is known now.
+pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut Known) -> Result<Beginning, Failure> {
+    let resource = &step.resource;
+    let mut beginning = Beginning { writes: Vec::new(), calls: VecDeque::new(), branch: None, note: None };
+    match &step.node {
+        Node::Call(call) => beginning.calls.push_back(call.clone()),
+        Node::Note(note) => {
+            let (write, what) = match note {
+                Note::Adopt { recorded } => (noted(resource, "adopt", recorded, known), "adopt"),
+                Note::Remember { recorded } => (noted(resource, "remember", recorded, known), "remember"),
+                Note::Forget => (Write::Forgot { resource: resource.clone(), because: step.because.clone() }, "forget"),
+            };
+            beginning.writes.push(write);
+            beginning.note = Some(what);
+        }
+        Node::OneOf(one) => choose(step, one, provider, known, &mut beginning)?,
+    }
+    Ok(beginning)
+}
+
+fn noted(resource: &ResourceId, what: &'static str, recorded: &Recorded, known: &mut Known) -> Write {
+    known.outputs.insert(resource.clone(), recorded.outputs.clone());
+    Write::Noted { resource: resource.clone(), what, recorded: Box::new(recorded.clone()) }
+}
+
+fn choose(
+    step: &Step,
+    one: &OneOf,
+    provider: &Arc<dyn Provider>,
+    known: &mut Known,
+    beginning: &mut Beginning,
+) -> Result<(), Failure> {
+    let resource = &step.resource;
+    let (branch, because) = match &one.decides {
+        Decides::As(other) => (known.chose.get(other).copied().unwrap_or(Branch::Nothing), "as decided before".to_owned()),
+        Decides::Difference { wanted, recorded, seen } => {
+            let spec = resolved(wanted, known)?;
+            let resolved = Wanted { spec: spec.clone(), ..(**wanted).clone() };
+            let changes = provider.diff(&resolved, recorded, seen);
+            refuse(resource, &changes)?;
+            let moved = wanted.via.as_ref().is_some_and(|host| known.replaced.contains(&host.0));
+            let branch = if moved { Branch::Replace } else { branch_of(&changes) };
+            if branch == Branch::Nothing {
+                known.outputs.insert(resource.clone(), seen.outputs.clone());
+                let fresh = refreshed(wanted, &spec, seen, recorded.schema, false);
+                if fresh != **recorded {
+                    beginning.writes.push(noted(resource, "remember", &fresh, known));
+                }
+            }
+            (branch, changes.iter().map(|change| change.field.as_str()).collect::<Vec<_>>().join(", "))
+        }
+    };
+    beginning.branch = Some(branch);
+    beginning.writes.push(Write::Chose { resource: resource.clone(), branch, because });
+    known.chose.insert(step.id, branch);
+    if branch == Branch::Nothing {
+        return Ok(());
+    }
+    let Some(alternative) = one.alternatives.iter().find(|alternative| alternative.branch == branch) else {
+        let message = format!("it would take a {branch}, which the approved plan does not allow");
+        return Err(Failure::plain(resource, message, "plan again and look at what it says now"));
+    };
+    beginning.calls.extend(alternative.calls.iter().cloned());
+    Ok(())
+}
+
+fn refuse(resource: &ResourceId, changes: &[FieldChange]) -> Result<(), Failure> {
+    for change in changes {
+        if let textnlp_provider::Effect::Refuse(reason) = &change.effect {
+            let message = format!("`{}` would have to change: {reason}", change.field);
+            return Err(Failure::plain(resource, message, "put the old value back"));
+        }
+    }
+    Ok(())
+}
+
+fn resolved(wanted: &Wanted, known: &Known) -> Result<Spec, Failure> {
+    wanted.spec.resolve(|id| known.outputs.get(id)).map_err(|error| {
+        Failure::plain(&wanted.id, error.to_string(), "this is a mistake of the provider that has this output; report it")
+    })
+}
+
+/// The whole operation for a call, ready to be written down.
+pub(super) fn intent(
+    step: &Step,
+    call: &Call,
+    provider: &Arc<dyn Provider>,
+    known: &mut Known,
+    state: &Locked,
+) -> Result<Intent, Failure> {
+    let schema = |kind: &str| provider.kinds().iter().find(|known| known.name == kind).map_or(1, |kind| kind.schema);
+    let nothing = || Spec::of(&json!({}));
+    let (verb, via, spec, recorded, changes, target, subject) = match call {
+        Call::Create { wanted, beside } => {
+            let target = if *beside { Target::Beside } else { Target::Current };
+            (Verb::Create, wanted.via.clone(), resolved(wanted, known)?, None, Vec::new(), target, Some(wanted))
+        }
+        Call::Update { wanted, recorded, seen, stray } => {
+            let spec = resolved(wanted, known)?;
+            let changes = provider.diff(&Wanted { spec: spec.clone(), ..(**wanted).clone() }, recorded, seen);
+            refuse(&step.resource, &changes)?;
+            if branch_of(&changes) == Branch::Replace {
+                let message = "it would take a replace, which the approved plan does not allow";
+                return Err(Failure::plain(&step.resource, message, "plan again and look at what it says now"));
+            }
+            let target = if *stray { Target::Stray } else { Target::Current };
+            (Verb::Update, wanted.via.clone(), spec, Some((**recorded).clone()), changes, target, Some(wanted))
+        }
+        Call::Delete { recorded, which } => {
+            let target = match which {
+                Which::Current => Target::Current,
+                Which::Stray => Target::Stray,
+                Which::Old => {
+                    state.old(&step.site, &step.resource, &recorded.cloud_id).map_or(Target::Stray, Target::Old)
+                }
+            };
+            (Verb::Delete, recorded.via.clone(), nothing(), Some((**recorded).clone()), Vec::new(), target, None)
+        }
+    };
+    let number = known.numbers.get(&step.site).map_or(0, |last| last + 1).max(state.next_operation(&step.site));
+    known.numbers.insert(step.site.clone(), number);
+    let (id, lineage) = (OperationId(number), state.lineage());
+    let kind = match call {
+        Call::Delete { recorded, .. } => recorded.kind.clone(),
+        _ => step.kind.clone(),
+    };
+    let operation = Operation {
+        id,
+        token: Token::derive(lineage, &step.site, id),
+        verb,
+        resource: step.resource.clone(),
+        kind: kind.clone(),
+        site: step.site.clone(),
+        environment: state.environment().clone(),
+        lineage,
+        via,
+        spec,
+        recorded,
+        changes,
+    };
+    Ok(Intent {
+        operation,
+        target,
+        needs: subject.map(|wanted| sorted_needs(wanted)).unwrap_or_default(),
+        ownership: subject.map_or(Ownership::Ours, |wanted| wanted.ownership.clone()),
+        protected: subject.is_some_and(|wanted| wanted.protected),
+        schema: schema(kind.as_str()),
+    })
+}

@@ -1,0 +1,277 @@
+//! A second opinion on a finished plan: an independent check against the laws that every plan keeps.
+//!
+//! It looks at the plan and the facts alone, not at how the plan was made, and it runs on every plan before it is approved.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use textnlp_provider::{DataClass, Observed, Ownership, Recorded, ResourceId, Wanted};
+
+use super::facts::{needs_of, recorded_needs};
+use super::{Call, Decides, Facts, Node, Note, Plan, Purpose, Step, Which};
+use crate::state::Holding;
+
+/// A plan that keeps every law.
+#[derive(Debug, Clone)]
+pub struct Audited(Plan);
+
+impl Audited {
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.0
+    }
+
+    pub(super) fn into_plan(self) -> Plan {
+        self.0
+    }
+}
+
+/// A law that a plan breaks. It is a mistake of the planner, or the plan was edited.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{resource}: {law}")]
+pub struct Breach {
+    /// About which resource.
+    pub resource: ResourceId,
+    /// Which law, as a sentence.
+    pub law: String,
+}
+
+/// Checks a plan.
+pub fn audit(plan: Plan, facts: &Facts) -> Result<Audited, Vec<Breach>> {
+    let mut auditor = Auditor::new(&plan, facts);
+    auditor.order();
+    auditor.calls();
+    auditor.one_change_each();
+    auditor.needs_first();
+    auditor.dependents_first();
+    auditor.ends_as_wanted();
+    let breaches = auditor.breaches;
+    if breaches.is_empty() { Ok(Audited(plan)) } else { Err(breaches) }
+}
+
+struct Auditor<'a> {
+    plan: &'a Plan,
+    facts: &'a Facts,
+    wanted: BTreeMap<&'a ResourceId, &'a Wanted>,
+    holdings: BTreeMap<&'a ResourceId, &'a Holding>,
+    steps: BTreeMap<&'a ResourceId, Vec<&'a Step>>,
+    breaches: Vec<Breach>,
+}
+
+impl<'a> Auditor<'a> {
+    fn new(plan: &'a Plan, facts: &'a Facts) -> Self {
+        let (mut wanted, mut holdings) = (BTreeMap::new(), BTreeMap::new());
+        for site in facts.sites.values() {
+            if facts.purpose == Purpose::Up {
+                wanted.extend(site.wanted.iter().map(|wanted| (&wanted.id, wanted)));
+            }
+            holdings.extend(site.holdings.iter());
+        }
+        let mut steps: BTreeMap<&ResourceId, Vec<&Step>> = BTreeMap::new();
+        for step in &plan.steps {
+            steps.entry(&step.resource).or_default().push(step);
+        }
+        Self { plan, facts, wanted, holdings, steps, breaches: Vec::new() }
+    }
+
+    fn breach(&mut self, resource: &ResourceId, law: impl fmt::Display) {
+        self.breaches.push(Breach { resource: resource.clone(), law: law.to_string() });
+    }
+
+    /// Steps are numbered by their places and wait only for earlier ones.
+    fn order(&mut self) {
+        for (place, step) in self.plan.steps.iter().enumerate() {
+            if step.id as usize != place {
+                self.breach(&step.resource, "a step's number is its place");
+            }
+            if step.after.iter().any(|before| *before >= step.id) {
+                self.breach(&step.resource, "a step waits only for earlier ones");
+            }
+        }
+    }
+
+    /// Nothing is called on what could not be seen, is not ours, or holds data that nobody agreed to lose.
+    fn calls(&mut self) {
+        let mut unseen = BTreeSet::new();
+        for site in self.facts.sites.values() {
+            unseen.extend(site.observed.iter().filter(|(_, seen)| matches!(seen, Observed::Unknown(_))).map(|(id, _)| id));
+            unseen.extend(site.open.values().map(|open| &open.intent.operation.resource));
+        }
+        for step in &self.plan.steps {
+            let calls = calls_of(step);
+            let external = self.wanted.get(&step.resource).is_some_and(|wanted| matches!(wanted.ownership, Ownership::External(_)));
+            if !calls.is_empty() && external {
+                self.breach(&step.resource, "an existing object is never called upon");
+            }
+            if !calls.is_empty() && unseen.contains(&step.resource) && !self.host_is_made(&step.resource) {
+                self.breach(&step.resource, "nothing is called on what could not be seen");
+            }
+            for call in calls {
+                if let Call::Delete { recorded, .. } = call {
+                    if matches!(recorded.ownership, Ownership::External(_)) {
+                        self.breach(&step.resource, "an existing object is never removed");
+                    }
+                    if self.holds_data(recorded) && !self.plan.delete_data {
+                        self.breach(&step.resource, "what holds data goes only with consent");
+                    }
+                }
+            }
+        }
+        if self.plan.delete_data && !self.facts.delete_data {
+            let resource = self.plan.steps.first().map(|step| step.resource.clone());
+            resource.into_iter().for_each(|resource| self.breach(&resource, "consent comes from the facts, not from the plan"));
+        }
+    }
+
+    /// What is reached through a host that this plan makes anew is known to be absent.
+    fn host_is_made(&self, id: &ResourceId) -> bool {
+        let host = self.wanted.get(id).and_then(|wanted| wanted.via.as_ref());
+        host.and_then(|host| self.ready(&host.0)).is_some_and(|step| matches!(step.node, Node::Call(Call::Create { .. })))
+    }
+
+    fn holds_data(&self, recorded: &Recorded) -> bool {
+        let Some(site) = self.facts.sites.get(&recorded.site) else { return true };
+        let precious = site.provider.kinds().iter().any(|kind| kind.name == recorded.kind.as_str() && kind.data == DataClass::Precious);
+        !recorded.tainted && (recorded.protected || (precious && site.protect_data))
+    }
+
+    /// A resource is made, changed or forgotten by one step; it is removed at most once.
+    fn one_change_each(&mut self) {
+        let mut breaches = Vec::new();
+        for (id, steps) in &self.steps {
+            let ready = steps.iter().filter(|step| makes_ready(step)).count();
+            let gone = steps.iter().filter(|step| removes_current(step)).count();
+            if ready > 1 || gone > 1 {
+                breaches.push((*id).clone());
+            }
+            let mut removed = BTreeSet::new();
+            for call in steps.iter().flat_map(|step| calls_of(step)) {
+                if let Call::Delete { recorded, .. } = call
+                    && !removed.insert(&recorded.cloud_id)
+                {
+                    breaches.push((*id).clone());
+                }
+            }
+        }
+        breaches.iter().for_each(|id| self.breach(id, "a resource changes at most once"));
+    }
+
+    /// Everything that a resource needs is ready before it is made or changed.
+    fn needs_first(&mut self) {
+        let mut breaches = Vec::new();
+        for (id, wanted) in &self.wanted {
+            let Some(step) = self.ready(id).filter(|step| !matches!(step.node, Node::Note(_))) else { continue };
+            for need in needs_of(wanted) {
+                if let Some(before) = self.ready(&need)
+                    && !self.waits_for(step, before.id)
+                {
+                    breaches.push(((*id).clone(), format!("`{need}` is ready before it is made")));
+                }
+                let away = self.steps.get(&need).is_some_and(|steps| steps.iter().any(|step| removes_current(step)));
+                if away && self.ready(&need).is_none() {
+                    breaches.push(((*id).clone(), format!("`{need}` is not removed while it is needed")));
+                }
+                if self.plan.blocked.iter().any(|blocked| blocked.resource == need) {
+                    breaches.push(((*id).clone(), format!("nothing is done on the strength of `{need}`, which is blocked")));
+                }
+            }
+        }
+        breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
+    }
+
+    /// What is removed goes after everything recorded that used it.
+    fn dependents_first(&mut self) {
+        let mut breaches = Vec::new();
+        for (user, holding) in &self.holdings {
+            let Some(recorded) = &holding.current else { continue };
+            let leaves = self.steps.get(user).and_then(|steps| steps.iter().find(|step| removes_current(step) || forgets(step)));
+            for need in recorded_needs(recorded) {
+                let Some(gone) = self.steps.get(&need).and_then(|steps| steps.iter().find(|step| removes_current(step))) else { continue };
+                let becomes_other = self.ready(&need).is_some();
+                match leaves {
+                    Some(leaves) if leaves.id != gone.id && !decides_late(leaves) && !decides_late(gone) && !self.waits_for(gone, leaves.id) => {
+                        breaches.push((need.clone(), format!("it goes after `{user}`, which uses it")));
+                    }
+                    None if !becomes_other && !self.wanted.contains_key(*user) => {
+                        breaches.push((need.clone(), format!("it stays while `{user}` stays, which uses it")));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
+    }
+
+    /// Whatever is wanted is there in the end, or the plan says why not; whatever is not wanted is gone, or the plan says why not.
+    fn ends_as_wanted(&mut self) {
+        let unchanged: BTreeSet<&ResourceId> = self.plan.unchanged.iter().collect();
+        let mut said: BTreeSet<String> = self.plan.blocked.iter().map(|blocked| blocked.resource.to_string()).collect();
+        said.extend(self.plan.retained.iter().map(|retained| retained.resource.to_string()));
+        said.extend(self.plan.refusals.iter().map(|problem| problem.place.clone()));
+        let mut breaches = Vec::new();
+        for id in self.wanted.keys() {
+            if self.ready(id).is_none() && !unchanged.contains(id) && !said.contains(id.as_str()) {
+                breaches.push(((*id).clone(), "what is wanted is made, left, or named as blocked"));
+            }
+        }
+        for (id, holding) in self.holdings.iter().filter(|(id, _)| !self.wanted.contains_key(**id)) {
+            let leaves = self.steps.get(*id).is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)));
+            if holding.current.is_some() && !leaves && !said.contains(id.as_str()) {
+                breaches.push(((*id).clone(), "what is not wanted is removed, forgotten, or named as kept"));
+            }
+        }
+        breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
+    }
+
+    fn ready(&self, id: &ResourceId) -> Option<&'a Step> {
+        self.steps.get(id)?.iter().find(|step| makes_ready(step)).copied()
+    }
+
+    fn waits_for(&self, step: &Step, before: u32) -> bool {
+        if step.after.contains(&before) {
+            return true;
+        }
+        let mut seen = BTreeSet::new();
+        let mut todo: Vec<u32> = step.after.clone();
+        while let Some(id) = todo.pop() {
+            if id == before {
+                return true;
+            }
+            // Numbers only fall along `after`, so what is below cannot come back up.
+            if id > before && seen.insert(id) {
+                todo.extend(self.plan.steps.get(id as usize).into_iter().flat_map(|step| &step.after));
+            }
+        }
+        false
+    }
+}
+
+/// Every call that a step may make.
+fn calls_of(step: &Step) -> Vec<&Call> {
+    match &step.node {
+        Node::Call(call) => vec![call],
+        Node::OneOf(one) => one.alternatives.iter().flat_map(|alternative| &alternative.calls).collect(),
+        Node::Note(_) => Vec::new(),
+    }
+}
+
+fn makes_ready(step: &Step) -> bool {
+    match &step.node {
+        Node::Call(call) => !matches!(call, Call::Delete { .. }),
+        Node::OneOf(one) => matches!(one.decides, Decides::Difference { .. }),
+        Node::Note(note) => !matches!(note, Note::Forget),
+    }
+}
+
+fn removes_current(step: &Step) -> bool {
+    calls_of(step).iter().any(|call| matches!(call, Call::Delete { which: Which::Current, .. }))
+}
+
+fn forgets(step: &Step) -> bool {
+    matches!(step.node, Node::Note(Note::Forget))
+}
+
+/// A step that chooses by outputs which earlier steps make cannot also come before those steps.
+fn decides_late(step: &Step) -> bool {
+    matches!(step.node, Node::OneOf(_))
+}

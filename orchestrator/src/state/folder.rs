@@ -1,0 +1,231 @@
+//! A state in a local folder: `lineage.json`, `lock`, `lease.json`, and for each site `journal/SITE/log` with `bodies`.
+//!
+//! A process proves that it holds the lock by the operating system's lock on `lock`, which dies with it. Folders are made
+//! 0700 and files 0600.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+use textnlp_provider::SiteName;
+
+use super::record::BodyRef;
+use super::store::{Batch, Holder, Lock, Store};
+use super::{Io, StateError};
+
+/// The longest log that is read: a hundred thousand full records. A longer file is not one of ours.
+const LOG_LIMIT: u64 = 512 << 20;
+
+/// A state in a folder of this machine.
+///
+/// Writes wait for the disk where they are called: they are a few kilobytes, and a run that is dropped half-way must not
+/// leave a thread behind that goes on writing.
+#[derive(Debug)]
+pub struct Folder {
+    path: Utf8PathBuf,
+    /// After a failed write nobody knows what is on the disk: nothing more is written until it has been read again.
+    broken: AtomicBool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Lease {
+    fence: u64,
+    #[serde(flatten)]
+    holder: Holder,
+}
+
+impl Folder {
+    /// A state under this path. Nothing is made until something is written.
+    pub fn at(path: impl Into<Utf8PathBuf>) -> Self {
+        Self { path: path.into(), broken: AtomicBool::new(false) }
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    fn site(&self, site: &SiteName) -> Utf8PathBuf {
+        self.path.join("journal").join(site.as_str())
+    }
+
+    fn read(&self, path: &Utf8Path) -> Result<Option<Vec<u8>>, StateError> {
+        match std::fs::metadata(path) {
+            Ok(there) if there.len() > LOG_LIMIT => {
+                return Err(StateError::Io(Io::new("read", path.as_str(), io::ErrorKind::FileTooLarge.into())));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StateError::Io(Io::new("read", path.as_str(), error))),
+        }
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StateError::Io(Io::new("read", path.as_str(), error))),
+        }
+    }
+
+    fn lease(&self) -> Result<Option<Lease>, StateError> {
+        let Some(bytes) = self.read(&self.path.join("lease.json"))? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| StateError::Unreadable {
+            what: self.path.join("lease.json").into_string(),
+            because: error.to_string(),
+        })
+    }
+
+    fn check(&self, lock: &Lock) -> Result<(), StateError> {
+        let newest = self.lease()?.map_or(0, |lease| lease.fence);
+        if newest != lock.fence {
+            return Err(StateError::Fenced { ours: lock.fence, newest });
+        }
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(StateError::Broken { place: self.path.to_string() });
+        }
+        Ok(())
+    }
+
+    /// Appends at `at`. When that fails, what was written of it is taken back.
+    fn append_at(&self, path: &Utf8Path, at: u64, bytes: &[u8]) -> Result<(), StateError> {
+        let fail = |action: &'static str, error| StateError::Io(Io::new(action, path.as_str(), error));
+        let new = !path.exists();
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(|e| fail("open", e))?;
+        let written = file.write_all_at(bytes, at).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            // A full disk takes no more bytes but lets go of some. If even that fails, or the disk itself did, only reading
+            // it again tells what it holds.
+            if error.kind() != io::ErrorKind::StorageFull || file.set_len(at).and_then(|()| file.sync_all()).is_err() {
+                self.broken.store(true, Ordering::SeqCst);
+            }
+            return Err(fail("write", error));
+        }
+        if new && let Some(parent) = path.parent() {
+            sync_folder(parent)?;
+        }
+        Ok(())
+    }
+
+    fn put(&self, path: &Utf8Path, bytes: &[u8]) -> Result<(), StateError> {
+        let fresh = path.with_extension("new");
+        let fail = |error| StateError::Io(Io::new("write", path.as_str(), error));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(fail)?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
+        std::fs::rename(&fresh, path).map_err(fail)?;
+        path.parent().map_or(Ok(()), sync_folder)
+    }
+}
+
+fn make_folder(path: &Utf8Path) -> Result<(), StateError> {
+    let fail = |error| StateError::Io(Io::new("make folder", path.as_str(), error));
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
+    path.parent().filter(|parent| !parent.as_str().is_empty()).map_or(Ok(()), sync_folder)
+}
+
+fn sync_folder(path: &Utf8Path) -> Result<(), StateError> {
+    let synced = File::open(path).and_then(|folder| folder.sync_all());
+    synced.map_err(|error| StateError::Io(Io::new("sync folder", path.as_str(), error)))
+}
+
+#[async_trait]
+impl Store for Folder {
+    fn place(&self) -> String {
+        self.path.to_string()
+    }
+
+    async fn sites(&self) -> Result<Vec<SiteName>, StateError> {
+        let journal = self.path.join("journal");
+        let entries = match std::fs::read_dir(&journal) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(StateError::Io(Io::new("list", journal.as_str(), error))),
+        };
+        let mut sites = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| StateError::Io(Io::new("list", journal.as_str(), error)))?;
+            // Files that a person put beside the journals are none of ours.
+            if let Some(site) = entry.file_name().to_str().and_then(|name| SiteName::new(name).ok()) {
+                sites.push(site);
+            }
+        }
+        sites.sort();
+        Ok(sites)
+    }
+
+    async fn log(&self, site: &SiteName) -> Result<Vec<u8>, StateError> {
+        Ok(self.read(&self.site(site).join("log"))?.unwrap_or_default())
+    }
+
+    async fn body(&self, site: &SiteName, body: &BodyRef) -> Result<Vec<u8>, StateError> {
+        let path = self.site(site).join("bodies");
+        let fail = |error| StateError::Io(Io::new("read", path.as_str(), error));
+        let mut bytes = vec![0; body.len as usize];
+        File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, body.at)).map_err(fail)?;
+        Ok(bytes)
+    }
+
+    async fn bodies_len(&self, site: &SiteName) -> Result<u64, StateError> {
+        let path = self.site(site).join("bodies");
+        match std::fs::metadata(&path) {
+            Ok(there) => Ok(there.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(StateError::Io(Io::new("read", path.as_str(), error))),
+        }
+    }
+
+    async fn document(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        self.read(&self.path.join(name))
+    }
+
+    async fn lock(&self, holder: &Holder) -> Result<Lock, StateError> {
+        make_folder(&self.path)?;
+        let path = self.path.join("lock");
+        let fail = |action: &'static str, error| StateError::Io(Io::new(action, path.as_str(), error));
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(|e| fail("open", e))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StateError::Held { holder: self.lease().ok().flatten().map(|lease| lease.holder) });
+            }
+            Err(TryLockError::Error(error)) => return Err(fail("lock", error)),
+        }
+        let fence = self.lease()?.map_or(0, |lease| lease.fence) + 1;
+        let lease = Lease { fence, holder: holder.clone() };
+        let text = serde_json::to_vec_pretty(&lease).expect("a lease is plain data");
+        self.put(&self.path.join("lease.json"), &text)?;
+        self.broken.store(false, Ordering::SeqCst);
+        Ok(Lock { fence, guard: Box::new(file) })
+    }
+
+    async fn append(&self, lock: &Lock, site: &SiteName, batch: &Batch) -> Result<(), StateError> {
+        self.check(lock)?;
+        let folder = self.site(site);
+        make_folder(&folder)?;
+        if !batch.bodies.is_empty() {
+            self.append_at(&folder.join("bodies"), batch.bodies_at, &batch.bodies)?;
+        }
+        self.append_at(&folder.join("log"), batch.log_at, &batch.lines)
+    }
+
+    async fn cut(&self, lock: &Lock, site: &SiteName, len: u64) -> Result<(), StateError> {
+        self.check(lock)?;
+        let path = self.site(site).join("log");
+        let cut = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(len).and_then(|()| file.sync_all()));
+        cut.map_err(|error| StateError::Io(Io::new("cut", path.as_str(), error)))
+    }
+
+    async fn replace(&self, lock: &Lock, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        self.check(lock)?;
+        let path = self.path.join(name);
+        if let Some(parent) = path.parent() {
+            make_folder(parent)?;
+        }
+        self.put(&path, bytes)
+    }
+}

@@ -1,0 +1,332 @@
+//! One line of a journal: what was begun, what it came to, who asked for it; chained by hashes.
+//!
+//! A line is `SUM JSON\n`. SUM is the SHA-256 of the line before it (its sum) and of this JSON, so a changed, missing or moved line
+//! is seen at its place. Bodies are kept beside the log and named by their own SHA-256.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use textnlp_provider::{KindName, Lineage, OperationId, ResourceId, SiteName, Verb};
+
+use super::lineage::Place;
+
+/// The version of the journal's format. A journal with a higher number was written by a newer tool and is left alone.
+pub const FORMAT: u32 = 1;
+
+/// The most bytes that a line may have: what is longer belongs into a body.
+pub const LINE_LIMIT: usize = 2048;
+
+/// What precedes the first line.
+pub(super) const ROOT: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// One record of a site's journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number, counted from 1 without gaps.
+    pub n: u64,
+    /// When, by the wall clock of the machine that wrote it.
+    pub at: Timestamp,
+    /// The operator.
+    pub by: String,
+    /// Why, as the operator said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Name and version of the tool.
+    pub tool: String,
+    /// The fencing number of the lock under which it was written; it never falls.
+    pub fence: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub entry: Entry,
+}
+
+/// A body beside the log: its SHA-256, and where it is in the local file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BodyRef {
+    /// SHA-256, hex.
+    pub sha256: String,
+    /// Its first byte in the file of bodies.
+    pub at: u64,
+    /// Its length in bytes.
+    pub len: u32,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "entry", rename_all = "snake_case")]
+pub enum Entry {
+    /// The journal of this site begins.
+    Opened {
+        /// The version of the format.
+        format: u32,
+        /// Which deployment.
+        lineage: Lineage,
+        /// Which site.
+        site: SiteName,
+        /// What the site is bound to.
+        place: Place,
+    },
+    /// A person or a rule approved a plan; its text is the body.
+    Approved {
+        /// `up` or `down`.
+        purpose: String,
+        /// The plan.
+        plan: BodyRef,
+    },
+    /// An operation is about to be called for the first time.
+    Begun {
+        /// Its number.
+        op: OperationId,
+        /// What it does.
+        verb: Verb,
+        /// To what.
+        resource: ResourceId,
+        /// Of which kind.
+        kind: KindName,
+        /// To which of the objects that stand behind the resource.
+        target: Target,
+        /// The whole operation, with everything that finishing it takes.
+        intent: BodyRef,
+    },
+    /// A longer operation stands here; the handle is sensitive.
+    Pending {
+        /// Its number.
+        op: OperationId,
+        /// The provider's handle.
+        handle: BodyRef,
+        /// What it waits for.
+        says: String,
+    },
+    /// An operation is over.
+    Ended {
+        /// Its number.
+        op: OperationId,
+        /// What came of it.
+        #[serde(flatten)]
+        end: End,
+    },
+    /// The planned alternatives of a resource were decided by what was seen.
+    Chose {
+        /// Which resource.
+        resource: ResourceId,
+        /// `nothing`, `update` or `replace`.
+        branch: String,
+        /// The fields that decided.
+        because: String,
+    },
+    /// An object of ours that was there but not recorded, or a changed record without a call.
+    Noted {
+        /// Which resource.
+        resource: ResourceId,
+        /// `adopt` or `remember`.
+        what: String,
+        /// The record from now on.
+        recorded: BodyRef,
+    },
+    /// The object is gone; its record goes too.
+    Forgot {
+        /// Which resource.
+        resource: ResourceId,
+        /// Why.
+        because: String,
+    },
+    /// The end of the log was torn by a power cut and was cut off: no call was made on its strength.
+    Mended {
+        /// Where the torn line began.
+        at: u64,
+        /// How many bytes were cut off.
+        bytes: u64,
+    },
+}
+
+/// Which of the objects behind a resource an operation is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The one that others use.
+    Current,
+    /// A new one beside the current one, which becomes the old one.
+    Beside,
+    /// An old one that was replaced: the SHA-256 of its record.
+    Old(String),
+    /// One that no record mentions.
+    Stray,
+}
+
+/// What came of an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "end", rename_all = "snake_case")]
+pub enum End {
+    /// The object is as it should be; this is its record.
+    Made {
+        /// The record.
+        recorded: BodyRef,
+    },
+    /// The object is gone.
+    Gone,
+    /// It failed.
+    Failed {
+        /// The record of what is there all the same.
+        left: Option<BodyRef>,
+        /// Why.
+        because: String,
+    },
+}
+
+/// Where a journal ends: the number and the sum of its last record, and its length.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The number of the last record; zero when there is none.
+    pub n: u64,
+    /// Its sum.
+    pub sum: String,
+    /// Bytes of the log up to and with it.
+    pub len: u64,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { n: 0, sum: ROOT.to_owned(), len: 0 }
+    }
+}
+
+/// A record that is longer than [`LINE_LIMIT`].
+#[derive(Debug, thiserror::Error)]
+#[error("record {n} has {bytes} bytes; {LINE_LIMIT} are allowed")]
+pub struct TooLong {
+    /// Its number.
+    pub n: u64,
+    /// Its length.
+    pub bytes: usize,
+}
+
+impl Head {
+    /// Writes the next line and moves on to it.
+    pub(super) fn push(&mut self, record: &Record, out: &mut Vec<u8>) -> Result<(), TooLong> {
+        let json = serde_json::to_string(record).expect("records are plain data");
+        let sum = chain(&self.sum, &json);
+        let bytes = sum.len() + json.len() + 2;
+        if bytes > LINE_LIMIT {
+            return Err(TooLong { n: record.n, bytes });
+        }
+        out.extend_from_slice(sum.as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(json.as_bytes());
+        out.push(b'\n');
+        *self = Self { n: record.n, sum, len: self.len + bytes as u64 };
+        Ok(())
+    }
+}
+
+/// One record with its sum and the byte where its line begins.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) record: Record,
+    pub(super) sum: String,
+    pub(super) offset: u64,
+}
+
+/// A journal as it was read.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    pub(super) records: Vec<Line>,
+    pub(super) head: Head,
+    pub(super) torn: Option<Torn>,
+}
+
+/// A last line that a power cut tore. Nothing depends on it: its write never returned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Torn {
+    /// Where it begins.
+    pub at: u64,
+    /// How long it is.
+    pub bytes: u64,
+}
+
+/// Damage that no power cut explains: it is named, never passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The byte where the damaged line begins.
+    pub offset: u64,
+    /// The number of the record that should stand there.
+    pub n: u64,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "record {} at byte {}: {}", self.n, self.offset, self.what)
+    }
+}
+
+/// Reads a whole journal.
+pub(super) fn read(bytes: &[u8]) -> Result<Log, Damage> {
+    let mut log = Log::default();
+    let mut fence = 0;
+    let mut rest = bytes;
+    while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        let (line, after) = (&rest[..end], &rest[end + 1..]);
+        let damage = |what: String| Damage { offset: log.head.len, n: log.head.n + 1, what };
+        let (record, sum) = line_of(&log.head, line).map_err(damage)?;
+        if record.fence < fence {
+            let what = format!("it was written under lock {} after lock {fence} had been taken", record.fence);
+            return Err(damage(what));
+        }
+        fence = record.fence;
+        let offset = log.head.len;
+        log.head = Head { n: record.n, sum: sum.clone(), len: offset + end as u64 + 1 };
+        log.records.push(Line { record, sum, offset });
+        rest = after;
+    }
+    if !rest.is_empty() {
+        // A line that is whole but for a last byte that is not a newline was not torn: somebody changed that byte.
+        if line_of(&log.head, &rest[..rest.len() - 1]).is_ok() {
+            return Err(Damage { offset: log.head.len, n: log.head.n + 1, what: "its last byte was changed".to_owned() });
+        }
+        log.torn = Some(Torn { at: log.head.len, bytes: rest.len() as u64 });
+    }
+    Ok(log)
+}
+
+fn line_of(head: &Head, line: &[u8]) -> Result<(Record, String), String> {
+    let line = std::str::from_utf8(line).map_err(|_| "it is not text".to_owned())?;
+    let (sum, json) = line.split_once(' ').ok_or_else(|| "it has no checksum".to_owned())?;
+    if chain(&head.sum, json) != sum {
+        // The number tells a changed record from a missing or moved one.
+        let number = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|json| json["n"].as_u64());
+        return Err(match number {
+            Some(n) if n > head.n + 1 => format!("record {n} stands in its place: records are missing or out of order"),
+            Some(n) if n < head.n + 1 => format!("record {n} stands in its place: records were moved or written twice"),
+            _ => "it was changed: its checksum does not match".to_owned(),
+        });
+    }
+    let record: Record = serde_json::from_str(json).map_err(|error| format!("it cannot be read: {error}"))?;
+    if record.n != head.n + 1 {
+        return Err(format!("it carries the number {}", record.n));
+    }
+    Ok((record, sum.to_owned()))
+}
+
+fn chain(before: &str, json: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(before.as_bytes());
+    hash.update(json.as_bytes());
+    hex::encode(hash.finalize())
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// Cuts a text to at most `most` characters and takes control characters out, so that a record stays small and one line.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut short: String = chars.by_ref().take(most).collect();
+    if chars.next().is_some() {
+        short.push('…');
+    }
+    short
+}

@@ -1,0 +1,145 @@
+//! What can go wrong, and the fuse that ends a run at a chosen boundary.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::error::Sort;
+use crate::name::ResourceId;
+use crate::operation::Verb;
+
+/// Something that goes wrong with calls that fit.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// With which resource; `None` fits all.
+    pub resource: Option<ResourceId>,
+    /// With which verb; `None` fits all.
+    pub verb: Option<Verb>,
+    /// With which call of an operation.
+    pub stage: Stage,
+    /// What happens.
+    pub go: Go,
+    /// How many calls it happens to.
+    pub times: u32,
+}
+
+impl Fault {
+    /// Happens once, to the next `begin` of any operation.
+    pub fn once(go: Go) -> Self {
+        Self { resource: None, verb: None, stage: Stage::Begin, go, times: 1 }
+    }
+
+    /// Only with this resource.
+    #[must_use]
+    pub fn on(mut self, resource: &ResourceId) -> Self {
+        self.resource = Some(resource.clone());
+        self
+    }
+
+    /// Only with this verb.
+    #[must_use]
+    pub fn verb(mut self, verb: Verb) -> Self {
+        self.verb = Some(verb);
+        self
+    }
+
+    /// With this call of an operation.
+    #[must_use]
+    pub fn stage(mut self, stage: Stage) -> Self {
+        self.stage = stage;
+        self
+    }
+
+    /// This many times.
+    #[must_use]
+    pub fn times(mut self, times: u32) -> Self {
+        self.times = times;
+        self
+    }
+}
+
+/// Which call of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// `begin`.
+    Begin,
+    /// `advance`.
+    Advance,
+    /// Either.
+    Any,
+}
+
+/// How a call goes wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Go {
+    /// It never arrived: nothing happened, and the caller cannot know.
+    LostRequest,
+    /// It happened, and the answer was lost.
+    LostReply,
+    /// Too many calls.
+    Throttle(Option<Duration>),
+    /// Refused for this reason; nothing happened.
+    Refuse(Sort),
+    /// A create fails half-way and leaves a broken object.
+    FailLeaving,
+    /// It fails for good; nothing is left.
+    Fail(Sort),
+}
+
+/// Counts the boundaries that a run crosses and stops it dead at one of them, as a power cut would.
+///
+/// The run's future never wakes again; whoever drives it sees that nothing moves, and drops it.
+#[derive(Clone)]
+pub struct Fuse(Arc<Burning>);
+
+struct Burning {
+    crossed: AtomicU64,
+    at: u64,
+    blown: AtomicBool,
+    names: Mutex<Vec<String>>,
+}
+
+impl Default for Fuse {
+    fn default() -> Self {
+        Self::blows_at(u64::MAX)
+    }
+}
+
+impl Fuse {
+    /// Blows at the boundary of this number, counted from zero.
+    pub fn blows_at(boundary: u64) -> Self {
+        let (crossed, blown, names) = (AtomicU64::new(0), AtomicBool::new(false), Mutex::default());
+        Self(Arc::new(Burning { crossed, at: boundary, blown, names }))
+    }
+
+    /// Crosses a boundary, or never returns.
+    pub async fn cross(&self, name: impl FnOnce() -> String) {
+        let boundary = self.0.crossed.fetch_add(1, Ordering::SeqCst);
+        if self.0.at != u64::MAX || boundary < KEPT_NAMES {
+            self.0.names.lock().unwrap_or_else(PoisonError::into_inner).push(name());
+        }
+        // A dead run does nothing more, whichever of its calls blew the fuse.
+        if boundary >= self.0.at {
+            self.0.blown.store(true, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// How many boundaries were crossed.
+    pub fn crossed(&self) -> u64 {
+        self.0.crossed.load(Ordering::SeqCst)
+    }
+
+    /// Whether it has blown.
+    pub fn blown(&self) -> bool {
+        self.0.blown.load(Ordering::SeqCst)
+    }
+
+    /// The name of the last boundary that was reached.
+    pub fn last(&self) -> Option<String> {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner).last().cloned()
+    }
+}
+
+/// A fuse that never blows belongs to a long run: the names of its first boundaries are enough to tell what it did.
+const KEPT_NAMES: u64 = 10_000;

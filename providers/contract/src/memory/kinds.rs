@@ -1,0 +1,71 @@
+//! The kinds of the memory cloud: each way of being recognised, slow and quick, with data and without.
+
+use std::time::Duration;
+
+use crate::kind::{DataClass, Identity, Kind, ReplaceOrder};
+use crate::resource::Effect;
+
+/// Fields that only a new object can have otherwise.
+const FIXED: &[&str] = &["cidr", "engine", "fixed", "parent", "network"];
+/// Fields that cannot change at all.
+const FROZEN: &[&str] = &["frozen"];
+/// Kinds whose creates and deletes take several looks.
+const SLOW: &[&str] = &["memory.cluster", "memory.database"];
+
+/// What a change of a field takes.
+pub fn effect(field: &str) -> Effect {
+    if FROZEN.contains(&field) {
+        Effect::Refuse(format!("`{field}` never changes; give the resource another name"))
+    } else if FIXED.contains(&field) {
+        Effect::Replace
+    } else {
+        Effect::InPlace
+    }
+}
+
+pub(crate) fn is_slow(kind: &str) -> bool {
+    SLOW.contains(&kind)
+}
+
+pub(crate) fn find(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
+const fn kind(name: &'static str, says: &'static str, identity: Identity, data: DataClass, replace: ReplaceOrder) -> Kind {
+    Kind {
+        name,
+        says,
+        identity,
+        data,
+        replace,
+        one_by_one: false,
+        settles: Duration::ZERO,
+        deadline: Duration::from_secs(600),
+        schema: 1,
+        price_key: None,
+        permissions: &[],
+    }
+}
+
+use DataClass::{Derived, None as Nothing, Precious};
+use Identity::{Named, Part, Token};
+use ReplaceOrder::{CreateFirst, DeleteFirst};
+
+/// Every kind of the memory cloud.
+pub const KINDS: &[Kind] = &[
+    kind("memory.network", "a network", Token, Nothing, CreateFirst),
+    kind("memory.cluster", "a cluster; servers are reached through it", Token, Nothing, CreateFirst),
+    kind("memory.vault", "a place for secrets", Named, Nothing, DeleteFirst),
+    kind("memory.secret", "a generated secret", Named, Nothing, DeleteFirst),
+    kind("memory.certificate", "a certificate", Named, Nothing, DeleteFirst),
+    kind("memory.bucket", "a bucket for models", Token, Derived, CreateFirst),
+    kind("memory.model", "a model in a bucket", Part, Derived, DeleteFirst),
+    kind("memory.database", "a database", Named, Precious, DeleteFirst),
+    Kind { settles: Duration::from_secs(5), ..kind("memory.cache", "a cache that lists late", Token, Nothing, CreateFirst) },
+    Kind { one_by_one: true, ..kind("memory.server", "a replica", Token, Nothing, CreateFirst) },
+    kind("memory.service", "the replicas' common name", Named, Nothing, DeleteFirst),
+    kind("memory.gateway", "what clients talk to", Named, Nothing, DeleteFirst),
+    kind("memory.weight", "a weight of a gateway", Part, Nothing, DeleteFirst),
+    kind("memory.monitor", "dashboards and alerts", Named, Nothing, DeleteFirst),
+    kind("memory.registry", "a registry of images", Named, Nothing, DeleteFirst),
+];

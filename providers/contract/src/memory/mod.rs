@@ -1,0 +1,215 @@
+//! A cloud that lives in memory: it implements every component, recognises objects in all three ways, and goes wrong on
+//! request.
+//!
+//! It is deterministic: time passes by looks (`observe`, `advance`), never by a clock. It survives the death of the run
+//! that uses it, because every handle shares one [`world`]. What it knows of foreign objects it never changes, so a test
+//! can look at them afterwards.
+
+pub mod faults;
+pub mod kinds;
+mod lower;
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::json;
+
+use crate::component::{Component, Site};
+use crate::error::Result;
+use crate::kind::Kind;
+use crate::name::{CloudId, KindName, Lineage, ResourceId};
+use crate::operation::{Handle, Operation, Progress};
+use crate::provider::{Problem, Problems, Provider, Scope};
+use crate::resource::{Effect, FieldChange, Health, Object, Observed, Recorded, Wanted};
+
+pub use faults::{Fault, Fuse, Go, Stage};
+pub use world::{Call, Thing};
+use world::World;
+
+/// How long a caller is told to wait before it looks again.
+pub(crate) const AGAIN_IN: Duration = Duration::from_millis(200);
+
+/// A handle to the cloud; clones see the same world.
+#[derive(Clone)]
+pub struct MemoryCloud {
+    world: Arc<Mutex<World>>,
+    fuse: Fuse,
+}
+
+impl Default for MemoryCloud {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryCloud {
+    /// An empty cloud where everything works.
+    pub fn new() -> Self {
+        Self { world: Arc::default(), fuse: Fuse::default() }
+    }
+
+    /// The same cloud, used by a run that dies at the fuse's boundary.
+    #[must_use]
+    pub fn with_fuse(&self, fuse: Fuse) -> Self {
+        Self { world: self.world.clone(), fuse }
+    }
+
+    /// Makes something go wrong.
+    pub fn inject(&self, fault: Fault) {
+        self.world().faults.push(fault);
+    }
+
+    /// Takes back every fault that has not happened yet.
+    pub fn heal(&self) {
+        let mut world = self.world();
+        world.faults.clear();
+        world.unseen.clear();
+        world.partial = false;
+    }
+
+    /// New objects stay invisible to this many observations.
+    pub fn show_after(&self, looks: u32) {
+        self.world().lag = looks;
+    }
+
+    /// Long operations of the slow kinds take this many looks.
+    pub fn slow(&self, looks: u32) {
+        self.world().slow = looks;
+    }
+
+    /// Allows at most this many objects of a kind.
+    pub fn quota(&self, kind: &KindName, most: usize) {
+        self.world().quota.insert(kind.clone(), most);
+    }
+
+    /// Lists come back without this resource, and say so.
+    pub fn hide(&self, resource: &ResourceId) {
+        self.world().unseen.insert(resource.clone());
+    }
+
+    /// Lists come back cut short: nothing that is missing from them is known to be absent.
+    pub fn partial_lists(&self) {
+        self.world().partial = true;
+    }
+
+    /// Somebody else's object, under a cloud id of their choice.
+    pub fn place_foreign(&self, kind: &KindName, cloud_id: &CloudId, lineage: Option<Lineage>, spec: crate::Spec) {
+        self.world().place_foreign(kind, cloud_id, lineage, spec);
+    }
+
+    /// Somebody removes an object behind our back. Says whether it was there.
+    pub fn remove_behind_our_back(&self, resource: &ResourceId) -> bool {
+        let mut world = self.world();
+        let ids: Vec<_> = world.of_resource(resource).map(|thing| thing.cloud_id.clone()).collect();
+        ids.iter().for_each(|id| world.remove(id));
+        !ids.is_empty()
+    }
+
+    /// Somebody changes a field behind our back. Says whether the object was there.
+    pub fn change_behind_our_back(&self, resource: &ResourceId, field: &str, value: serde_json::Value) -> bool {
+        self.world().change(resource, field, value)
+    }
+
+    /// An object stops doing its work.
+    pub fn degrade(&self, resource: &ResourceId, reason: &str) {
+        self.world().degrade(resource, reason);
+    }
+
+    /// Everything that is there, in order of cloud ids.
+    pub fn things(&self) -> Vec<Thing> {
+        self.world().things.values().cloned().collect()
+    }
+
+    /// Every call so far, in order.
+    pub fn calls(&self) -> Vec<Call> {
+        self.world().calls.clone()
+    }
+
+    /// How many calls changed something.
+    pub fn mutations(&self) -> usize {
+        self.world().calls.iter().filter(|call| call.mutated).count()
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Provider for MemoryCloud {
+    fn kinds(&self) -> &'static [Kind] {
+        kinds::KINDS
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        lower::lower(component, site)
+    }
+
+    fn diff(&self, wanted: &Wanted, _recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        let mut changes = Vec::new();
+        for (field, after) in wanted.spec.fields() {
+            let before = seen.spec.get(field);
+            if before != Some(after) {
+                let effect = kinds::effect(field);
+                changes.push(FieldChange { field: field.clone(), before: before.cloned(), after: Some(after.clone()), effect });
+            }
+        }
+        for (field, before) in seen.spec.fields().filter(|(field, _)| wanted.spec.get(field).is_none()) {
+            let effect = kinds::effect(field);
+            changes.push(FieldChange { field: field.clone(), before: Some(before.clone()), after: None, effect });
+        }
+        if let Health::Degraded(reason) = &seen.health
+            && reason != world::BEING_MADE
+        {
+            let (field, before) = ("working".to_owned(), Some(json!(reason)));
+            changes.push(FieldChange { field, before, after: Some(json!(true)), effect: Effect::InPlace });
+        }
+        changes
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        let world = self.world();
+        let mut asked: BTreeMap<&KindName, usize> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for one in wanted {
+            *asked.entry(&one.kind).or_default() += 1;
+        }
+        for (kind, count) in asked {
+            if let Some(most) = world.quota.get(kind)
+                && count > *most
+            {
+                let cause = format!("{count} of `{kind}` are asked for and {most} are allowed");
+                problems.push(Problem::new(kind.as_str(), cause, "ask for quota, or for fewer"));
+            }
+        }
+        Ok(problems)
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        self.fuse.cross(|| "before observe".to_owned()).await;
+        let answer = self.world().observe(scope);
+        self.fuse.cross(|| "after observe".to_owned()).await;
+        answer
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        Ok(self.world().read(kind, id))
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        self.fuse.cross(|| format!("before begin {} {}", op.verb, op.resource)).await;
+        let answer = self.world().begin(op);
+        self.fuse.cross(|| format!("after begin {} {}", op.verb, op.resource)).await;
+        answer
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        self.fuse.cross(|| format!("before advance {} {}", op.verb, op.resource)).await;
+        let answer = self.world().advance(op, handle);
+        self.fuse.cross(|| format!("after advance {} {}", op.verb, op.resource)).await;
+        answer
+    }
+}

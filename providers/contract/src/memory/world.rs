@@ -1,0 +1,405 @@
+//! The objects of the memory cloud and what calls do to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::faults::{Fault, Go, Stage};
+use super::{AGAIN_IN, kinds};
+use crate::error::{Error, Result, Sort};
+use crate::kind::Identity;
+use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
+use crate::operation::{Handle, Operation, OperationId, Progress, Token, Verb};
+use crate::provider::Scope;
+use crate::resource::{Health, Object, Observed, Outputs, Why};
+use crate::spec::Spec;
+
+/// The health of an object that a long operation has not finished yet.
+pub(super) const BEING_MADE: &str = "still being made";
+
+/// One object of the memory cloud.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thing {
+    /// What the cloud calls it.
+    pub cloud_id: CloudId,
+    /// What it is.
+    pub kind: KindName,
+    /// The tag `textnlp-resource`; `None` for a foreign object.
+    pub resource: Option<ResourceId>,
+    /// Where it is.
+    pub site: Option<SiteName>,
+    /// The tag `textnlp-environment`.
+    pub environment: Option<EnvironmentName>,
+    /// The tag `textnlp-lineage`.
+    pub lineage: Option<Lineage>,
+    /// The tag `textnlp-operation`: which operation made it.
+    pub operation: Option<OperationId>,
+    /// Its attributes.
+    pub spec: Spec,
+    /// The object that it lives in and goes with.
+    pub parent: Option<CloudId>,
+    /// What it takes before it is ready, in looks; zero is ready.
+    pub looks_left: u32,
+    /// Why it does not do its work.
+    pub broken: Option<String>,
+    /// How many more observations do not show it.
+    hidden_for: u32,
+}
+
+/// One call, as the cloud saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// `begin` or `advance`.
+    pub stage: &'static str,
+    /// What it was to do.
+    pub verb: Verb,
+    /// To which resource.
+    pub resource: ResourceId,
+    /// For which operation.
+    pub operation: OperationId,
+    /// Whether it changed something.
+    pub mutated: bool,
+}
+
+#[derive(Default)]
+pub(super) struct World {
+    pub(super) things: BTreeMap<CloudId, Thing>,
+    pub(super) faults: Vec<Fault>,
+    pub(super) unseen: BTreeSet<ResourceId>,
+    pub(super) partial: bool,
+    pub(super) quota: BTreeMap<KindName, usize>,
+    pub(super) calls: Vec<Call>,
+    pub(super) lag: u32,
+    pub(super) slow: u32,
+    tokens: BTreeMap<String, (CloudId, String)>,
+    made: u64,
+}
+
+impl World {
+    pub(super) fn of_resource<'a>(&'a self, resource: &'a ResourceId) -> impl Iterator<Item = &'a Thing> {
+        self.things.values().filter(move |thing| thing.resource.as_ref() == Some(resource))
+    }
+
+    pub(super) fn place_foreign(&mut self, kind: &KindName, cloud_id: &CloudId, lineage: Option<Lineage>, spec: Spec) {
+        let thing = Thing {
+            cloud_id: cloud_id.clone(),
+            kind: kind.clone(),
+            resource: None,
+            site: None,
+            environment: None,
+            lineage,
+            operation: None,
+            spec,
+            parent: None,
+            looks_left: 0,
+            broken: None,
+            hidden_for: 0,
+        };
+        self.things.insert(cloud_id.clone(), thing);
+    }
+
+    pub(super) fn change(&mut self, resource: &ResourceId, field: &str, value: Value) -> bool {
+        let Some(thing) = self.things.values_mut().find(|thing| thing.resource.as_ref() == Some(resource)) else { return false };
+        let mut spec = thing.spec.as_value().clone();
+        spec[field] = value;
+        thing.spec = Spec::of(&spec);
+        true
+    }
+
+    pub(super) fn degrade(&mut self, resource: &ResourceId, reason: &str) {
+        for thing in self.things.values_mut().filter(|thing| thing.resource.as_ref() == Some(resource)) {
+            thing.broken = Some(reason.to_owned());
+        }
+    }
+
+    /// Removes an object with everything that lives in it.
+    pub(super) fn remove(&mut self, id: &CloudId) {
+        self.things.remove(id);
+        let children: Vec<_> =
+            self.things.values().filter(|thing| thing.parent.as_ref() == Some(id)).map(|thing| thing.cloud_id.clone()).collect();
+        children.iter().for_each(|child| self.remove(child));
+    }
+
+    pub(super) fn observe(&mut self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        let mut asked: BTreeSet<ResourceId> = scope.wanted.iter().map(|wanted| wanted.id.clone()).collect();
+        asked.extend(scope.recorded.iter().map(|recorded| recorded.id.clone()));
+        let mut answer = Vec::new();
+        let mut shown = BTreeSet::new();
+        for thing in self.things.values_mut() {
+            let (Some(resource), Some(site)) = (&thing.resource, &thing.site) else { continue };
+            if thing.lineage != Some(scope.lineage) || site != scope.site || self.unseen.contains(resource) {
+                continue;
+            }
+            if thing.hidden_for > 0 {
+                thing.hidden_for -= 1;
+                continue;
+            }
+            shown.insert(resource.clone());
+            answer.push((resource.clone(), Observed::Present(object(thing))));
+        }
+        for resource in asked.difference(&shown) {
+            let seen = if self.unseen.contains(resource) || self.partial {
+                Observed::Unknown(Why("the list was cut short".to_owned()))
+            } else if let Some(thing) = self.taken(scope, resource) {
+                Observed::Unknown(Why(format!("`{}` belongs to somebody else", thing.cloud_id)))
+            } else {
+                Observed::Absent
+            };
+            answer.push((resource.clone(), seen));
+        }
+        Ok(answer)
+    }
+
+    /// A foreign object under the name that a wanted one would have.
+    fn taken(&self, scope: &Scope<'_>, resource: &ResourceId) -> Option<&Thing> {
+        let wanted = scope.wanted.iter().find(|wanted| wanted.id == *resource)?;
+        let named = kinds::find(wanted.kind.as_str()).is_some_and(|kind| kind.identity == Identity::Named);
+        let thing = named.then(|| self.things.get(&named_id(scope.environment, resource)))??;
+        (thing.lineage != Some(scope.lineage)).then_some(thing)
+    }
+
+    pub(super) fn read(&self, kind: &KindName, id: &CloudId) -> Observed {
+        match self.things.get(id).filter(|thing| thing.kind == *kind) {
+            Some(thing) => Observed::Present(object(thing)),
+            None => Observed::Absent,
+        }
+    }
+
+    pub(super) fn begin(&mut self, op: &Operation) -> Result<Progress> {
+        self.call(Stage::Begin, op, |world| match op.verb {
+            Verb::Create => world.create(op),
+            Verb::Update => world.update(op),
+            Verb::Delete => world.delete(op),
+        })
+    }
+
+    pub(super) fn advance(&mut self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        let id = handle.0.get("id").and_then(Value::as_str).and_then(|id| CloudId::new(id).ok());
+        let Some(id) = id else {
+            return Err(Error::new(Sort::Invalid, "read the handle of", op.resource.as_str()));
+        };
+        self.call(Stage::Advance, op, |world| world.look_again(op, &id))
+    }
+
+    /// Applies the faults that fit, writes the call down, and does it.
+    fn call(&mut self, stage: Stage, op: &Operation, act: impl FnOnce(&mut Self) -> (bool, Result<Progress>)) -> Result<Progress> {
+        let fault = self.fault(stage, op);
+        let says = if stage == Stage::Begin { "begin" } else { "advance" };
+        let (mutated, answer) = match &fault {
+            Some(Go::LostRequest) => (false, Err(lost(op, "the request was lost"))),
+            Some(Go::Throttle(after)) => {
+                let sort = Sort::Throttled { after: *after };
+                (false, Err(Error::new(sort, op.verb.to_string(), op.resource.as_str()).code("RequestLimitExceeded")))
+            }
+            Some(Go::Refuse(sort)) => {
+                (false, Err(Error::new(sort.clone(), op.verb.to_string(), op.resource.as_str()).code("Refused")))
+            }
+            Some(Go::Fail(sort)) => {
+                let error = Error::new(sort.clone(), op.verb.to_string(), op.resource.as_str()).code("Failed");
+                (false, Ok(Progress::Failed { left: None, error }))
+            }
+            Some(Go::FailLeaving) if op.verb == Verb::Create => self.fail_leaving(op, act),
+            Some(Go::LostReply) => {
+                let (mutated, answer) = act(self);
+                (mutated, answer.and(Err(lost(op, "the answer was lost"))))
+            }
+            _ => act(self),
+        };
+        let (verb, resource, operation) = (op.verb, op.resource.clone(), op.id);
+        self.calls.push(Call { stage: says, verb, resource, operation, mutated });
+        answer
+    }
+
+    fn fault(&mut self, stage: Stage, op: &Operation) -> Option<Go> {
+        let fault = self.faults.iter_mut().find(|fault| {
+            fault.times > 0
+                && (fault.stage == stage || fault.stage == Stage::Any)
+                && fault.verb.is_none_or(|verb| verb == op.verb)
+                && fault.resource.as_ref().is_none_or(|resource| *resource == op.resource)
+        })?;
+        fault.times -= 1;
+        Some(fault.go.clone())
+    }
+
+    fn fail_leaving(
+        &mut self,
+        op: &Operation,
+        act: impl FnOnce(&mut Self) -> (bool, Result<Progress>),
+    ) -> (bool, Result<Progress>) {
+        let (mutated, answer) = act(self);
+        let made = self.things.values_mut().find(|thing| thing.operation == Some(op.id) && thing.lineage == Some(op.lineage));
+        match made {
+            Some(thing) => {
+                thing.broken = Some("half made".to_owned());
+                thing.looks_left = 0;
+                let error = Error::new(Sort::Unavailable, "create", op.resource.as_str()).code("HalfMade");
+                (mutated, Ok(Progress::Failed { left: Some(object(thing)), error }))
+            }
+            None => (mutated, answer),
+        }
+    }
+
+    fn create(&mut self, op: &Operation) -> (bool, Result<Progress>) {
+        let Some(kind) = kinds::find(op.kind.as_str()) else {
+            return (false, Err(Error::new(Sort::Invalid, "find the kind of", op.resource.as_str())));
+        };
+        let parent = match self.parent(op, kind.identity) {
+            Ok(parent) => parent,
+            Err(error) => return (false, Err(error)),
+        };
+        let id = match kind.identity {
+            Identity::Token => match self.by_token(&op.token, op) {
+                Ok(Some(id)) => return (false, Ok(self.progress(&id))),
+                Ok(None) => token_id(&op.kind, self.made),
+                Err(error) => return (false, Err(error)),
+            },
+            Identity::Named => named_id(&op.environment, &op.resource),
+            Identity::Part => part_id(parent.as_ref(), &op.resource),
+        };
+        if let Some(there) = self.things.get_mut(&id) {
+            if there.lineage != Some(op.lineage) {
+                let error = Error::new(Sort::Exists, "create", id.as_str()).hint("give the resource another name");
+                return (false, Err(error));
+            }
+            there.spec = op.spec.clone();
+            there.operation = Some(op.id);
+            there.broken = None;
+            return (true, Ok(self.progress(&id)));
+        }
+        let there = self.things.values().filter(|thing| thing.kind == op.kind).count();
+        if self.quota.get(&op.kind).is_some_and(|most| there >= *most) {
+            return (false, Err(Error::new(Sort::Quota, "create", op.resource.as_str()).code("LimitExceeded")));
+        }
+        self.made += 1;
+        let thing = Thing {
+            cloud_id: id.clone(),
+            kind: op.kind.clone(),
+            resource: Some(op.resource.clone()),
+            site: Some(op.site.clone()),
+            environment: Some(op.environment.clone()),
+            lineage: Some(op.lineage),
+            operation: Some(op.id),
+            spec: op.spec.clone(),
+            parent,
+            looks_left: if kinds::is_slow(op.kind.as_str()) { self.slow } else { 0 },
+            broken: None,
+            hidden_for: self.lag,
+        };
+        self.things.insert(id.clone(), thing);
+        if kind.identity == Identity::Token {
+            self.tokens.insert(op.token.as_str().to_owned(), (id.clone(), op.spec.digest()));
+        }
+        (true, Ok(self.progress(&id)))
+    }
+
+    /// The object that a repeated token made, even if it was removed since: then the token is spent.
+    fn by_token(&self, token: &Token, op: &Operation) -> Result<Option<CloudId>> {
+        let Some((id, digest)) = self.tokens.get(token.as_str()) else { return Ok(None) };
+        if *digest != op.spec.digest() {
+            let error = Error::new(Sort::Invalid, "repeat the creation of", op.resource.as_str());
+            return Err(error.code("IdempotentParameterMismatch"));
+        }
+        if !self.things.contains_key(id) {
+            return Err(Error::new(Sort::Invalid, "repeat the creation of", op.resource.as_str()).code("TokenSpent"));
+        }
+        Ok(Some(id.clone()))
+    }
+
+    fn parent(&self, op: &Operation, identity: Identity) -> Result<Option<CloudId>> {
+        if let Some(host) = &op.via {
+            let host = self.of_resource(&host.0).find(|thing| thing.lineage == Some(op.lineage) && thing.looks_left == 0);
+            return match host {
+                Some(host) => Ok(Some(host.cloud_id.clone())),
+                None => Err(Error::new(Sort::Unavailable, "reach the host of", op.resource.as_str())),
+            };
+        }
+        if identity != Identity::Part {
+            return Ok(None);
+        }
+        let parent = op.spec.get("parent").and_then(Value::as_str).and_then(|id| CloudId::new(id).ok());
+        match parent.filter(|id| self.things.contains_key(id)) {
+            Some(parent) => Ok(Some(parent)),
+            None => Err(Error::new(Sort::NotFound, "find the parent of", op.resource.as_str())),
+        }
+    }
+
+    fn update(&mut self, op: &Operation) -> (bool, Result<Progress>) {
+        let id = op.recorded.as_ref().map(|recorded| recorded.cloud_id.clone());
+        let Some(thing) = id.and_then(|id| self.things.get_mut(&id)).filter(|thing| thing.lineage == Some(op.lineage)) else {
+            return (false, Err(Error::new(Sort::NotFound, "update", op.resource.as_str())));
+        };
+        thing.spec = op.spec.clone();
+        thing.broken = None;
+        let id = thing.cloud_id.clone();
+        (true, Ok(self.progress(&id)))
+    }
+
+    fn delete(&mut self, op: &Operation) -> (bool, Result<Progress>) {
+        let Some(recorded) = &op.recorded else {
+            return (false, Err(Error::new(Sort::Invalid, "delete", op.resource.as_str())));
+        };
+        let Some(thing) = self.things.get_mut(&recorded.cloud_id) else {
+            let (kind, cloud_id, spec) = (recorded.kind.clone(), recorded.cloud_id.clone(), recorded.spec.clone());
+            let (outputs, lineage, health) = (recorded.outputs.clone(), Some(op.lineage), Health::Ready);
+            return (false, Ok(Progress::Done(Object { kind, cloud_id, spec, outputs, lineage, health })));
+        };
+        if thing.lineage != Some(op.lineage) {
+            return (false, Err(Error::new(Sort::Denied, "delete", recorded.cloud_id.as_str())));
+        }
+        let last = object(thing);
+        self.remove(&recorded.cloud_id);
+        (true, Ok(Progress::Done(last)))
+    }
+
+    fn look_again(&mut self, op: &Operation, id: &CloudId) -> (bool, Result<Progress>) {
+        match self.things.get_mut(id) {
+            Some(thing) => {
+                thing.looks_left = thing.looks_left.saturating_sub(1);
+                (thing.looks_left == 0, Ok(self.progress(id)))
+            }
+            None => (false, Err(Error::new(Sort::NotFound, "look at", op.resource.as_str()))),
+        }
+    }
+
+    fn progress(&self, id: &CloudId) -> Progress {
+        let thing = &self.things[id];
+        if thing.looks_left == 0 {
+            return Progress::Done(object(thing));
+        }
+        let says = format!("{} more looks until it is ready", thing.looks_left);
+        Progress::Pending { handle: Handle(json!({"id": id, "left": thing.looks_left})), says, again_in: AGAIN_IN }
+    }
+}
+
+fn lost(op: &Operation, what: &str) -> Error {
+    Error::new(Sort::Unavailable, op.verb.to_string(), op.resource.as_str()).because(what)
+}
+
+fn token_id(kind: &KindName, number: u64) -> CloudId {
+    let noun = kind.as_str().split('.').nth(1).unwrap_or("thing");
+    CloudId::new(format!("{noun}-{number:06}")).expect("a noun and a number are printable")
+}
+
+fn named_id(environment: &EnvironmentName, resource: &ResourceId) -> CloudId {
+    CloudId::new(format!("memory://{environment}/{resource}")).expect("names are printable")
+}
+
+fn part_id(parent: Option<&CloudId>, resource: &ResourceId) -> CloudId {
+    let parent = parent.map_or("", |parent| parent.as_str());
+    CloudId::new(format!("{parent}#{resource}")).expect("ids are printable and short")
+}
+
+fn object(thing: &Thing) -> Object {
+    let mut outputs = Outputs::new();
+    outputs.insert("id".to_owned(), json!(thing.cloud_id));
+    outputs.insert("address".to_owned(), json!(format!("mem:{}", thing.cloud_id)));
+    // Changes with the spec, as a fingerprint or a revision does.
+    outputs.insert("version".to_owned(), json!(thing.spec.digest()[..12]));
+    let health = match (&thing.broken, thing.looks_left) {
+        (Some(reason), _) => Health::Degraded(reason.clone()),
+        (None, 0) => Health::Ready,
+        (None, _) => Health::Degraded(BEING_MADE.to_owned()),
+    };
+    let (kind, cloud_id, spec) = (thing.kind.clone(), thing.cloud_id.clone(), thing.spec.clone());
+    Object { kind, cloud_id, spec, outputs, lineage: thing.lineage, health }
+}
