@@ -1,0 +1,257 @@
+//! The workload and the endpoint: configuration files, programs, processes.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use textnlp_provider::component::{Endpoint, Workload};
+use textnlp_provider::{ComponentName, OutputRef, ResourceId};
+
+use super::{API_KEY, DATABASE_FILE, JWT_KEY, Lowering, label_of};
+use crate::layout::SOCKET_PATH_MAX;
+use crate::table::Noun;
+
+/// A machine's replicas share its cores; more than this is a mistake in the file.
+const REPLICAS_MAX: u32 = 64;
+/// What a program gets on top of its drain before it is killed.
+const GRACE_AFTER_DRAIN_MS: u64 = 10_000;
+/// The gateway waits for the answers that are under way, but no longer than this.
+const GATEWAY_GRACE_MS: u64 = 60_000;
+
+impl Lowering<'_> {
+    pub(super) fn workload(&mut self, workload: &Workload) {
+        if workload.replicas == 0 || workload.replicas > REPLICAS_MAX {
+            let cause = format!("a machine cannot run {} replicas", workload.replicas);
+            return self.problem("replicas", cause, format!("choose 1 to {REPLICAS_MAX}"));
+        }
+        let Some(config) = config_tree(&workload.config) else {
+            return self.problem("config", "the server's configuration is not a tree", "it must hold `api`, `models`, …");
+        };
+        let name = self.component.name.clone();
+        let parts = ["program", "schema", API_KEY, "jwt-key", "backends"].map(|part| self.part(part));
+        let [Some(program), Some(schema), Some(key), Some(jwt_file), Some(backends)] = parts else { return };
+        let (Some(api_key), Some(jwt)) = (self.part_of(&workload.secrets, API_KEY), self.part_of(&workload.secrets, JWT_KEY))
+        else {
+            return;
+        };
+        let database = ResourceId::of(&self.site.name, &workload.database);
+        let cluster = ResourceId::of(&self.site.name, &workload.cluster);
+        let bin = format!("bin/{name}");
+        let jwt_path = format!("certs/{name}-jwt-key.pem");
+        let Some(digest) = self.program(&program, &workload.program, &bin) else { return };
+
+        let spec = json!({ "path": jwt_path, "secret": OutputRef::new(jwt, "secret") });
+        let network = self.network_id();
+        self.want(jwt_file.clone(), Noun::File, &spec, [network.clone()]);
+        let models = self.served_models(&config, &workload.models);
+
+        let mut processes = Vec::new();
+        let mut listed = Vec::new();
+        for number in 0..workload.replicas {
+            let unit = format!("{name}-{number}");
+            let (Some(config_id), Some(process)) = (self.part(&format!("config-{number}")), self.part(&format!("replica-{number}")))
+            else {
+                return;
+            };
+            let (Some(listen), Some(metrics)) = (self.unix(&unit), self.unix(&format!("{unit}-metrics"))) else { return };
+            let config_file = format!("config/{unit}.yaml");
+            let filled = self.fill(&config, &listen, &metrics, &jwt_path);
+            self.want(config_id.clone(), Noun::File, &json!({ "path": config_file, "document": filled }), [network.clone()]);
+            if number == 0 {
+                self.database_parts(&schema, &key, &api_key, &database, &program, &config_id, (&bin, &digest, &config_file));
+            }
+            let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
+            inputs.insert("jwt-key".to_owned(), json!(OutputRef::new(jwt_file.clone(), "sha256")));
+            for (label, id) in &models {
+                inputs.insert(format!("model-{label}"), json!(OutputRef::new(id.clone(), "digest")));
+            }
+            let spec = json!({
+                "unit": unit,
+                "program": bin,
+                "program_sha256": OutputRef::new(program.clone(), "sha256"),
+                "arguments": ["serve"],
+                "config": config_file,
+                "config_sha256": OutputRef::new(config_id.clone(), "sha256"),
+                "on_config": "restart",
+                "inputs": inputs,
+                "watch": [],
+                "listen": listen,
+                "metrics_listen": metrics,
+                "ready": { "socket": unit, "path": "/ready" },
+                "group": name.as_str(),
+                "stop_grace_ms": u64::from(workload.drain_seconds) * 1000 + GRACE_AFTER_DRAIN_MS,
+                "state": "running",
+            });
+            self.want(process.clone(), Noun::Process, &spec, [cluster.clone(), schema.clone(), key.clone()]);
+            processes.push(process);
+            listed.push(json!({ "name": unit, "listen": listen, "metrics_listen": metrics, "weight": 100 }));
+        }
+        let spec = json!({ "path": format!("config/{name}-backends.yaml"), "document": listed });
+        self.want(backends, Noun::File, &spec, processes);
+    }
+
+    /// What the workload puts into the database: the schema, then the first key.
+    #[expect(clippy::too_many_arguments, reason = "six ids of one graph and the paths behind three of them")]
+    fn database_parts(
+        &mut self,
+        schema: &ResourceId,
+        key: &ResourceId,
+        api_key: &ResourceId,
+        database: &ResourceId,
+        program: &ResourceId,
+        config_id: &ResourceId,
+        (bin, digest, config): (&str, &str, &str),
+    ) {
+        let spec = json!({
+            "database": DATABASE_FILE,
+            "version": OutputRef::new(database.clone(), "schema"),
+            "program": bin,
+            "program_sha256": digest,
+            "config": config,
+        });
+        self.want(schema.clone(), Noun::Schema, &spec, [program.clone(), config_id.clone()]);
+        let spec = json!({
+            "database": DATABASE_FILE,
+            "public_id": OutputRef::new(api_key.clone(), "public_id"),
+            "sha256": OutputRef::new(api_key.clone(), "sha256"),
+            "name": "first",
+            "program": bin,
+            "config": config,
+        });
+        self.want(key.clone(), Noun::ApiKey, &spec, [schema.clone(), program.clone(), config_id.clone()]);
+    }
+
+    pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
+        let name = self.component.name.clone();
+        let parts = ["program", "config", "process"].map(|part| self.part(part));
+        let [Some(program), Some(config_id), Some(process)] = parts else { return };
+        let Some(backends) = self.part_of(&endpoint.workload, "backends") else { return };
+        let Some(leaf) = self.part_of(&endpoint.certificate, "leaf") else { return };
+        let Ok(host) = endpoint.host.parse::<std::net::IpAddr>() else {
+            let cause = format!("`{}` is not an address to listen on", endpoint.host);
+            return self.problem("host", cause, "write `0.0.0.0`, `127.0.0.1` or another address of this machine");
+        };
+        if endpoint.port == 0 || endpoint.port == endpoint.metrics_port {
+            let cause = "clients and metrics need two ports, both over 0";
+            return self.problem("port", cause, "the usual ones are 8443 and 9090");
+        }
+        let bin = format!("bin/{name}");
+        if self.program(&program, &endpoint.program, &bin).is_none() {
+            return;
+        }
+        let Some(admin) = self.unix(&format!("{name}-admin")) else { return };
+        let listen = std::net::SocketAddr::new(host, endpoint.port).to_string();
+        // Figures name tenants and keys: they stay on the machine.
+        let metrics = format!("127.0.0.1:{}", endpoint.metrics_port);
+        let config_file = format!("config/{name}.yaml");
+        let mut tree = json!({
+            "listen": listen,
+            "metrics_listen": metrics,
+            "backends": OutputRef::new(backends, "document"),
+            "health": { "path": "/ready", "interval_ms": 500, "timeout_ms": 2000, "unhealthy_after": 2, "healthy_after": 1 },
+            "timeout_seconds": endpoint.timeout_seconds,
+            "max_request_bytes": endpoint.max_request_bytes,
+            "admin_listen": admin,
+        });
+        let mut watch = Vec::new();
+        let mut ca_file = Value::Null;
+        if endpoint.tls {
+            let certificate = OutputRef::new(leaf.clone(), "certificate_file");
+            tree["tls"] = json!({ "certificate_file": certificate, "key_file": OutputRef::new(leaf.clone(), "key_file") });
+            watch.push(json!(certificate));
+            ca_file = json!(OutputRef::new(leaf, "ca_file"));
+        }
+        let network = self.network_id();
+        self.want(config_id.clone(), Noun::File, &json!({ "path": config_file, "document": { "gateway": tree } }), [network]);
+        // A client on this machine reaches a gateway that listens everywhere by its loopback address.
+        let reached = if host.is_unspecified() { "127.0.0.1".parse().unwrap_or(host) } else { host };
+        let scheme = if endpoint.tls { "https" } else { "http" };
+        let spec = json!({
+            "unit": name.as_str(),
+            "program": bin,
+            "program_sha256": OutputRef::new(program, "sha256"),
+            "arguments": ["serve", "--role", "gateway"],
+            "config": config_file,
+            "config_sha256": OutputRef::new(config_id, "sha256"),
+            "on_config": "reload",
+            // Addresses are bound once: a changed one is a restart.
+            "inputs": { "listen": listen, "metrics_listen": metrics, "tls": endpoint.tls },
+            "watch": watch,
+            "listen": format!("{scheme}://{}", std::net::SocketAddr::new(reached, endpoint.port)),
+            "metrics_listen": format!("http://{metrics}"),
+            "ca_file": ca_file,
+            "ready": { "socket": format!("{name}-admin"), "path": "/status" },
+            "stop_grace_ms": GATEWAY_GRACE_MS,
+            "state": "running",
+        });
+        self.want(process, Noun::Process, &spec, []);
+    }
+
+    /// The program by its digest, copied to where nobody builds over it. Says the digest as plain hex.
+    fn program(&mut self, id: &ResourceId, program: &textnlp_provider::component::Program, path: &str) -> Option<String> {
+        let digest = program.digest.strip_prefix("sha256:").unwrap_or(&program.digest).to_owned();
+        if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            self.problem("program", format!("`{}` is not a SHA-256 digest", program.digest), "lock the release again");
+            return None;
+        }
+        let network = self.network_id();
+        let spec = json!({ "source": program.path, "sha256": digest, "path": path });
+        self.want(id.clone(), Noun::Program, &spec, [network]);
+        Some(digest)
+    }
+
+    /// The models that the configuration serves, by label and resource.
+    fn served_models(&mut self, config: &Map<String, Value>, store: &ComponentName) -> Vec<(String, ResourceId)> {
+        let served = config.get("models").and_then(|models| models.get("serve")).and_then(Value::as_array);
+        let names: Vec<String> = served
+            .into_iter()
+            .flatten()
+            .filter_map(|model| model.get("name").and_then(Value::as_str).map(label_of))
+            .collect();
+        names.into_iter().filter_map(|label| self.part_of(store, &label).map(|id| (label, id))).collect()
+    }
+
+    fn unix(&mut self, name: &str) -> Option<String> {
+        let path = self.folder.socket(name);
+        if path.as_str().len() > SOCKET_PATH_MAX {
+            let cause = format!("the socket {path} has a path longer than {SOCKET_PATH_MAX} bytes");
+            self.problem("name", cause, "choose a shorter component name");
+            return None;
+        }
+        Some(format!("unix:{path}"))
+    }
+
+    /// The server's configuration with what only this provider knows.
+    fn fill(&self, config: &Map<String, Value>, listen: &str, metrics: &str, jwt_path: &str) -> Value {
+        let mut tree = config.clone();
+        let mut set = |section: &str, field: &str, value: Value| {
+            let section = tree.entry(section).or_insert_with(|| json!({}));
+            if let Value::Object(section) = section {
+                section.insert(field.to_owned(), value);
+            }
+        };
+        set("api", "listen", json!(listen));
+        set("api", "metrics_listen", json!(metrics));
+        set("models", "cache_dir", json!(self.folder.join("models")));
+        set("database", "url", json!(format!("sqlite://{}", self.folder.join(DATABASE_FILE))));
+        set("security", "jwt_private_key_file", json!(self.folder.join(jwt_path)));
+        // The gateway owns the port; a server that listens on a socket has none.
+        if let Some(Value::Object(api)) = tree.get_mut("api") {
+            api.shift_remove("host");
+            api.shift_remove("port");
+        }
+        if let Some(Value::Array(served)) = tree.get_mut("models").and_then(|models| models.get_mut("serve")) {
+            for model in served {
+                let Some(label) = model.get("name").and_then(Value::as_str).map(label_of) else { continue };
+                if let Value::Object(model) = model {
+                    model.insert("path".to_owned(), json!(self.folder.join(&format!("models/{label}"))));
+                }
+            }
+        }
+        json!({ "textnlp": tree })
+    }
+}
+
+/// The tree under `textnlp:`, or the whole one.
+fn config_tree(config: &Value) -> Option<Map<String, Value>> {
+    config.get("textnlp").unwrap_or(config).as_object().cloned()
+}

@@ -1,0 +1,198 @@
+//! What kind of machine this is, against what the service needs: requirements O17 to O19 as data.
+
+use textnlp_provider::Problem;
+
+/// What was read of the machine; what could not be read is not held against it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Facts {
+    pub(super) cores: Option<u64>,
+    pub(super) memory_bytes: Option<u64>,
+    pub(super) open_files: Option<u64>,
+    pub(super) kernel: Option<(u32, u32)>,
+    /// `ID` and `VERSION_ID` of os-release.
+    pub(super) system: Option<(String, String)>,
+    pub(super) cpu_flags: Option<Vec<String>>,
+    pub(super) now: Option<jiff::Timestamp>,
+}
+
+/// Minimum of a machine.
+struct Minimum {
+    says: &'static str,
+    cores: u64,
+    memory_gib: u64,
+}
+
+/// Requirement O18.
+const DEVELOPMENT: Minimum = Minimum { says: "development", cores: 4, memory_gib: 8 };
+/// Requirement O19.
+const PRODUCTION: Minimum = Minimum { says: "production", cores: 16, memory_gib: 32 };
+
+/// Requirement O17, and the distributions that the same kernels and libraries come with.
+const SYSTEMS: [(&str, u32, &str); 6] = [
+    ("ubuntu", 20, "Ubuntu 20.04"),
+    ("rhel", 8, "RHEL 8"),
+    ("rocky", 8, "Rocky Linux 8"),
+    ("almalinux", 8, "AlmaLinux 8"),
+    ("debian", 11, "Debian 11"),
+    ("centos", 8, "CentOS Stream 8"),
+];
+
+/// The oldest kernel of those systems.
+const KERNEL: (u32, u32) = (4, 18);
+/// Connections of clients, each with one to a replica, and the files beside them.
+const OPEN_FILES: u64 = 4096;
+/// Below this a model does not even load.
+const MEMORY_FLOOR: u64 = 1 << 30;
+/// No clock is right that is before this program was written: 2026-01-01.
+const NOT_BEFORE: i64 = 1_767_225_600;
+
+impl Facts {
+    pub(super) fn read() -> Self {
+        Self {
+            cores: std::thread::available_parallelism().ok().map(|cores| cores.get() as u64),
+            memory_bytes: Some(textnlp_models::Memory::here().total).filter(|total| *total > 0),
+            open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum,
+            kernel: version(&rustix::system::uname().release().to_string_lossy()),
+            system: std::fs::read_to_string("/etc/os-release").ok().and_then(|text| system(&text)),
+            cpu_flags: std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| cpu_flags(&text)),
+            now: Some(jiff::Timestamp::now()),
+        }
+    }
+}
+
+/// Adds what falls short. What makes a service slow warns, and blocks when `strict`; what makes it impossible always blocks.
+pub(super) fn check(facts: &Facts, strict: bool, problems: &mut Vec<Problem>) {
+    let minimum = if strict { &PRODUCTION } else { &DEVELOPMENT };
+    let mut short = |cause: String, fix: &str| {
+        let problem = Problem::warning("host", cause, fix);
+        problems.push(Problem { warning: !strict, ..problem });
+    };
+    if let Some(cores) = facts.cores.filter(|cores| *cores < minimum.cores) {
+        let cause = format!("it has {cores} CPU cores; the minimum for {} is {}", minimum.says, minimum.cores);
+        short(cause, "use a larger machine, or expect slow answers");
+    }
+    if let Some(memory) = facts.memory_bytes.filter(|memory| *memory < (minimum.memory_gib << 30) / 10 * 9) {
+        let gib = memory as f64 / f64::from(1 << 30);
+        let cause = format!("it has {gib:.1} GiB of memory; the minimum for {} is {}", minimum.says, minimum.memory_gib);
+        short(cause, "use a larger machine, or small models; `model fit` tells what fits");
+    }
+    if let Some((id, version)) = &facts.system {
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        match SYSTEMS.iter().find(|(known, _, _)| known == id) {
+            None => short(format!("`{id}` is not among the tested systems"), "it may well work; the tested ones are in the guide"),
+            Some((_, least, says)) if major.is_some_and(|major| major < *least) => {
+                short(format!("`{id}` {version} is older than {says}"), "upgrade the system");
+            }
+            Some(_) => {}
+        }
+    }
+    if let Some((major, minor)) = facts.kernel.filter(|kernel| *kernel < KERNEL) {
+        short(format!("kernel {major}.{minor} is older than {}.{}", KERNEL.0, KERNEL.1), "upgrade the kernel");
+    }
+    if let Some(flags) = &facts.cpu_flags
+        && cfg!(target_arch = "x86_64")
+        && !(flags.iter().any(|flag| flag == "avx2") && flags.iter().any(|flag| flag == "fma"))
+    {
+        short("its CPU has neither AVX2 nor FMA".to_owned(), "expect a small fraction of the usual speed");
+    }
+    if let Some(limit) = facts.open_files.filter(|limit| *limit < OPEN_FILES) {
+        let cause = format!("a process may open {limit} files; the gateway wants {OPEN_FILES}");
+        short(cause, "raise it: `ulimit -n 65536`, or `LimitNOFILE` and limits.conf");
+    }
+    if let Some(memory) = facts.memory_bytes.filter(|memory| *memory < MEMORY_FLOOR) {
+        let cause = format!("{} MB of memory are too little for any model", memory >> 20);
+        problems.push(Problem::new("host", cause, "use a machine, or a container limit, of 1 GiB at least"));
+    }
+    if let Some(now) = facts.now.filter(|now| now.as_second() < NOT_BEFORE) {
+        let cause = format!("its clock says {now}, which is before this program was made");
+        problems.push(Problem::new("host", cause, "set the clock: certificates made now would not be valid"));
+    }
+}
+
+/// The first two numbers of a version.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn system(os_release: &str) -> Option<(String, String)> {
+    let field = |name: &str| {
+        let value = os_release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+        Some(value.trim_matches(['"', '\'']).to_owned())
+    };
+    Some((field("ID")?, field("VERSION_ID").unwrap_or_default()))
+}
+
+fn cpu_flags(cpuinfo: &str) -> Option<Vec<String>> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
+    Some(line.split_once(':')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Facts {
+        Facts {
+            cores: Some(16),
+            memory_bytes: Some(64 << 30),
+            open_files: Some(65_536),
+            kernel: Some((6, 1)),
+            system: Some(("ubuntu".to_owned(), "24.04".to_owned())),
+            cpu_flags: Some(vec!["avx2".to_owned(), "fma".to_owned()]),
+            now: Some(jiff::Timestamp::from_second(NOT_BEFORE + 1).unwrap()),
+        }
+    }
+
+    fn found(strict: bool, change: impl FnOnce(&mut Facts)) -> Vec<Problem> {
+        let mut facts = good();
+        change(&mut facts);
+        let mut problems = Vec::new();
+        check(&facts, strict, &mut problems);
+        problems
+    }
+
+    #[test]
+    fn a_proper_machine_has_no_problem() {
+        assert_eq!(found(true, |_| {}), []);
+    }
+
+    #[test]
+    fn what_falls_short_warns_and_blocks_when_strict() {
+        let cases: [fn(&mut Facts); 6] = [
+            |facts| facts.cores = Some(2),
+            |facts| facts.memory_bytes = Some(4 << 30),
+            |facts| facts.kernel = Some((3, 10)),
+            |facts| facts.system = Some(("ubuntu".to_owned(), "18.04".to_owned())),
+            |facts| facts.open_files = Some(1024),
+            |facts| facts.cpu_flags = Some(vec!["sse2".to_owned()]),
+        ];
+        for (number, case) in cases.into_iter().enumerate() {
+            for strict in [false, true] {
+                let problems = found(strict, case);
+                assert_eq!(problems.len(), 1, "case {number}");
+                assert_eq!(problems[0].warning, !strict, "case {number}");
+            }
+        }
+    }
+
+    #[test]
+    fn production_asks_for_more_than_development() {
+        assert_eq!(found(false, |facts| facts.cores = Some(8)), []);
+        assert_eq!(found(true, |facts| facts.cores = Some(8)).len(), 1);
+    }
+
+    #[test]
+    fn a_clock_of_the_past_always_blocks() {
+        let problems = found(false, |facts| facts.now = Some(jiff::Timestamp::UNIX_EPOCH));
+        assert!(problems.iter().any(|problem| !problem.warning && problem.cause.contains("clock")), "{problems:?}");
+    }
+
+    #[test]
+    fn files_of_the_system_are_read() {
+        assert_eq!(version("5.14.0-362.el9.x86_64"), Some((5, 14)));
+        assert_eq!(version("none"), None);
+        assert_eq!(system("NAME=x\nID=\"rocky\"\nVERSION_ID='9.3'\n"), Some(("rocky".to_owned(), "9.3".to_owned())));
+        assert_eq!(cpu_flags("a: b\nflags\t\t: fpu fma\n"), Some(vec!["fpu".to_owned(), "fma".to_owned()]));
+    }
+}

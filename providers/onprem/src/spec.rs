@@ -1,0 +1,180 @@
+//! The specs of our kinds. Paths are relative to the site's folder, so that a state folder that moved differs in nothing.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use textnlp_provider::component::SecretRecipe;
+use textnlp_provider::{SecretName, SecretRef};
+
+use crate::supervise::Ready;
+
+/// `onprem.directory`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DirectorySpec {
+    pub(crate) folders: Vec<String>,
+    #[serde(default)]
+    pub(crate) tags: BTreeMap<String, String>,
+}
+
+/// `onprem.supervisor`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SupervisorSpec {
+    pub(crate) state: String,
+}
+
+/// `onprem.secret`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SecretSpec {
+    pub(crate) name: SecretName,
+    pub(crate) recipe: SecretRecipe,
+}
+
+/// `onprem.authority`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AuthoritySpec {
+    pub(crate) subject: String,
+    pub(crate) days: u32,
+    pub(crate) certificate_file: String,
+    pub(crate) key: SecretName,
+}
+
+/// `onprem.certificate`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CertificateSpec {
+    pub(crate) names: Vec<String>,
+    pub(crate) days: u32,
+    pub(crate) certificate_file: String,
+    pub(crate) key_file: String,
+    pub(crate) ca_file: String,
+    /// The authority's fingerprint: another authority issues another certificate.
+    pub(crate) authority: String,
+    pub(crate) authority_key: SecretRef,
+}
+
+/// `onprem.model`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModelSpec {
+    pub(crate) name: String,
+    pub(crate) source: String,
+    pub(crate) digest: Option<String>,
+    pub(crate) path: String,
+    pub(crate) max_cache_bytes: u64,
+}
+
+/// `onprem.program`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProgramSpec {
+    /// Where the file is taken from; what runs is told by the digest.
+    pub(crate) source: Utf8PathBuf,
+    pub(crate) sha256: String,
+    pub(crate) path: String,
+}
+
+/// `onprem.file`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FileSpec {
+    pub(crate) path: String,
+    /// The content as a tree, written as YAML.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) document: Option<Value>,
+    /// The content as a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) secret: Option<SecretRef>,
+}
+
+/// `onprem.database`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DatabaseSpec {
+    pub(crate) path: String,
+    /// The wanted schema; `None` is the newest of the server.
+    pub(crate) schema: Option<u32>,
+}
+
+/// `onprem.schema`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SchemaSpec {
+    pub(crate) database: String,
+    pub(crate) version: Option<u32>,
+    pub(crate) program: String,
+    pub(crate) program_sha256: String,
+    pub(crate) config: String,
+}
+
+/// `onprem.api-key`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ApiKeySpec {
+    pub(crate) database: String,
+    pub(crate) public_id: String,
+    pub(crate) sha256: String,
+    pub(crate) name: String,
+    pub(crate) program: String,
+    pub(crate) config: String,
+}
+
+/// `onprem.process`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProcessSpec {
+    /// The name of its unit, and of its sockets and files.
+    pub(crate) unit: String,
+    pub(crate) program: String,
+    pub(crate) program_sha256: String,
+    pub(crate) arguments: Vec<String>,
+    /// The file behind `--config`.
+    pub(crate) config: String,
+    pub(crate) config_sha256: String,
+    /// What a changed configuration takes: `restart` or `reload`.
+    pub(crate) on_config: OnConfig,
+    /// Digests of what else it reads when it begins: models, keys. Another digest is a restart.
+    #[serde(default)]
+    pub(crate) inputs: BTreeMap<String, Value>,
+    /// Files whose change it is told of.
+    #[serde(default)]
+    pub(crate) watch: Vec<Utf8PathBuf>,
+    /// Where it answers, for people and for those who need it.
+    pub(crate) listen: String,
+    pub(crate) metrics_listen: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<String>,
+    /// The name of the socket and the path that say that it is ready.
+    pub(crate) ready: ReadySpec,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) group: Option<String>,
+    pub(crate) stop_grace_ms: u64,
+    pub(crate) state: String,
+}
+
+/// See [`ProcessSpec::on_config`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnConfig {
+    Restart,
+    Reload,
+}
+
+/// See [`ProcessSpec::ready`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReadySpec {
+    pub(crate) socket: String,
+    pub(crate) path: String,
+}
+
+impl ReadySpec {
+    pub(crate) fn at(&self, folder: &crate::layout::SiteFolder) -> Ready {
+        Ready { unix: folder.socket(&self.socket), path: self.path.clone() }
+    }
+}

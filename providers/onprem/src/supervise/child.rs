@@ -1,0 +1,91 @@
+//! The last steps before a program becomes itself: its lock, its pid file, its folder, its environment, `exec`.
+//!
+//! These steps run in the child itself, so that whoever dies meanwhile leaves no lock without a process and no process
+//! without a lock: the lock is the process.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use super::unit::Unit;
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::lock;
+
+/// What a child wrote of itself before it began: enough for a later supervisor to go on with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Running {
+    pub(crate) pid: u32,
+    /// See [`lock::started`].
+    pub(crate) started: u64,
+    pub(crate) operation: u64,
+    pub(crate) lineage: String,
+    pub(crate) spec_digest: String,
+    #[serde(default)]
+    pub(crate) reload_digest: Option<String>,
+}
+
+impl Running {
+    /// What the process that holds a unit's lock wrote of itself; `None` when nothing, or when somebody else wrote it.
+    pub(crate) fn of_holder(folder: &SiteFolder, name: &str, holder: u32) -> Option<Self> {
+        let bytes = files::read_bounded(&folder.pid(name), 64 << 10).ok()?;
+        let running: Self = serde_json::from_slice(&bytes).ok()?;
+        (running.pid == holder && lock::started(holder) == Some(running.started)).then_some(running)
+    }
+
+    pub(crate) fn write(&self, folder: &SiteFolder, name: &str) -> std::io::Result<()> {
+        files::put(&folder.pid(name), &serde_json::to_vec(self).map_err(std::io::Error::other)?, 0o600)
+    }
+}
+
+/// What a program may know of the world around it; everything else of an operator's environment stays outside.
+const KEPT: [&str; 15] = [
+    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy",
+    "https_proxy", "no_proxy", "all_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
+];
+
+/// The cleaned environment of every program that we start.
+pub(crate) fn clean_environment() -> Vec<(&'static str, std::ffi::OsString)> {
+    KEPT.iter().filter_map(|name| std::env::var_os(name).map(|value| (*name, value))).collect()
+}
+
+/// Becomes the unit's program. Returns only when that failed.
+pub(super) fn become_child(folder: &SiteFolder, name: &str) -> Error {
+    match prepare(folder, name) {
+        Ok((mut command, _kept)) => Error::Exec { name: name.to_owned(), source: command.exec() },
+        Err(error) => error,
+    }
+}
+
+fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, std::os::fd::OwnedFd), Error> {
+    let unit = Unit::read(folder, name).map_err(|why| Error::Unit { name: name.to_owned(), why })?;
+    let fails = |source| Error::Exec { name: name.to_owned(), source };
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    // A session of its own: signals of a terminal do not reach it, and its own children can be signalled with it.
+    // It fails for a process that leads a group already, which then has what is wanted.
+    let _ = rustix::process::setsid();
+    let lock = lock::take(&folder.lock(name)).map_err(|source| match source.kind() {
+        std::io::ErrorKind::WouldBlock => Error::Double { name: name.to_owned() },
+        _ => fails(source),
+    })?;
+    let pid = std::process::id();
+    let running = Running {
+        pid,
+        started: lock::started(pid).ok_or_else(|| fails(std::io::ErrorKind::NotFound.into()))?,
+        operation: unit.operation,
+        lineage: unit.lineage.clone(),
+        spec_digest: unit.spec_digest.clone(),
+        reload_digest: unit.reload_digest.clone(),
+    };
+    running.write(folder, name).map_err(fails)?;
+    if let Some(ready) = &unit.ready {
+        // The socket of a predecessor that was killed; nobody else holds the lock, so nobody listens.
+        files::remove_file(&ready.unix).map_err(fails)?;
+    }
+    let kept = lock::keep_over_exec(lock).map_err(fails)?;
+    let mut command = Command::new(&unit.argv[0]);
+    command.args(&unit.argv[1..]).env_clear().envs(clean_environment()).envs(&unit.env).current_dir(&unit.cwd);
+    Ok((command, kept))
+}

@@ -1,0 +1,58 @@
+//! Asking a program over its Unix socket whether it is ready.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::unit::Ready;
+
+/// A program that needs longer to say that it is ready is not.
+const WITHIN: Duration = Duration::from_secs(2);
+/// Status line, headers and the beginning of a short body.
+const ANSWER_MAX: u64 = 8 << 10;
+
+/// `Ok` when the program answers 200, else the reason in its own words as far as it has any.
+pub(crate) async fn probe(ready: &Ready) -> Result<(), String> {
+    match tokio::time::timeout(WITHIN, exchange(ready)).await {
+        Ok(Ok(answer)) => verdict(&answer),
+        Ok(Err(error)) => Err(format!("does not answer on its socket: {error}")),
+        Err(_) => Err(format!("does not answer within {} s", WITHIN.as_secs())),
+    }
+}
+
+async fn exchange(ready: &Ready) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(&ready.unix).await?;
+    let request = format!("GET {} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", ready.path);
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_MAX).read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn verdict(answer: &str) -> Result<(), String> {
+    let status = answer.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse::<u16>().ok());
+    match status {
+        Some(200) => Ok(()),
+        Some(code) => {
+            let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+            let body: String = body.chars().filter(|c| !c.is_control()).take(200).collect();
+            Err(if body.is_empty() { format!("answers {code}") } else { format!("answers {code}: {body}") })
+        }
+        None => Err("does not speak HTTP".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_200_is_ready() {
+        assert_eq!(verdict("HTTP/1.1 200 OK\r\n\r\n"), Ok(()));
+        assert_eq!(verdict("HTTP/1.1 503 x\r\na: b\r\n\r\nloading"), Err("answers 503: loading".to_owned()));
+        for bad in ["", "HTTP/1.", "SSH-2.0-x", "HTTP/1.1 \u{e4}\u{e4}"] {
+            assert!(verdict(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Certificates are issued anew when two thirds of their life are over; the programs that use them are told by SIGHUP.
+
+use camino::Utf8PathBuf;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use textnlp_provider::{Secret, SecretRef, SecretStore};
+
+use super::control::CertificateStatus;
+use super::output::Notes;
+use crate::FileSecretStore;
+use crate::files::{self, Stamp};
+use crate::layout::SiteFolder;
+use crate::trust;
+
+/// Between two tries when something is wrong.
+const RETRY_SECONDS: i64 = 60;
+
+/// What the supervisor must know to issue a certificate again. Paths are relative to the site's folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Order {
+    pub(crate) names: Vec<String>,
+    pub(crate) days: u32,
+    pub(crate) certificate_file: String,
+    pub(crate) key_file: String,
+    pub(crate) ca_file: String,
+    pub(crate) authority_key: SecretRef,
+}
+
+/// Where the order of a site lies.
+pub(crate) fn order_file(folder: &SiteFolder) -> Utf8PathBuf {
+    folder.join("certs/renewal.json")
+}
+
+/// What was last seen of the site's certificate.
+pub(super) struct Renewal {
+    folder: SiteFolder,
+    secrets: FileSecretStore,
+    looked: Option<(Option<Stamp>, Option<Stamp>)>,
+    seen: Option<CertificateStatus>,
+    not_before: Option<Timestamp>,
+}
+
+impl Renewal {
+    pub(super) fn new(folder: &SiteFolder) -> Self {
+        let secrets = FileSecretStore::new(folder.state().join("secrets"));
+        Self { folder: folder.clone(), secrets, looked: None, seen: None, not_before: None }
+    }
+
+    pub(super) fn status(&self) -> Vec<CertificateStatus> {
+        self.seen.iter().cloned().collect()
+    }
+
+    /// Looks at the certificate when its file changed, and renews it when it is time.
+    pub(super) async fn look(&mut self, now: Timestamp, notes: &mut Notes) {
+        let Ok(bytes) = files::read_bounded(&order_file(&self.folder), files::TEXT_MAX) else {
+            // Without an order there is nothing to renew: the certificate is somebody else's, or not there yet.
+            self.seen = None;
+            self.looked = None;
+            return;
+        };
+        let order: Order = match serde_json::from_slice(&bytes) {
+            Ok(order) => order,
+            Err(error) => return self.failed("certs/renewal.json", now, error.to_string(), notes),
+        };
+        let stamp = |path: &str| Stamp::of(&self.folder.join(path)).ok().flatten();
+        let stamps = (stamp("certs/renewal.json"), stamp(&order.certificate_file));
+        if self.looked != Some(stamps) {
+            self.looked = Some(stamps);
+            self.read(&order, now, notes);
+        }
+        let due = self.seen.as_ref().and_then(|seen| seen.renew_at).is_some_and(|at| now >= at);
+        if !due || self.not_before.is_some_and(|at| now < at) {
+            return;
+        }
+        match self.renew(&order, now).await {
+            Ok(()) => {
+                notes.say(&format!("certificate {} is renewed", order.certificate_file));
+                self.read(&order, now, notes);
+                self.looked = None;
+            }
+            Err(why) => self.failed(&order.certificate_file, now, why, notes),
+        }
+    }
+
+    fn read(&mut self, order: &Order, now: Timestamp, notes: &mut Notes) {
+        let read = files::read_bounded(&self.folder.join(&order.certificate_file), files::TEXT_MAX)
+            .map_err(|error| error.to_string())
+            .and_then(|pem| trust::look(&pem, None, None).map_err(|error| error.to_string()));
+        match read {
+            Ok(seen) => {
+                self.not_before = None;
+                self.seen = Some(CertificateStatus {
+                    file: order.certificate_file.clone(),
+                    not_after: Some(seen.not_after),
+                    renew_at: Some(seen.renew_at()),
+                    error: None,
+                });
+            }
+            // A file that is gone or broken is drift, which `up` mends; renewing is for what has grown old.
+            Err(why) => self.failed(&order.certificate_file, now, why, notes),
+        }
+    }
+
+    async fn renew(&self, order: &Order, now: Timestamp) -> Result<(), String> {
+        let authority_key = self.secrets.get(&order.authority_key).await.map_err(|error| error.to_string())?;
+        reissue(&self.folder, order, &authority_key, now)
+    }
+
+    fn failed(&mut self, file: &str, now: Timestamp, why: String, notes: &mut Notes) {
+        let known = self.seen.take();
+        if known.as_ref().and_then(|seen| seen.error.as_ref()) != Some(&why) {
+            notes.say(&format!("certificate {file}: {why}"));
+        }
+        self.not_before = now.checked_add(jiff::SignedDuration::from_secs(RETRY_SECONDS)).ok();
+        let (not_after, renew_at) = known.map_or((None, None), |seen| (seen.not_after, seen.renew_at));
+        self.seen = Some(CertificateStatus { file: file.to_owned(), not_after, renew_at, error: Some(why) });
+    }
+}
+
+/// Issues the certificate of an order for the key that is there. The key stays: only one file changes, so a reader never
+/// sees a certificate beside the key of another.
+pub(crate) fn reissue(folder: &SiteFolder, order: &Order, authority_key: &Secret, now: Timestamp) -> Result<(), String> {
+    let read = |path: &str| {
+        let path = folder.inside(path).map_err(|error| error.to_string())?;
+        files::read_bounded(&path, files::TEXT_MAX).map_err(|error| format!("read {path}: {error}"))
+    };
+    let authority = String::from_utf8(read(&order.ca_file)?).map_err(|error| error.to_string())?;
+    let key = Secret::new(read(&order.key_file)?);
+    let pem = trust::issue(&authority, authority_key, &key, &order.names, order.days, now).map_err(|e| e.to_string())?;
+    let path = folder.inside(&order.certificate_file).map_err(|error| error.to_string())?;
+    files::put(&path, pem.as_bytes(), 0o644).map_err(|error| format!("write {path}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use camino::Utf8Path;
+    use jiff::SignedDuration;
+    use textnlp_provider::{SecretName, SecretVersion};
+
+    #[tokio::test]
+    async fn a_certificate_is_renewed_after_two_thirds_of_its_life_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Utf8Path::from_path(dir.path()).unwrap();
+        let folder = SiteFolder::at(&state.join("sites/here"));
+        for name in ["certs", "log"] {
+            files::make_folder(&folder.join(name)).unwrap();
+        }
+        let now = Timestamp::now();
+        let authority_key = trust::new_key().unwrap();
+        let secret =
+            SecretRef { name: SecretName("here/ca-key".to_owned()), version: SecretVersion("1".to_owned()) };
+        FileSecretStore::new(state.join("secrets")).put(&secret.name, &secret.version, &authority_key).await.unwrap();
+        let ca = trust::authority(&authority_key, "a", 99, now).unwrap();
+        files::put(&folder.join("certs/ca.pem"), ca.as_bytes(), 0o644).unwrap();
+        files::put(&folder.join("certs/key.pem"), trust::new_key().unwrap().expose(), 0o600).unwrap();
+        let order = Order {
+            names: vec!["localhost".to_owned()],
+            days: 30,
+            certificate_file: "certs/cert.pem".to_owned(),
+            key_file: "certs/key.pem".to_owned(),
+            ca_file: "certs/ca.pem".to_owned(),
+            authority_key: secret,
+        };
+        files::put(&order_file(&folder), &serde_json::to_vec(&order).unwrap(), 0o600).unwrap();
+        reissue(&folder, &order, &authority_key, now).unwrap();
+        let fingerprint = || {
+            let pem = std::fs::read(folder.join("certs/cert.pem")).unwrap();
+            trust::look(&pem, Some(ca.as_bytes()), None).unwrap()
+        };
+        let first = fingerprint();
+        let mut notes = Notes::open(folder.log("supervisor"));
+        let mut renewal = Renewal::new(&folder);
+        renewal.look(now + SignedDuration::from_hours(19 * 24), &mut notes).await;
+        assert_eq!(fingerprint(), first);
+        renewal.look(now + SignedDuration::from_hours(21 * 24), &mut notes).await;
+        let second = fingerprint();
+        assert_ne!(second.sha256, first.sha256);
+        assert_eq!(second.signed, Some(true));
+        assert_eq!(renewal.status()[0].not_after, Some(second.not_after));
+        assert_eq!(renewal.status()[0].error, None);
+
+        std::fs::remove_dir_all(state.join("secrets")).unwrap();
+        renewal.look(now + SignedDuration::from_hours(90 * 24), &mut notes).await;
+        assert!(renewal.status()[0].error.as_ref().unwrap().contains("ca-key"), "{:?}", renewal.status());
+        assert_eq!(fingerprint(), second, "the old one stays when no new one can be had");
+    }
+}

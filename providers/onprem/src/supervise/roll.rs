@@ -1,0 +1,403 @@
+//! One unit's life: started, probed, told, stopped, started again.
+
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+use rustix::process::{Pid, Signal};
+use tokio::task::JoinHandle;
+
+use super::child::{Running, clean_environment};
+use super::control::{PhaseName, UnitStatus};
+use super::output::{self, Notes};
+use super::probe::probe;
+use super::unit::{State, Unit};
+use crate::files::Stamp;
+use crate::layout::SiteFolder;
+use crate::lock;
+
+/// The first pause before a program that ended is started again; doubled each time.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A program that was ready this long begins with the first pause again.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+/// Between two probes of a program that is not ready yet.
+const PROBE_STARTING: Duration = Duration::from_millis(200);
+/// Between two probes of one that is.
+const PROBE_READY: Duration = Duration::from_secs(2);
+/// Between two SIGKILLs, for a process that hangs in the kernel.
+const KILL_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is known yet: it may run already.
+    New,
+    Waiting { until: Instant },
+    Starting,
+    Ready { since: Instant },
+    Unready,
+    Stopping { kill_at: Instant },
+    Stopped,
+}
+
+/// A unit and what became of it.
+pub(super) struct Kept {
+    pub(super) unit: Unit,
+    /// Its file is gone; only a unit file that says `stopped` stops a program.
+    pub(super) file_gone: bool,
+    phase: Phase,
+    /// Set when it is our own child; an adopted program is known by its lock alone.
+    child: Option<Child>,
+    pid: Option<u32>,
+    running: Option<Running>,
+    pause: Duration,
+    restarts: u32,
+    failures: u32,
+    says: String,
+    asked: Option<Asked>,
+    probing: Option<JoinHandle<Result<(), String>>>,
+    probed: Option<Instant>,
+    watched: Vec<(Utf8PathBuf, Option<Stamp>)>,
+}
+
+/// What a person asked for, until the unit changes or it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Stop,
+    Restart,
+}
+
+impl Kept {
+    pub(super) fn new(unit: Unit) -> Self {
+        let watched = watched(&unit);
+        Self {
+            unit,
+            file_gone: false,
+            phase: Phase::New,
+            child: None,
+            pid: None,
+            running: None,
+            pause: PAUSE_FIRST,
+            restarts: 0,
+            failures: 0,
+            says: String::new(),
+            asked: None,
+            probing: None,
+            probed: None,
+            watched,
+        }
+    }
+
+    /// Takes over a changed unit file; the next steps see what that takes.
+    pub(super) fn change(&mut self, unit: Unit) {
+        if unit.watch != self.unit.watch {
+            self.watched = watched(&unit);
+        }
+        self.unit = unit;
+        self.asked = None;
+        self.failures = 0;
+        self.pause = PAUSE_FIRST;
+        if let Phase::Waiting { .. } = self.phase {
+            self.phase = Phase::New;
+        }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.phase, Phase::Ready { .. })
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.phase == Phase::Stopped || matches!(self.phase, Phase::Waiting { .. })
+    }
+
+    pub(super) fn start_now(&mut self) {
+        self.asked = None;
+        self.pause = PAUSE_FIRST;
+        if matches!(self.phase, Phase::Waiting { .. } | Phase::Stopped) {
+            self.phase = Phase::New;
+        }
+    }
+
+    pub(super) fn stop_for_now(&mut self) {
+        self.asked = Some(Asked::Stop);
+    }
+
+    pub(super) fn restart(&mut self) {
+        self.start_now();
+        self.asked = Some(Asked::Restart);
+    }
+
+    pub(super) fn status(&self) -> UnitStatus {
+        let running = self.running.as_ref();
+        UnitStatus {
+            name: self.unit.name.clone(),
+            phase: match self.phase {
+                Phase::New | Phase::Starting => PhaseName::Starting,
+                Phase::Waiting { .. } => PhaseName::Waiting,
+                Phase::Ready { .. } => PhaseName::Ready,
+                Phase::Unready => PhaseName::Unready,
+                Phase::Stopping { .. } => PhaseName::Stopping,
+                Phase::Stopped => PhaseName::Stopped,
+            },
+            pid: self.pid,
+            restarts: self.restarts,
+            failures: self.failures,
+            spec_digest: running.map(|running| running.spec_digest.clone()),
+            reload_digest: running.and_then(|running| running.reload_digest.clone()),
+            operation: running.map(|running| running.operation),
+            says: self.says.clone(),
+            file_gone: self.file_gone,
+        }
+    }
+
+    fn wants_to_run(&self) -> bool {
+        self.unit.state == State::Running && self.asked != Some(Asked::Stop)
+    }
+
+    /// Whether the running program is the one that the unit file describes.
+    fn is_current(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.spec_digest == self.unit.spec_digest)
+    }
+
+    /// One look and at most one act.
+    pub(super) async fn step(&mut self, folder: &SiteFolder, now: Instant, may_roll: bool, notes: &mut Notes) {
+        let name = self.unit.name.clone();
+        let ended = self.reap();
+        let holder = match lock::holder(&folder.lock(&name)) {
+            Ok(holder) => holder,
+            Err(error) => {
+                self.says = format!("its lock cannot be read: {error}");
+                return;
+            }
+        };
+        let lives = holder.is_some() || self.child.is_some();
+        match self.phase {
+            Phase::New | Phase::Stopped if holder.is_some() => self.adopt(folder, holder, notes),
+            Phase::New if !self.wants_to_run() => self.phase = Phase::Stopped,
+            Phase::New => self.start(folder, now, notes),
+            Phase::Stopped if self.wants_to_run() => self.phase = Phase::New,
+            Phase::Stopped => {}
+            Phase::Waiting { .. } if holder.is_some() => self.adopt(folder, holder, notes),
+            Phase::Waiting { .. } if !self.wants_to_run() => self.phase = Phase::Stopped,
+            Phase::Waiting { until } if now >= until => {
+                self.restarts = self.restarts.saturating_add(1);
+                self.start(folder, now, notes);
+            }
+            Phase::Waiting { .. } => {}
+            Phase::Stopping { .. } if !lives => self.is_gone(notes),
+            Phase::Stopping { kill_at } if now >= kill_at => {
+                notes.say(&format!("{name} did not end in time and is killed"));
+                self.signal(holder, Signal::KILL, true);
+                self.phase = Phase::Stopping { kill_at: now + KILL_EVERY };
+            }
+            Phase::Stopping { .. } => {}
+            Phase::Starting | Phase::Ready { .. } | Phase::Unready if !lives => self.ended(ended, folder, now, notes),
+            Phase::Starting | Phase::Ready { .. } | Phase::Unready => {
+                self.tend(folder, holder, now, may_roll, notes).await;
+            }
+        }
+    }
+
+    /// A program that lives: is it the right one, is it ready, should it go?
+    async fn tend(&mut self, folder: &SiteFolder, holder: Option<u32>, now: Instant, may_roll: bool, notes: &mut Notes) {
+        let name = self.unit.name.clone();
+        if let Some(pid) = holder
+            && self.pid != Some(pid)
+        {
+            self.pid = Some(pid);
+            self.running = Running::of_holder(folder, &name, pid);
+        } else if holder.is_some() && self.running.is_none() {
+            self.running = holder.and_then(|pid| Running::of_holder(folder, &name, pid));
+        }
+        // Before it holds its lock a child has not become its program yet.
+        let Some(pid) = holder else { return };
+        let restart = self.asked == Some(Asked::Restart) || (self.running.is_some() && !self.is_current());
+        if !self.wants_to_run() || (restart && may_roll) {
+            notes.say(&format!("{name} is told to end, pid {pid}"));
+            self.signal(holder, Signal::TERM, false);
+            let grace = Duration::from_millis(self.unit.stop_grace_ms);
+            self.phase = Phase::Stopping { kill_at: now + grace };
+            self.drop_probe();
+            return;
+        }
+        self.tell_of_reload(folder, holder, notes);
+        self.look_at_probe(now, notes).await;
+        if let Phase::Ready { since } = self.phase
+            && now.duration_since(since) >= HEALTHY_AFTER
+        {
+            self.pause = PAUSE_FIRST;
+        }
+    }
+
+    fn tell_of_reload(&mut self, folder: &SiteFolder, holder: Option<u32>, notes: &mut Notes) {
+        // Before it is ready a program may not listen to signals yet: SIGHUP would end it.
+        if !self.is_ready() {
+            return;
+        }
+        let Some(running) = &mut self.running else { return };
+        if running.spec_digest != self.unit.spec_digest || running.reload_digest == self.unit.reload_digest {
+            return;
+        }
+        running.reload_digest.clone_from(&self.unit.reload_digest);
+        running.operation = self.unit.operation;
+        let written = running.clone().write(folder, &self.unit.name);
+        if let Err(error) = written {
+            notes.say(&format!("pid file of {} cannot be written: {error}", self.unit.name));
+        }
+        notes.say(&format!("{} is told to read its configuration again", self.unit.name));
+        self.signal(holder, Signal::HUP, false);
+    }
+
+    async fn look_at_probe(&mut self, now: Instant, notes: &mut Notes) {
+        let Some(ready) = &self.unit.ready else {
+            return self.seen_ready(now, notes);
+        };
+        if let Some(probing) = self.probing.take_if(|probing| probing.is_finished()) {
+            match probing.await {
+                Ok(Ok(())) => self.seen_ready(now, notes),
+                Ok(Err(why)) => {
+                    if self.is_ready() {
+                        notes.say(&format!("{} is not ready any more: {why}", self.unit.name));
+                        self.phase = Phase::Unready;
+                    }
+                    self.says = why;
+                }
+                Err(error) => self.says = format!("its probe failed: {error}"),
+            }
+            return;
+        }
+        let every = if self.is_ready() { PROBE_READY } else { PROBE_STARTING };
+        if self.probing.is_none() && self.probed.is_none_or(|at| now.duration_since(at) >= every) {
+            self.probed = Some(now);
+            let ready = ready.clone();
+            self.probing = Some(tokio::spawn(async move { probe(&ready).await }));
+        }
+    }
+
+    fn seen_ready(&mut self, now: Instant, notes: &mut Notes) {
+        if !self.is_ready() {
+            notes.say(&format!("{} is ready", self.unit.name));
+            self.phase = Phase::Ready { since: now };
+            self.failures = 0;
+        }
+        self.says.clear();
+    }
+
+    fn start(&mut self, folder: &SiteFolder, now: Instant, notes: &mut Notes) {
+        self.running = None;
+        self.pid = None;
+        self.drop_probe();
+        if self.asked == Some(Asked::Restart) {
+            self.asked = None;
+        }
+        match spawn(folder, &self.unit) {
+            Ok(child) => {
+                notes.say(&format!("{} is started, pid {}", self.unit.name, child.id()));
+                self.child = Some(child);
+                self.phase = Phase::Starting;
+            }
+            Err(error) => {
+                self.says = format!("cannot be started: {error}");
+                notes.say(&format!("{} {}", self.unit.name, self.says));
+                self.pause_from(now);
+            }
+        }
+    }
+
+    fn adopt(&mut self, folder: &SiteFolder, holder: Option<u32>, notes: &mut Notes) {
+        self.pid = holder;
+        self.running = holder.and_then(|pid| Running::of_holder(folder, &self.unit.name, pid));
+        notes.say(&format!("{} runs already and is adopted, pid {}", self.unit.name, holder.unwrap_or_default()));
+        self.phase = Phase::Starting;
+    }
+
+    /// It ended without being told to.
+    fn ended(&mut self, how: Option<ExitStatus>, folder: &SiteFolder, now: Instant, notes: &mut Notes) {
+        let how = how.map_or_else(|| "it ended".to_owned(), |status| status.to_string());
+        let last = output::tail(&folder.log(&self.unit.name), 1);
+        self.says = if last.is_empty() { how } else { format!("{how}; its last words: {last}") };
+        self.failures = self.failures.saturating_add(1);
+        notes.say(&format!("{} ended: {}", self.unit.name, self.says));
+        self.running = None;
+        self.pid = None;
+        self.drop_probe();
+        self.pause_from(now);
+    }
+
+    fn pause_from(&mut self, now: Instant) {
+        self.phase = Phase::Waiting { until: now + self.pause };
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+
+    /// It was told to end and did.
+    fn is_gone(&mut self, notes: &mut Notes) {
+        notes.say(&format!("{} ended", self.unit.name));
+        self.running = None;
+        self.pid = None;
+        self.says.clear();
+        self.phase = if self.wants_to_run() { Phase::New } else { Phase::Stopped };
+    }
+
+    fn reap(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().ok()??;
+        self.child = None;
+        Some(status)
+    }
+
+    /// Signals the process that holds the unit's lock at this moment: never a number that was merely written down.
+    fn signal(&self, holder: Option<u32>, signal: Signal, group: bool) {
+        let pid = holder.or_else(|| self.child.as_ref().map(Child::id));
+        let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) else { return };
+        // A process that is gone already is what a signal wants.
+        let _ = rustix::process::kill_process(pid, signal);
+        if group {
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+    }
+
+    fn drop_probe(&mut self) {
+        if let Some(probing) = self.probing.take() {
+            probing.abort();
+        }
+        self.probed = None;
+    }
+
+    /// Tells the program of changed files by SIGHUP.
+    pub(super) fn look_at_watched(&mut self, notes: &mut Notes) {
+        let mut changed = None;
+        for (path, stamp) in &mut self.watched {
+            let now = Stamp::of(path).ok().flatten();
+            // A file that is gone is no news to act on; the one that takes its place is.
+            if now.is_some() && now != *stamp {
+                *stamp = now;
+                changed = Some(path.clone());
+            }
+        }
+        if let Some(path) = changed
+            && self.is_ready()
+        {
+            notes.say(&format!("{} is told that {path} changed", self.unit.name));
+            self.signal(self.pid, Signal::HUP, false);
+        }
+    }
+}
+
+fn watched(unit: &Unit) -> Vec<(Utf8PathBuf, Option<Stamp>)> {
+    unit.watch.iter().map(|path| (path.clone(), Stamp::of(path).ok().flatten())).collect()
+}
+
+/// Starts our own program once more, as the child that becomes the unit's program.
+fn spawn(folder: &SiteFolder, unit: &Unit) -> std::io::Result<Child> {
+    let log = output::open(&unit.log)?;
+    // Not by path: the file may have been replaced or removed since this supervisor began.
+    Command::new("/proc/self/exe")
+        .args(["supervise", "--folder", folder.root().as_str(), "--child", &unit.name])
+        .env_clear()
+        .envs(clean_environment())
+        .current_dir(folder.root())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+}

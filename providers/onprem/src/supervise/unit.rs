@@ -1,0 +1,219 @@
+//! Unit files: what the supervisor keeps running, checked before anything of it is believed.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+
+use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+use crate::layout::SiteFolder;
+
+/// No unit of ours is near this size.
+const UNIT_MAX: u64 = 256 << 10;
+
+/// One program that a site's supervisor keeps running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unit {
+    /// Its name, which is also the file's.
+    pub name: String,
+    /// The program, by an absolute path, and its arguments.
+    pub argv: Vec<String>,
+    /// What is added to the cleaned environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Where it runs.
+    pub cwd: Utf8PathBuf,
+    /// The operation that wrote this file.
+    pub operation: u64,
+    /// Whose it is.
+    pub lineage: String,
+    /// A program that runs with another digest is restarted.
+    pub spec_digest: String,
+    /// A program that runs with another one is sent SIGHUP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reload_digest: Option<String>,
+    /// How long it may finish what it does before it is killed.
+    pub stop_grace_ms: u64,
+    /// How to see that it does its work; without, living is enough.
+    #[serde(default)]
+    pub ready: Option<Ready>,
+    /// Where its output goes.
+    pub log: Utf8PathBuf,
+    /// Units of one group are restarted one after the other, each only while the others do their work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Files whose change is told by SIGHUP: certificates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watch: Vec<Utf8PathBuf>,
+    /// Whether it should run.
+    #[serde(default)]
+    pub state: State,
+}
+
+/// Whether a unit should run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It should.
+    #[default]
+    Running,
+    /// It should not. A unit file that is merely gone stops nothing.
+    Stopped,
+}
+
+/// How to see that a program does its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// The Unix socket that it answers HTTP on.
+    pub unix: Utf8PathBuf,
+    /// The path that answers 200.
+    pub path: String,
+}
+
+impl Unit {
+    /// Reads and checks a unit file. The reason says what is wrong with it.
+    pub(crate) fn read(folder: &SiteFolder, name: &str) -> Result<Self, String> {
+        let path = folder.unit(name);
+        let found = std::fs::symlink_metadata(&path).map_err(|error| error.to_string())?;
+        if !found.is_file() {
+            return Err("it is not a plain file".to_owned());
+        }
+        if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            return Err("others may write to it".to_owned());
+        }
+        let bytes = files::read_bounded(&path, UNIT_MAX).map_err(|error| error.to_string())?;
+        let unit: Self = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+        unit.check(folder, name)?;
+        Ok(unit)
+    }
+
+    fn check(&self, folder: &SiteFolder, name: &str) -> Result<(), String> {
+        if self.name != name || !is_name(name) {
+            return Err(format!("its name is `{}`, not that of the file", short(&self.name)));
+        }
+        let texts = self.argv.iter().chain(self.env.keys()).chain(self.env.values()).chain([&self.lineage]);
+        if texts.clone().any(|text| text.contains('\0')) || self.env.keys().any(|key| key.is_empty() || key.contains('=')) {
+            return Err("a text in it cannot be handed to a program".to_owned());
+        }
+        if !self.argv.first().is_some_and(|program| program.starts_with('/')) {
+            return Err("`argv` does not begin with an absolute path".to_owned());
+        }
+        if !self.cwd.is_absolute() {
+            return Err("`cwd` is not an absolute path".to_owned());
+        }
+        if !within(&self.log, &folder.join("log")) {
+            return Err(format!("`log` is outside {}", folder.join("log")));
+        }
+        if let Some(ready) = &self.ready {
+            let plain = ready.path.starts_with('/') && ready.path.bytes().all(|byte| byte.is_ascii_graphic());
+            if !within(&ready.unix, &folder.sockets()) || !plain {
+                return Err("`ready` does not name a socket of this site and a plain path".to_owned());
+            }
+        }
+        if let Some(file) = self.watch.iter().find(|file| !file.is_absolute()) {
+            return Err(format!("`watch` holds `{file}`, which is not an absolute path"));
+        }
+        Ok(())
+    }
+}
+
+/// The names of all unit files.
+pub(crate) fn names(folder: &SiteFolder) -> std::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder.join("units"))? {
+        let name = entry?.file_name();
+        if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".json")).filter(|name| is_name(name)) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Lower-case letters, digits and hyphens: safe as a file name.
+pub(crate) fn is_name(name: &str) -> bool {
+    (1..=60).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !name.starts_with('-')
+}
+
+fn within(path: &Utf8Path, folder: &Utf8Path) -> bool {
+    path.strip_prefix(folder).is_ok_and(|rest| {
+        let mut parts = rest.components();
+        matches!(parts.next(), Some(Utf8Component::Normal(_))) && parts.next().is_none()
+    })
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(change: impl FnOnce(&mut Unit)) -> Result<Unit, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+        let folder = SiteFolder::at(&root);
+        std::fs::create_dir(root.join("units")).unwrap();
+        let mut unit = Unit {
+            name: "server-0".to_owned(),
+            argv: vec!["/bin/true".to_owned()],
+            env: BTreeMap::new(),
+            cwd: root.clone(),
+            operation: 1,
+            lineage: "l".to_owned(),
+            spec_digest: "d".to_owned(),
+            reload_digest: None,
+            stop_grace_ms: 1,
+            ready: Some(Ready { unix: folder.socket("server-0"), path: "/ready".to_owned() }),
+            log: folder.log("server-0"),
+            group: None,
+            watch: Vec::new(),
+            state: State::Running,
+        };
+        change(&mut unit);
+        files::put(&folder.unit("server-0"), &serde_json::to_vec(&unit).unwrap(), 0o600).unwrap();
+        Unit::read(&folder, "server-0")
+    }
+
+    #[test]
+    fn a_proper_unit_is_read() {
+        check(|_| {}).unwrap();
+    }
+
+    #[test]
+    fn hostile_units_are_refused() {
+        let cases: [fn(&mut Unit); 9] = [
+            |unit| unit.name = "other".to_owned(),
+            |unit| unit.argv.clear(),
+            |unit| unit.argv[0] = "sh".to_owned(),
+            |unit| unit.argv.push("a\0b".to_owned()),
+            |unit| unit.log = "/etc/passwd".into(),
+            |unit| unit.log = unit.log.parent().unwrap().join("../../x"),
+            |unit| unit.ready.as_mut().unwrap().unix = "/run/docker.sock".into(),
+            |unit| unit.ready.as_mut().unwrap().path = "/ HTTP/1.1\r\nX: y".to_owned(),
+            |unit| unit.env.extend([("A=B".to_owned(), String::new())]),
+        ];
+        for (number, case) in cases.into_iter().enumerate() {
+            assert!(check(case).is_err(), "case {number}");
+        }
+    }
+
+    #[test]
+    fn a_unit_that_others_may_write_or_that_is_a_link_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = SiteFolder::at(&Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap());
+        std::fs::create_dir(folder.join("units")).unwrap();
+        std::fs::write(folder.unit("a"), "{}").unwrap();
+        std::fs::set_permissions(folder.unit("a"), std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(Unit::read(&folder, "a").unwrap_err(), "others may write to it");
+        std::os::unix::fs::symlink(folder.unit("a"), folder.unit("b")).unwrap();
+        assert_eq!(Unit::read(&folder, "b").unwrap_err(), "it is not a plain file");
+    }
+}

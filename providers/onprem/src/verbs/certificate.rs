@@ -1,0 +1,158 @@
+//! The certificate that clients see: issued by our authority, or an operator's own.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use textnlp_provider::{CloudId, Error, Health, Object, Observed, Progress, Result, Secret, Sort, Spec, Why};
+
+use super::{Look, Seen, Work};
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::CertificateSpec;
+use crate::supervise::renewal::{Order, order_file, reissue};
+use crate::table::Noun;
+use crate::trust;
+
+pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let spec: CertificateSpec = work.spec()?;
+    let cloud_id = work.folder.cloud_id(&spec.certificate_file)?;
+    let key_path = work.folder.inside(&spec.key_file)?;
+    work.refuse_strangers(&key_path)?;
+    let authority_key = work.onprem.options().secrets.get(&spec.authority_key).await?;
+    work.claim(&cloud_id, Map::new())?;
+    // A key that can be used stays, so that certificate and key never disagree while one of them is written.
+    let usable = files::read_bounded(&key_path, files::TEXT_MAX).is_ok_and(|pem| trust::public_pem(&Secret::new(pem)).is_ok());
+    if !usable {
+        let key = trust::new_key().map_err(|error| work.fails(error))?;
+        files::make_folder(&work.folder.join("certs")).map_err(work.io(&key_path))?;
+        files::put(&key_path, key.expose(), 0o600).map_err(work.io(&key_path))?;
+    }
+    let order = Order {
+        names: spec.names.clone(),
+        days: spec.days,
+        certificate_file: spec.certificate_file.clone(),
+        key_file: spec.key_file.clone(),
+        ca_file: spec.ca_file.clone(),
+        authority_key: spec.authority_key.clone(),
+    };
+    let written = serde_json::to_vec_pretty(&order).map_err(|error| work.invalid(error))?;
+    files::put(&order_file(&work.folder), &written, 0o600).map_err(work.io(order_file(&work.folder)))?;
+    reissue(&work.folder, &order, &authority_key, Timestamp::now()).map_err(|why| work.fails(why))?;
+    let marker = work.complete(&cloud_id, Map::new())?;
+    work.done(&marker).await
+}
+
+pub(super) fn remove(work: &Work<'_>) -> Result<()> {
+    let spec: CertificateSpec = work.applied()?;
+    // The order first: the supervisor issues nothing for a certificate that is on its way out.
+    let order = order_file(&work.folder);
+    files::remove_file(&order).map_err(work.io(&order))?;
+    for file in [&spec.certificate_file, &spec.key_file] {
+        let path = work.folder.inside(file)?;
+        files::remove_file(&path).map_err(work.io(&path))?;
+    }
+    Ok(())
+}
+
+pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+    let spec: CertificateSpec =
+        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let path = folder.inside(&spec.certificate_file)?;
+    let key_path = folder.inside(&spec.key_file)?;
+    let pem = read(&path)?;
+    let key = read(&key_path)?.map(Secret::new);
+    let authority = read(&folder.inside(&spec.ca_file)?)?;
+    if pem.is_none() && key.is_none() {
+        return Ok(Seen::Absent);
+    }
+    let mut look = Look::default();
+    look.output("certificate_file", path.as_str()).output("key_file", key_path.as_str());
+    look.output("ca_file", folder.join(&spec.ca_file).as_str()).output("names", json!(spec.names));
+    if key.is_none() {
+        look.drift("key", "its file is gone");
+    }
+    if read(&order_file(folder))?.is_none() {
+        look.drift("renewal", "the order to renew it is gone");
+    }
+    let Some(pem) = pem else {
+        look.drift("certificate", "its file is gone");
+        return Ok(Seen::There(look));
+    };
+    match trust::look(&pem, authority.as_deref(), key.as_ref()) {
+        Err(error) => drop(look.drift("certificate", error.to_string())),
+        Ok(seen) => {
+            look.output("sha256", seen.sha256.as_str()).output("not_after", seen.not_after.to_string());
+            look.output("not_before", seen.not_before.to_string());
+            if seen.signed == Some(false) {
+                look.drift("certificate", "it was not issued by our authority");
+            } else if seen.key_matches == Some(false) {
+                look.drift("certificate", "it does not belong to the key beside it");
+            } else if seen.names != spec.names {
+                look.drift("certificate", format!("it is for {}", seen.names.join(", ")));
+            } else if seen.not_after <= Timestamp::now() {
+                look.drift("certificate", format!("it ended on {}", seen.not_after));
+            }
+        }
+    }
+    Ok(Seen::There(look))
+}
+
+/// A certificate that somebody else made: read and checked, never changed.
+pub(super) fn look_at_existing(file: &CloudId) -> Observed {
+    let path = Utf8PathBuf::from(file.as_str());
+    let read_all = || -> Result<Option<(Vec<u8>, Utf8PathBuf, Option<Vec<u8>>)>> {
+        let Some(pem) = read(&path)? else { return Ok(None) };
+        let key_path = key_beside(&path);
+        let key = read(&key_path)?;
+        Ok(Some((pem, key_path, key)))
+    };
+    let (pem, key_path, key) = match read_all() {
+        Ok(Some(found)) => found,
+        Ok(None) => return Observed::Absent,
+        Err(error) => return Observed::Unknown(Why(super::said(&error))),
+    };
+    let key = key.map(Secret::new);
+    let mut look = Look::default();
+    look.output("certificate_file", path.as_str()).output("key_file", key_path.as_str()).output("ca_file", Value::Null);
+    let trouble = match trust::look(&pem, None, key.as_ref()) {
+        Err(error) => Some(error.to_string()),
+        Ok(seen) => {
+            look.output("sha256", seen.sha256.as_str()).output("not_after", seen.not_after.to_string());
+            look.output("names", json!(seen.names));
+            match seen.key_matches {
+                None => Some(format!("its key {key_path} is not there")),
+                Some(false) => Some(format!("{key_path} is not its key")),
+                Some(true) if seen.not_after <= Timestamp::now() => Some(format!("it ended on {}", seen.not_after)),
+                Some(true) => None,
+            }
+        }
+    };
+    Observed::Present(Object {
+        kind: Noun::Certificate.kind(),
+        cloud_id: file.clone(),
+        spec: Spec::of(&json!({ "existing": file.as_str() })),
+        outputs: look.outputs,
+        lineage: None,
+        health: trouble.map_or(Health::Ready, Health::Degraded),
+    })
+}
+
+/// `site.pem` → `site.key`; `fullchain.pem` → `privkey.pem`, as certbot names them.
+fn key_beside(path: &Utf8Path) -> Utf8PathBuf {
+    let named = path.with_extension("key");
+    let certbot = path.with_file_name("privkey.pem");
+    if !named.exists() && certbot.exists() { certbot } else { named }
+}
+
+/// certbot's files are links; an operator's own file may be one.
+fn read(path: &Utf8Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::canonicalize(path).and_then(|real| {
+        let real = Utf8PathBuf::from_path_buf(real).map_err(|_| std::io::ErrorKind::InvalidFilename)?;
+        files::read_bounded(&real, files::TEXT_MAX)
+    }) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", path.as_str(), error)),
+    }
+}

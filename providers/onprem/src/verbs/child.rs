@@ -1,0 +1,217 @@
+//! What is done to a database by the server's own program: its schema, its first key. Nobody else writes to its tables.
+
+use std::fs::File;
+use std::process::Stdio;
+use std::time::Duration;
+
+use camino::Utf8Path;
+use serde_json::{Map, Value, json};
+use textnlp_provider::{Error, Progress, Result, Sort};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use super::{Look, Seen, Work};
+use crate::files::Stamp;
+use crate::jobs::Standing;
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::{ApiKeySpec, SchemaSpec};
+use crate::supervise::clean_environment;
+
+/// A question about keys is answered at once.
+const KEYS_WITHIN: Duration = Duration::from_secs(8);
+/// A migration of a large database takes its time.
+const MIGRATE_WITHIN: Duration = Duration::from_secs(600);
+/// What a child may print.
+const OUTPUT_MAX: u64 = 4 << 20;
+
+pub(super) async fn put_schema(work: &Work<'_>) -> Result<Progress> {
+    let spec: SchemaSpec = work.spec()?;
+    let cloud_id = work.folder.cloud_id(&format!("{}#schema", spec.database))?;
+    if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
+        work.claim(&cloud_id, Map::new())?;
+    }
+    let folder = work.folder.clone();
+    let subject = work.op.resource.to_string();
+    match work.onprem.jobs().look(work.op, move |_| migrate(folder, spec, subject)).await? {
+        Standing::GoesOn(_) => Ok(work.pending(json!({ "step": "migrate" }), "migrates the database")),
+        Standing::Ended(facts) => {
+            let marker = work.complete(&cloud_id, facts)?;
+            work.done(&marker).await
+        }
+    }
+}
+
+async fn migrate(folder: SiteFolder, spec: SchemaSpec, subject: String) -> Result<Map<String, Value>> {
+    let mut arguments = vec!["serve".to_owned(), "--role".to_owned(), "migrate".to_owned()];
+    arguments.extend(["--config".to_owned(), folder.join(&spec.config).into_string()]);
+    if let Some(version) = spec.version {
+        arguments.extend(["--to".to_owned(), version.to_string()]);
+    }
+    let lock_path = folder.lock("migrate");
+    // The child holds this lock as its standard input, so that a second migration waits for the end of one whose starter died.
+    let lock = tokio::task::spawn_blocking(move || -> std::io::Result<File> {
+        let lock = File::options().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
+        lock.lock()?;
+        Ok(lock)
+    });
+    let lock = lock.await.map_err(std::io::Error::other).and_then(|lock| lock);
+    let lock = lock.map_err(|error| Error::io("lock", folder.lock("migrate").as_str(), error))?;
+    let answer = ask(&folder.join(&spec.program), &arguments, Input::Held(lock), MIGRATE_WITHIN, &subject).await?;
+    let version = answer.get("to").and_then(Value::as_u64).ok_or_else(|| {
+        Error::new(Sort::Unavailable, "migrate", subject.as_str()).because(format!("the program answered {answer}"))
+    })?;
+    let mut facts = Map::new();
+    facts.insert("version".to_owned(), json!(version));
+    facts.insert("database".to_owned(), json!(identity(&folder.join(&spec.database))));
+    Ok(facts)
+}
+
+/// Which file a database is: another one in its place has another schema.
+fn identity(path: &Utf8Path) -> Option<u64> {
+    Stamp::of(path).ok().flatten().map(|stamp| stamp.inode)
+}
+
+pub(super) fn look_at_schema(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+    let spec: SchemaSpec = marker.spec.typed().map_err(|error| unreadable(marker, error))?;
+    let path = folder.inside(&spec.database)?;
+    let there = Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))?;
+    if there.is_none_or(|stamp| stamp.bytes == 0 && !path.with_extension("db-wal").exists()) {
+        return Ok(Seen::Absent);
+    }
+    let mut look = Look::default();
+    look.output("version", marker.facts.get("version").cloned().unwrap_or_default());
+    if marker.complete && marker.facts.get("database") != Some(&json!(identity(&path))) {
+        look.drift("database", "another file lies in its place");
+    }
+    Ok(Seen::There(look))
+}
+
+pub(super) async fn put_key(work: &Work<'_>) -> Result<Progress> {
+    let spec: ApiKeySpec = work.spec()?;
+    let cloud_id = work.folder.cloud_id(&format!("{}#keys/{}", spec.database, spec.public_id))?;
+    work.claim(&cloud_id, Map::new())?;
+    let command = json!({
+        "do": "put", "public_id": spec.public_id, "sha256": spec.sha256, "name": spec.name, "tenant": "default",
+    });
+    keys(&work.folder, &spec, &command, work.op.resource.as_str()).await?;
+    let marker = work.complete(&cloud_id, Map::new())?;
+    work.done(&marker).await
+}
+
+/// Takes a key back. Without a database, or without the program that could tell it, the key opens nothing.
+pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
+    let spec: ApiKeySpec = work.applied()?;
+    let there = |path: &str| std::fs::symlink_metadata(work.folder.join(path)).is_ok();
+    if !there(&spec.database) || !there(&spec.program) || !there(&spec.config) {
+        return Ok(());
+    }
+    let command = json!({ "do": "revoke", "public_id": spec.public_id });
+    keys(&work.folder, &spec, &command, work.op.resource.as_str()).await.map(|_| ())
+}
+
+pub(super) async fn look_at_key(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+    let spec: ApiKeySpec = marker.spec.typed().map_err(|error| unreadable(marker, error))?;
+    let path = folder.inside(&spec.database)?;
+    if Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))?.is_none() {
+        return Ok(Seen::Absent);
+    }
+    for needed in [&spec.program, &spec.config] {
+        if !folder.join(needed).exists() {
+            return Ok(Seen::Hidden(format!("without {needed} nobody can read the keys")));
+        }
+    }
+    let answer = keys(folder, &spec, &json!({ "do": "list" }), marker.resource.as_str()).await?;
+    let listed = answer.get("keys").and_then(Value::as_array);
+    let is_it = |key: &&Value| key.get("public_id").and_then(Value::as_str) == Some(&spec.public_id);
+    let Some(key) = listed.and_then(|keys| keys.iter().find(is_it)) else { return Ok(Seen::Absent) };
+    let mut look = Look::default();
+    look.output("public_id", spec.public_id.as_str());
+    // Whoever revoked it meant it: that is nothing to mend.
+    look.output("revoked_at", key.get("revoked_at").cloned().unwrap_or_default());
+    Ok(Seen::There(look))
+}
+
+fn unreadable(marker: &Marker, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error)
+}
+
+async fn keys(folder: &SiteFolder, spec: &ApiKeySpec, command: &Value, subject: &str) -> Result<Value> {
+    let config = folder.join(&spec.config).into_string();
+    let arguments = ["serve", "--role", "keys", "--config", &config].map(str::to_owned);
+    ask(&folder.join(&spec.program), &arguments, Input::Text(command.to_string()), KEYS_WITHIN, subject).await
+}
+
+enum Input {
+    Text(String),
+    Held(File),
+}
+
+/// Runs the program once and reads its JSON answer.
+async fn ask(program: &Utf8Path, arguments: &[String], input: Input, within: Duration, subject: &str) -> Result<Value> {
+    let fails = |error: std::io::Error| Error::io("run program for", subject, error);
+    let (text, stdin) = match input {
+        Input::Text(text) => (Some(text), Stdio::piped()),
+        Input::Held(lock) => (None, Stdio::from(lock)),
+    };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .envs(clean_environment())
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(fails)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let exchange = async {
+        let write = async {
+            if let (Some(mut stdin), Some(text)) = (stdin, text) {
+                // A program that does not read its input says why on its output.
+                let _ = stdin.write_all(text.as_bytes()).await;
+            }
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let read_out = async {
+            match stdout {
+                Some(stdout) => stdout.take(OUTPUT_MAX).read_to_end(&mut out).await,
+                None => Ok(0),
+            }
+        };
+        let read_err = async {
+            match stderr {
+                Some(stderr) => stderr.take(OUTPUT_MAX).read_to_end(&mut err).await,
+                None => Ok(0),
+            }
+        };
+        let ((), first, second) = tokio::join!(write, read_out, read_err);
+        first.and(second)?;
+        Ok((child.wait().await?, out, err))
+    };
+    let ended = tokio::time::timeout(within, exchange).await;
+    let (status, out, err) = ended
+        .map_err(|_| Error::new(Sort::Unavailable, "run program for", subject).because(format!("no answer in {} s", within.as_secs())))?
+        .map_err(fails)?;
+    // The last line: a program may have something to say before.
+    let answer = String::from_utf8_lossy(&out);
+    let answer = answer.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let parsed: Option<Value> = serde_json::from_str(answer).ok().or_else(|| serde_json::from_slice(&out).ok());
+    match parsed {
+        Some(answer) if status.success() => Ok(answer),
+        answer => Err(refused(subject, status, answer, &err)),
+    }
+}
+
+fn refused(subject: &str, status: std::process::ExitStatus, answer: Option<Value>, err: &[u8]) -> Error {
+    let told = answer.as_ref().and_then(|answer| answer.get("error"));
+    let text = |field: &str| told.and_then(|told| told.get(field)).and_then(Value::as_str).map(str::to_owned);
+    let last = String::from_utf8_lossy(err);
+    let last = last.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let why = text("message").unwrap_or_else(|| format!("the program ended with {status}: {last}"));
+    let error = Error::new(Sort::Invalid, "run program for", subject).because(why);
+    match text("hint") {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}

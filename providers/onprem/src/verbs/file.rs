@@ -1,0 +1,76 @@
+//! Configuration files, and secrets that a program wants as a file.
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use textnlp_provider::{Error, Progress, Result, Secret, Sort};
+
+use super::{Look, Seen, Work};
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::FileSpec;
+
+pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let spec: FileSpec = work.spec()?;
+    let path = work.folder.inside(&spec.path)?;
+    work.refuse_strangers(&path)?;
+    let content = match (&spec.document, &spec.secret) {
+        (Some(document), None) => Secret::new(rendered(document).map_err(|error| work.invalid(error))?),
+        (None, Some(secret)) => work.onprem.options().secrets.get(secret).await?,
+        _ => return Err(work.invalid("it has either a `document` or a `secret`")),
+    };
+    let cloud_id = work.folder.cloud_id(&spec.path)?;
+    let mut facts = Map::new();
+    facts.insert("sha256".to_owned(), json!(hex::encode(Sha256::digest(content.expose()))));
+    work.claim(&cloud_id, facts.clone())?;
+    let folder = path.parent().unwrap_or(work.folder.root());
+    files::make_folder(folder).map_err(work.io(folder))?;
+    files::put(&path, content.expose(), 0o600).map_err(work.io(&path))?;
+    let marker = work.complete(&cloud_id, facts)?;
+    work.done(&marker).await
+}
+
+pub(super) fn remove(work: &Work<'_>) -> Result<()> {
+    let spec: FileSpec = work.applied()?;
+    let path = work.folder.inside(&spec.path)?;
+    files::remove_file(&path).map_err(work.io(&path))
+}
+
+pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+    let spec: FileSpec =
+        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let path = folder.inside(&spec.path)?;
+    let bytes = match files::read_bounded(&path, files::TEXT_MAX) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
+        Err(error) => return Err(Error::io("read", path.as_str(), error)),
+    };
+    let sha256 = hex::encode(Sha256::digest(&bytes));
+    let applied = marker.fact("sha256").unwrap_or_default();
+    let mut look = Look::default();
+    // What is said of a changed file is what should be there: others refer to it.
+    look.output("path", path.as_str()).output("sha256", applied);
+    if let Some(document) = spec.document {
+        look.output("document", document);
+    }
+    if sha256 != applied {
+        look.drift("content", format!("it was changed: sha256 {}", &sha256[..12]));
+    }
+    if private(&path)? {
+        return Ok(Seen::There(look));
+    }
+    look.drift("mode", "others may read it");
+    Ok(Seen::There(look))
+}
+
+fn private(path: &camino::Utf8Path) -> Result<bool> {
+    use std::os::unix::fs::PermissionsExt;
+    let found = std::fs::symlink_metadata(path).map_err(|error| Error::io("look at", path.as_str(), error))?;
+    Ok(found.permissions().mode() & 0o077 == 0)
+}
+
+/// YAML with a line on top for whoever opens it.
+fn rendered(document: &Value) -> Result<String, serde_yaml::Error> {
+    let yaml = serde_yaml::to_string(document)?;
+    Ok(format!("# Written by textnlp-deploy from the environment file; a change made here is undone by the next `up`.\n{yaml}"))
+}

@@ -1,0 +1,234 @@
+//! Model files: fetched once into a cache by digest, placed into the site by links.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Map, Value, json};
+use textnlp_models::{Digest, Event, FetchOptions, Source, Store};
+use textnlp_provider::{Error, Progress, Result, Sort};
+
+use super::{Look, Seen, Work};
+use crate::files::{self, Stamp};
+use crate::jobs::{Saying, Standing};
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::ModelSpec;
+
+pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let spec: ModelSpec = work.spec()?;
+    let path = work.folder.inside(&spec.path)?;
+    work.refuse_strangers(&path)?;
+    let cloud_id = work.folder.cloud_id(&spec.path)?;
+    if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
+        work.claim(&cloud_id, Map::new())?;
+    }
+    let options = work.onprem.options();
+    let (fetch, cache) = (options.models.clone(), options.model_cache.clone());
+    let (name, subject) = (spec.name.clone(), work.op.resource.to_string());
+    let begun = work.onprem.jobs().look(work.op, move |saying| async move {
+        let placed = fetch_and_place(&spec, fetch, &cache, &path, &saying).await;
+        placed.map_err(|failed| failed.explained(&subject))
+    });
+    match begun.await? {
+        Standing::GoesOn(says) => Ok(work.pending(json!({ "step": "fetch" }), format!("{name}: {says}"))),
+        Standing::Ended(facts) => {
+            let marker = work.complete(&cloud_id, facts)?;
+            work.done(&marker).await
+        }
+    }
+}
+
+/// Why a model did not get to its place.
+enum Failed {
+    Models(textnlp_models::Error),
+    Source(String),
+    Io(std::io::Error),
+}
+
+impl From<textnlp_models::Error> for Failed {
+    fn from(error: textnlp_models::Error) -> Self {
+        Self::Models(error)
+    }
+}
+
+impl From<std::io::Error> for Failed {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Failed {
+    fn explained(self, subject: &str) -> Error {
+        use textnlp_models::Error as M;
+        let error = match self {
+            Self::Io(error) => return Error::io("place model", subject, error),
+            Self::Source(why) => return Error::new(Sort::Invalid, "fetch model", subject).because(why),
+            Self::Models(error) => error,
+        };
+        let sort = match &error {
+            M::NotFound { .. } => Sort::NotFound,
+            M::Denied { .. } => Sort::Denied,
+            M::NoSpace { .. } => Sort::Quota,
+            M::Throttled { .. } => Sort::Throttled { after: None },
+            M::Network { .. } | M::Busy { .. } => Sort::Unavailable,
+            _ => Sort::Invalid,
+        };
+        let hint = error.hint();
+        let explained = Error::new(sort, "fetch model", subject).because(error);
+        match hint {
+            Some(hint) => explained.hint(hint),
+            None => explained,
+        }
+    }
+}
+
+async fn fetch_and_place(
+    spec: &ModelSpec,
+    mut options: FetchOptions,
+    cache: &Utf8Path,
+    path: &Utf8Path,
+    saying: &Saying,
+) -> Result<Map<String, Value>, Failed> {
+    let source: Source = spec.source.parse().map_err(|error: textnlp_models::SourceError| Failed::Source(error.to_string()))?;
+    if let Some(digest) = &spec.digest {
+        options.expect = Some(digest.parse::<Digest>().map_err(|error| Failed::Source(error.to_string()))?);
+    }
+    options.max_cache_bytes = Some(spec.max_cache_bytes).filter(|bytes| *bytes > 0);
+    let store = Store::open(cache)?;
+    let model = store.fetch(&source, &options, &|event| saying.say(told(&event))).await?;
+    saying.say("puts its files in place".to_owned());
+    let path = path.to_owned();
+    let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, Failed> {
+        let digest = model.manifest.digest.to_string();
+        place(&path, &digest, |new| Ok(model.place(new)?))?;
+        facts(&path).map_err(Failed::Io)
+    });
+    placed.await.map_err(|error| Failed::Io(std::io::Error::other(error)))?
+}
+
+/// Puts a model where another may lie: prepared beside it, then two renames. Programs that read the old files keep them.
+fn place(path: &Utf8Path, digest: &str, fill: impl FnOnce(&Utf8Path) -> Result<(), Failed>) -> Result<(), Failed> {
+    if textnlp_models::read_manifest(path).ok().flatten().is_some_and(|manifest| manifest.digest.to_string() == digest)
+        && textnlp_models::verify(path).is_ok()
+    {
+        return Ok(());
+    }
+    let (folder, new) = files::beside(path)?;
+    let old = new.with_extension("old");
+    files::make_folder(folder)?;
+    files::remove_tree(&new)?;
+    files::remove_tree(&old)?;
+    fill(&new)?;
+    match std::fs::rename(path, &old) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    std::fs::rename(&new, path)?;
+    files::flush_folder(folder)?;
+    files::remove_tree(&old)?;
+    Ok(())
+}
+
+/// What the marker remembers: the digest, and what tells cheaply that the files are the same.
+fn facts(path: &Utf8Path) -> std::io::Result<Map<String, Value>> {
+    let manifest = textnlp_models::read_manifest(path).map_err(std::io::Error::other)?;
+    let manifest = manifest.ok_or_else(|| std::io::Error::other("the model has no manifest"))?;
+    let mut stamps = Map::new();
+    for file in &manifest.files {
+        if let Some(stamp) = Stamp::of(&path.join(&file.name))? {
+            stamps.insert(file.name.clone(), json!(stamp));
+        }
+    }
+    let mut facts = Map::new();
+    facts.insert("digest".to_owned(), json!(manifest.digest.to_string()));
+    facts.insert("bytes".to_owned(), json!(manifest.bytes));
+    facts.insert("source".to_owned(), json!(manifest.source));
+    facts.insert("stamps".to_owned(), Value::Object(stamps));
+    Ok(facts)
+}
+
+fn told(event: &Event) -> String {
+    match event {
+        Event::Resolving { what } => format!("looks up {what}"),
+        Event::File { name, done, total: Some(total) } if *total > 0 => {
+            format!("{name}, {} % of {} MB", done.saturating_mul(100) / total, total / 1_000_000)
+        }
+        Event::File { name, done, .. } => format!("{name}, {} MB", done / 1_000_000),
+        Event::Waiting { for_what, seconds } => format!("waits {seconds} s for {for_what}"),
+        Event::Retrying { attempt, why } => format!("tries again ({attempt}): {why}"),
+        Event::Verifying { name } => format!("checks {name}"),
+        Event::Installed { digest, .. } => format!("has {digest}"),
+    }
+}
+
+pub(super) async fn remove(work: &Work<'_>) -> Result<()> {
+    let spec: ModelSpec = work.applied()?;
+    let path = work.folder.inside(&spec.path)?;
+    let fails = work.io(path.as_str());
+    let removed = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let (_, new) = files::beside(&path)?;
+        let leftovers = [new.with_extension("old"), new];
+        leftovers.iter().try_for_each(|leftover| files::remove_tree(leftover))?;
+        remove_folder_or_link(&path)
+    });
+    removed.await.map_err(|error| work.fails(error))?.map_err(fails)
+}
+
+/// What lies in the model's place may be a link that somebody put there: the link goes, not what it points to.
+fn remove_folder_or_link(path: &Utf8Path) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => files::remove_tree(path),
+        _ => files::remove_file(path),
+    }
+}
+
+pub(super) async fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+    let spec: ModelSpec =
+        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let path = folder.inside(&spec.path)?;
+    match std::fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
+        Err(error) => return Err(Error::io("look at", path.as_str(), error)),
+        Ok(_) => {}
+    }
+    let mut look = Look::default();
+    look.output("path", path.as_str());
+    for fact in ["digest", "bytes", "source"] {
+        look.output(fact, marker.facts.get(fact).cloned().unwrap_or_default());
+    }
+    if let Some(what) = changed_file(&path, marker)? {
+        // Only a file that looks changed is worth reading gigabytes for.
+        let applied = marker.fact("digest").unwrap_or_default().to_owned();
+        let verified = tokio::task::spawn_blocking(move || verdict(&path, &applied)).await;
+        let verified = verified.map_err(|error| Error::new(Sort::Unavailable, "verify", marker.resource.to_string()).because(error))?;
+        if let Err(why) = verified {
+            look.drift("files", format!("{what}: {why}"));
+        }
+    }
+    Ok(Seen::There(look))
+}
+
+fn verdict(path: &Utf8PathBuf, applied: &str) -> Result<(), String> {
+    match textnlp_models::verify(path) {
+        Ok(manifest) if manifest.digest.to_string() == applied => Ok(()),
+        Ok(manifest) => Err(format!("it is another model, {}", manifest.digest)),
+        Err(error) => Err(super::said(&error)),
+    }
+}
+
+/// The first file whose size, place or time differs from what was put there.
+fn changed_file(path: &Utf8Path, marker: &Marker) -> Result<Option<String>> {
+    let Some(stamps) = marker.facts.get("stamps").and_then(Value::as_object).filter(|stamps| !stamps.is_empty()) else {
+        return Ok(Some("its files were never counted".to_owned()));
+    };
+    for (name, stamp) in stamps {
+        let file = path.join(name);
+        let now = Stamp::of(&file).map_err(|error| Error::io("look at", file.as_str(), error))?;
+        // Not the time of the last change of state: the cache links and unlinks the same file.
+        let same = now.is_some_and(|now| {
+            json!(now.bytes) == stamp["bytes"] && json!(now.inode) == stamp["inode"] && json!(now.modified_ns) == stamp["modified_ns"]
+        });
+        if !same {
+            return Ok(Some(format!("`{name}` was changed")));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,280 @@
+//! A program that is kept running: a unit file that the site's supervisor reads.
+
+use std::collections::BTreeMap;
+
+use rustix::process::{Pid, Signal};
+use serde_json::{Map, json};
+use sha2::{Digest, Sha256};
+use textnlp_provider::{Error, Handle, Progress, Result, Sort, Spec};
+
+use super::supervisor::{now_ms, waited_ms};
+use super::{Look, Seen, Supervisor, Work};
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::lock;
+use crate::marker::Marker;
+use crate::spec::{OnConfig, ProcessSpec};
+use crate::supervise::{self, Ask, PhaseName, Running, State, Unit, UnitStatus, output};
+
+/// A program that ended this often since its unit changed will not come up by itself.
+const FAILURES_MAX: u32 = 5;
+
+pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let spec: ProcessSpec = work.spec()?;
+    let cloud_id = work.folder.cloud_id(&format!("units/{}.json", spec.unit))?;
+    work.refuse_strangers(&work.folder.unit(&spec.unit))?;
+    work.claim(&cloud_id, Map::new())?;
+    let unit = unit(&work.folder, &spec, work.op.id.0, &work.op.lineage.to_string());
+    write(work, &unit)?;
+    let told = supervise::ask(work.folder.root(), &Ask::Apply).await.map_err(|error| work.fails(error))?;
+    if told.is_none() {
+        let error = work.fails("the site's supervisor does not run");
+        return Err(error.hint(format!("look at {}", work.folder.log("supervisor"))));
+    }
+    // One that ended too often waits; a new `up` is a reason to try at once.
+    supervise::ask(work.folder.root(), &Ask::Start { name: spec.unit.clone() }).await.map_err(|error| work.fails(error))?;
+    Ok(work.pending(json!({ "step": "start" }), format!("{} becomes ready", spec.unit)))
+}
+
+pub(super) async fn starting(work: &Work<'_>) -> Result<Progress> {
+    let spec: ProcessSpec = work.spec()?;
+    let cloud_id = work.folder.cloud_id(&format!("units/{}.json", spec.unit))?;
+    let wanted = unit(&work.folder, &spec, work.op.id.0, &work.op.lineage.to_string());
+    let status = supervise::status(work.folder.root()).await.map_err(|error| work.fails(error))?;
+    let Some(status) = status else {
+        return Err(work.fails("the site's supervisor does not run"));
+    };
+    if let Some(rejected) = status.rejected.iter().find(|rejected| rejected.name == spec.unit) {
+        return Ok(Progress::Failed { left: None, error: work.invalid(format!("the supervisor: {}", rejected.why)) });
+    }
+    let Some(seen) = status.units.iter().find(|seen| seen.name == spec.unit) else {
+        return put(work).await;
+    };
+    let current = is_current(seen, &wanted);
+    if current && seen.phase == PhaseName::Ready {
+        let marker = work.complete(&cloud_id, Map::new())?;
+        return work.done(&marker).await;
+    }
+    if seen.failures >= FAILURES_MAX && seen.phase != PhaseName::Ready {
+        let log = work.folder.log(&spec.unit);
+        let why = format!("it ended {} times; its last words:\n{}", seen.failures, output::tail(&log, 5));
+        let left = work.last_seen().await.ok();
+        return Ok(Progress::Failed { left, error: work.fails(why).hint(format!("look at {log}")) });
+    }
+    let says = match (seen.phase, current) {
+        (PhaseName::Ready | PhaseName::Unready, false) => format!("{} waits for its turn to restart", spec.unit),
+        (PhaseName::Stopping, _) => format!("{} finishes what it answers", spec.unit),
+        _ if seen.says.is_empty() => format!("{} becomes ready", spec.unit),
+        _ => format!("{}: {}", spec.unit, seen.says),
+    };
+    Ok(work.pending(json!({ "step": "start" }), says))
+}
+
+/// The first call: the unit says `stopped`, and the supervisor, or without one the signal, ends the program.
+pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
+    let spec: ProcessSpec = work.applied()?;
+    let mut stopped = unit(&work.folder, &spec, work.op.id.0, &work.op.lineage.to_string());
+    if let Ok(there) = Unit::read(&work.folder, &spec.unit) {
+        if there.lineage != stopped.lineage {
+            return Err(Error::new(Sort::Exists, "delete", work.op.resource.to_string()).because("the unit is another lineage's"));
+        }
+        stopped = there;
+        stopped.operation = work.op.id.0;
+    }
+    stopped.state = State::Stopped;
+    if work.folder.join("units").exists() {
+        write(work, &stopped)?;
+        // Without a supervisor the next look ends the program.
+        let _ = supervise::ask(work.folder.root(), &Ask::Apply).await;
+    }
+    Ok(work.pending(json!({ "step": "stop", "since_ms": now_ms() }), format!("{} finishes what it answers", spec.unit)))
+}
+
+pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
+    let spec: ProcessSpec = work.applied()?;
+    let lock_path = work.folder.lock(&spec.unit);
+    let holder = lock::holder(&lock_path).map_err(work.io(&lock_path))?;
+    let status = supervise::status(work.folder.root()).await.ok().flatten();
+    let kept = status.as_ref().and_then(|status| status.units.iter().find(|seen| seen.name == spec.unit));
+    let says = format!("{} finishes what it answers", spec.unit);
+    if let Some(pid) = holder {
+        let grace = i64::try_from(spec.stop_grace_ms).unwrap_or(i64::MAX);
+        // The supervisor keeps to the grace; without one, or with one that hangs, we do.
+        let overdue = waited_ms(handle) > grace.saturating_add(5_000);
+        if status.is_none() || overdue {
+            end(pid, if waited_ms(handle) > grace { Signal::KILL } else { Signal::TERM });
+        }
+        return Ok(work.pending(handle.0.clone(), says));
+    }
+    if kept.is_some_and(|seen| seen.phase != PhaseName::Stopped) {
+        return Ok(work.pending(handle.0.clone(), says));
+    }
+    let last = work.last_seen().await?;
+    let folder = &work.folder;
+    let mut gone = vec![folder.unit(&spec.unit), folder.pid(&spec.unit), folder.lock(&spec.unit)];
+    gone.extend([folder.socket(&spec.unit), folder.socket(&format!("{}-metrics", spec.unit)), folder.socket(&spec.ready.socket)]);
+    for path in gone {
+        files::remove_file(&path).map_err(work.io(&path))?;
+    }
+    let _ = supervise::ask(folder.root(), &Ask::Apply).await;
+    work.forget()?;
+    Ok(Progress::Done(last))
+}
+
+fn end(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // One that is gone already is what is wanted.
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+fn write(work: &Work<'_>, unit: &Unit) -> Result<()> {
+    let path = work.folder.unit(&unit.name);
+    files::make_folder(&work.folder.join("units")).map_err(work.io(&path))?;
+    let bytes = serde_json::to_vec_pretty(unit).map_err(|error| work.invalid(error))?;
+    files::put(&path, &bytes, 0o600).map_err(work.io(&path))
+}
+
+/// The unit of a process. The digest covers what takes a restart to change, nothing else.
+fn unit(folder: &SiteFolder, spec: &ProcessSpec, operation: u64, lineage: &str) -> Unit {
+    let program = folder.join(&spec.program).into_string();
+    let mut argv = vec![program];
+    argv.extend(spec.arguments.iter().cloned());
+    argv.extend(["--config".to_owned(), folder.join(&spec.config).into_string()]);
+    let restarts = spec.on_config == OnConfig::Restart;
+    let config = restarts.then_some(&spec.config_sha256);
+    let what_runs = json!({ "argv": argv, "program": spec.program_sha256, "config": config, "inputs": spec.inputs });
+    Unit {
+        name: spec.unit.clone(),
+        argv,
+        env: BTreeMap::new(),
+        cwd: folder.root().to_owned(),
+        operation,
+        lineage: lineage.to_owned(),
+        spec_digest: hex::encode(Sha256::digest(Spec::of(&what_runs).to_string())),
+        reload_digest: (!restarts).then(|| spec.config_sha256.clone()),
+        stop_grace_ms: spec.stop_grace_ms,
+        ready: Some(spec.ready.at(folder)),
+        log: folder.log(&spec.unit),
+        group: spec.group.clone(),
+        watch: spec.watch.clone(),
+        state: State::Running,
+    }
+}
+
+fn is_current(seen: &UnitStatus, wanted: &Unit) -> bool {
+    seen.spec_digest.as_ref() == Some(&wanted.spec_digest) && seen.reload_digest == wanted.reload_digest
+}
+
+pub(super) fn look(folder: &SiteFolder, marker: &Marker, supervisor: &Supervisor) -> Result<Seen> {
+    let unreadable = |error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error);
+    let spec: ProcessSpec = marker.spec.typed().map_err(unreadable)?;
+    let lock_path = folder.lock(&spec.unit);
+    let holder = lock::holder(&lock_path).map_err(|error| Error::io("look at", lock_path.as_str(), error))?;
+    let file = match files::Stamp::of(&folder.unit(&spec.unit)) {
+        Ok(None) if holder.is_none() => return Ok(Seen::Absent),
+        Ok(stamp) => stamp,
+        Err(error) => return Err(Error::io("look at", folder.unit(&spec.unit).as_str(), error)),
+    };
+    let wanted = unit(folder, &spec, marker.operation.0, &marker.lineage.to_string());
+    let mut look = Look::default();
+    look.output("unit", spec.unit.as_str()).output("log", wanted.log.as_str());
+    look.output("listen", spec.listen.as_str()).output("metrics_listen", spec.metrics_listen.as_str());
+    look.output("address", spec.listen.as_str()).output("ca_file", json!(spec.ca_file));
+    match file.map(|_| Unit::read(folder, &spec.unit)) {
+        None => drop(look.drift("unit_file", "it is gone")),
+        Some(Err(why)) => drop(look.drift("unit_file", why)),
+        Some(Ok(there)) if without_operation(&there) != without_operation(&wanted) => {
+            look.drift("unit_file", "it was changed");
+        }
+        Some(Ok(_)) => {}
+    }
+    state(folder, &spec, &wanted, holder, supervisor, &mut look);
+    Ok(Seen::There(look))
+}
+
+fn without_operation(unit: &Unit) -> Unit {
+    Unit { operation: 0, ..unit.clone() }
+}
+
+fn state(folder: &SiteFolder, spec: &ProcessSpec, wanted: &Unit, holder: Option<u32>, supervisor: &Supervisor, look: &mut Look) {
+    let Supervisor::Runs(status) = supervisor else {
+        // Programs go on without their supervisor, whose own absence is told at its own place.
+        match holder {
+            None => drop(look.drift("state", "stopped")),
+            Some(pid) => {
+                let running = Running::of_holder(folder, &spec.unit, pid);
+                if running.is_none_or(|running| running.spec_digest != wanted.spec_digest) {
+                    look.drift("state", "running, as it was before");
+                }
+            }
+        }
+        return;
+    };
+    let Some(seen) = status.units.iter().find(|seen| seen.name == spec.unit) else {
+        look.drift("state", if holder.is_some() { "running, unsupervised" } else { "stopped" });
+        return;
+    };
+    let why = if seen.says.is_empty() { String::new() } else { format!(": {}", seen.says) };
+    match seen.phase {
+        PhaseName::Ready if is_current(seen, wanted) => {}
+        PhaseName::Ready => drop(look.drift("state", "running, as it was before")),
+        // It may only load its models, or be back in a moment.
+        PhaseName::Starting => drop(look.drift("state", format!("starting{why}"))),
+        PhaseName::Unready => drop(look.drift("state", format!("running, not ready{why}"))),
+        PhaseName::Stopping => drop(look.drift("state", "stopping")),
+        PhaseName::Waiting => drop(look.drift("state", format!("ended{why}"))),
+        PhaseName::Stopped => drop(look.drift("state", "stopped")),
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use camino::Utf8Path;
+    use serde_json::Value;
+
+    fn spec(change: impl FnOnce(&mut Value)) -> ProcessSpec {
+        let mut spec = json!({
+            "unit": "server-0", "program": "bin/server", "program_sha256": "p", "arguments": ["serve"],
+            "config": "config/server-0.yaml", "config_sha256": "c", "on_config": "restart", "inputs": {"m": "1"},
+            "listen": "unix:x", "metrics_listen": "unix:y", "ready": {"socket": "server-0", "path": "/ready"},
+            "stop_grace_ms": 1, "state": "running",
+        });
+        change(&mut spec);
+        serde_json::from_value(spec).unwrap()
+    }
+
+    fn digests(change: impl FnOnce(&mut Value)) -> (String, Option<String>) {
+        let unit = unit(&SiteFolder::at(Utf8Path::new("/s")), &spec(change), 1, "l");
+        (unit.spec_digest, unit.reload_digest)
+    }
+
+    #[test]
+    fn what_a_program_reads_when_it_begins_is_a_restart() {
+        let before = digests(|_| {});
+        let cases: [fn(&mut Value); 4] = [
+            |spec| spec["config_sha256"] = json!("d"),
+            |spec| spec["program_sha256"] = json!("q"),
+            |spec| spec["inputs"]["m"] = json!("2"),
+            |spec| spec["arguments"] = json!(["serve", "-v"]),
+        ];
+        for case in cases {
+            assert_ne!(digests(case), before);
+        }
+        assert_eq!(digests(|spec| spec["stop_grace_ms"] = json!(2)), before);
+    }
+
+    #[test]
+    fn a_gateways_configuration_is_a_reload() {
+        let reload = |config: &'static str| {
+            digests(move |spec| {
+                spec["on_config"] = json!("reload");
+                spec["config_sha256"] = json!(config);
+            })
+        };
+        assert_eq!(reload("a").0, reload("b").0);
+        assert_ne!(reload("a").1, reload("b").1);
+    }
+}

@@ -1,0 +1,86 @@
+//! A program by its digest: copied into the site, so that whoever builds or installs another changes nothing that runs.
+
+use serde_json::{Map, json};
+use textnlp_provider::{Error, Progress, Result, Sort};
+
+use super::{Look, Seen, Work};
+use crate::files::{self, Stamp};
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::ProgramSpec;
+
+pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let spec: ProgramSpec = work.spec()?;
+    let path = work.folder.inside(&spec.path)?;
+    work.refuse_strangers(&path)?;
+    let cloud_id = work.folder.cloud_id(&spec.path)?;
+    work.claim(&cloud_id, Map::new())?;
+    let (source, sha256, target) = (spec.source.clone(), spec.sha256.clone(), path.clone());
+    let copied = tokio::task::spawn_blocking(move || copy(&source, &sha256, &target)).await;
+    copied.map_err(|error| work.fails(error))?.map_err(|error| {
+        let invalid = error.kind() == std::io::ErrorKind::InvalidData;
+        let failed = Error::io("copy program", spec.source.as_str(), error);
+        if invalid { failed.hint("`release set` locks the program that is there now") } else { failed }
+    })?;
+    let stamp = Stamp::of(&path).map_err(work.io(&path))?;
+    let mut facts = Map::new();
+    facts.insert("sha256".to_owned(), json!(spec.sha256));
+    facts.insert("stamp".to_owned(), json!(stamp));
+    let marker = work.complete(&cloud_id, facts)?;
+    work.done(&marker).await
+}
+
+fn copy(source: &camino::Utf8Path, sha256: &str, target: &camino::Utf8Path) -> std::io::Result<()> {
+    if files::sha256(target).is_ok_and(|there| there == sha256) && is_executable(target) {
+        return Ok(());
+    }
+    let real = source.canonicalize_utf8()?;
+    if let Some(folder) = target.parent() {
+        files::make_folder(folder)?;
+    }
+    let mut from = files::open_plain(&real)?;
+    files::put_from(target, 0o700, |file| {
+        let (digest, _) = files::copy_hashed(&mut from, file)?;
+        if digest == sha256 {
+            return Ok(());
+        }
+        let why = format!("its digest is sha256:{digest}, not sha256:{sha256}");
+        Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why))
+    })
+}
+
+fn is_executable(path: &camino::Utf8Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.permissions().mode() & 0o100 != 0)
+}
+
+pub(super) fn remove(work: &Work<'_>) -> Result<()> {
+    let spec: ProgramSpec = work.applied()?;
+    let path = work.folder.inside(&spec.path)?;
+    files::remove_file(&path).map_err(work.io(&path))
+}
+
+pub(super) async fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+    let spec: ProgramSpec =
+        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let path = folder.inside(&spec.path)?;
+    let Some(stamp) = Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))? else {
+        return Ok(Seen::Absent);
+    };
+    let mut look = Look::default();
+    look.output("path", path.as_str()).output("sha256", marker.fact("sha256").unwrap_or_default());
+    // Tens of megabytes are read only when the file is not the one that was put there.
+    if marker.facts.get("stamp") != Some(&json!(stamp)) {
+        let file = path.clone();
+        let digest = tokio::task::spawn_blocking(move || files::sha256(&file)).await;
+        match digest.map_err(std::io::Error::other).and_then(|digest| digest) {
+            Ok(digest) if Some(digest.as_str()) == marker.fact("sha256") => {}
+            Ok(digest) => drop(look.drift("content", format!("it was changed: sha256 {}", &digest[..12]))),
+            Err(error) => drop(look.drift("content", format!("it cannot be read: {error}"))),
+        }
+    }
+    if !is_executable(&path) {
+        look.drift("mode", "it may not be run");
+    }
+    Ok(Seen::There(look))
+}

@@ -1,0 +1,143 @@
+//! The site's supervisor as an object: started detached, asked over its socket, told to leave.
+
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal};
+use serde_json::{Map, Value, json};
+use textnlp_provider::{Error, Handle, Health, Progress, Result, Sort};
+
+use super::{Look, Seen, Supervisor, Work};
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::lock;
+use crate::supervise::{self, Ask, clean_environment, output};
+
+/// A supervisor that has not come up by then does not.
+const UP_WITHIN_MS: i64 = 15_000;
+/// One that was asked to leave and does not is told by a signal.
+const GONE_WITHIN_MS: i64 = 5_000;
+
+pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let cloud_id = work.folder.cloud_id("run/supervisor.lock")?;
+    work.claim(&cloud_id, Map::new())?;
+    let handle = json!({ "step": "start", "since_ms": now_ms() });
+    if holder(work)?.is_none() {
+        start(work)?;
+    }
+    Ok(work.pending(handle, "the supervisor begins"))
+}
+
+/// Starts it detached: it makes a session of its own as its first act. When two are started, the lock lets one stay.
+fn start(work: &Work<'_>) -> Result<()> {
+    let folder = &work.folder;
+    for needed in ["run", "log", "units"] {
+        files::make_folder(&folder.join(needed)).map_err(work.io(folder.join(needed)))?;
+    }
+    let log_path = folder.log("supervisor");
+    let log = output::open(&log_path).map_err(work.io(&log_path))?;
+    let program = &work.onprem.options().supervisor;
+    let errors = log.try_clone().map_err(work.io(&log_path))?;
+    let mut command = std::process::Command::new(program);
+    command
+        .arg0("textnlp-supervise")
+        .args(["supervise", "--folder", folder.root().as_str()])
+        .env_clear()
+        .envs(clean_environment())
+        .current_dir(folder.root())
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors);
+    // tokio reaps it when it ends while we are still here; nobody waits for it.
+    let child = tokio::process::Command::from(command).spawn();
+    child.map(drop).map_err(|error| Error::io("start supervisor", program.as_str(), error))
+}
+
+pub(super) async fn starting(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
+    match Supervisor::of(&work.folder).await {
+        Supervisor::Runs(_) => {
+            let marker = work.complete(&work.folder.cloud_id("run/supervisor.lock")?, Map::new())?;
+            work.done(&marker).await
+        }
+        _ if waited_ms(handle) < UP_WITHIN_MS => Ok(work.pending(handle.0.clone(), "the supervisor begins")),
+        _ => {
+            let last = output::tail(&work.folder.log("supervisor"), 3);
+            let why = format!("it did not come up; its last words: {last}");
+            let left = work.last_seen().await.ok().filter(|object| object.health != Health::Ready);
+            Ok(Progress::Failed { left, error: work.fails(why).hint(format!("look at {}", work.folder.log("supervisor"))) })
+        }
+    }
+}
+
+pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
+    if holder(work)?.is_some() {
+        // One that does not listen gets a signal later.
+        let _ = supervise::ask(work.folder.root(), &Ask::Shutdown).await;
+    }
+    Ok(work.pending(json!({ "step": "stop", "since_ms": now_ms() }), "the supervisor leaves"))
+}
+
+pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
+    if let Some(pid) = holder(work)? {
+        let waited = waited_ms(handle);
+        if waited > GONE_WITHIN_MS {
+            let signal = if waited > 2 * GONE_WITHIN_MS { Signal::KILL } else { Signal::TERM };
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                // It may be gone by now, which is what is wanted.
+                let _ = rustix::process::kill_process(pid, signal);
+            }
+        }
+        return Ok(work.pending(handle.0.clone(), "the supervisor leaves"));
+    }
+    let last = work.last_seen().await?;
+    for path in [work.folder.control(), work.folder.lock("supervisor")] {
+        files::remove_file(&path).map_err(work.io(&path))?;
+    }
+    work.forget()?;
+    Ok(Progress::Done(last))
+}
+
+fn holder(work: &Work<'_>) -> Result<Option<u32>> {
+    let path = work.folder.lock("supervisor");
+    lock::holder(&path).map_err(work.io(&path))
+}
+
+pub(super) fn look(folder: &SiteFolder, supervisor: &Supervisor) -> Result<Seen> {
+    let mut look = Look::default();
+    look.output("folder", folder.root().as_str()).output("control", folder.control().as_str());
+    match supervisor {
+        Supervisor::Runs(status) => {
+            let troubles: Vec<String> = status
+                .rejected
+                .iter()
+                .map(|rejected| format!("unit {}: {}", rejected.name, rejected.why))
+                .chain(status.certificates.iter().filter_map(|file| {
+                    file.error.as_ref().map(|error| format!("certificate {}: {error}", file.file))
+                }))
+                .collect();
+            look.trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
+        }
+        Supervisor::Stopped => drop(look.drift("state", "stopped")),
+        Supervisor::Silent(why) => {
+            if lock::holder(&folder.lock("supervisor")).map_err(|error| unseen(folder, error))?.is_some() {
+                return Err(Error::new(Sort::Unavailable, "ask supervisor", folder.root().as_str()).because(why.clone()));
+            }
+            look.drift("state", "stopped");
+        }
+    }
+    Ok(Seen::There(look))
+}
+
+fn unseen(folder: &SiteFolder, error: std::io::Error) -> Error {
+    Error::io("look at", folder.lock("supervisor").as_str(), error)
+}
+
+pub(super) fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+/// How long ago the handle's step began. A clock that was set back makes it short, never negative.
+pub(super) fn waited_ms(handle: &Handle) -> i64 {
+    let since = handle.0.get("since_ms").and_then(Value::as_i64).unwrap_or_default();
+    now_ms().saturating_sub(since).max(0)
+}

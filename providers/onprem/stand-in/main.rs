@@ -1,0 +1,50 @@
+//! The server program as far as this provider sees it: roles, sockets, signals, answers. Used by the tests of this crate.
+//!
+//! `api.stand_in` in `server.yaml` makes it misbehave: `crash`, `ready_after_ms`, `answer_after_ms`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test's program")]
+
+mod database;
+mod gateway;
+mod server;
+
+use std::path::PathBuf;
+
+/// What the command line says.
+struct Arguments {
+    role: String,
+    config: PathBuf,
+    to: Option<u64>,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = |flag: &str| arguments.iter().position(|argument| argument == flag).map(|place| arguments[place + 1].clone());
+    match arguments.get(1).map(String::as_str) {
+        Some("supervise") => {
+            let folder = value("--folder").unwrap();
+            if let Err(error) = textnlp_onprem::supervise::run(folder.as_str().into(), value("--child").as_deref()) {
+                eprintln!("{error}: {:?}", std::error::Error::source(&error));
+                std::process::exit(1);
+            }
+        }
+        Some("serve") => serve(&Arguments {
+            role: value("--role").unwrap_or_else(|| "server".to_owned()),
+            config: value("--config").unwrap().into(),
+            to: value("--to").map(|to| to.parse().unwrap()),
+        }),
+        _ => std::process::exit(2),
+    }
+}
+
+fn serve(arguments: &Arguments) {
+    let text = std::fs::read_to_string(&arguments.config).unwrap();
+    let config: serde_json::Value = serde_yaml::from_str(&text).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    match arguments.role.as_str() {
+        "server" => runtime.block_on(server::serve(&config["textnlp"])),
+        "gateway" => runtime.block_on(gateway::serve(&arguments.config)),
+        "migrate" => database::migrate(&config["textnlp"], arguments.to),
+        "keys" => database::keys(&config["textnlp"]),
+        other => panic!("role {other}"),
+    }
+}
