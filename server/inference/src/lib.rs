@@ -1,7 +1,10 @@
 //! The inference engine: formats, model families, kernels and the scheduler. It knows tensors, not HTTP.
 //!
 //! Read in this order: [`engine`] (requests in, events out), [`executor`] (one step of a model over ragged rows),
-//! [`family`] (a model family is data), [`format`] (safetensors and GGUF), [`kernels`].
+//! [`sample`] (logits to a token), [`text`] (tokens to text and back), [`family`] (a model family is data), [`format`]
+//! (safetensors and GGUF), [`cpu`] (the executor that serves), [`kernels`].
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod engine;
 

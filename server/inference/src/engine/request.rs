@@ -1,6 +1,4 @@
-//! Requests in, events out: the engine thread and its handle.
-//!
-//! Commands come by a bounded channel; events leave by a [`Sink`] that never blocks.
+//! What callers hand in and what they get back.
 
 use std::time::Instant;
 
@@ -108,6 +106,9 @@ pub enum Failure {
     /// No loaded model of that name.
     #[error("no model `{0}` is loaded")]
     NoModel(String),
+    /// The prompt holds nothing, or tokens that the model does not know.
+    #[error("{0}")]
+    BadPrompt(String),
     /// The prompt alone is longer than the context.
     #[error("the prompt has {prompt} tokens, the model's context is {context}")]
     TooLong {

@@ -1,0 +1,93 @@
+//! A step that fails takes only the guilty with it.
+//!
+//! An executor commits nothing when a step fails, so the same rows can be tried again in smaller company: the ones it names
+//! are left out, otherwise the batch is halved until the guilty stands alone. The others never notice.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
+
+/// What became of the spans of a step.
+pub(super) trait Outcome {
+    /// Span `index` is computed; `logits` are its rows, `vocab` values each, as far as it asked for them.
+    fn computed(&mut self, index: usize, logits: &[f32]);
+    /// Span `index` cannot be computed.
+    fn failed(&mut self, index: usize, why: String);
+}
+
+/// Computes all spans that can be computed. Answers how many steps succeeded and how many failed.
+pub(super) fn step(executor: &mut dyn Executor, spans: &[RowSpan<'_>], outcome: &mut dyn Outcome) -> (u64, u64) {
+    let mut steps = (0, 0);
+    let mut batches: Vec<Vec<usize>> = vec![(0..spans.len()).collect()];
+    while let Some(batch) = batches.pop() {
+        if batch.is_empty() {
+            continue;
+        }
+        let rows: Vec<RowSpan<'_>> = batch.iter().map(|&index| spans[index]).collect();
+        match attempt(executor, &rows) {
+            Ok(()) => {
+                steps.0 += 1;
+                let vocab = executor.architecture().vocab;
+                let mut rest = executor.logits();
+                for &index in &batch {
+                    let wanted = match spans[index].logits {
+                        LogitRows::None => 0,
+                        LogitRows::Last => vocab,
+                        LogitRows::All => vocab * spans[index].tokens.len(),
+                    };
+                    match rest.split_at_checked(wanted) {
+                        Some((own, others)) => {
+                            rest = others;
+                            outcome.computed(index, own);
+                        }
+                        None => outcome.failed(index, "the step gave too few logits".to_owned()),
+                    }
+                }
+            }
+            Err(failed) => {
+                steps.1 += 1;
+                let guilty = failed.guilty.and_then(|seq| batch.iter().position(|&index| spans[index].seq == seq));
+                match (guilty, batch.as_slice()) {
+                    (_, &[only]) => outcome.failed(only, failed.why),
+                    (Some(place), _) => {
+                        outcome.failed(batch[place], failed.why);
+                        batches.push(batch.iter().copied().filter(|&index| index != batch[place]).collect());
+                    }
+                    (None, _) => {
+                        let (first, second) = batch.split_at(batch.len() / 2);
+                        // The last pushed goes first: the order of the plan is kept.
+                        batches.push(second.to_vec());
+                        batches.push(first.to_vec());
+                    }
+                }
+            }
+        }
+    }
+    steps
+}
+
+struct Failed {
+    guilty: Option<SeqId>,
+    why: String,
+}
+
+fn attempt(executor: &mut dyn Executor, rows: &[RowSpan<'_>]) -> Result<(), Failed> {
+    match catch_unwind(AssertUnwindSafe(|| executor.step(rows))) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            let guilty = match error {
+                StepError::NotThere(seq, _) | StepError::NotFinite(seq) | StepError::UnknownToken(seq, _) => Some(seq),
+                StepError::NoRoom => None,
+            };
+            Err(Failed { guilty, why: error.to_string() })
+        }
+        Err(panic) => Err(Failed { guilty: None, why: format!("panic: {}", message(&*panic)) }),
+    }
+}
+
+/// What a panic said.
+pub(super) fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}

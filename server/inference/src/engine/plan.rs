@@ -1,0 +1,178 @@
+//! Which rows the next step of a model computes. Pure: the same facts give the same plan.
+//!
+//! Those that decode come first, one row each: somebody is reading along. Then prompts, a chunk at a time to the tenant
+//! that was served least and within it to the oldest, until the predicted time reaches the target. A prompt always gets
+//! one chunk, so it arrives however slow the model is.
+
+use super::pace::{Pace, Size};
+
+/// Prompts are dealt out in chunks of so many rows.
+pub(super) const CHUNK: usize = 16;
+
+/// The most rows of a step.
+const MOST_ROWS: usize = 1024;
+
+/// The most rows of a step of which every row's logits are wanted: they take `vocab` floats each.
+const MOST_SCORED_ROWS: usize = 64;
+
+/// A request that has rows to compute.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    /// Whose: an index into the counters.
+    pub(super) tenant: usize,
+    /// Lower is older.
+    pub(super) age: u64,
+    /// Rows that are computed.
+    pub(super) computed: usize,
+    /// Rows that can be computed.
+    pub(super) known: usize,
+    /// Logits of every row are wanted.
+    pub(super) scores: bool,
+}
+
+/// What one candidate computes in the step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Which candidate.
+    pub(super) candidate: usize,
+    pub(super) start: usize,
+    pub(super) rows: usize,
+}
+
+/// What a computed row of a prompt and a decoded row count against a tenant.
+pub(super) const PROMPT_WEIGHT: f64 = 1.0;
+pub(super) const DECODE_WEIGHT: f64 = 2.0;
+
+/// `served` are the tenants' counters; the parts come in the order of the candidates. `target` is in seconds.
+pub(super) fn plan(candidates: &[Candidate], mut served: Vec<f64>, pace: &Pace, target: f64) -> (Vec<Part>, Size) {
+    let mut rows = vec![0usize; candidates.len()];
+    let mut size = Size::default();
+    for (taken, candidate) in rows.iter_mut().zip(candidates) {
+        if decodes(candidate) {
+            *taken = 1;
+            size = size + Size::of(candidate.computed, 1);
+            served[candidate.tenant] += DECODE_WEIGHT;
+        }
+    }
+    let most_rows = MOST_ROWS.min(pace.most_rows().max(size.rows + CHUNK));
+    let mut scored = 0;
+    let mut dealt = false;
+    loop {
+        let left = |index: usize| {
+            let candidate = &candidates[index];
+            let scores_left = if candidate.scores { MOST_SCORED_ROWS - scored } else { usize::MAX };
+            if decodes(candidate) { 0 } else { (candidate.known - candidate.computed - rows[index]).min(scores_left) }
+        };
+        let next = (0..candidates.len()).filter(|&index| left(index) > 0).min_by(|&a, &b| {
+            let (one, other) = (&candidates[a], &candidates[b]);
+            served[one.tenant].total_cmp(&served[other.tenant]).then(one.age.cmp(&other.age))
+        });
+        let Some(next) = next else { break };
+        let candidate = &candidates[next];
+        let chunk = left(next).min(CHUNK);
+        let grown = size + Size::of(candidate.computed + rows[next], chunk);
+        if dealt && (grown.rows > most_rows || pace.predict(grown) > target) {
+            break;
+        }
+        rows[next] += chunk;
+        size = grown;
+        dealt = true;
+        served[candidate.tenant] += PROMPT_WEIGHT * chunk as f64;
+        scored += if candidate.scores { chunk } else { 0 };
+    }
+    let parts = rows.iter().enumerate().filter(|&(_, &rows)| rows > 0);
+    let parts = parts.map(|(candidate, &rows)| Part { candidate, start: candidates[candidate].computed, rows });
+    (parts.collect(), size)
+}
+
+/// One row is left of an answer under way; a prompt of one token is the same.
+fn decodes(candidate: &Candidate) -> bool {
+    !candidate.scores && candidate.known - candidate.computed == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn prompt(tenant: usize, age: u64, computed: usize, known: usize) -> Candidate {
+        Candidate { tenant, age, computed, known, scores: false }
+    }
+
+    /// A model whose rows take a millisecond each, measured up to many rows.
+    fn millisecond_rows() -> Pace {
+        let mut pace = Pace::default();
+        for step in 0..300usize {
+            let rows = 1 + step % 100;
+            pace.learn(Size { rows, context: rows * 10 }, 1e-3 * rows as f64);
+        }
+        pace
+    }
+
+    fn rows_of(candidates: &[Candidate], served: Vec<f64>, target: f64) -> Vec<(usize, usize)> {
+        plan(candidates, served, &millisecond_rows(), target).0.iter().map(|p| (p.candidate, p.rows)).collect()
+    }
+
+    #[test]
+    fn decoding_comes_first_and_a_prompt_always_gets_a_chunk() {
+        let mut candidates = vec![prompt(0, 0, 0, 500)];
+        candidates.extend((1..=30).map(|age| prompt(0, age, 40, 41)));
+        let rows = rows_of(&candidates, vec![0.0], 0.01);
+        assert_eq!(rows.len(), 31, "all that decode and the prompt");
+        assert_eq!(rows[0], (0, CHUNK));
+    }
+
+    #[test]
+    fn prompts_fill_the_step_up_to_the_target() {
+        let (parts, size) = plan(&[prompt(0, 0, 0, 5000)], vec![0.0], &millisecond_rows(), 0.1);
+        assert_eq!(parts.len(), 1);
+        assert!((80..=112).contains(&size.rows), "{size:?}");
+    }
+
+    #[test]
+    fn the_tenant_served_least_goes_first_and_then_they_take_turns() {
+        let candidates = [prompt(0, 0, 0, 5000), prompt(1, 9, 0, 5000)];
+        assert_eq!(rows_of(&candidates, vec![1000.0, 0.0], 0.05), [(1, 48)]);
+        let even = rows_of(&candidates, vec![0.0, 0.0], 0.07);
+        assert_eq!(even, [(0, 32), (1, 32)]);
+    }
+
+    #[test]
+    fn within_a_tenant_the_oldest_goes_first() {
+        assert_eq!(rows_of(&[prompt(0, 7, 0, 5000), prompt(0, 3, 0, 5000)], vec![0.0], 0.05), [(1, 48)]);
+    }
+
+    #[test]
+    fn scoring_is_limited_by_the_room_for_logits() {
+        let candidates = [Candidate { scores: true, ..prompt(0, 0, 0, 1000) }];
+        assert_eq!(rows_of(&candidates, vec![0.0], 10.0), [(0, MOST_SCORED_ROWS)]);
+        let last = [Candidate { scores: true, ..prompt(0, 0, 9, 10) }];
+        assert_eq!(rows_of(&last, vec![0.0], 10.0), [(0, 1)]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_is_within_its_candidates_and_its_budget(
+            work in prop::collection::vec((0usize..3, 0usize..200, 1usize..300, any::<bool>()), 0..20),
+            target in 1e-3f64..0.2,
+        ) {
+            let candidates: Vec<Candidate> = work.iter().enumerate().map(|(age, &(tenant, computed, left, scores))| {
+                Candidate { tenant, age: age as u64, computed, known: computed + left, scores }
+            }).collect();
+            let pace = millisecond_rows();
+            let (parts, size) = plan(&candidates, vec![0.0; 3], &pace, target);
+            prop_assert_eq!(parts.is_empty(), candidates.is_empty());
+            let mut sum = Size::default();
+            for part in &parts {
+                let candidate = &candidates[part.candidate];
+                prop_assert_eq!(part.start, candidate.computed);
+                prop_assert!(part.rows >= 1 && part.start + part.rows <= candidate.known);
+                sum = sum + Size::of(part.start, part.rows);
+            }
+            prop_assert_eq!(sum, size);
+            let decoding = candidates.iter().filter(|c| decodes(c)).count();
+            prop_assert_eq!(parts.iter().filter(|p| decodes(&candidates[p.candidate])).count(), decoding);
+            prop_assert!(pace.predict(size) <= target || size.rows <= decoding + CHUNK);
+        }
+    }
+}

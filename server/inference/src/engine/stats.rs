@@ -1,0 +1,104 @@
+//! What the engine says about itself.
+
+use std::time::Instant;
+
+use crate::executor::Memory;
+
+/// A look at the engine, at most one step old.
+#[derive(Debug, Clone, Default)]
+pub struct Stats {
+    /// Requests that were accepted and have no room yet.
+    pub queued: usize,
+    /// Requests that hold keys and values.
+    pub running: usize,
+    /// Those of them whose client does not read.
+    pub paused: usize,
+    /// No more requests are accepted.
+    pub draining: bool,
+    /// Generated tokens per second of all requests together, decayed over about five seconds.
+    pub tokens_per_second: f64,
+    /// Milliseconds that the last step took.
+    pub last_step_ms: f64,
+    /// When the last step succeeded.
+    pub last_step: Option<Instant>,
+    /// Steps that succeeded.
+    pub steps: u64,
+    /// Steps that failed; the requests of one may still have succeeded in another.
+    pub failed_steps: u64,
+    /// Rows of prompts that were computed.
+    pub prompt_tokens: u64,
+    /// Tokens that were generated.
+    pub generated_tokens: u64,
+    /// Requests that ended well.
+    pub completed: u64,
+    /// Requests whose client went away or cancelled.
+    pub cancelled: u64,
+    /// Requests that failed after they were accepted.
+    pub failed: u64,
+    /// Requests that lost their room to a tenant served less, and computed their rows again later.
+    pub preempted: u64,
+    /// What a refused request would be told now.
+    pub retry_after_ms: u64,
+    /// Each loaded model, those included that only finish what they have.
+    pub models: Vec<ModelStats>,
+}
+
+/// One loaded model.
+#[derive(Debug, Clone, Default)]
+pub struct ModelStats {
+    /// Its name.
+    pub name: String,
+    /// Requests without room yet.
+    pub queued: usize,
+    /// Requests with room.
+    pub running: usize,
+    /// Bytes held.
+    pub memory: Memory,
+    /// Milliseconds of steps so far.
+    pub busy_ms: f64,
+    /// Takes no more requests and goes when the last one ends.
+    pub retired: bool,
+}
+
+/// A rate that forgets: about the last five seconds count.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rate {
+    per_second: f64,
+    at: Instant,
+}
+
+const MEMORY_SECONDS: f64 = 5.0;
+
+impl Rate {
+    pub(super) fn new(now: Instant) -> Self {
+        Rate { per_second: 0.0, at: now }
+    }
+
+    pub(super) fn add(&mut self, count: u64, now: Instant) {
+        self.per_second = self.at(now) + count as f64 / MEMORY_SECONDS;
+        self.at = now;
+    }
+
+    pub(super) fn at(&self, now: Instant) -> f64 {
+        self.per_second * (-now.saturating_duration_since(self.at).as_secs_f64() / MEMORY_SECONDS).exp()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_rate_settles_at_the_true_one_and_fades() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        let mut now = start;
+        for _ in 0..3000 {
+            now += Duration::from_millis(10);
+            rate.add(2, now);
+        }
+        assert!((rate.at(now) - 200.0).abs() < 2.0);
+        assert!(rate.at(now + Duration::from_secs(30)) < 1.0);
+    }
+}

@@ -1,0 +1,195 @@
+//! An executor whose logits are a hash of the tokens before: a model for tests that check who computes what when.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use crate::executor::{Executor, LogitRows, Memory, RowSpan, SeqId, StepError};
+use crate::family::{Activation, Architecture, Norm, Position};
+
+pub(super) const VOCAB: usize = 304;
+pub(super) const END: u32 = 256;
+
+/// Tokens that break a step in the four ways that there are; they are never generated.
+pub(super) const PANICS: u32 = 300;
+pub(super) const NAMES_ITSELF: u32 = 301;
+pub(super) const BREAKS_LOGITS: u32 = 302;
+pub(super) const FAILS_NAMELESS: u32 = 303;
+
+/// What a test sees of a script that the engine owns, and how it meddles.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Moved on by each step.
+    pub(super) time: Option<Arc<Mutex<Instant>>>,
+    pub(super) open: usize,
+    pub(super) reserved: usize,
+    pub(super) steps: usize,
+    pub(super) rows: usize,
+    pub(super) logit_rows: usize,
+    /// Rows of the last step by sequence, and where they began.
+    pub(super) last: Vec<(SeqId, usize, usize)>,
+    /// So many steps with company fail without naming anybody.
+    pub(super) flaky: usize,
+    /// So many times there is no room.
+    pub(super) full: usize,
+}
+
+pub(super) struct Script {
+    pub(super) context: usize,
+    /// Positions that all open sequences may reserve together.
+    pub(super) capacity: usize,
+    pub(super) step_cost: Duration,
+    pub(super) row_cost: Duration,
+    pub(super) watch: Arc<Mutex<Watch>>,
+    pub(super) state: State,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    architecture: OnceLock<Architecture>,
+    sequences: HashMap<SeqId, (usize, Vec<u32>)>,
+    logits: Vec<f32>,
+    next: u32,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Script {
+            context: 1024,
+            capacity: 1 << 20,
+            step_cost: Duration::from_millis(1),
+            row_cost: Duration::from_micros(250),
+            watch: Arc::default(),
+            state: State::default(),
+        }
+    }
+}
+
+/// Logits after `tokens`: the bytes and the end token are all possible, the rest is not.
+pub(super) fn logits_of(tokens: &[u32]) -> Vec<f32> {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for &token in tokens {
+        hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3);
+        hash ^= hash >> 29;
+    }
+    let logit = |id: usize| {
+        let mixed = (hash ^ id as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (mixed ^ (mixed >> 31)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (mixed >> 40) as f32 / (1u64 << 24) as f32 * 8.0
+    };
+    (0..VOCAB).map(|id| if id <= END as usize { logit(id) } else { -60.0 }).collect()
+}
+
+impl Executor for Script {
+    fn architecture(&self) -> &Architecture {
+        self.state.architecture.get_or_init(|| Architecture {
+            family: "script".to_owned(),
+            layers: 1,
+            width: 1,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 1,
+            ffn: 1,
+            vocab: VOCAB,
+            context: self.context,
+            norm: Norm::Layer { eps: 1e-5 },
+            position: Position::Learned,
+            activation: Activation::GeluTanh,
+            parallel: false,
+            tied: true,
+        })
+    }
+
+    fn open(&mut self, positions: usize) -> Option<SeqId> {
+        let mut watch = self.watch.lock().unwrap();
+        if watch.full > 0 {
+            watch.full -= 1;
+            return None;
+        }
+        if positions > self.context || watch.reserved + positions > self.capacity {
+            return None;
+        }
+        watch.reserved += positions;
+        watch.open += 1;
+        self.state.next += 1;
+        let seq = SeqId(self.state.next);
+        self.state.sequences.insert(seq, (positions, Vec::new()));
+        Some(seq)
+    }
+
+    fn close(&mut self, seq: SeqId) {
+        let (positions, _) = self.state.sequences.remove(&seq).expect("closed what was open");
+        let mut watch = self.watch.lock().unwrap();
+        watch.open -= 1;
+        watch.reserved -= positions;
+    }
+
+    fn step(&mut self, rows: &[RowSpan<'_>]) -> Result<(), StepError> {
+        let mut watch = self.watch.lock().unwrap();
+        assert!(!rows.is_empty() && rows.iter().all(|span| !span.tokens.is_empty()), "an empty step");
+        let count: usize = rows.iter().map(|span| span.tokens.len()).sum();
+        if let Some(time) = &watch.time {
+            *time.lock().unwrap() += self.step_cost + self.row_cost * count as u32;
+        }
+        if rows.len() > 1 && watch.flaky > 0 {
+            watch.flaky -= 1;
+            return Err(StepError::NoRoom);
+        }
+        for span in rows {
+            let (positions, tokens) =
+                self.state.sequences.get(&span.seq).ok_or(StepError::NotThere(span.seq, span.start))?;
+            assert!(span.start + span.tokens.len() <= *positions, "more rows than reserved");
+            if span.start > tokens.len() {
+                return Err(StepError::NotThere(span.seq, span.start));
+            }
+            if span.tokens.contains(&NAMES_ITSELF) {
+                return Err(StepError::NotFinite(span.seq));
+            }
+            if span.tokens.contains(&FAILS_NAMELESS) {
+                return Err(StepError::NoRoom);
+            }
+            if span.tokens.contains(&PANICS) {
+                drop(watch);
+                panic!("the kernel broke");
+            }
+        }
+        self.state.logits.clear();
+        watch.steps += 1;
+        watch.rows += count;
+        watch.last = rows.iter().map(|span| (span.seq, span.start, span.tokens.len())).collect();
+        for span in rows {
+            let (_, tokens) = self.state.sequences.get_mut(&span.seq).expect("looked up above");
+            tokens.truncate(span.start);
+            for (index, &token) in span.tokens.iter().enumerate() {
+                tokens.push(token);
+                let wanted = match span.logits {
+                    LogitRows::None => false,
+                    LogitRows::Last => index + 1 == span.tokens.len(),
+                    LogitRows::All => true,
+                };
+                if wanted {
+                    watch.logit_rows += 1;
+                    let mut logits = logits_of(tokens);
+                    if tokens.contains(&BREAKS_LOGITS) {
+                        logits[3] = f32::NAN;
+                    }
+                    self.state.logits.extend(logits);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn logits(&self) -> &[f32] {
+        &self.state.logits
+    }
+
+    fn memory(&self) -> Memory {
+        Memory { weights: 1, kv: 1 }
+    }
+}
+
+/// Whether the engine has dropped the model.
+pub(super) fn is_gone(watch: &Arc<Mutex<Watch>>) -> bool {
+    Arc::strong_count(watch) == 1
+}

@@ -1,0 +1,290 @@
+//! How the next token is chosen from a row of logits.
+//!
+//! The order is: repetition, presence and frequency penalties, temperature, top-k, top-p, min-p, one draw. Nothing here has
+//! a state that another request could change, and all arithmetic is our own, so a choice is a function of the logits, the
+//! settings, the tokens so far and the position.
+
+mod float;
+mod philox;
+mod select;
+
+use std::collections::HashMap;
+
+use crate::engine::Sampling;
+use select::Row;
+
+/// Below this a temperature is as good as greedy; it keeps the scale finite.
+const COLDEST: f32 = 1e-4;
+
+/// The logits hold something that is not a finite number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("logits are not finite")]
+pub struct NotFinite;
+
+/// A chosen token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// Its id.
+    pub token: u32,
+    /// The natural logarithm of its probability before penalties and temperature, when asked for.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens with theirs, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Chooses the tokens of one request.
+#[derive(Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    /// How often the answer holds each token of prompt and answer; empty when no penalty asks for it.
+    seen: HashMap<u32, u32>,
+    penalises: bool,
+}
+
+/// Room for the penalised copy of a row and for probabilities; one for all requests of a thread.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    logits: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl Sampler {
+    /// Settings out of their range change nothing: a penalty that is not finite, a repetition penalty not above 0.
+    pub fn new(mut sampling: Sampling, prompt: &[u32]) -> Self {
+        if !(sampling.repetition_penalty > 0.0 && sampling.repetition_penalty.is_finite()) {
+            sampling.repetition_penalty = 1.0;
+        }
+        for penalty in [&mut sampling.presence_penalty, &mut sampling.frequency_penalty] {
+            if !penalty.is_finite() {
+                *penalty = 0.0;
+            }
+        }
+        let repeats = sampling.repetition_penalty != 1.0;
+        let penalises = repeats || sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+        let seen = if repeats { prompt.iter().map(|&token| (token, 0)).collect() } else { HashMap::new() };
+        Sampler { sampling, seen, penalises }
+    }
+
+    /// Takes a token into the answer.
+    pub fn accept(&mut self, token: u32) {
+        if self.penalises {
+            *self.seen.entry(token).or_insert(0) += 1;
+        }
+    }
+
+    /// The next token at `position` of the sequence. `alternatives` asks for log-probabilities, with so many beside the
+    /// token's own.
+    pub fn choose(
+        &self,
+        logits: &[f32],
+        position: u64,
+        alternatives: Option<u8>,
+        scratch: &mut Scratch,
+    ) -> Result<Choice, NotFinite> {
+        let row = Row::new(logits).ok_or(NotFinite)?;
+        let Scratch { logits: copy, weights } = scratch;
+        let token = if self.penalises {
+            copy.clear();
+            copy.extend_from_slice(logits);
+            self.penalise(copy);
+            self.draw(&Row::new(copy).ok_or(NotFinite)?, copy, position, weights)
+        } else {
+            self.draw(&row, logits, position, weights)
+        };
+        let Some(alternatives) = alternatives else { return Ok(Choice { token, logprob: None, top: Vec::new() }) };
+        let normaliser = Normaliser::of(&row, logits);
+        let top = row.top(usize::from(alternatives)).into_iter().map(|(id, l)| (id, normaliser.logprob(l))).collect();
+        Ok(Choice { token, logprob: Some(normaliser.logprob(logits[token as usize])), top })
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        for (&token, &count) in &self.seen {
+            let Some(logit) = logits.get_mut(token as usize) else { continue };
+            let mut value = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+            if count > 0 {
+                value -= presence_penalty + frequency_penalty * count as f32;
+            }
+            *logit = value.clamp(f32::MIN, f32::MAX);
+        }
+    }
+
+    fn draw(&self, row: &Row<'_>, logits: &[f32], position: u64, weights: &mut Vec<f32>) -> u32 {
+        let Sampling { temperature, top_k, top_p, min_p, seed, .. } = self.sampling;
+        // Written so that NaN is greedy.
+        if !(temperature > 0.0) || top_k == 1 || top_p <= 0.0 {
+            return row.best();
+        }
+        let heat = Heat { max: row.max, scale: 1.0 / temperature.max(COLDEST) };
+        // The least weight that min-p lets through; the likeliest weighs 1.
+        let floor = if min_p > 0.0 { min_p.min(1.0) } else { 0.0 };
+        let limited = top_k > 0 && top_k < logits.len();
+        let u = philox::uniform(seed, position);
+        if top_p < 1.0 || limited {
+            let mut kept = if limited {
+                let kept = heat.weigh(row.top(top_k));
+                let whole = kept.iter().map(|&(_, weight)| f64::from(weight)).sum::<f64>();
+                nucleus(kept, top_p, whole).unwrap_or_else(|kept| kept)
+            } else {
+                let whole = heat.weigh_all(logits, weights);
+                let mut k = 64;
+                loop {
+                    match nucleus(heat.weigh(row.top(k)), top_p, whole) {
+                        Ok(kept) => break kept,
+                        Err(kept) if k >= logits.len() => break kept,
+                        Err(_) => k = k.saturating_mul(8),
+                    }
+                }
+            };
+            kept.retain(|&(_, weight)| weight >= floor);
+            pick(kept.into_iter(), u)
+        } else if floor > 0.0 {
+            // A weight of at least `floor` needs a logit of at least max + ln(floor) / scale; the margin covers rounding and
+            // the weight itself decides.
+            let depth = float::ln(f64::from(floor).max(1e-38)) / f64::from(heat.scale);
+            let bound = f64::from(row.max) + depth - 1e-3 * (1.0 + depth.abs() + f64::from(row.max.abs()));
+            let mut kept = heat.weigh(row.at_least(bound as f32));
+            kept.retain(|&(_, weight)| weight >= floor);
+            pick(kept.into_iter(), u)
+        } else {
+            let whole = heat.weigh_all(logits, weights);
+            pick_of(weights, u * whole)
+        }
+    }
+}
+
+/// The natural logarithm of the softmax at `token`: what perplexity sums.
+pub fn logprob(logits: &[f32], token: u32) -> Result<f32, NotFinite> {
+    let row = Row::new(logits).ok_or(NotFinite)?;
+    let logit = *logits.get(token as usize).ok_or(NotFinite)?;
+    Ok(Normaliser::of(&row, logits).logprob(logit))
+}
+
+/// Turns logits into weights: 1 for the likeliest.
+struct Heat {
+    max: f32,
+    scale: f32,
+}
+
+impl Heat {
+    #[inline]
+    fn weight(&self, logit: f32) -> f32 {
+        // The bound keeps an overflowed difference from meeting a scale of 0.
+        float::exp((logit - self.max).max(-1e30) * self.scale)
+    }
+
+    fn weigh(&self, mut tokens: Vec<(u32, f32)>) -> Vec<(u32, f32)> {
+        for (_, value) in &mut tokens {
+            *value = self.weight(*value);
+        }
+        tokens
+    }
+
+    /// Weighs every logit into `weights`; the answer is their sum, added up in an order that is fixed.
+    fn weigh_all(&self, logits: &[f32], weights: &mut Vec<f32>) -> f64 {
+        weights.clear();
+        weights.extend(logits.iter().map(|&logit| self.weight(logit)));
+        total(weights)
+    }
+}
+
+const BLOCK: usize = 256;
+
+/// Eight running sums within a block, blocks in double precision.
+fn block_sum(block: &[f32]) -> f64 {
+    let mut lanes = [0f32; 8];
+    let mut eights = block.chunks_exact(8);
+    for eight in &mut eights {
+        for (lane, &value) in lanes.iter_mut().zip(eight) {
+            *lane += value;
+        }
+    }
+    let rest: f64 = eights.remainder().iter().map(|&value| f64::from(value)).sum();
+    lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>() + rest
+}
+
+fn total(weights: &[f32]) -> f64 {
+    weights.chunks(BLOCK).map(block_sum).sum()
+}
+
+/// The likeliest that make up `share` of `whole`, the one that crosses it included; `Err` gives all back when they do not.
+fn nucleus(mut tokens: Vec<(u32, f32)>, share: f32, whole: f64) -> Result<Vec<(u32, f32)>, Vec<(u32, f32)>> {
+    // Written so that NaN keeps all.
+    if !(share < 1.0) {
+        return Ok(tokens);
+    }
+    let wanted = f64::from(share) * whole;
+    let mut sum = 0.0;
+    for (index, &(_, weight)) in tokens.iter().enumerate() {
+        sum += f64::from(weight);
+        if sum >= wanted {
+            tokens.truncate(index + 1);
+            return Ok(tokens);
+        }
+    }
+    Err(tokens)
+}
+
+/// One of the weighted tokens.
+fn pick(tokens: impl Iterator<Item = (u32, f32)> + Clone, u: f64) -> u32 {
+    let target = u * tokens.clone().map(|(_, weight)| f64::from(weight)).sum::<f64>();
+    let mut sum = 0.0;
+    let mut last = 0;
+    for (token, weight) in tokens {
+        sum += f64::from(weight);
+        if weight > 0.0 {
+            last = token;
+            if sum > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// The first token at which the running sum of all weights passes `target`: whole blocks are stepped over.
+fn pick_of(weights: &[f32], target: f64) -> u32 {
+    let mut sum = 0.0;
+    for (index, block) in weights.chunks(BLOCK).enumerate() {
+        let mass = block_sum(block);
+        if sum + mass <= target {
+            sum += mass;
+            continue;
+        }
+        for (offset, &weight) in block.iter().enumerate() {
+            sum += f64::from(weight);
+            if weight > 0.0 && sum > target {
+                return (index * BLOCK + offset) as u32;
+            }
+        }
+    }
+    // Rounding left the target a hair above the sum: the last that weighs anything.
+    weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0) as u32
+}
+
+/// Logarithm of the softmax's denominator.
+struct Normaliser {
+    max: f32,
+    ln_sum: f64,
+}
+
+impl Normaliser {
+    fn of(row: &Row<'_>, logits: &[f32]) -> Self {
+        let mut sum = 0.0;
+        let mut block = [0f32; BLOCK];
+        for chunk in logits.chunks(BLOCK) {
+            for (weight, &logit) in block.iter_mut().zip(chunk) {
+                *weight = float::exp(logit - row.max);
+            }
+            sum += block_sum(&block[..chunk.len()]);
+        }
+        Normaliser { max: row.max, ln_sum: float::ln(sum) }
+    }
+
+    fn logprob(&self, logit: f32) -> f32 {
+        (f64::from(logit) - f64::from(self.max) - self.ln_sum) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests;
