@@ -190,7 +190,7 @@ fn play(acts: Vec<Act>, max_running: usize, capacity: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_schedules_keep_every_promise(
