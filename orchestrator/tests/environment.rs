@@ -728,3 +728,108 @@ fn existing_objects_reach_their_components() {
     let existing: Vec<_> = parts.iter().filter_map(|c| Some(format!("{}={}", c.name, c.existing.as_ref()?))).collect();
     assert_eq!(existing, ["network=net-1", "cluster=c-1", "models=b-1"]);
 }
+
+/// Each line alone, added to a good file, is answered by the sentence beside it.
+#[test]
+fn each_rule_answers_with_its_own_sentence() {
+    let site =
+        |fields: &str| GOOD.replace("name: here, provider: onprem", &format!("name: here, provider: onprem, {fields}"));
+    let two = |second: &str, more: &str| {
+        GOOD.replace(
+            "provider: onprem }",
+            &format!("provider: onprem }}, {{ name: there, provider: onprem, {second} }}"),
+        ) + more
+    };
+    let plus = |more: &str| format!("{GOOD}{more}\n");
+    let phase =
+        |phase: &str, more: &str| format!("{}{more}\n", GOOD.replace("phase: staging", &format!("phase: {phase}")));
+    let cases = [
+        (site("role: standby"), "0 sites are primary"),
+        (two("port: 9443, metrics_port: 9444", ""), "2 sites are primary"),
+        (two("role: standby, metrics_port: 9444", ""), "two sites of one machine want port 8443"),
+        (two("role: standby, port: 9443", ""), "two sites of one machine want port 9090"),
+        (two("role: standby, services: [database-primary], port: 9443, metrics_port: 9444", ""), "the site is standby, but holds the database that is written"),
+        (two("role: standby, port: 9443, metrics_port: 9444", "traffic: { weights: { here: 1, there: 1 } }"), "a standby has no traffic before a failover"),
+        (two("role: secondary, services: [models], port: 9443, metrics_port: 9444", "traffic: { weights: { here: 1, there: 1 } }"), "this site does not run the API"),
+        (site("region: \"a b\""), "this is not the name of a region"),
+        (site("host: example"), "`example` is not an address of this machine"),
+        (plus("server: { api: { port: 9090 } }"), "port 9090 is wanted by `server.api.port` too"),
+        (plus("server: { api: { port: 443 } }"), "port 443 needs a privilege"),
+        (plus("server: { api: { timeout: 0 } }"), "no answer could be that fast"),
+        (plus("server: { api: { max_request_size: 1B } }"), "no request is that small"),
+        (plus("server: { security: { jwt_expiry: 0 } }"), "a token would be old when it is made"),
+        (plus("server: { security: { api_key_header: \"a b\" } }"), "`a b` is not a header"),
+        (plus("server: { security: { api_keys_enabled: false } }"), "anybody could generate without a key"),
+        (plus("server: { security: { jwt_secret: secret:env:X } }"), "this secret is not used"),
+        (plus("models: [{ name: ../x }]"), "cannot be the name of a model"),
+        (plus("models: [{ name: x, source: \"hf:x\" }]"), "names no model"),
+        (plus("models: [{ name: x, source: \"fiel:x\" }]"), "did you mean `file:`?"),
+        (plus("models: [{ name: x }, { name: y }]"), "no model has `role: default`"),
+        (plus("database: { kind: postgres }"), "nobody says who runs PostgreSQL"),
+        (plus("database: { kind: postgres, hosting: external }"), "an external PostgreSQL needs its address"),
+        (plus("database: { kind: postgres, hosting: managed, host: db }"), "we make this PostgreSQL"),
+        (plus("database: { kind: postgres, url: \"mysql://db/x\" }"), "this is not the address of a PostgreSQL"),
+        (plus("database: { kind: postgres, url: \"postgresql://db/x\", host: db }"), "the address is in `database.url` already"),
+        (plus("database: { replicas: 2 }"), "SQLite has no replicas"),
+        (site("region: far").to_owned() + "scaling: { min: 2 }\n", "replicas on several machines cannot share a file"),
+        (plus("cache: { hosting: managed }"), "the cache is the server's own memory"),
+        (plus("cache: { url: \"redis://x\" }"), "the cache is the server's own memory and has no address"),
+        (plus("cache: { kind: redis, hosting: external }"), "an external Redis needs its address"),
+        (plus("state: { store: locla }"), "did you mean `local`?"),
+        (plus("network: { cidr: 10.0.0.0 }"), "is not an address range"),
+        (plus("tls: { mode: acme }"), "a public authority certifies a name"),
+        (plus("tls: { mode: existing }"), "an existing certificate is named nowhere"),
+        (plus("tls: { existing: c-1 }"), "with `mode: local-ca` nothing reads this"),
+        (plus("tls: { names: [\"-x\"] }"), "neither a DNS name nor an address"),
+        (plus("scaling: { max: 3 }"), "nothing says when to add a replica"),
+        (plus("scaling: { cpu: 70 }"), "the number of replicas is fixed"),
+        (plus("cluster: { min_nodes: 3, max_nodes: 2 }"), "at most 2 is less than at least 3"),
+        (plus("gpu: { count: 2 }"), "no GPU machines are asked for"),
+        (plus("traffic: { weights: { here: 0 } }"), "no site gets any traffic"),
+        (plus("traffic: { weights: { here: 1001 } }"), "1001 is out of range"),
+        (plus("traffic: { domain: \"a b\" }"), "is not a DNS name"),
+        (plus("traffic: { health_path: health }"), "a path begins with a slash"),
+        (plus("dr: { failback: automatic }"), "without a failover there is nothing to go back from"),
+        (plus("replication: { database: { mode: streaming } }"), "there is no second site to copy to"),
+        (two("role: standby, port: 9443, metrics_port: 9444", "dr: { mode: manual, warm: false }\nreplication: { database: { mode: streaming } }"), "a cold site cannot answer within 15m"),
+        (
+            two("role: standby, region: far", "dr: { mode: automatic, rto: 1m, witness: { provider: w, region: w } }\ntraffic: { mode: dns, domain: x.org }\nreplication: { database: { mode: streaming } }"),
+            "resolvers keep the old answer for 1m",
+        ),
+        (
+            GOOD.replace("name: here, provider: onprem }", "name: here, provider: onprem, region: x }, { name: there, provider: onprem, region: y, role: standby }")
+                + "dr: { mode: automatic, witness: { provider: onprem, region: x } }\nreplication: { database: { mode: streaming } }\n",
+            "the witness would be lost together with the primary",
+        ),
+        (plus("backup: { enabled: true, keep: 1h }"), "a copy would be gone before the next one is made"),
+        (plus("backup: { enabled: true, every: 1s }"), "copies would follow one another without a pause"),
+        (plus("rollout: { deadline: 5m }"), "would revert before the new release has been watched"),
+        (plus("gates: { tokens_max: 4096 }\nserver: { api: { max_tokens: 100 } }"), "the server refuses more than 100 tokens"),
+        (plus("gates: { p95_ms: 2000 }\nserver: { api: { timeout: 1s } }"), "the server gives up before that"),
+        (plus("budget: { currency: usd }"), "`usd` is not a currency"),
+        (site("region: far") + "budget: { monthly: 0 }\n", "nothing may cost anything"),
+        (plus("tags: { x: \"a\\nb\" }"), "is not accepted everywhere"),
+        (plus("prerequisites: { people: { devop: Ada } }"), "did you mean `devops`?"),
+        (phase("pilot", ""), "phase pilot has at least 3 replicas"),
+        (phase("pilot", "data: disposable"), "people rely on what is stored"),
+        (phase("pilot", "backup: { enabled: false }"), "nothing would bring lost data back"),
+        (phase("pilot", ""), "nobody is named for devops, security, database, network"),
+        (phase("multi-region", ""), "phase multi-region has at least 2 sites"),
+    ];
+    for (text, sentence) in cases {
+        let said = said(load(&text, &Overrides::default(), &Catalogue::default()));
+        assert!(said.contains(sentence), "{sentence}\n--- said:\n{said}\n--- of:\n{text}");
+    }
+    assert_eq!(said(load(GOOD, &Overrides::default(), &Catalogue::default())), "");
+}
+
+#[test]
+fn smaller_machines_are_warned_of_up_to_staging_and_refused_from_pilot_on() {
+    use environment::model::Phase;
+    let of = |phase: Phase| phase.minimum();
+    assert_eq!(
+        (of(Phase::Staging).cores, of(Phase::Staging).memory.0, of(Phase::Staging).blocks),
+        (4, 8_000_000_000, false)
+    );
+    assert_eq!((of(Phase::Pilot).cores, of(Phase::Pilot).disk.0, of(Phase::Pilot).blocks), (16, 500_000_000_000, true));
+}

@@ -129,10 +129,16 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}: ", self.origin, self.severity)?;
         if !self.path.is_empty() {
-            write!(f, "`{}`: ", self.path)?;
+            write!(f, "`{}`: ", printable(&self.path))?;
         }
-        write!(f, "{}; {}", self.cause, self.fix)
+        write!(f, "{}; {}", printable(&self.cause), printable(&self.fix))
     }
+}
+
+/// Keys and values are other people's texts: what would move a terminal's cursor is shown as a dot, and a path can be a megabyte long.
+fn printable(text: &str) -> String {
+    const MOST: usize = 2000;
+    text.chars().take(MOST).map(|c| if c.is_control() { '·' } else { c }).collect()
 }
 
 /// All problems of all layers, in the order of their places.

@@ -117,7 +117,7 @@ impl Prober<'_> {
 
 fn written(text: &str) -> Check {
     let characters = text.trim().chars().count();
-    Check::new("generation", characters, 1, "characters at least", characters >= 1)
+    Check::new("generation", characters, "at least 1", "characters", characters >= 1)
 }
 
 /// A word from the middle of a text, and what stands before its first occurrence.

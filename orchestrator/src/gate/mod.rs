@@ -281,6 +281,9 @@ async fn under_load(
     found.load = Some(measured);
 }
 
+/// The check that a load test is about.
+pub(crate) const P95: &str = "p95 of the whole answer";
+
 /// What a load test says about the limits of a gate.
 pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
     let limit = Duration::from_millis(gates.p95_ms.into());
@@ -291,14 +294,12 @@ pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
             "no generation succeeded: {}",
             if kinds.is_empty() { "none ended".to_owned() } else { kinds.join(", ") }
         );
-        return vec![Check::unmeasured("p95 of the whole answer", gates.p95_ms, "ms", why)];
+        return vec![Check::unmeasured(P95, gates.p95_ms, "ms", why)];
     }
     let p95 = measured.generate.p95_ms;
     let rate = measured.error_rate();
     let tokens = format!("{:.0} tokens/s needed for this load, {:.0} measured", needed, measured.tokens_per_second);
-    let mut latency =
-        Check::new("p95 of the whole answer", rounded(p95), gates.p95_ms, "ms", p95 <= f64::from(gates.p95_ms))
-            .note(tokens);
+    let mut latency = Check::new(P95, rounded(p95), gates.p95_ms, "ms", p95 <= f64::from(gates.p95_ms)).note(tokens);
     if measured.stopped {
         latency.ok = false;
         latency.note = Some("the load test was stopped before its end".to_owned());

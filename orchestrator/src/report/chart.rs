@@ -24,6 +24,8 @@ pub(super) struct Chart {
     pub(super) unit: &'static str,
     pub(super) x_unit: &'static str,
     pub(super) lines: Vec<Line>,
+    /// What the lines should stay under, with its name.
+    pub(super) limit: Option<(f64, String)>,
 }
 
 impl Chart {
@@ -34,7 +36,8 @@ impl Chart {
     pub(super) fn to_svg(&self) -> String {
         let all = || self.lines.iter().flat_map(|l| &l.points);
         let most_x = all().map(|(x, _)| *x).fold(1.0, f64::max);
-        let (most_y, step) = scale(all().map(|(_, y)| *y).fold(0.0, f64::max));
+        let (most_y, step) =
+            scale(all().map(|(_, y)| *y).chain(self.limit.iter().map(|(y, _)| *y)).fold(0.0, f64::max));
         let x_of = |x: f64| LEFT + x / most_x * (WIDTH - LEFT - RIGHT);
         let y_of = |y: f64| HEIGHT - BOTTOM - y / most_y * (HEIGHT - TOP - BOTTOM);
         let mut svg = open();
@@ -44,6 +47,14 @@ impl Chart {
         while x <= most_x {
             text(&mut svg, x_of(x), HEIGHT - 8.0, "middle", &format!("{} {}", short(x), self.x_unit));
             x += step;
+        }
+        if let Some((limit, name)) = &self.limit {
+            let y = y_of(*limit);
+            put(
+                &mut svg,
+                &format!("<line class=\"limit\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>", WIDTH - RIGHT),
+            );
+            text(&mut svg, WIDTH - RIGHT, y - 5.0, "end", name);
         }
         for line in &self.lines {
             let every = line.points.len().div_ceil(MOST_POINTS).max(1);

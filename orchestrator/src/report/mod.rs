@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::gate::Evidence;
+use crate::gate::{self, Evidence};
 use crate::load::{Limit, Measured};
 use chart::{Chart, Line};
 
@@ -51,6 +51,11 @@ impl Report {
             .or_else(|| Some(&self.limit.as_ref()?.probes.last()?.measured))
     }
 
+    /// The p95 that a gate allows, where there was one.
+    fn limit_ms(&self) -> Option<f64> {
+        self.gate.as_ref()?.checks.iter().find(|c| c.name == gate::P95)?.limit.as_f64()
+    }
+
     /// The document.
     pub fn to_json(&self) -> Value {
         let mut value = serde_json::to_value(self).expect("reports are plain data with text keys");
@@ -73,7 +78,7 @@ impl Report {
             "limit": self.limit.as_ref().map(limit_of),
             "numbers": measured.map(numbers_of),
             "errors": measured.map(|m| &m.errors_by_kind).filter(|e| !e.is_empty()),
-            "charts": measured.map(charts_of).unwrap_or_default(),
+            "charts": measured.map(|m| charts_of(m, self.limit_ms())).unwrap_or_default(),
             "sample": self.gate.as_ref().and_then(|g| g.sample.as_deref()),
         });
         let page = templates.get_template("report.html").and_then(|page| page.render(minijinja::value::Serde(context)));
@@ -153,7 +158,7 @@ fn numbers_of(m: &Measured) -> Value {
     ])
 }
 
-fn charts_of(m: &Measured) -> Vec<Value> {
+fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Value> {
     let over = |value: &dyn Fn(&crate::load::Second) -> f64| -> Vec<(f64, f64)> {
         m.series.iter().map(|s| (f64::from(s.second), value(s))).collect()
     };
@@ -166,11 +171,13 @@ fn charts_of(m: &Measured) -> Vec<Value> {
             Line { name: "p95", class: "a", points: there(over(&|s| s.p95_ms)) },
             Line { name: "p50", class: "b", points: there(over(&|s| s.p50_ms)) },
         ],
+        limit: limit_ms.map(|ms| (ms, "limit of p95".to_owned())),
     };
     let tokens = Chart {
         unit: "tokens/s",
         x_unit: "s",
         lines: vec![Line { name: "tokens", class: "a", points: over(&|s| s.tokens as f64) }],
+        limit: None,
     };
     let users = Chart {
         unit: "",
@@ -180,6 +187,7 @@ fn charts_of(m: &Measured) -> Vec<Value> {
             Line { name: "requests/s", class: "a", points: over(&|s| f64::from(s.requests)) },
             Line { name: "errors/s", class: "c", points: over(&|s| f64::from(s.errors)) },
         ],
+        limit: None,
     };
     let mut charts = vec![
         json!({"title": "Latency of whole answers", "svg": latency.to_svg(), "legend": latency.legend()}),

@@ -128,11 +128,7 @@ section! {
         pub days: u32 = 90,
         /// Whom the public authority may write to.
         pub email: Option<String> = None,
-        /// The certificate file of `existing`, with its chain.
-        pub certificate_file: Option<String> = None,
-        /// The private key of `existing`.
-        pub key: Option<SecretSource> = None,
-        /// One that exists at the provider, by its id.
+        /// One that exists already: its id at the provider, or the whole path of its file with the key beside it, ending in `.key`.
         pub existing: Option<String> = None,
     }
 }

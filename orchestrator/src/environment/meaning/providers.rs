@@ -1,0 +1,97 @@
+//! Whether the providers that are named are there, and can do what is asked.
+
+use std::collections::BTreeMap;
+
+use super::super::model::*;
+use super::super::problem::{Severity, nearest};
+use super::super::units::cut;
+use super::{Catalogue, Meaning};
+
+impl Meaning<'_> {
+    pub(super) fn providers(&mut self, catalogue: &Catalogue) {
+        if catalogue.providers.is_empty() {
+            return;
+        }
+        let e = self.environment;
+        let names: Vec<&str> = catalogue.providers.keys().map(String::as_str).collect();
+        let mut limits: BTreeMap<String, (String, String)> = BTreeMap::new();
+        let witness = e.dr.witness.iter().map(|w| ("dr.witness".to_owned(), &w.provider, None));
+        let sites = e.sites.iter().enumerate().map(|(i, s)| (format!("sites[{i}]"), &s.provider, Some(&s.runtime)));
+        for (path, provider, runtime) in sites.chain(witness).collect::<Vec<_>>() {
+            if provider == "auto" {
+                continue; // reported where the detection failed
+            }
+            let Some(offer) = catalogue.providers.get(provider) else {
+                let near = nearest(provider, names.iter().copied());
+                let fix = near.map_or_else(
+                    || format!("the providers are `{}`", names.join("`, `")),
+                    |n| format!("did you mean `{n}`?"),
+                );
+                self.error(&format!("{path}.provider"), format!("there is no provider `{}`", cut(provider)), fix);
+                continue;
+            };
+            if !offer.linked {
+                self.say(
+                    Severity::Refusal,
+                    &format!("{path}.provider"),
+                    format!("provider `{provider}` is not part of this program"),
+                    offer.how_to_get.clone(),
+                );
+                continue;
+            }
+            let Some(runtime) = runtime else { continue };
+            if !offer.runtimes.contains(runtime) {
+                let runtimes: Vec<&str> = offer.runtimes.iter().map(String::as_str).collect();
+                let fix = nearest(runtime, runtimes.iter().copied()).map_or_else(
+                    || format!("`{provider}` runs `{}` today", runtimes.join("`, `")),
+                    |n| format!("did you mean `{n}`?"),
+                );
+                self.say(
+                    Severity::Refusal,
+                    &format!("{path}.runtime"),
+                    format!("`{provider}` cannot run `{}` yet", cut(runtime)),
+                    fix,
+                );
+                continue;
+            }
+            for (field, word) in choices(e) {
+                let known: Vec<&str> = offer
+                    .choices
+                    .iter()
+                    .filter_map(|c| c.split_once('='))
+                    .filter(|(f, _)| *f == field)
+                    .map(|(_, w)| w)
+                    .collect();
+                if !known.is_empty() && !known.contains(&word.as_str()) {
+                    limits
+                        .entry(field)
+                        .or_insert_with(|| (word, format!("`{provider}` offers `{}` today", known.join("`, `"))));
+                }
+            }
+        }
+        for (field, (word, fix)) in limits {
+            self.say(Severity::Refusal, &field, format!("`{word}` is not there yet"), fix);
+        }
+    }
+}
+
+/// The choices of an environment that a provider may not be able to make true.
+fn choices(e: &Environment) -> Vec<(String, String)> {
+    let hosted =
+        |kind: &str, hosting: Option<Hosting>| hosting.map_or_else(|| kind.to_owned(), |h| format!("{kind}/{h}"));
+    [
+        ("database.kind", hosted(e.database.kind.as_str(), e.database.hosting)),
+        ("cache.kind", hosted(e.cache.kind.as_str(), e.cache.hosting)),
+        ("tls.mode", e.tls.mode.to_string()),
+        ("gpu.size", e.gpu.size.to_string()),
+        ("state.store", e.state.store.split("://").next().unwrap_or_default().to_owned()),
+        ("monitoring.stack", e.monitoring.stack.to_string()),
+        ("dr.mode", e.dr.mode.to_string()),
+        ("traffic.mode", e.traffic.mode.to_string()),
+        ("rollout.strategy", e.rollout.strategy.to_string()),
+        ("network.waf", e.network.waf.to_string()),
+    ]
+    .into_iter()
+    .map(|(field, word)| (field.to_owned(), word))
+    .collect()
+}

@@ -1,0 +1,149 @@
+//! What survives the loss of a site, and what is promised about it.
+
+use std::collections::BTreeSet;
+
+use super::super::model::*;
+use super::super::problem::nearest;
+use super::super::units::cut;
+use super::Meaning;
+use super::serving::is_host_name;
+
+impl Meaning<'_> {
+    pub(super) fn traffic(&mut self) {
+        let e = self.environment;
+        let names: Vec<&str> = e.sites.iter().map(|s| s.name.as_str()).collect();
+        for (site, weight) in &e.traffic.weights {
+            let path = format!("traffic.weights.{}", cut(site));
+            match e.sites.iter().find(|s| s.name.as_str() == site) {
+                None => {
+                    let near = nearest(site, names.iter().copied());
+                    let fix = near.map_or_else(
+                        || format!("the sites are `{}`", names.join("`, `")),
+                        |n| format!("did you mean `{n}`?"),
+                    );
+                    self.error(&path, format!("there is no site `{}`", cut(site)), fix);
+                }
+                Some(known) if known.role == Role::Standby && *weight > 0 => {
+                    self.error(
+                        &path,
+                        "a standby has no traffic before a failover",
+                        "write 0; the failover gives it its share",
+                    );
+                }
+                Some(known) if !known.serves() && *weight > 0 => {
+                    self.error(&path, "this site does not run the API", "write 0, or add `api` to its services");
+                }
+                Some(_) if *weight > 1000 => {
+                    self.error(&path, format!("{weight} is out of range"), "write a number from 0 to 1000")
+                }
+                Some(_) => {}
+            }
+        }
+        if !e.traffic.weights.is_empty() && e.traffic.weights.values().all(|w| *w == 0) {
+            self.error("traffic.weights", "no site gets any traffic", "give at least the primary a weight");
+        }
+        if e.traffic.mode == TrafficMode::Dns && e.traffic.domain.is_none() {
+            self.error("traffic.domain", "DNS needs a name", "write `domain: textnlp.example.com`");
+        }
+        if let Some(domain) = &e.traffic.domain
+            && !is_host_name(domain)
+        {
+            self.error(
+                "traffic.domain",
+                format!("`{}` is not a DNS name", cut(domain)),
+                "write one such as `textnlp.example.com`",
+            );
+        }
+        if !e.traffic.health_path.starts_with('/') {
+            self.error("traffic.health_path", "a path begins with a slash", "write `/health`");
+        }
+    }
+
+    pub(super) fn recovery(&mut self) {
+        let (e, dr) = (self.environment, &self.environment.dr);
+        if dr.mode != Failover::None && e.sites.len() < 2 {
+            self.error("dr.mode", "there is no second site to fail over to", "add a site, or write `mode: none`");
+        }
+        if dr.mode == Failover::Automatic {
+            let places: BTreeSet<(&str, &str)> =
+                e.sites.iter().map(|s| (s.provider.as_str(), s.name.as_str())).collect();
+            match &dr.witness {
+                None if places.len() < 3 => {
+                    let fix = "add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`";
+                    self.error("dr.mode", "automatic failover needs a third place that grants it", fix);
+                }
+                Some(witness) => {
+                    let primary = e.primary();
+                    if primary.is_some_and(|p| {
+                        p.provider == witness.provider && p.region == witness.region && p.region != "local"
+                    }) {
+                        self.error(
+                            "dr.witness",
+                            "the witness would be lost together with the primary",
+                            "put it into another region",
+                        );
+                    }
+                }
+                None => {}
+            }
+            let detection = dr.watch_every.0 * dr.lost_after;
+            if detection >= dr.rto.0 {
+                let cause = format!("a lost site is noticed only after {}", Span(detection));
+                self.error("dr.rto", cause, "allow more time, or look more often (`watch_every`, `lost_after`)");
+            }
+            if e.traffic.mode == TrafficMode::Dns && detection + e.traffic.ttl.0 >= dr.rto.0 {
+                let cause = format!("resolvers keep the old answer for {} after the loss is noticed", e.traffic.ttl);
+                self.error("traffic.ttl", cause, format!("make it shorter than what `dr.rto` ({}) leaves", dr.rto));
+            }
+        }
+        // A managed cluster that must be made first takes a quarter of an hour alone.
+        if dr.mode != Failover::None && !dr.warm && dr.rto.as_seconds() <= 20 * 60 {
+            self.error(
+                "dr.rto",
+                format!("a cold site cannot answer within {}", dr.rto),
+                "write `warm: true`, or allow more than 20 minutes",
+            );
+        }
+        if dr.failback == Failover::Automatic && dr.mode == Failover::None {
+            self.error(
+                "dr.failback",
+                "without a failover there is nothing to go back from",
+                "set `dr.mode`, or remove it",
+            );
+        }
+        let replication = &e.replication.database;
+        if dr.mode != Failover::None {
+            if replication.mode == DatabaseCopy::None {
+                self.error(
+                    "replication.database.mode",
+                    "after a failover the database would be gone",
+                    "write `mode: streaming`",
+                );
+            } else if replication.max_lag.0 >= dr.rpo.0 {
+                let cause = format!("a lag of {} may be lost, and only {} may be", replication.max_lag, dr.rpo);
+                self.error("replication.database.max_lag", cause, "allow less lag, or a larger `dr.rpo`");
+            }
+        }
+        if replication.mode == DatabaseCopy::Streaming && e.sites.len() < 2 {
+            self.warn("replication.database.mode", "there is no second site to copy to", "remove it, or add a site");
+        }
+        let backup = &e.backup;
+        if backup.enabled && backup.keep.0 < backup.every.0 {
+            self.error(
+                "backup.keep",
+                "a copy would be gone before the next one is made",
+                "keep it longer than `every`",
+            );
+        }
+        if backup.enabled && backup.every.as_seconds() < 60 {
+            self.error("backup.every", "copies would follow one another without a pause", "write at least `1m`");
+        }
+        if e.rollout.bake.0 >= e.rollout.deadline.0 {
+            self.error(
+                "rollout.deadline",
+                "the rollout would revert before the new release has been watched long enough",
+                "make it longer than `bake`",
+            );
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The database, the cache, the state and the network that they are reached by.
+
+use super::super::model::*;
+use super::super::problem::nearest;
+use super::super::units::cut;
+use super::Meaning;
+
+impl Meaning<'_> {
+    pub(super) fn stores(&mut self) {
+        let e = self.environment;
+        let db = &e.database;
+        let addressed = db.url.is_some()
+            || db.host.is_some()
+            || db.existing.is_some()
+            || e.sites.iter().any(|s| s.existing.database.is_some());
+        match (db.kind, db.hosting) {
+            (DatabaseKind::Sqlite, Some(hosting)) => {
+                self.error(
+                    "database.hosting",
+                    format!("SQLite is a file; nobody hosts it ({hosting})"),
+                    "remove it, or use `kind: postgres`",
+                );
+            }
+            (DatabaseKind::Sqlite, None) => {
+                for (field, there) in [
+                    ("url", db.url.is_some()),
+                    ("host", db.host.is_some()),
+                    ("password", db.password.is_some()),
+                    ("existing", db.existing.is_some()),
+                ] {
+                    if there {
+                        self.error(
+                            &format!("database.{field}"),
+                            "SQLite is a file of ours and has no address",
+                            "remove it, or use `kind: postgres`",
+                        );
+                    }
+                }
+                if db.replicas > 0 {
+                    self.error("database.replicas", "SQLite has no replicas", "remove it, or use `kind: postgres`");
+                }
+                if e.scaling.max.unwrap_or(e.scaling.min) > 1 && e.sites.iter().any(|s| s.region != "local") {
+                    self.error(
+                        "database.kind",
+                        "replicas on several machines cannot share a file",
+                        "use `kind: postgres`",
+                    );
+                }
+            }
+            (DatabaseKind::Postgres, None) if !addressed => {
+                self.error(
+                    "database.hosting",
+                    "nobody says who runs PostgreSQL",
+                    "write `hosting: managed`, `cluster` or `external`",
+                );
+            }
+            (DatabaseKind::Postgres, Some(Hosting::External)) if !addressed => {
+                self.error(
+                    "database.url",
+                    "an external PostgreSQL needs its address",
+                    "write `url: secret:env:DATABASE_URL`, or `host`, `user` and `password`",
+                );
+            }
+            (DatabaseKind::Postgres, Some(Hosting::Managed | Hosting::Cluster))
+                if db.url.is_some() || db.host.is_some() =>
+            {
+                self.error(
+                    "database.url",
+                    "we make this PostgreSQL, so we know its address",
+                    "remove the address, or write `hosting: external`",
+                );
+            }
+            _ => {}
+        }
+        if db.url.is_some() && db.host.is_some() {
+            self.error("database.host", "the address is in `database.url` already", "keep one of them");
+        }
+        if let Some(Address::Url(url)) = &db.url
+            && !url.starts_with("postgres://")
+            && !url.starts_with("postgresql://")
+        {
+            self.error("database.url", "this is not the address of a PostgreSQL", "begin it with `postgresql://`");
+        }
+        let cache = &e.cache;
+        let addressed = cache.url.is_some()
+            || cache.host.is_some()
+            || cache.existing.is_some()
+            || e.sites.iter().any(|s| s.existing.cache.is_some());
+        match (cache.kind, cache.hosting) {
+            (CacheKind::Memory, Some(_)) => {
+                self.error("cache.hosting", "the cache is the server's own memory", "remove it, or use `kind: redis`");
+            }
+            (CacheKind::Memory, None) if cache.url.is_some() || cache.host.is_some() => {
+                self.error(
+                    "cache.url",
+                    "the cache is the server's own memory and has no address",
+                    "remove it, or use `kind: redis`",
+                );
+            }
+            (CacheKind::Redis, None) if !addressed => {
+                self.error(
+                    "cache.hosting",
+                    "nobody says who runs Redis",
+                    "write `hosting: managed`, `cluster` or `external`",
+                );
+            }
+            (CacheKind::Redis, Some(Hosting::External)) if !addressed => {
+                self.error(
+                    "cache.url",
+                    "an external Redis needs its address",
+                    "write `url: secret:env:REDIS_URL`, or `host` and `port`",
+                );
+            }
+            _ => {}
+        }
+        let store = e.state.store.as_str();
+        if store != "local" && store.split_once("://").is_none_or(|(scheme, rest)| scheme.is_empty() || rest.is_empty())
+        {
+            let fix = nearest(store, ["local"]).map_or_else(
+                || "write `local`, or the URL of an object store".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            );
+            self.error("state.store", format!("`{}` is not a place for state", cut(store)), fix);
+        }
+        if let Some(cidr) = &e.network.cidr
+            && !is_private_range(cidr)
+        {
+            self.error(
+                "network.cidr",
+                format!("`{}` is not an address range", cut(cidr)),
+                "write one such as `10.42.0.0/16`, from /8 to /28",
+            );
+        }
+    }
+}
+
+fn is_private_range(cidr: &str) -> bool {
+    cidr.split_once('/').is_some_and(|(address, bits)| {
+        address.parse::<std::net::Ipv4Addr>().is_ok() && bits.parse::<u8>().is_ok_and(|bits| (8..=28).contains(&bits))
+    })
+}
