@@ -37,7 +37,14 @@ pub struct Global {
     #[arg(long, global = true, env = "TEXTNLP_ENV", value_name = "NAME", help_heading = "Environment")]
     pub env: Option<String>,
     /// The environment, by file
-    #[arg(long, global = true, env = "TEXTNLP_FILE", value_name = "PATH", conflicts_with = "env", help_heading = "Environment")]
+    #[arg(
+        long,
+        global = true,
+        env = "TEXTNLP_FILE",
+        value_name = "PATH",
+        conflicts_with = "env",
+        help_heading = "Environment"
+    )]
     pub file: Option<Utf8PathBuf>,
     /// Changes one value for this run: `--set gates.users=20`; may be repeated
     #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = "Environment")]
@@ -64,7 +71,14 @@ pub struct Global {
     #[arg(long, short = 'v', global = true, action = clap::ArgAction::Count, help_heading = "Behaviour")]
     pub verbose: u8,
     /// Says only results and errors
-    #[arg(long, short = 'q', global = true, env = "TEXTNLP_QUIET", help_heading = "Behaviour", conflicts_with = "verbose")]
+    #[arg(
+        long,
+        short = 'q',
+        global = true,
+        env = "TEXTNLP_QUIET",
+        help_heading = "Behaviour",
+        conflicts_with = "verbose"
+    )]
     pub quiet: bool,
     /// The program that becomes server and gateway [default: `textnlp-server` beside this program, else this program]
     #[arg(long, global = true, env = "TEXTNLP_SERVER", value_name = "FILE", help_heading = "Environment")]

@@ -104,7 +104,12 @@ impl Client {
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
         let hint = if error.is_connect() { "is it running? textnlp-deploy status" } else { "textnlp-deploy logs" };
-        Failure::new(Exit::Failed, "unreachable", anyhow::Error::new(error).context(format!("ask {}", self.target.address))).hint(hint)
+        Failure::new(
+            Exit::Failed,
+            "unreachable",
+            anyhow::Error::new(error).context(format!("ask {}", self.target.address)),
+        )
+        .hint(hint)
     }
 }
 

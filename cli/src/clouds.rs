@@ -28,10 +28,23 @@ pub const PROVIDERS: &[Row] = &[
         name: "onprem",
         about: "your own machines: local processes under a supervisor",
         runtimes: &["process"],
-        choices: &["database.kind=sqlite", "cache.kind=memory", "cache.kind=none", "tls.mode=local-ca", "tls.mode=existing", "tls.mode=off"],
+        choices: &[
+            "database.kind=sqlite",
+            "cache.kind=memory",
+            "cache.kind=none",
+            "tls.mode=local-ca",
+            "tls.mode=existing",
+            "tls.mode=off",
+        ],
         missing: None,
     },
-    Row { name: "kubernetes", about: "any conformant cluster", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
+    Row {
+        name: "kubernetes",
+        about: "any conformant cluster",
+        runtimes: &["kubernetes"],
+        choices: &[],
+        missing: Some(LATER),
+    },
     Row { name: "aws", about: "Amazon Web Services", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
     Row { name: "gcp", about: "Google Cloud", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
     Row { name: "azure", about: "Microsoft Azure", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
@@ -54,16 +67,36 @@ pub fn catalogue() -> Catalogue {
 }
 
 /// Where the secrets of an environment are.
-pub fn secrets(folder: &Utf8Path) -> anyhow::Result<Arc<FileSecretStore>> {
-    Ok(Arc::new(FileSecretStore::open(folder.join("secrets"))?))
+pub fn secrets(folder: &Utf8Path) -> Arc<FileSecretStore> {
+    Arc::new(FileSecretStore::new(folder.join("secrets")))
 }
 
 /// The provider of a name, for an environment whose state lies in `folder`.
-pub fn provider(name: &str, folder: &Utf8Path, secrets: Arc<dyn SecretStore>, strict: bool) -> anyhow::Result<Arc<dyn Provider>> {
+pub fn provider(
+    name: &str,
+    folder: &Utf8Path,
+    secrets: Arc<dyn SecretStore>,
+    strict: bool,
+) -> anyhow::Result<Arc<dyn Provider>> {
     anyhow::ensure!(name == "onprem", "provider `{name}` is not linked into this program");
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     let mut options = Options::new(folder.to_owned(), program)?;
     options.secrets = secrets;
     options.strict = strict;
     Ok(Arc::new(OnPrem::new(options)))
+}
+
+/// What a site's lineage is bound to when the environment names no account: for machines of one's own, the machine.
+pub fn account(provider: &str) -> String {
+    if provider != "onprem" {
+        return String::new();
+    }
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let id: String = id.trim().chars().filter(char::is_ascii_hexdigit).take(12).collect();
+    if id.is_empty() { format!("host-{}", host_name()) } else { format!("machine-{id}") }
+}
+
+/// The name of this machine.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -1,20 +1,25 @@
 //! `textnlp-deploy`: one program, many roles. The verbs live in `commands/`, one file each; this file only picks one.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// A program has no outside: `pub` says here which module offers what.
+#![allow(unreachable_pub)]
 
 mod args;
 mod client;
 mod clouds;
 mod commands;
+mod deployment;
+mod plan_view;
 mod progress;
 mod report;
 mod session;
+mod signals;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::Cli;
+use crate::args::{Cli, Command};
 use crate::report::{Console, Exit};
 
 fn main() -> ExitCode {
@@ -28,6 +33,10 @@ fn main() -> ExitCode {
             return code(if error.use_stderr() { Exit::Usage } else { Exit::Done });
         }
     };
+    // A server's own exit statuses and error lines; nothing of ours around them.
+    if let Command::Serve(args) = cli.command {
+        return textnlp_server::run(args);
+    }
     let console = Console::new(cli.global.output, cli.global.quiet);
     code(match commands::run(cli, console) {
         Ok(success) => console.finish(success),

@@ -143,7 +143,8 @@ pub struct Console {
 impl Console {
     /// Colours only on a terminal that wants them (`NO_COLOR`, `TERM=dumb`).
     pub fn new(output: Output, quiet: bool) -> Self {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()) || std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+            || std::env::var_os("TERM").is_some_and(|t| t == "dumb");
         Self { output, quiet, colour: !plain && std::io::stderr().is_terminal() }
     }
 

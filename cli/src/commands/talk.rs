@@ -15,7 +15,7 @@ const LONGEST: u64 = 10_000_000;
 
 /// `generate "…"`.
 pub async fn generate(session: &Session, args: Generate, console: Console) -> Result<Success, Failure> {
-    let client = connect(session, &args.sampling)?;
+    let client = connect(session, &args.sampling).await?;
     let prompt = text_or_stdin(args.prompt)?;
     let mut body = client::sampling(&args.sampling);
     body["prompt"] = json!(prompt);
@@ -31,7 +31,7 @@ pub async fn generate(session: &Session, args: Generate, console: Console) -> Re
 
 /// `chat`: reads a line, answers, and keeps the conversation.
 pub async fn chat(session: &Session, args: Chat, console: Console) -> Result<Success, Failure> {
-    let client = connect(session, &args.sampling)?;
+    let client = connect(session, &args.sampling).await?;
     let mut messages: Vec<Value> = Vec::new();
     if let Some(system) = &args.system {
         messages.push(json!({ "role": "system", "content": system }));
@@ -57,9 +57,10 @@ pub async fn chat(session: &Session, args: Chat, console: Console) -> Result<Suc
         let mut body = client::sampling(&args.sampling);
         body["messages"] = json!(messages);
         body["stream"] = json!(true);
-        let answer =
-            stream(&client, "/v1/chat/completions", &body, console, |e| e["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
-                .await?;
+        let answer = stream(&client, "/v1/chat/completions", &body, console, |e| {
+            e["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
+        })
+        .await?;
         console.stream("\n");
         messages.push(json!({ "role": "assistant", "content": answer }));
         turns += 1;
@@ -69,7 +70,7 @@ pub async fn chat(session: &Session, args: Chat, console: Console) -> Result<Suc
 
 /// `tokenize TEXT`.
 pub async fn tokenize(session: &Session, args: Tokenize) -> Result<Success, Failure> {
-    let client = Client::new(session.target()?)?;
+    let client = Client::new(session.target().await?)?;
     let mut body = json!({ "text": text_or_stdin(args.text)? });
     if let Some(model) = args.model {
         body["model"] = json!(model);
@@ -88,14 +89,15 @@ pub async fn tokenize(session: &Session, args: Tokenize) -> Result<Success, Fail
 
 /// `validate --reference … --candidate …`.
 pub async fn validate(session: &Session, args: Validate) -> Result<Success, Failure> {
-    let client = Client::new(session.target()?)?;
-    let answer = client.post("/v1/validate", &json!({ "reference": args.reference, "candidate": args.candidate })).await?;
+    let client = Client::new(session.target().await?)?;
+    let answer =
+        client.post("/v1/validate", &json!({ "reference": args.reference, "candidate": args.candidate })).await?;
     Ok(Success::new(serde_json::to_string_pretty(&answer)?, answer))
 }
 
 /// `health`.
 pub async fn health(session: &Session) -> Result<Success, Failure> {
-    let client = Client::new(session.target()?)?;
+    let client = Client::new(session.target().await?)?;
     let health = client.get("/health").await?;
     let ready = client.get("/ready").await?;
     let text = format!(
@@ -103,7 +105,7 @@ pub async fn health(session: &Session) -> Result<Success, Failure> {
         health["status"].as_str().unwrap_or("?"),
         ready["status"].as_str().unwrap_or("?"),
         health["region"].as_str().unwrap_or("?"),
-        session.target()?.address
+        session.target().await?.address
     );
     Ok(Success::new(text, json!({ "health": health, "ready": ready })))
 }
@@ -129,8 +131,10 @@ async fn stream(
 }
 
 /// The environment's service, or the one that the flags name.
-fn connect(session: &Session, sampling: &SamplingArgs) -> Result<Client, Failure> {
-    let target = session.target_or(sampling.address.as_deref(), sampling.api_key.as_deref(), sampling.ca_file.as_deref())?;
+async fn connect(session: &Session, sampling: &SamplingArgs) -> Result<Client, Failure> {
+    let target = session
+        .target_or(sampling.address.as_deref(), sampling.api_key.as_deref(), sampling.ca_file.as_deref())
+        .await?;
     Ok(Client::new(target)?)
 }
 
@@ -143,5 +147,6 @@ fn text_or_stdin(text: String) -> Result<String, Failure> {
     if read.len() as u64 > LONGEST {
         return Err(Failure::usage("input_too_long", anyhow::anyhow!("standard input is longer than {LONGEST} bytes")));
     }
-    String::from_utf8(read).map_err(|e| Failure::usage("input_not_utf8", anyhow::Error::new(e).context("standard input is not UTF-8")))
+    String::from_utf8(read)
+        .map_err(|e| Failure::usage("input_not_utf8", anyhow::Error::new(e).context("standard input is not UTF-8")))
 }

@@ -1,0 +1,183 @@
+//! `env` and `init`: environment files shown, checked and made.
+
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use camino::Utf8Path;
+use serde_json::json;
+use textnlp_orchestrator::environment::{self, BASE, Severity, Source};
+use textnlp_provider::EnvironmentName;
+
+use crate::args::{Env, Init};
+use crate::clouds;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::{Session, invalid};
+
+/// `init [DIR]`.
+pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
+    let folder = session.here.join(&args.dir).join("environments");
+    let written = environment::init(&folder)?;
+    let mut text = String::new();
+    for file in &written {
+        let _ = writeln!(text, "{} {}", if file.written { "wrote" } else { "kept " }, file.path);
+    }
+    let _ = write!(text, "\nNow: textnlp-deploy up --env staging");
+    let files: Vec<_> = written.iter().map(|f| json!({ "path": f.path, "written": f.written })).collect();
+    Ok(Success::new(text, json!({ "folder": folder, "files": files })))
+}
+
+/// `env …`.
+pub fn env(session: &Session, command: &Env, console: Console) -> Result<Success, Failure> {
+    match command {
+        Env::List => list(session),
+        Env::Show { name, explain } => show(session, name.as_deref(), *explain, console),
+        Env::Diff { left, right } => diff(session, left, right),
+        Env::Check { names } => check(session, names),
+        Env::New { name, from } => new(session, name, from),
+        Env::Migrate { from, out } => migrate(from, out.as_deref(), console),
+        Env::Schema => {
+            let schema = environment::schema();
+            Ok(Success::new(serde_json::to_string_pretty(&schema)?, json!({ "schema": schema })))
+        }
+    }
+}
+
+fn list(session: &Session) -> Result<Success, Failure> {
+    let (mut text, mut rows) = (String::new(), Vec::new());
+    for listed in session.library.list() {
+        let loaded = session.library.load(&listed.name, &session.overrides(), &clouds::catalogue());
+        let (phase, about) = match &loaded {
+            Ok(loaded) => {
+                (loaded.environment.phase.to_string(), loaded.environment.description.clone().unwrap_or_default())
+            }
+            Err(_) => ("invalid".to_owned(), format!("see `textnlp-deploy env check {}`", listed.name)),
+        };
+        let runs = matches!(&loaded, Ok(l) if l.report.refusals().next().is_none());
+        let from = listed.file.as_ref().map_or("built-in", |f| f.as_str());
+        let mark = if runs { ' ' } else { '·' };
+        let _ = writeln!(text, "{mark} {:<20} {:<14} {about}", listed.name, phase);
+        rows.push(
+            json!({ "name": listed.name, "phase": phase, "description": about, "from": from, "runs_here": runs }),
+        );
+    }
+    let _ = write!(
+        text,
+        "\n· needs something that this program does not have yet: `textnlp-deploy env check NAME` says what"
+    );
+    Ok(Success::new(text, json!({ "environments": rows })))
+}
+
+fn show(session: &Session, name: Option<&str>, explain: bool, console: Console) -> Result<Success, Failure> {
+    let loaded = match name {
+        Some(name) => session.library.load(name, &session.overrides(), &clouds::catalogue()).map_err(invalid)?,
+        None => session.load(console)?.loaded,
+    };
+    let document = if explain {
+        json!({ "environment": loaded.environment.environment, "facts": loaded.facts() })
+    } else {
+        json!({ "environment": loaded.environment.environment, "settings": loaded.environment })
+    };
+    Ok(Success::new(loaded.to_yaml(explain), document))
+}
+
+fn diff(session: &Session, left: &str, right: &str) -> Result<Success, Failure> {
+    let load = |name: &str| session.library.load(name, &session.overrides(), &clouds::catalogue()).map_err(invalid);
+    let changes = environment::diff(&load(left)?, &load(right)?);
+    let shown = |value: &Option<serde_json::Value>| value.as_ref().map_or("—".to_owned(), ToString::to_string);
+    let mut text = String::new();
+    for change in &changes {
+        let _ = writeln!(text, "{:<44} {} → {}", change.path, shown(&change.left), shown(&change.right));
+    }
+    if changes.is_empty() {
+        text = format!("{left} and {right} say the same");
+    }
+    Ok(Success::new(text, json!({ "left": left, "right": right, "changes": changes })))
+}
+
+fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
+    let names: Vec<String> = match (names, &session.global.env, &session.global.file) {
+        ([], _, Some(_)) | ([], Some(_), _) => {
+            let loaded = match &session.global.file {
+                Some(file) => session.library.load_file(file, &session.overrides(), &clouds::catalogue()),
+                None => session.library.load(
+                    session.global.env.as_deref().unwrap_or(BASE),
+                    &session.overrides(),
+                    &clouds::catalogue(),
+                ),
+            };
+            let loaded = loaded.map_err(invalid)?;
+            let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0);
+            return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
+        }
+        ([], None, None) => session.library.list().into_iter().map(|l| l.name).collect(),
+        (names, _, _) => names.to_vec(),
+    };
+    let (mut text, mut rows, mut bad) = (String::new(), Vec::new(), 0);
+    for name in &names {
+        match session.library.load(name, &session.overrides(), &clouds::catalogue()) {
+            Ok(loaded) => {
+                text.push_str(&verdict(name, &loaded.report.0));
+                rows.push(json!({ "name": name, "ok": true, "problems": loaded.report.0 }));
+            }
+            Err(environment::LoadError::Invalid(report)) => {
+                bad += 1;
+                text.push_str(&verdict(name, &report.0));
+                rows.push(json!({ "name": name, "ok": false, "problems": report.0 }));
+            }
+            Err(error) => return Err(invalid(error)),
+        }
+    }
+    if bad > 0 {
+        let error = anyhow::anyhow!("{}", text.trim_end())
+            .context(format!("{bad} of {} environments have mistakes", names.len()));
+        return Err(Failure::usage("invalid_environment", error).document(json!({ "environments": rows })));
+    }
+    Ok(Success::new(text, json!({ "environments": rows })))
+}
+
+fn verdict(name: &str, problems: &[environment::Problem]) -> String {
+    let word = |severity| problems.iter().any(|p| p.severity == severity);
+    let sum = if word(Severity::Error) {
+        "mistakes"
+    } else if word(Severity::Refusal) {
+        "valid; not runnable with this program"
+    } else {
+        "valid"
+    };
+    let mut text = format!("{name}: {sum}\n");
+    for problem in problems {
+        let _ = writeln!(text, "  {problem}");
+    }
+    text
+}
+
+fn new(session: &Session, name: &str, from: &str) -> Result<Success, Failure> {
+    let name = EnvironmentName::new(name).map_err(|e| Failure::usage("invalid_name", e))?;
+    let folder = session.library.folder().map_or_else(|| session.here.join("environments"), Utf8Path::to_owned);
+    let path = environment::new(&session.library, &folder, &name, from).map_err(|error| match error {
+        environment::AuthorError::Like(error) => invalid(error),
+        exists @ environment::AuthorError::Exists { .. } => {
+            Failure::refused("exists", exists).hint("choose another name, or edit that file")
+        }
+        other => Failure::from(other),
+    })?;
+    Ok(Success::new(
+        format!("wrote {path}\nNow: edit it, then textnlp-deploy plan --env {name}"),
+        json!({ "path": path, "environment": name, "from": from }),
+    ))
+}
+
+fn migrate(from: &Utf8Path, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
+    let migrated = environment::migrate(&Source::read(from).map_err(invalid)?).map_err(invalid)?;
+    for warning in &migrated.warnings {
+        console.say(warning.to_string());
+    }
+    let document = json!({ "yaml": migrated.text, "warnings": migrated.warnings, "out": out });
+    let Some(out) = out else { return Ok(Success::new(migrated.text, document)) };
+    if out.exists() {
+        let error = anyhow::anyhow!("{out} is there already");
+        return Err(Failure::new(Exit::Refused, "exists", error).hint("choose another file, or remove it first"));
+    }
+    std::fs::write(out, &migrated.text).with_context(|| format!("write {out}"))?;
+    Ok(Success::new(format!("wrote {out}"), document))
+}

@@ -1,0 +1,273 @@
+//! `gate`: measures the running service from outside, keeps the evidence, writes the report.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use textnlp_orchestrator::clock::{Clock, SystemClock};
+use textnlp_orchestrator::gate::{self, Check, IssuedKey, KeyIssuer, KeyRequest, Outside};
+use textnlp_orchestrator::load::{HttpWire, Key, Wire};
+use textnlp_orchestrator::release::{Lock, digest};
+use textnlp_orchestrator::report::Report;
+use textnlp_provider::Secret;
+use tokio_util::sync::CancellationToken;
+
+use super::running::{self, Running};
+use super::{audit, key};
+use crate::args::Gate;
+use crate::client;
+use crate::deployment::Deployment;
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+use crate::signals;
+
+/// A temporary key that a killed gate leaves behind ends by itself.
+const KEY_MINUTES: i64 = 60;
+
+/// `gate [--again]`.
+pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load_to_run(console)?;
+    let deployment = Deployment::recorded(session, chosen)?;
+    let running = running::running(&deployment.chosen.name, &deployment.chosen.folder).await?;
+    let kept = measure(&deployment, &running, args.again, console).await?;
+    let document =
+        json!({ "environment": deployment.chosen.name, "gate": kept.document(), "report": kept.report_file() });
+    match kept.verdict() {
+        Ok(()) => Ok(Success::new(kept.text(), document)),
+        Err(failure) => {
+            console.stream(&format!("{}\n", kept.text()));
+            Err(failure.document(document))
+        }
+    }
+}
+
+/// What a gate found, as it is kept beside the state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    /// The version of this file.
+    format: u32,
+    /// The digest of the release lock that was measured.
+    release: String,
+    /// When.
+    at: jiff::Timestamp,
+    /// The phase.
+    phase: String,
+    /// Open, Wait or Shut, with the blockers.
+    gate: gate::Gate,
+    /// Every check.
+    checks: Vec<Check>,
+    /// The report for a browser.
+    report: Utf8PathBuf,
+    /// Whether this is the evidence of an earlier run.
+    #[serde(skip)]
+    reused: bool,
+}
+
+impl Kept {
+    /// The `gate` member of documents.
+    pub fn document(&self) -> Value {
+        json!({ "state": self.gate.state(), "checks": self.checks, "blockers": self.gate.blockers(), "at": self.at, "reused": self.reused })
+    }
+
+    /// The report for a browser.
+    pub fn report_file(&self) -> &str {
+        self.report.as_str()
+    }
+
+    /// The gate in lines.
+    pub fn text(&self) -> String {
+        let mut text = format!("The {} gate is {}", self.phase, self.gate.state());
+        if self.reused {
+            text.push_str(&format!(
+                " (evidence of {}; the release is the same; `gate --again` measures again)",
+                self.at.strftime("%Y-%m-%d %H:%M")
+            ));
+        }
+        for check in &self.checks {
+            let mark = if check.ok { "✓" } else { "✗" };
+            let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let measured = if check.measured.is_null() {
+                "not measured".to_owned()
+            } else {
+                format!("{} {}", plain(&check.measured), check.unit)
+            };
+            let note = check.note.as_ref().map_or(String::new(), |n| format!("  {n}"));
+            text.push_str(&format!(
+                "\n  {mark} {:<30} {:<24} wanted {}{note}",
+                check.name,
+                measured.trim_end(),
+                plain(&check.limit)
+            ));
+        }
+        text.push_str(&format!("\n  report {}", self.report));
+        text
+    }
+
+    /// Ok when the gate is open; else the failure with every blocker.
+    pub fn verdict(&self) -> Result<(), Failure> {
+        if matches!(self.gate, gate::Gate::Open) {
+            return Ok(());
+        }
+        let blockers = self.gate.blockers().join("\n");
+        let error = anyhow::anyhow!("{blockers}").context(format!(
+            "the {} gate is {}; the service stays up",
+            self.phase,
+            self.gate.state()
+        ));
+        Err(Failure::new(Exit::GateShut, "gate_not_open", error)
+            .hint(format!("look at {}, then measure again: textnlp-deploy gate --again", self.report)))
+    }
+}
+
+/// Measures the gate, or reuses its evidence when the release is the one that was measured and the gate was open.
+pub async fn measure(
+    deployment: &Deployment<'_>,
+    running: &Running,
+    again: bool,
+    console: Console,
+) -> Result<Kept, Failure> {
+    let environment = &deployment.chosen.loaded.environment;
+    let folder = &deployment.chosen.folder;
+    let lock = Lock::read(&deployment.lock_path).map_err(|e| Failure::usage("broken_lock", e))?;
+    let mut release = lock.map(|l| l.to_bytes()).unwrap_or_default();
+    // What the gate demands, and what the environment says today, are part of what was proven.
+    release.extend(textnlp_orchestrator::release::configuration_digest(environment).into_bytes());
+    let release = digest(&release);
+    let file = folder.join("evidence").join("gate.json");
+    if !again && let Some(kept) = read(&file).filter(|k| k.release == release && matches!(k.gate, gate::Gate::Open)) {
+        return Ok(Kept { reused: true, ..kept });
+    }
+
+    let ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
+    let service = HttpWire::new(&running.address, ca.as_deref())?;
+    let metrics = running.metrics_address.as_deref().map(|address| HttpWire::new(address, None)).transpose()?;
+    let clock = SystemClock::default();
+    let stop = signals::stop(console);
+    let issuer = Issuer { running: running.clone() };
+    let progress = Progress::new(console);
+    progress.line(format!("Measuring the {} gate from outside …", environment.phase));
+    let evidence = gate::evaluate(
+        environment,
+        Outside {
+            address: &running.address,
+            service: &service,
+            metrics: metrics.as_ref().map(|m| m as &dyn Wire),
+            keys: &issuer,
+            recorded: vec![audit::check()],
+            clock: &clock,
+            stop: &stop,
+        },
+        &mut |happens| match happens {
+            gate::Progress::Checked(check) => {
+                console.event(&json!({ "event": "checked", "check": check }));
+                progress.doing(&format!("{}: {}", check.name, if check.ok { "ok" } else { "not ok" }));
+            }
+            gate::Progress::Load(second) => {
+                console.event(&json!({ "event": "load", "second": second }));
+                progress.doing(&format!(
+                    "load test: second {}, {} users, {} requests/s, p95 {:.0} ms",
+                    second.second, second.users, second.requests, second.p95_ms
+                ));
+            }
+        },
+    )
+    .await;
+    progress.finish();
+    let name = format!("gate-{}", evidence.at.strftime("%Y%m%dT%H%M%SZ"));
+    let report = Report {
+        title: format!("The {} gate of {}", evidence.phase, deployment.chosen.name),
+        at: evidence.at,
+        address: running.address.clone(),
+        facts: facts(deployment, running),
+        load: evidence.load.clone(),
+        limit: None,
+        gate: Some(evidence.clone()),
+    };
+    let written = report.write(&folder.join("reports"), &name).context("write the report")?;
+    let kept = Kept {
+        format: 1,
+        release,
+        at: evidence.at,
+        phase: evidence.phase.to_string(),
+        gate: evidence.gate,
+        checks: evidence.checks,
+        report: written.html,
+        reused: false,
+    };
+    if stop.is_cancelled() {
+        return Err(Failure::new(
+            Exit::Stopped,
+            "stopped",
+            anyhow::anyhow!("stopped while the gate was measured; the service stays up"),
+        )
+        .hint("textnlp-deploy gate"));
+    }
+    keep(&file, &kept)?;
+    Ok(kept)
+}
+
+/// What a reader of the report wants to know of what was measured.
+pub fn facts(deployment: &Deployment<'_>, running: &Running) -> Vec<(String, String)> {
+    let environment = &deployment.chosen.loaded.environment;
+    let models: Vec<_> = environment.models.iter().map(|m| m.name.clone()).collect();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    vec![
+        ("environment".into(), deployment.chosen.name.to_string()),
+        ("phase".into(), environment.phase.to_string()),
+        ("lineage".into(), running.lineage.to_string()),
+        ("models".into(), models.join(", ")),
+        ("replicas".into(), environment.scaling.min.to_string()),
+        ("machine".into(), format!("{cores} cores, {}", crate::clouds::host_name())),
+        ("program".into(), concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")).to_owned()),
+    ]
+}
+
+/// Temporary keys, made by the server program where the database is.
+pub struct Issuer {
+    /// What runs.
+    pub running: Running,
+}
+
+#[async_trait]
+impl KeyIssuer for Issuer {
+    async fn create(&self, request: KeyRequest) -> Result<IssuedKey, String> {
+        let until = SystemClock::default().now() + jiff::SignedDuration::from_mins(KEY_MINUTES);
+        let rate = request.requests_per_hour.map_or("10000000/hour".to_owned(), |n| format!("{n}/hour"));
+        let command =
+            json!({ "do": "create", "name": request.name, "rate_limit": rate, "expires_at": until.to_string() });
+        let made = key::ask(&self.running, &command).await.map_err(|f| format!("{:#}", f.error))?;
+        let text =
+            |field: &str| made[field].as_str().map(str::to_owned).ok_or_else(|| format!("the server named no {field}"));
+        let key = Key { header: "X-API-Key".to_owned(), value: Secret::new(text("key")?) };
+        Ok(IssuedKey { public_id: text("public_id")?, key })
+    }
+
+    async fn revoke(&self, public_id: &str) -> Result<(), String> {
+        key::ask(&self.running, &json!({ "do": "revoke", "public_id": public_id }))
+            .await
+            .map(|_| ())
+            .map_err(|f| format!("{:#}", f.error))
+    }
+}
+
+fn read(file: &Utf8PathBuf) -> Option<Kept> {
+    // Evidence that cannot be read is no evidence: the gate is measured again.
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+fn keep(file: &Utf8PathBuf, kept: &Kept) -> anyhow::Result<()> {
+    let folder = file.parent().context("evidence lies in a folder")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("make {folder}"))?;
+    let beside = file.with_extension("json.new");
+    std::fs::write(&beside, serde_json::to_vec_pretty(kept)?).with_context(|| format!("write {beside}"))?;
+    std::fs::rename(&beside, file).with_context(|| format!("write {file}"))
+}
+
+/// A clock and a stop for commands that measure without an environment.
+pub fn clock_and_stop(console: Console) -> (Arc<SystemClock>, CancellationToken) {
+    (Arc::new(SystemClock::default()), signals::stop(console))
+}

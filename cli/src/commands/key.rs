@@ -1,0 +1,114 @@
+//! `key`: API keys of a running environment. The server program does the work, as a child where the database is.
+
+use std::process::Stdio;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::running::{self, Running};
+use crate::args::Key;
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+
+/// `key …`.
+pub async fn key(session: &Session, command: &Key, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    let running = running::running(&chosen.name, &chosen.folder).await?;
+    match command {
+        Key::Create { name, tenant, rate_limit, token_rate_limit, expires_days } => {
+            let expires_at = expires_days
+                .map(|days| jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * i64::from(days)));
+            let made = ask(
+                &running,
+                &json!({
+                    "do": "create", "name": name, "tenant": tenant, "rate_limit": rate_limit,
+                    "token_rate_limit": token_rate_limit, "expires_at": expires_at.map(|t| t.to_string()),
+                }),
+            )
+            .await?;
+            console.say("This is the only time that the key is shown.");
+            Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
+        }
+        Key::List => {
+            let listed = ask(&running, &json!({ "do": "list" })).await?;
+            let mut text = format!("{:<18} {:<14} {:<22} {:<14} {}", "ID", "TENANT", "NAME", "RATE", "STATE");
+            for key in listed["keys"].as_array().into_iter().flatten() {
+                let word = |field: &str| key[field].as_str().unwrap_or("-").to_owned();
+                let state = if !key["revoked_at"].is_null() {
+                    format!("revoked {}", word("revoked_at"))
+                } else if !key["expires_at"].is_null() {
+                    format!("until {}", word("expires_at"))
+                } else {
+                    "active".to_owned()
+                };
+                text.push_str(&format!(
+                    "\n{:<18} {:<14} {:<22} {:<14} {state}",
+                    word("public_id"),
+                    word("tenant"),
+                    word("name"),
+                    word("rate_limit")
+                ));
+            }
+            Ok(Success::new(text, listed))
+        }
+        Key::Rotate { id } => {
+            let made = ask(&running, &json!({ "do": "rotate", "public_id": id })).await?;
+            console.say("This is the only time that the new key is shown; the old one no longer works.");
+            Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
+        }
+        Key::Revoke { id } => {
+            let done = ask(&running, &json!({ "do": "revoke", "public_id": id })).await?;
+            let text = if done["revoked"] == json!(true) {
+                format!("{id} is revoked")
+            } else {
+                format!("{id} was revoked already")
+            };
+            Ok(Success::new(text, done))
+        }
+    }
+}
+
+/// Has the server program do one command about keys.
+pub async fn ask(running: &Running, command: &Value) -> Result<Value, Failure> {
+    let (Some(program), Some(config)) = (&running.program, &running.config) else {
+        return Err(
+            Failure::from(anyhow::anyhow!("the journal does not say which program serves")).hint("textnlp-deploy up")
+        );
+    };
+    let mut child = Command::new(program)
+        .args(["serve", "--role", "keys", "--config", config.as_str()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("start {program}"))?;
+    let mut stdin = child.stdin.take().context("talk to the server program")?;
+    let text = without_nulls(command).to_string();
+    stdin.write_all(text.as_bytes()).await.context("talk to the server program")?;
+    drop(stdin);
+    let output = child.wait_with_output().await.context("wait for the server program")?;
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    if let Some(message) = answer["error"]["message"].as_str() {
+        let mut failure = Failure::usage("key", anyhow::anyhow!("{message}"));
+        failure.hint = answer["error"]["hint"].as_str().map(str::to_owned);
+        return Err(failure);
+    }
+    if !output.status.success() || answer.is_null() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(anyhow::anyhow!("{}", said.trim()).context("have the server program do a key command").into());
+    }
+    Ok(answer)
+}
+
+/// What was not given is left to the server's default.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            Value::Object(fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect())
+        }
+        other => other.clone(),
+    }
+}

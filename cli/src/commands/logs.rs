@@ -1,0 +1,166 @@
+//! `logs`: the last lines of every process of an environment, and what comes after.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::time::Duration;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+
+use crate::args::Logs;
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+use crate::signals;
+
+/// How much of the end of a file is looked at.
+const TAIL: u64 = 4 << 20;
+/// How often a followed file is looked at again.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// `logs [NAME] [-f]`.
+pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    let files = files(&chosen.folder)?;
+    let files: BTreeMap<_, _> =
+        files.into_iter().filter(|(name, _)| args.name.as_ref().is_none_or(|n| name == n)).collect();
+    if files.is_empty() {
+        let what = args.name.as_ref().map_or("no logs".to_owned(), |n| format!("no log of `{n}`"));
+        return Err(Failure::usage("no_logs", anyhow::anyhow!("{}: there are {what}", chosen.name))
+            .hint(format!("textnlp-deploy status --env {}", chosen.name)));
+    }
+    let level = args.level.as_deref().map(rank).transpose()?;
+    let mut shown = Vec::new();
+    let mut ends = BTreeMap::new();
+    for (name, path) in &files {
+        let (text, end) = tail(path)?;
+        ends.insert(name.clone(), end);
+        let lines: Vec<&str> = text.lines().filter(|l| level.is_none_or(|least| level_of(l) >= least)).collect();
+        for line in &lines[lines.len().saturating_sub(args.lines)..] {
+            shown.push((name.clone(), (*line).to_owned()));
+        }
+    }
+    let several = files.len() > 1;
+    for (name, line) in &shown {
+        print(console, several, name, line);
+    }
+    if args.follow {
+        let stop = signals::stop(Console::new(session.global.output, true));
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = stop.cancelled() => break,
+            }
+            for (name, path) in &files {
+                let end = ends.entry(name.clone()).or_default();
+                for line in since(path, end)?.lines().filter(|l| level.is_none_or(|least| level_of(l) >= least)) {
+                    print(console, several, name, line);
+                }
+            }
+        }
+    }
+    let lines: Vec<_> = shown.iter().map(|(name, line)| json!({ "process": name, "line": line })).collect();
+    Ok(Success::new("", json!({ "environment": chosen.name, "lines": lines })))
+}
+
+fn print(console: Console, several: bool, name: &str, line: &str) {
+    if several {
+        console.stream(&format!("{name}  {line}\n"));
+    } else {
+        console.stream(&format!("{line}\n"));
+    }
+}
+
+/// The newest log file of each process, by the process's name.
+fn files(folder: &Utf8Path) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
+    let mut found = BTreeMap::new();
+    let Ok(sites) = folder.join("sites").read_dir_utf8() else { return Ok(found) };
+    for site in sites {
+        let log = site.context("list sites")?.path().join("log");
+        let Ok(entries) = log.read_dir_utf8() else { continue };
+        for entry in entries {
+            let path = entry.context("list logs")?.into_path();
+            if let (Some("log"), Some(name)) = (path.extension(), path.file_stem()) {
+                found.insert(name.to_owned(), path.clone());
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The end of a file from a whole line on, and where the file ended.
+fn tail(path: &Utf8Path) -> anyhow::Result<(String, u64)> {
+    let mut file = std::fs::File::open(path).with_context(|| format!("read {path}"))?;
+    let length = file.metadata().with_context(|| format!("read {path}"))?.len();
+    let from = length.saturating_sub(TAIL);
+    file.seek(SeekFrom::Start(from)).with_context(|| format!("read {path}"))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).with_context(|| format!("read {path}"))?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let text = if from > 0 { text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned()) } else { text };
+    Ok((text, length))
+}
+
+/// Whole lines that came after `end`; a file that became shorter was rotated and is read from its beginning.
+fn since(path: &Utf8Path, end: &mut u64) -> anyhow::Result<String> {
+    let Ok(mut file) = std::fs::File::open(path) else { return Ok(String::new()) };
+    let length = file.metadata().with_context(|| format!("read {path}"))?.len();
+    if length < *end {
+        *end = 0;
+    }
+    file.seek(SeekFrom::Start(*end)).with_context(|| format!("read {path}"))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).with_context(|| format!("read {path}"))?;
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    *end += whole as u64;
+    Ok(String::from_utf8_lossy(&bytes[..whole]).into_owned())
+}
+
+const LEVELS: [&str; 5] = ["trace", "debug", "info", "warn", "error"];
+
+fn rank(level: &str) -> Result<usize, Failure> {
+    let wanted = level.to_ascii_lowercase();
+    let wanted = if wanted == "warning" { "warn" } else { wanted.as_str() };
+    LEVELS.iter().position(|l| *l == wanted).ok_or_else(|| {
+        Failure::usage("no_such_level", anyhow::anyhow!("`{level}` is not a level"))
+            .hint(format!("one of {}", LEVELS.join(", ")))
+    })
+}
+
+/// The level of a line: of its `level` field when it is JSON, else of the first word that is one; lines without a level count as info.
+fn level_of(line: &str) -> usize {
+    const INFO: usize = 2;
+    if let Ok(Value::Object(fields)) = serde_json::from_str(line) {
+        return fields.get("level").and_then(Value::as_str).and_then(|l| rank(l).ok()).unwrap_or(INFO);
+    }
+    line.split_whitespace()
+        .take(6)
+        .find_map(|w| rank(w.trim_matches(|c: char| !c.is_ascii_alphabetic())).ok())
+        .unwrap_or(INFO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_read_from_json_and_from_text() {
+        assert!(level_of(r#"{"level":"ERROR","message":"x"}"#) > level_of(r#"{"level":"INFO"}"#));
+        assert_eq!(level_of("2026-01-01 WARN disk"), 3);
+        assert_eq!(level_of("plain words"), 2);
+        assert!(rank("loud").is_err());
+    }
+
+    #[test]
+    fn following_returns_whole_lines_once_and_notices_a_rotation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(folder.path().join("a.log")).unwrap();
+        std::fs::write(&path, "one\ntw").unwrap();
+        let mut end = 0;
+        assert_eq!(since(&path, &mut end).unwrap(), "one\n");
+        std::fs::write(&path, "one\ntwo\n").unwrap();
+        assert_eq!(since(&path, &mut end).unwrap(), "two\n");
+        std::fs::write(&path, "new\n").unwrap();
+        assert_eq!(since(&path, &mut end).unwrap(), "new\n");
+    }
+}

@@ -1,0 +1,196 @@
+//! `model`: the catalogue, the cache, what a model is made of and whether it fits here.
+
+use std::fmt::Write as _;
+
+use camino::Utf8Path;
+use serde_json::json;
+use textnlp_models::{
+    Catalogue, Error, Event, FetchOptions, Fit, Memory, Quantize, Source, Store, Summary, Verdict, Want, fit, inspect,
+};
+
+use crate::args::Model;
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+
+/// How many sequences at once `fit` reckons with: what a server runs at once by default.
+const SEQUENCES: u64 = 32;
+
+/// `model …`.
+pub async fn model(session: &Session, command: &Model, console: Console) -> Result<Success, Failure> {
+    match command {
+        Model::List => list(session),
+        Model::Pull { source, offline } => pull(session, source, *offline, console).await,
+        Model::Inspect { source } => {
+            let summary = look(session, source)?;
+            Ok(Success::new(summary_text(source, &summary), json!({ "source": source, "model": summary })))
+        }
+        Model::Fit { source, quantize, context } => fits(session, source, quantize.as_deref(), *context),
+    }
+}
+
+fn list(session: &Session) -> Result<Success, Failure> {
+    let cached = match Store::open(session.model_cache()?).and_then(|store| store.list()) {
+        Ok(cached) => cached,
+        Err(error) => return Err(failed(error)),
+    };
+    let mut text = format!("{:<26} {:>8} {:>8} {:<22} {}\n", "NAME", "WEIGHTS", "CONTEXT", "LICENSE", "WHAT IT IS FOR");
+    for entry in Catalogue::embedded().entries() {
+        let weights = format!("{:.0} M", entry.parameters as f64 / 1e6);
+        let _ = writeln!(
+            text,
+            "{:<26} {weights:>8} {:>8} {:<22} {}",
+            entry.name, entry.context, entry.license, entry.about
+        );
+    }
+    let _ = write!(text, "\nIn the cache ({}):", session.model_cache()?);
+    if cached.is_empty() {
+        text.push_str(" nothing yet; `textnlp-deploy model pull NAME` fetches one");
+    }
+    for stored in &cached {
+        let _ =
+            write!(text, "\n  {}  {}  {}", stored.manifest.source, size(stored.manifest.bytes), stored.manifest.digest);
+    }
+    let catalogue: Vec<_> = Catalogue::embedded().entries().collect();
+    let cached: Vec<_> = cached.iter().map(|s| &s.manifest).collect();
+    Ok(Success::new(text, json!({ "catalogue": catalogue, "cached": cached })))
+}
+
+async fn pull(session: &Session, source: &str, offline: bool, console: Console) -> Result<Success, Failure> {
+    let source: Source = source.parse().map_err(|e| failed(Error::Source(e)))?;
+    let store = Store::open(session.model_cache()?).map_err(failed)?;
+    let from_cache = store.find(&source).map_err(failed)?.is_some();
+    let mut options = FetchOptions::from_env();
+    options.offline |= offline;
+    let progress = Progress::new(console);
+    let model = store
+        .fetch(&source, &options, &|event| match event {
+            Event::File { name, done, total } => {
+                let of = total.map_or(String::new(), |t| format!(" of {}", size(t)));
+                progress.doing(&format!("{name}: {}{of}", size(done)));
+            }
+            Event::Waiting { for_what, seconds } => progress.line(format!("  waiting {seconds} s for {for_what}")),
+            Event::Retrying { attempt, why } => progress.line(format!("  attempt {attempt}: {why}")),
+            Event::Verifying { name } => progress.doing(&format!("verifying {name}")),
+            Event::Resolving { what } => progress.doing(&format!("asking for {what}")),
+            Event::Installed { .. } => {}
+        })
+        .await;
+    progress.finish();
+    let model = model.map_err(failed)?;
+    let how = if from_cache { "was in the cache" } else { "fetched and verified" };
+    let manifest = &model.manifest;
+    let text = format!(
+        "{}: {how}, {} in {} files\n  {}\n  {}",
+        source,
+        size(manifest.bytes),
+        manifest.files.len(),
+        manifest.digest,
+        model.dir
+    );
+    Ok(Success::new(text, json!({ "model": manifest, "path": model.dir, "from_cache": from_cache })))
+}
+
+/// A folder is looked into; anything else is looked up in the cache, then in the catalogue.
+fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
+    let folder = session.here.join(source);
+    if folder.is_dir() {
+        return inspect(&folder).map_err(failed);
+    }
+    let parsed: Source = source.parse().map_err(|e| failed(Error::Source(e)))?;
+    if let Source::File(path) = &parsed
+        && path.is_dir()
+    {
+        return inspect(Utf8Path::new(path)).map_err(failed);
+    }
+    let store = Store::open(session.model_cache()?).map_err(failed)?;
+    if let Some(model) = store.find(&parsed).map_err(failed)? {
+        return inspect(&model.dir).map_err(failed);
+    }
+    if let Some(entry) = Catalogue::embedded().get(source) {
+        return Ok(entry.summary());
+    }
+    Err(Failure::usage("not_in_cache", anyhow::anyhow!("{source} is not in the cache"))
+        .hint(format!("textnlp-deploy model pull {source}")))
+}
+
+fn fits(session: &Session, source: &str, quantize: Option<&str>, context: Option<u32>) -> Result<Success, Failure> {
+    let quantize = match quantize {
+        Some(word) => word.parse::<Quantize>().map_err(|e| Failure::usage("usage", e))?,
+        None => Quantize::AsIs,
+    };
+    let summary = look(session, source)?;
+    let want = Want { quantize, context: context.map(u64::from), sequences: SEQUENCES };
+    let memory = Memory::here();
+    let found = fit(&summary, &want, &memory);
+    let success = Success::new(
+        fit_text(source, &found, &memory),
+        json!({ "source": source, "fit": found, "memory": memory, "sequences": SEQUENCES }),
+    );
+    Ok(if found.verdict == Verdict::DoesNotFit { success.exit(Exit::Failed) } else { success })
+}
+
+fn fit_text(source: &str, fit: &Fit, memory: &Memory) -> String {
+    let verdict = match fit.verdict {
+        Verdict::Fits => "fits",
+        Verdict::Tight => "fits, tightly",
+        Verdict::DoesNotFit => "does not fit",
+    };
+    let mut text = format!(
+        "{source} {verdict}: needs {}, there are {} of {} ({})\n  weights   {}\n  context   {} for {SEQUENCES} sequences at once\n  program   {}",
+        size(fit.needed),
+        size(fit.there),
+        size(memory.total),
+        memory.bound_by,
+        size(fit.weights),
+        size(fit.kv),
+        size(fit.overhead)
+    );
+    if let Some(hint) = &fit.hint {
+        let _ = write!(text, "\n{hint}");
+    }
+    text
+}
+
+fn summary_text(source: &str, s: &Summary) -> String {
+    let mut text = format!(
+        "{source}\n  family     {} ({:?})\n  weights    {:.2} M, {} ({})\n",
+        s.family,
+        s.format,
+        s.parameters as f64 / 1e6,
+        s.dtype,
+        size(s.weights_bytes)
+    );
+    let _ = writeln!(
+        text,
+        "  shape      {} layers × {}, {} heads ({} for keys) of {}",
+        s.layers, s.width, s.heads, s.kv_heads, s.head_dim
+    );
+    let _ = writeln!(text, "  context    {} tokens, {} known", s.context, s.vocab);
+    let _ = writeln!(text, "  chat       {}", if s.chat_template { "has a template" } else { "no template" });
+    let _ = writeln!(text, "  license    {}", s.license.as_deref().unwrap_or("not said"));
+    if let Some(digest) = &s.digest {
+        let _ = writeln!(text, "  digest     {digest}");
+    }
+    for (name, bytes) in &s.files {
+        let _ = writeln!(text, "  file       {name}  {}", size(*bytes));
+    }
+    text
+}
+
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
+        b => format!("{:.1} kB", b / 1e3),
+    }
+}
+
+fn failed(error: Error) -> Failure {
+    let hint = error.hint();
+    let exit = if matches!(error, Error::Source(_) | Error::NotFound { .. }) { Exit::Usage } else { Exit::Failed };
+    let mut failure = Failure::new(exit, "model", error);
+    failure.hint = hint;
+    failure
+}

@@ -1,0 +1,128 @@
+//! `status`, `drift`, `explain`: what there is, what differs, and how it came about.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+use textnlp_orchestrator::event::Quiet;
+use textnlp_orchestrator::plan::{Facts, Purpose};
+use textnlp_orchestrator::road::{self, Ask};
+use textnlp_orchestrator::state::State;
+use textnlp_orchestrator::status::{self, Drift, Standing};
+use textnlp_provider::ResourceId;
+
+use crate::args::Explain;
+use crate::deployment::{Deployment, road_failed};
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+
+/// `status`: exits with 1 when something that is up does not do its work.
+pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
+    let deployment = Deployment::recorded(session, session.load(console)?)?;
+    let (state, facts) = look(&deployment).await?;
+    let status = status::status(&facts, state.places());
+    let name = &deployment.chosen.name;
+    if status.resources.is_empty() && status.open.is_empty() {
+        let text = format!("{name} is not up here. To put it up: textnlp-deploy up --env {name}");
+        return Ok(Success::new(text, serde_json::to_value(&status)?));
+    }
+    let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
+    for resource in &status.resources {
+        let (mark, why) = match &resource.standing {
+            Standing::Ready => (console.paint("32", "✓"), String::new()),
+            Standing::Degraded(why) => (console.paint("33", "!"), format!("degraded: {why}")),
+            Standing::Gone => (console.paint("31", "✗"), "gone".to_owned()),
+            Standing::Unknown(why) => (console.paint("33", "?"), format!("unknown: {why}")),
+            Standing::Tainted => (console.paint("31", "✗"), "its creation failed half-way".to_owned()),
+        };
+        let _ = writeln!(text, "  {mark} {:<34} {:<22} {why}", resource.resource.as_str(), resource.kind.as_str());
+    }
+    for open in &status.open {
+        let says = open.says.as_deref().unwrap_or("begun");
+        let _ = writeln!(text, "  ↻ {:<34} {} is open: {says}", open.resource.as_str(), open.verb);
+    }
+    let _ = write!(text, "{}", drift_text(&status.drift));
+    if !status.ready || !status.drift.is_empty() {
+        let _ = write!(text, "\nTo mend it: textnlp-deploy up --env {name}");
+    }
+    let ready = status.ready;
+    let success = Success::new(text, serde_json::to_value(&status)?);
+    Ok(if ready { success } else { success.exit(Exit::Failed) })
+}
+
+/// `drift`.
+pub async fn drift(session: &Session, console: Console) -> Result<Success, Failure> {
+    let deployment = Deployment::recorded(session, session.load(console)?)?;
+    let (_, facts) = look(&deployment).await?;
+    let drift = status::drift(&facts);
+    let name = &deployment.chosen.name;
+    let text = if drift.is_empty() {
+        format!("{name}: everything is as it was recorded")
+    } else {
+        format!("{}\nTo mend it: textnlp-deploy up --env {name}", drift_text(&drift).trim_end())
+    };
+    Ok(Success::new(text, json!({ "environment": name, "drift": drift })))
+}
+
+/// `explain RESOURCE`.
+pub async fn explain(session: &Session, args: &Explain, console: Console) -> Result<Success, Failure> {
+    let deployment = Deployment::recorded(session, session.load(console)?)?;
+    let resource = ResourceId::new(args.resource.clone()).map_err(|e| Failure::usage("invalid_name", e))?;
+    let (state, facts) = look(&deployment).await?;
+    let told = status::explain(&state, &facts, &resource).await?;
+    if told.holding.is_none() && told.history.is_empty() {
+        let error = anyhow::anyhow!("environment {} has no resource `{resource}`", deployment.chosen.name);
+        return Err(Failure::usage("no_such_resource", error)
+            .hint(format!("textnlp-deploy status --env {}", deployment.chosen.name)));
+    }
+    let mut text = format!("{resource}\n");
+    if let Some(recorded) = told.holding.as_ref().and_then(|h| h.current.as_ref()) {
+        let _ = writeln!(text, "  is         {} `{}`", recorded.kind, recorded.cloud_id);
+        for (name, value) in &recorded.outputs {
+            let _ = writeln!(text, "  {name:<10} {value}");
+        }
+    }
+    if let Some(standing) = &told.standing {
+        let _ = writeln!(text, "  stands     {}", serde_json::to_value(standing)?);
+    }
+    if let Some(drift) = &told.drift {
+        text.push_str(&drift_text(std::slice::from_ref(drift)));
+    }
+    for open in &told.open {
+        let _ = writeln!(
+            text,
+            "  waits for  {} (operation {}, since {})",
+            open.says.as_deref().unwrap_or("an answer"),
+            open.operation,
+            open.begun
+        );
+    }
+    let _ = writeln!(text, "  history");
+    for line in &told.history {
+        let reason = line.reason.as_ref().map_or(String::new(), |r| format!("  ({r})"));
+        let _ = writeln!(text, "    {}  {:<10} {}{reason}", line.at.strftime("%Y-%m-%d %H:%M:%S"), line.by, line.text);
+    }
+    Ok(Success::new(text, serde_json::to_value(&told)?))
+}
+
+async fn look(deployment: &Deployment<'_>) -> Result<(State, Facts), Failure> {
+    let state = deployment.state().await?;
+    let ask = Ask { purpose: Purpose::Up, delete_data: false };
+    let facts = road::read(&deployment.road(&Quiet), &state, ask)
+        .await
+        .map_err(|e| road_failed(e, deployment.chosen.name.as_str()))?;
+    Ok((state, facts))
+}
+
+fn drift_text(drift: &[Drift]) -> String {
+    let mut text = String::new();
+    for one in drift {
+        let why = one.why.as_ref().map_or(String::new(), |w| format!(": {w}"));
+        let _ = writeln!(text, "  drift {}: {}{why}", one.resource, one.what);
+        for field in &one.fields {
+            let shown = |v: &Option<serde_json::Value>| v.as_ref().map_or("(nothing)".to_owned(), ToString::to_string);
+            let _ =
+                writeln!(text, "        {}: {} instead of {}", field.field, shown(&field.before), shown(&field.after));
+        }
+    }
+    text
+}

@@ -1,0 +1,34 @@
+//! The supervisor, which only this program starts, and completions for shells.
+
+use anyhow::Context;
+use camino::Utf8PathBuf;
+use clap::{CommandFactory, Parser};
+
+use crate::args::{Cli, Completions, Supervise};
+use crate::report::{Exit, Failure, Success};
+
+/// What a supervisor is told; only this program starts one.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true)]
+struct SuperviseArgs {
+    /// The site's folder
+    #[arg(long)]
+    folder: Utf8PathBuf,
+    /// Become this child instead
+    #[arg(long)]
+    child: Option<String>,
+}
+
+/// `supervise`: hidden, started by the provider.
+pub fn supervise(args: &Supervise) -> Result<Success, Failure> {
+    let args = SuperviseArgs::try_parse_from(&args.args).map_err(|e| Failure::new(Exit::Usage, "usage", e))?;
+    textnlp_onprem::supervise::run(&args.folder, args.child.as_deref()).context("supervise")?;
+    Ok(Success::default())
+}
+
+/// `completions SHELL`.
+pub fn completions(args: &Completions) -> Success {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "textnlp-deploy", &mut script);
+    Success::new(String::from_utf8_lossy(&script).into_owned(), serde_json::json!({ "shell": args.shell.to_string() }))
+}

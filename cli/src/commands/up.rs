@@ -1,0 +1,202 @@
+//! `up`: the whole road. Provision, deliver, speak, and prove by the gate that it is healthy.
+
+use std::io::IsTerminal;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use textnlp_orchestrator::apply::Outcome;
+use textnlp_orchestrator::environment::names;
+use textnlp_orchestrator::plan::{Plan, Purpose};
+use textnlp_orchestrator::release::Lock;
+use textnlp_orchestrator::road::{Arrival, Ask, travel};
+
+use super::{gate, running};
+use crate::args::Up;
+use crate::client::Client;
+use crate::deployment::{Deployment, road_failed};
+use crate::plan_view;
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+use crate::signals;
+
+/// What the first text begins with, in the domain of the model that ships.
+const PROMPT: &str = "Once upon a time";
+
+/// `up`.
+pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Success, Failure> {
+    let began = Instant::now();
+    let chosen = session.load_to_run(console)?;
+    let (name, phase) = (chosen.name.clone(), chosen.loaded.environment.phase);
+    let deployment = Deployment::wanted(session, chosen, console).await?;
+    let arrival = go(&deployment, Ask { purpose: Purpose::Up, delete_data: false }, console).await?;
+    let mut document = document(&deployment, &arrival);
+    document["phase"] = json!(phase.to_string());
+    if !arrival.is_complete() {
+        return Err(incomplete(&arrival, "up", name.as_str()).document(document));
+    }
+    keep_release(&deployment, &arrival).await?;
+
+    let running = running::running(&name, &deployment.chosen.folder).await?;
+    document["address"] = json!(running.address);
+    document["ca_file"] = running::path_or_null(running.ca_file.as_ref());
+    document["key_file"] = running::path_or_null(running.key_file.as_ref());
+    let prompt = args.prompt.as_deref().unwrap_or(PROMPT);
+    let spoken = first_text(&deployment, prompt, console).await?;
+    document["text"] = json!(spoken);
+
+    let mut report = String::new();
+    let mut verdict = Ok(());
+    if args.no_gate {
+        document["gate"] = Value::Null;
+    } else {
+        let evidence = gate::measure(&deployment, &running, false, console).await?;
+        document["gate"] = evidence.document();
+        document["report"] = json!(evidence.report_file());
+        report = evidence.text();
+        verdict = evidence.verdict();
+    }
+    document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
+    let text = format!("{report}\n{}", how_to_reach(&running, name.as_str(), prompt));
+    match verdict {
+        Ok(()) => Ok(Success::new(text, document)),
+        // The service stays up for inspection; a person reads the measurements and how to reach it all the same.
+        Err(failure) => {
+            if console.is_text() {
+                console.stream(&format!("{text}\n\n"));
+            }
+            Err(failure.document(document))
+        }
+    }
+}
+
+/// Travels the road with progress, signals and consent.
+pub async fn go(deployment: &Deployment<'_>, ask: Ask, console: Console) -> Result<Arrival, Failure> {
+    let progress = Progress::new(console);
+    let yes = deployment.session.global.yes;
+    let mut agree = |plan: &Plan| {
+        progress.line(plan_view::text(plan));
+        yes || asked(console)
+    };
+    let stop = signals::stop(console);
+    let arrived = travel(&deployment.road(&progress), ask, &mut agree, &stop).await;
+    progress.finish();
+    arrived.map_err(|e| road_failed(e, deployment.chosen.name.as_str()))
+}
+
+/// Asks on a terminal; off a terminal nothing is asked and nothing is agreed to.
+fn asked(console: Console) -> bool {
+    if !std::io::stdin().is_terminal() || !console.is_text() {
+        return false;
+    }
+    console.say("Make these changes? [y/N]");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "ja")
+}
+
+/// The members that `up` and `down` have in common.
+pub fn document(deployment: &Deployment<'_>, arrival: &Arrival) -> Value {
+    let counts = arrival.plan.as_ref().map(plan_view::counts);
+    let retained = arrival.plan.as_ref().map(|p| p.retained.clone()).unwrap_or_default();
+    let sites: Vec<_> = deployment
+        .sites
+        .iter()
+        .map(|(name, site)| json!({ "name": name, "provider": site.place.provider, "region": site.place.region }))
+        .collect();
+    let region = deployment.chosen.loaded.environment.primary().map(|s| s.region.clone());
+    json!({
+        "environment": deployment.chosen.name,
+        "lineage": arrival.lineage,
+        "region": region,
+        "sites": sites,
+        "plan": counts,
+        "retained": retained,
+        "recovered": arrival.recovered,
+        "outcome": arrival.outcome,
+    })
+}
+
+/// What did not get done, and how to go on.
+pub fn incomplete(arrival: &Arrival, verb: &str, environment: &str) -> Failure {
+    let Outcome { failed, open, stopped, .. } = &arrival.outcome;
+    let again = format!("textnlp-deploy {verb} --env {environment}");
+    if *stopped && failed.is_empty() {
+        let error = anyhow::anyhow!("stopped; nothing is half-done that the next run does not finish");
+        return Failure::new(Exit::Stopped, "stopped", error).hint(again);
+    }
+    let Some(first) = failed.first() else {
+        let waiting: Vec<_> = open.iter().map(|o| format!("{}: {}", o.resource, o.because)).collect();
+        let blocked = arrival.plan.iter().flat_map(|p| &p.blocked).map(|b| format!("{}: {}", b.resource, b.because));
+        let lines: Vec<_> = waiting.into_iter().chain(blocked).collect();
+        let error = anyhow::anyhow!("{}", lines.join("\n"))
+            .context(format!("{verb} {environment}: not everything could be done"));
+        return Failure::new(Exit::Failed, "incomplete", error).hint(again);
+    };
+    let mut error = anyhow::anyhow!("{}", first.message);
+    for cause in first.causes.iter().rev() {
+        error = anyhow::anyhow!("{cause}").context(error.to_string());
+    }
+    let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::Failure::line).collect();
+    let error =
+        anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {environment}: {} steps failed", failed.len()));
+    let hint = first
+        .hint
+        .clone()
+        .map_or_else(|| format!("mend it and run again: {again}"), |hint| format!("{hint}\nthen run again: {again}"));
+    Failure::new(Exit::Failed, "apply_failed", error).hint(hint).resource(first.resource.to_string())
+}
+
+/// Writes the release lock after the first `up`; later ones honour it. Models are locked by the digests that were delivered.
+async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<(), Failure> {
+    let Some(release) = &deployment.release else { return Ok(()) };
+    if arrival.plan.is_none()
+        || Lock::read(&deployment.lock_path).map_err(|e| Failure::usage("broken_lock", e))?.is_some()
+    {
+        return Ok(());
+    }
+    let mut lock = release.lock.clone();
+    let state = deployment.state().await?;
+    for site in deployment.sites.keys() {
+        for (id, holding) in state.holdings(site)? {
+            let digest = holding.current.as_ref().and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
+            if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, id.as_str().rsplit('/').next())
+            {
+                lock.models.insert(model.to_owned(), digest);
+            }
+        }
+    }
+    lock.write(&deployment.lock_path)?;
+    Ok(())
+}
+
+/// A text from the model, streamed to people.
+async fn first_text(deployment: &Deployment<'_>, prompt: &str, console: Console) -> Result<String, Failure> {
+    let client = Client::new(running::target(&deployment.chosen.name, &deployment.chosen.folder).await?)?;
+    let mut whole = String::new();
+    console.stream(&format!("\n{prompt}"));
+    let body = json!({ "prompt": prompt, "max_tokens": 120, "temperature": 0.6, "seed": 7 });
+    client
+        .stream("/v1/stream", &body, |event| {
+            if let Some(piece) = event["text"].as_str() {
+                console.stream(piece);
+                whole.push_str(piece);
+            }
+        })
+        .await?;
+    console.stream("\n\n");
+    Ok(whole)
+}
+
+fn how_to_reach(running: &running::Running, environment: &str, prompt: &str) -> String {
+    let mut text = format!("{environment} is up at {}\n", running.address);
+    if let Some(key) = &running.key_file {
+        text.push_str(&format!("  key    {key}\n"));
+    }
+    if let Some(ca) = &running.ca_file {
+        text.push_str(&format!("  ca     {ca}\n"));
+    }
+    text.push_str(&format!("  try    {}\n", running::curl(running, prompt)));
+    text.push_str(&format!("  or     textnlp-deploy generate --env {environment} \"{prompt}\"\n"));
+    text.push_str("  A reboot of this machine needs another `up`.");
+    text
+}

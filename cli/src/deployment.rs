@@ -1,0 +1,273 @@
+//! From a chosen environment to everything that the road needs: its release, its sites with what is wanted there, its state.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use sha2::{Digest, Sha256};
+use textnlp_orchestrator::apply::Limits;
+use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::environment::{self, Environment};
+use textnlp_orchestrator::event::Events;
+use textnlp_orchestrator::release::{self, Artifacts, Lock, Release};
+use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
+use textnlp_orchestrator::state::{Folder, Operator, Place, State};
+use textnlp_provider::component::Program;
+use textnlp_provider::{Lineage, Problem, Problems, SiteName};
+use uuid::Uuid;
+
+use crate::clouds;
+use crate::commands::running;
+use crate::report::{Console, Exit, Failure};
+use crate::session::{Chosen, Session};
+
+/// An environment on its way to run.
+pub struct Deployment<'a> {
+    /// The session it was asked for in.
+    pub session: &'a Session,
+    /// The environment.
+    pub chosen: Chosen,
+    /// Its sites; nothing is wanted there when only what is recorded matters.
+    pub sites: BTreeMap<SiteName, RoadSite>,
+    /// Which bytes run; `None` when only what is recorded matters.
+    pub release: Option<Release>,
+    /// Where the release lock is.
+    pub lock_path: Utf8PathBuf,
+}
+
+impl<'a> Deployment<'a> {
+    /// With everything that is wanted, lowered by the providers.
+    pub async fn wanted(session: &'a Session, chosen: Chosen, console: Console) -> Result<Deployment<'a>, Failure> {
+        let lock_path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
+        let release = resolve(session, &chosen, &lock_path, console).await?;
+        let environment = &chosen.loaded.environment;
+        let (mut sites, mut problems) = (BTreeMap::new(), Vec::new());
+        for (mut site, components) in environment::components(environment, &release) {
+            let settings = environment.sites.iter().find(|s| s.name == site.name);
+            let provider = settings.map_or("", |s| s.provider.as_str()).to_owned();
+            if site.account.is_empty() {
+                site.account = clouds::account(&provider);
+            }
+            let mut here = road_site(&chosen.folder, environment, &site, &provider)?;
+            for component in &components {
+                match here.provider.lower(component, &site) {
+                    Ok(wanted) => here.wanted.extend(wanted),
+                    Err(Problems(found)) => problems.extend(found),
+                }
+            }
+            sites.insert(site.name.clone(), here);
+        }
+        if !problems.is_empty() {
+            return Err(stands_in_the_way("lower", "not_available", Exit::Usage, &problems));
+        }
+        Ok(Deployment { session, chosen, sites, release: Some(release), lock_path }.only_site()?)
+    }
+
+    /// With nothing wanted: for looking at what is recorded and for taking it down.
+    pub fn recorded(session: &'a Session, chosen: Chosen) -> Result<Deployment<'a>, Failure> {
+        let lock_path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
+        let environment = &chosen.loaded.environment;
+        let mut sites = BTreeMap::new();
+        for settings in &environment.sites {
+            let site = textnlp_provider::Site {
+                environment: environment.environment.clone(),
+                name: settings.name.clone(),
+                account: settings.account.clone().unwrap_or_else(|| clouds::account(&settings.provider)),
+                region: settings.region.clone(),
+                runtime: settings.runtime.clone(),
+                role: settings.role.to_string(),
+                tags: BTreeMap::new(),
+                protect_data: environment.data == environment::model::DataProtection::Protected,
+            };
+            sites.insert(site.name.clone(), road_site(&chosen.folder, environment, &site, &settings.provider)?);
+        }
+        Deployment { session, chosen, sites, release: None, lock_path }.only_site()
+    }
+
+    fn only_site(mut self) -> Result<Self, Failure> {
+        if let Some(only) = &self.session.global.site {
+            let known: Vec<_> = self.sites.keys().map(ToString::to_string).collect();
+            self.sites.retain(|name, _| name.as_str() == only);
+            if self.sites.is_empty() {
+                let error = anyhow::anyhow!("environment {} has no site `{only}`", self.chosen.name);
+                return Err(Failure::usage("no_such_site", error).hint(format!("its sites: {}", known.join(", "))));
+            }
+        }
+        Ok(self)
+    }
+
+    /// The road of this deployment.
+    pub fn road<'r>(&'r self, events: &'r dyn Events) -> Road<'r> {
+        Road {
+            environment: &self.chosen.name,
+            store: Arc::new(Folder::at(&self.chosen.folder)),
+            sites: &self.sites,
+            fresh: Lineage(Uuid::new_v4()),
+            operator: operator(self.session),
+            clock: Arc::new(SystemClock::default()),
+            events,
+            limits: Limits::default(),
+        }
+    }
+
+    /// The state, read without a lock.
+    pub async fn state(&self) -> Result<State, Failure> {
+        running::state(&self.chosen.name, &self.chosen.folder).await
+    }
+}
+
+fn road_site(
+    folder: &Utf8Path,
+    environment: &Environment,
+    site: &textnlp_provider::Site,
+    provider: &str,
+) -> Result<RoadSite, Failure> {
+    let place = Place {
+        provider: provider.to_owned(),
+        account: site.account.clone(),
+        region: site.region.clone(),
+        runtime: site.runtime.clone(),
+    };
+    let secrets = clouds::secrets(folder);
+    let strict = environment.phase.minimum().blocks;
+    let provider =
+        clouds::provider(provider, folder, secrets, strict).map_err(|e| Failure::usage("not_available", e))?;
+    Ok(RoadSite { place, provider, protect_data: site.protect_data, wanted: Vec::new() })
+}
+
+/// Which bytes run: what the lock says, or, before the first lock, what is at hand.
+async fn resolve(
+    session: &Session,
+    chosen: &Chosen,
+    lock_path: &Utf8Path,
+    console: Console,
+) -> Result<Release, Failure> {
+    let environment = &chosen.loaded.environment;
+    let here = artifacts(session, environment)?;
+    let Some(lock) = Lock::read(lock_path).map_err(|e| Failure::usage("broken_lock", e))? else {
+        return Ok(Release::resolve(environment, &here));
+    };
+    match Release::locked(environment, &lock, &here) {
+        Ok(release) => Ok(release),
+        Err(difference) => {
+            // The locked program may still be where the last `up` put it.
+            let kept = running::program(&chosen.name, &chosen.folder).await?.filter(|p| p.digest == lock.server);
+            let Some(program) = kept else {
+                let error =
+                    anyhow::Error::new(*difference).context("the release lock names a server program that is not here");
+                return Err(Failure::refused("locked_program_missing", error).hint(format!(
+                    "give it with --server FILE, or release what is here: textnlp-deploy release set --env {}",
+                    chosen.name
+                )));
+            };
+            console.say(format!(
+                "The release lock keeps server {}; another one is here. To roll to it: textnlp-deploy release set --env {}",
+                short(&lock.server),
+                chosen.name
+            ));
+            let kept = Artifacts { program, ..here };
+            Ok(Release::locked(environment, &lock, &kept)?)
+        }
+    }
+}
+
+/// What is at hand to be released.
+pub fn artifacts(session: &Session, environment: &Environment) -> Result<Artifacts, Failure> {
+    let path = server_program(session)?;
+    let digest = file_digest(&path)?;
+    let models = environment.models.iter().filter_map(|m| Some((m.name.clone(), m.digest.clone()?))).collect();
+    Ok(Artifacts {
+        program: Program { path: path.to_string(), digest },
+        models,
+        // Nothing is rendered from a template folder yet: the digest of no templates.
+        templates: release::digest(b""),
+        schema: None,
+    })
+}
+
+/// The server artifact: `--server`, else `textnlp-server` beside this program, else this program.
+fn server_program(session: &Session) -> Result<Utf8PathBuf, Failure> {
+    if let Some(path) = &session.global.server {
+        let path = session.here.join(path);
+        if !path.is_file() {
+            return Err(Failure::usage("no_such_file", anyhow::anyhow!("--server {path} is not a file")));
+        }
+        return Ok(path);
+    }
+    let this =
+        Utf8PathBuf::try_from(std::env::current_exe().context("find this program")?).context("find this program")?;
+    let beside = this.with_file_name("textnlp-server");
+    Ok(if beside.is_file() { beside } else { this })
+}
+
+fn file_digest(path: &Utf8Path) -> anyhow::Result<String> {
+    let mut file = std::fs::File::open(path).with_context(|| format!("read {path}"))?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        let read = file.read(&mut buffer).with_context(|| format!("read {path}"))?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&buffer[..read]);
+    }
+    Ok(format!("sha256:{}", hex::encode(hash.finalize())))
+}
+
+/// The beginning of a digest, for people.
+pub fn short(digest: &str) -> String {
+    digest.chars().take(19).collect()
+}
+
+/// Who does this, for the journal.
+pub fn operator(session: &Session) -> Operator {
+    let by =
+        ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    Operator {
+        by: by.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw())),
+        reason: session.global.reason.clone(),
+        tool: concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")).to_owned(),
+        host: clouds::host_name(),
+        pid: std::process::id(),
+    }
+}
+
+/// Errors of the road, for people and programs.
+pub fn road_failed(error: RoadError, environment: &str) -> Failure {
+    match error {
+        RoadError::Preflight(Problems(problems)) => {
+            stands_in_the_way("preflight", "preflight", Exit::Failed, &problems)
+        }
+        RoadError::Wanted(Problems(problems)) => stands_in_the_way("plan", "plan", Exit::Failed, &problems),
+        RoadError::Refused(refused) => match refused {
+            textnlp_orchestrator::plan::Refused::Undecided(Problems(problems)) => {
+                stands_in_the_way("approve the plan", "refused", Exit::Refused, &problems)
+            }
+            no @ textnlp_orchestrator::plan::Refused::NoConsent => Failure::refused("not_approved", no)
+                .hint(format!("look at it with `textnlp-deploy plan --env {environment}`, agree with --yes")),
+        },
+        RoadError::State(error) => {
+            let (exit, code) = match &error {
+                textnlp_orchestrator::state::StateError::Held { .. } => (Exit::Refused, "locked"),
+                textnlp_orchestrator::state::StateError::OtherPlace { .. }
+                | textnlp_orchestrator::state::StateError::OtherLineage { .. }
+                | textnlp_orchestrator::state::StateError::OtherEnvironment { .. } => {
+                    (Exit::Refused, "other_deployment")
+                }
+                _ => (Exit::Failed, "state"),
+            };
+            Failure::new(exit, code, error)
+        }
+        other => Failure::new(Exit::Failed, "road", other),
+    }
+}
+
+/// One failure that names every problem with its place, cause and fix.
+pub fn stands_in_the_way(action: &str, code: &'static str, exit: Exit, problems: &[Problem]) -> Failure {
+    let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}\n{}", p.place, p.cause, p.fix)).collect();
+    let many =
+        if problems.len() == 1 { "one thing stands".to_owned() } else { format!("{} things stand", problems.len()) };
+    Failure::new(exit, code, anyhow::anyhow!("{}", lines.join("\n")).context(format!("{action}: {many} in the way")))
+        .document(serde_json::json!({ "problems": crate::plan_view::problems(problems) }))
+}

@@ -1,0 +1,139 @@
+//! A plan as people and programs read it.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use textnlp_orchestrator::plan::{Branch, Call, Node, Note, Plan, Step};
+use textnlp_provider::{Effect, FieldChange};
+
+/// Values longer than this are cut: a plan is read on a terminal.
+const VALUE: usize = 60;
+
+/// The plan in lines: a sign for what happens, the resource, its kind, why; below it the fields that differ.
+pub fn text(plan: &Plan) -> String {
+    let mut out = String::new();
+    for step in &plan.steps {
+        let sign = sign(step);
+        let _ = writeln!(out, "  {sign} {:<34} {:<22} {}", step.resource.as_str(), step.kind.as_str(), step.because);
+        for change in step.changes.iter().filter(|_| sign != '+') {
+            let _ = writeln!(out, "        {}", field(change));
+        }
+    }
+    for blocked in &plan.blocked {
+        let _ = writeln!(out, "  ! {:<34} cannot be planned: {}", blocked.resource.as_str(), blocked.because);
+    }
+    for kept in &plan.retained {
+        let _ = writeln!(out, "  = {:<34} kept: {}", kept.resource.as_str(), kept.because);
+    }
+    for problem in plan.refusals.iter().chain(&plan.warnings) {
+        let word = if problem.warning { "warning" } else { "refused" };
+        let _ = writeln!(out, "  {word}: {}: {}\n           {}", problem.place, problem.cause, problem.fix);
+    }
+    let _ = write!(out, "{}", sum(plan));
+    out
+}
+
+/// One line: how many of each.
+pub fn sum(plan: &Plan) -> String {
+    let s = &plan.summary;
+    if !plan.has_changes() {
+        return format!("Nothing to do: {} resources are as they should be.", s.unchanged);
+    }
+    let mut parts = Vec::new();
+    for (count, word) in
+        [(s.create, "to create"), (s.update, "to update"), (s.replace, "to replace"), (s.delete, "to delete")]
+    {
+        if count > 0 {
+            parts.push(format!("{count} {word}"));
+        }
+    }
+    if s.possible > 0 {
+        parts.push(format!("{} decided on the way", s.possible));
+    }
+    parts.push(format!("{} unchanged", s.unchanged));
+    format!("Plan: {}.", parts.join(", "))
+}
+
+/// The counts, as every document that holds a plan has them.
+pub fn counts(plan: &Plan) -> Value {
+    let s = &plan.summary;
+    json!({ "create": s.create, "update": s.update, "replace": s.replace, "delete": s.delete, "unchanged": s.unchanged, "possible": s.possible })
+}
+
+/// The whole plan for programs.
+pub fn document(plan: &Plan) -> Value {
+    let steps: Vec<_> = plan
+        .steps
+        .iter()
+        .map(|step| {
+            json!({
+                "id": step.id, "resource": step.resource, "kind": step.kind, "site": step.site, "action": action(step),
+                "after": step.after, "changes": step.changes, "because": step.because,
+            })
+        })
+        .collect();
+    json!({
+        "environment": plan.environment,
+        "purpose": plan.purpose,
+        "lineage": plan.lineage,
+        "digest": plan.digest(),
+        "steps": steps,
+        "plan": counts(plan),
+        "blocked": plan.blocked,
+        "retained": plan.retained,
+        "refusals": problems(&plan.refusals),
+        "warnings": problems(&plan.warnings),
+        "cost": { "monthly": 0, "currency": "EUR", "unknown": [] },
+        "permissions": [],
+    })
+}
+
+/// Problems for programs.
+pub fn problems(problems: &[textnlp_provider::Problem]) -> Vec<Value> {
+    problems.iter().map(|p| json!({ "place": p.place, "cause": p.cause, "fix": p.fix, "warning": p.warning })).collect()
+}
+
+/// What a step does, in one word.
+fn action(step: &Step) -> &'static str {
+    match &step.node {
+        Node::Call(Call::Create { beside: true, .. }) => "replace",
+        Node::Call(Call::Create { .. }) => "create",
+        Node::Call(Call::Update { .. }) => "update",
+        Node::Call(Call::Delete { .. }) => "delete",
+        Node::OneOf(_) => "possible",
+        Node::Note(Note::Adopt { .. }) => "adopt",
+        Node::Note(Note::Remember { .. }) => "remember",
+        Node::Note(Note::Forget) => "forget",
+        _ => "other",
+    }
+}
+
+fn sign(step: &Step) -> char {
+    match &step.node {
+        Node::Call(Call::Create { beside: true, .. }) => '±',
+        Node::Call(Call::Create { .. }) => '+',
+        Node::Call(Call::Update { .. }) => '~',
+        Node::Call(Call::Delete { .. }) => '-',
+        Node::OneOf(one) if one.alternatives.iter().any(|a| a.branch == Branch::Replace) => '?',
+        Node::OneOf(_) => '?',
+        _ => '·',
+    }
+}
+
+fn field(change: &FieldChange) -> String {
+    let shown = |value: &Option<Value>| value.as_ref().map_or("(nothing)".to_owned(), value_text);
+    let effect = match &change.effect {
+        Effect::InPlace => String::new(),
+        Effect::Replace => "  (forces a new one)".to_owned(),
+        Effect::Refuse(why) => format!("  (cannot: {why})"),
+    };
+    format!("{}: {} → {}{effect}", change.field, shown(&change.before), shown(&change.after))
+}
+
+fn value_text(value: &Value) -> String {
+    if value.get("$output").is_some() {
+        return "(known after apply)".to_owned();
+    }
+    let text = value.to_string();
+    if text.chars().count() <= VALUE { text } else { format!("{}…", text.chars().take(VALUE).collect::<String>()) }
+}
