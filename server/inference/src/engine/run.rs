@@ -39,7 +39,7 @@ pub(super) struct Run {
 }
 
 enum Work {
-    Answer(Answer),
+    Answer(Box<Answer>),
     Score(Scoring),
 }
 
@@ -84,7 +84,7 @@ impl Run {
         cancelled: Arc<AtomicBool>,
         now: Instant,
     ) -> Run {
-        let work = Work::Answer(Answer {
+        let work = Work::Answer(Box::new(Answer {
             outlet: Outlet::new(sink, now),
             sampler: Sampler::new(request.sampling, &request.prompt),
             stream: Stream::new(&request.stop),
@@ -93,7 +93,7 @@ impl Run {
             logprobs: request.logprobs,
             generated: 0,
             first_token: None,
-        });
+        }));
         Run::new(request.prompt, tenant, request.deadline, cancelled, now, work)
     }
 

@@ -7,10 +7,11 @@
 pub(crate) fn exp(x: f32) -> f32 {
     // The polynomial and the split of ln 2 are those of Cephes' `expf` (Moshier 1992).
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest integer in the low bits
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_2e-3;
@@ -18,7 +19,9 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5e-1;
-    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // The integer straight from the bits: a checked conversion would keep this from running in vector registers.
+    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let power = f32::from_bits(exponent << 23);
     let value = (p * r * r + r + 1.0) * power;
     if x < -87.0 { 0.0 } else { value }
 }

@@ -111,8 +111,7 @@ impl Sampler {
 
     fn draw(&self, row: &Row<'_>, logits: &[f32], position: u64, weights: &mut Vec<f32>) -> u32 {
         let Sampling { temperature, top_k, top_p, min_p, seed, .. } = self.sampling;
-        // Written so that NaN is greedy.
-        if !(temperature > 0.0) || top_k == 1 || top_p <= 0.0 {
+        if temperature.is_nan() || temperature <= 0.0 || top_k == 1 || top_p <= 0.0 {
             return row.best();
         }
         let heat = Heat { max: row.max, scale: 1.0 / temperature.max(COLDEST) };
@@ -124,17 +123,11 @@ impl Sampler {
             let mut kept = if limited {
                 let kept = heat.weigh(row.top(top_k));
                 let whole = kept.iter().map(|&(_, weight)| f64::from(weight)).sum::<f64>();
-                nucleus(kept, top_p, whole).unwrap_or_else(|kept| kept)
+                nucleus(kept, top_p, whole).0
             } else {
                 let whole = heat.weigh_all(logits, weights);
-                let mut k = 64;
-                loop {
-                    match nucleus(heat.weigh(row.top(k)), top_p, whole) {
-                        Ok(kept) => break kept,
-                        Err(kept) if k >= logits.len() => break kept,
-                        Err(_) => k = k.saturating_mul(8),
-                    }
-                }
+                let (few, reached) = nucleus(heat.weigh(row.top(FEW)), top_p, whole);
+                if reached { few } else { nucleus(heaviest(weights, top_p, whole), top_p, whole).0 }
             };
             kept.retain(|&(_, weight)| weight >= floor);
             pick(kept.into_iter(), u)
@@ -152,6 +145,9 @@ impl Sampler {
         }
     }
 }
+
+/// Most nuclei of a trained model are smaller.
+const FEW: usize = 64;
 
 /// The natural logarithm of the softmax at `token`: what perplexity sums.
 pub fn logprob(logits: &[f32], token: u32) -> Result<f32, NotFinite> {
@@ -207,11 +203,11 @@ fn total(weights: &[f32]) -> f64 {
     weights.chunks(BLOCK).map(block_sum).sum()
 }
 
-/// The likeliest that make up `share` of `whole`, the one that crosses it included; `Err` gives all back when they do not.
-fn nucleus(mut tokens: Vec<(u32, f32)>, share: f32, whole: f64) -> Result<Vec<(u32, f32)>, Vec<(u32, f32)>> {
-    // Written so that NaN keeps all.
-    if !(share < 1.0) {
-        return Ok(tokens);
+/// The likeliest that make up `share` of `whole`, the one that crosses it included; `false` and all of them
+/// when they do not.
+fn nucleus(mut tokens: Vec<(u32, f32)>, share: f32, whole: f64) -> (Vec<(u32, f32)>, bool) {
+    if share.is_nan() || share >= 1.0 {
+        return (tokens, true);
     }
     let wanted = f64::from(share) * whole;
     let mut sum = 0.0;
@@ -219,10 +215,34 @@ fn nucleus(mut tokens: Vec<(u32, f32)>, share: f32, whole: f64) -> Result<Vec<(u
         sum += f64::from(weight);
         if sum >= wanted {
             tokens.truncate(index + 1);
-            return Ok(tokens);
+            return (tokens, true);
         }
     }
-    Err(tokens)
+    (tokens, false)
+}
+
+/// The heaviest that make up at least `share` of `whole`, heaviest first, equal ones by id.
+///
+/// The mass is counted in quarters of octaves, so only what lies above the crossing one is gathered and sorted.
+fn heaviest(weights: &[f32], share: f32, whole: f64) -> Vec<(u32, f32)> {
+    // Weights are at most 1, whose bits shifted by 21 are 508.
+    let class = |weight: f32| (weight.to_bits() >> 21) as usize & 511;
+    let mut masses = [0f64; 512];
+    for &weight in weights {
+        masses[class(weight)] += f64::from(weight);
+    }
+    // A hair more, because the sums round differently.
+    let wanted = f64::from(share) * whole * (1.0 + 1e-6);
+    let mut sum = 0.0;
+    let lowest = (0..512).rev().find(|&class| {
+        sum += masses[class];
+        sum >= wanted
+    });
+    let lowest = lowest.unwrap_or(0);
+    let weighted = (0u32..).zip(weights.iter().copied()).filter(|&(_, weight)| class(weight) >= lowest);
+    let mut kept: Vec<(u32, f32)> = weighted.collect();
+    kept.sort_unstable_by(select::order);
+    kept
 }
 
 /// One of the weighted tokens.

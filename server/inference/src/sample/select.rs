@@ -78,7 +78,7 @@ impl<'a> Row<'a> {
 }
 
 /// Larger values first, then lower ids: a total order of finite values, so that selection has one answer.
-fn order(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+pub(crate) fn order(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     // `+ 0.0` makes the two zeros equal, as `==` has them.
     (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0))
 }
