@@ -210,7 +210,7 @@ fn a_service_that_answers_in_time_opens_the_gate_and_keeps_no_temporary_key() {
         same seed, same text = true 
         stops where asked = true 
         rate limit limits = 3 accepted
-        metrics = "textnlp_tokens_generated_total" 
+        metrics = "exported" 
         p95 of the whole answer = 300.0 ms
         share of errors = 0.0 "#]]
     .assert_eq(&names.join("\n"));
@@ -281,21 +281,21 @@ fn each_fault_shuts_the_gate_by_its_name() {
         Mute
           generation: 0 characters, wanted at least 1
         ForgetsItsSeed
-          same seed, same text: false , wanted true
-          stops where asked: false , wanted true
+          same seed, same text: false, wanted true
+          stops where asked: false, wanted true
         NeverStops
-          stops where asked: false , wanted true
+          stops where asked: false, wanted true
         NoMetrics
-          metrics: missing , wanted textnlp_tokens_generated_total
+          metrics: missing, wanted exported
         FailsOneIn(20)
-          share of errors: 0.0463 , wanted 0.01 (79× status 500)
+          share of errors: 0.0463, wanted 0.01 (79× status 500)
         KeepsKeys
           temporary keys revoked: 3 keys left, wanted 0 (gate: the database is locked; gate-limit: the database is locked; gate-load: the database is locked)
         GivesNoKeys
           temporary key: could not be measured (the database is locked)
           temporary key: could not be measured (the database is locked)
         PlainHttp
-          TLS verified: false , wanted true"#]].assert_eq(&said.join("\n"));
+          TLS verified: false, wanted true"#]].assert_eq(&said.join("\n"));
 }
 
 #[test]

@@ -132,13 +132,13 @@ fn stop_in(text: &str) -> Option<(&str, &str)> {
 pub(super) async fn metrics(wire: Option<&dyn Wire>) -> Check {
     const WANTED: &str = "textnlp_tokens_generated_total";
     let name = "metrics";
-    let Some(wire) = wire else { return Check::unmeasured(name, WANTED, "", "no address of the metrics is known") };
+    let Some(wire) = wire else { return Check::unmeasured(name, "exported", "", "no address of the metrics is known") };
     match wire.send(Ask::get("/metrics")).await {
         Ok(answer) if answer.status == 200 => {
             let there = String::from_utf8_lossy(&answer.body).contains(WANTED);
-            Check::new(name, if there { WANTED } else { "missing" }, WANTED, "", there)
+            Check::new(name, if there { "exported" } else { "missing" }, "exported", "", there)
         }
-        Ok(answer) => Check::unmeasured(name, WANTED, "", format!("status {}", answer.status)),
-        Err(failure) => Check::unmeasured(name, WANTED, "", failure),
+        Ok(answer) => Check::unmeasured(name, "exported", "", format!("status {}", answer.status)),
+        Err(failure) => Check::unmeasured(name, "exported", "", failure),
     }
 }

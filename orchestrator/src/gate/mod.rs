@@ -103,7 +103,10 @@ impl fmt::Display for Check {
         write!(f, "{}: ", self.name)?;
         match &self.measured {
             Value::Null => write!(f, "could not be measured")?,
-            measured => write!(f, "{} {}, wanted {}", plain(measured), self.unit, plain(&self.limit))?,
+            measured => {
+                let unit = if self.unit.is_empty() { String::new() } else { format!(" {}", self.unit) };
+                write!(f, "{}{unit}, wanted {}", plain(measured), plain(&self.limit))?;
+            }
         }
         match &self.note {
             Some(note) => write!(f, " ({note})"),

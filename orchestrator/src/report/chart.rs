@@ -21,7 +21,6 @@ pub(super) struct Line {
 }
 
 pub(super) struct Chart {
-    pub(super) unit: &'static str,
     pub(super) x_unit: &'static str,
     pub(super) lines: Vec<Line>,
     /// What the lines should stay under, with its name.
@@ -41,7 +40,7 @@ impl Chart {
         let x_of = |x: f64| LEFT + x / most_x * (WIDTH - LEFT - RIGHT);
         let y_of = |y: f64| HEIGHT - BOTTOM - y / most_y * (HEIGHT - TOP - BOTTOM);
         let mut svg = open();
-        grid(&mut svg, most_y, step, self.unit, &y_of);
+        grid(&mut svg, most_y, step, &y_of);
         let (_, step) = scale(most_x);
         let mut x = 0.0;
         while x <= most_x {
@@ -54,7 +53,9 @@ impl Chart {
                 &mut svg,
                 &format!("<line class=\"limit\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>", WIDTH - RIGHT),
             );
-            text(&mut svg, WIDTH - RIGHT, y - 5.0, "end", name);
+            // Above the line where there is room, else below it.
+            let at = if y > TOP + 14.0 { y - 5.0 } else { y + 14.0 };
+            text(&mut svg, WIDTH - RIGHT, at, "end", name);
         }
         for line in &self.lines {
             let every = line.points.len().div_ceil(MOST_POINTS).max(1);
@@ -85,7 +86,7 @@ pub(super) fn bars(histogram: &[(f64, u64)]) -> String {
     let slot = (WIDTH - LEFT - RIGHT) / shown.len().max(1) as f64;
     let width = slot.min(90.0) * 0.8;
     let mut svg = open();
-    grid(&mut svg, most, step, "answers", &y_of);
+    grid(&mut svg, most, step, &y_of);
     for (i, (bound, n)) in shown.iter().enumerate() {
         let middle = LEFT + (i as f64 + 0.5) * slot;
         let (x, y) = (middle - width / 2.0, y_of(*n as f64));
@@ -118,7 +119,7 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, what: &str) {
         .expect("writing to a text succeeds");
 }
 
-fn grid(svg: &mut String, most: f64, step: f64, unit: &str, y_of: &dyn Fn(f64) -> f64) {
+fn grid(svg: &mut String, most: f64, step: f64, y_of: &dyn Fn(f64) -> f64) {
     let mut y = 0.0;
     while y <= most + step / 2.0 {
         let at = y_of(y);
@@ -128,9 +129,6 @@ fn grid(svg: &mut String, most: f64, step: f64, unit: &str, y_of: &dyn Fn(f64) -
         );
         text(svg, LEFT - 6.0, at + 4.0, "end", &short(y));
         y += step;
-    }
-    if !unit.is_empty() {
-        text(svg, LEFT + 4.0, TOP + 2.0, "start", unit);
     }
 }
 

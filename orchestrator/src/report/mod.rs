@@ -165,7 +165,6 @@ fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Value> {
     // A second in which nothing ended has no latency, rather than one of 0.
     let there = |points: Vec<(f64, f64)>| points.into_iter().filter(|(_, y)| *y > 0.0).collect::<Vec<_>>();
     let latency = Chart {
-        unit: "ms",
         x_unit: "s",
         lines: vec![
             Line { name: "p95", class: "a", points: there(over(&|s| s.p95_ms)) },
@@ -174,13 +173,11 @@ fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Value> {
         limit: limit_ms.map(|ms| (ms, "limit of p95".to_owned())),
     };
     let tokens = Chart {
-        unit: "tokens/s",
         x_unit: "s",
         lines: vec![Line { name: "tokens", class: "a", points: over(&|s| s.tokens as f64) }],
         limit: None,
     };
     let users = Chart {
-        unit: "",
         x_unit: "s",
         lines: vec![
             Line { name: "users", class: "b", points: over(&|s| f64::from(s.users)) },
@@ -190,8 +187,8 @@ fn charts_of(m: &Measured, limit_ms: Option<f64>) -> Vec<Value> {
         limit: None,
     };
     let mut charts = vec![
-        json!({"title": "Latency of whole answers", "svg": latency.to_svg(), "legend": latency.legend()}),
-        json!({"title": "Tokens", "svg": tokens.to_svg(), "legend": tokens.legend()}),
+        json!({"title": "Latency of whole answers, ms", "svg": latency.to_svg(), "legend": latency.legend()}),
+        json!({"title": "Tokens per second", "svg": tokens.to_svg(), "legend": tokens.legend()}),
         json!({"title": "Users and requests", "svg": users.to_svg(), "legend": users.legend()}),
     ];
     if m.generate.count > 0 {
