@@ -1,0 +1,13 @@
+//! The engine against the cloud in memory: plans, applies, crashes, damage.
+//!
+//! Time is virtual and everything is deterministic, so a failing case fails again.
+
+#![allow(clippy::unwrap_used)]
+
+mod crash;
+mod folder;
+mod journal;
+mod plans;
+mod random;
+mod road;
+mod world;
