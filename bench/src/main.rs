@@ -1,0 +1,164 @@
+//! The ruler: our engine beside its peers on the same file, in one run, round by round in turns.
+//!
+//! `textnlp-bench MODEL.gguf --threads 2`; with `--features peer` stock candle-transformers runs beside. A model is made
+//! by `bench/make_gguf.py`. Every decode figure is printed with the share of the read bandwidth that it reaches, measured in
+//! the same minute.
+#![allow(clippy::print_stdout)]
+
+mod ours;
+#[cfg(feature = "peer")]
+mod peer;
+mod roof;
+
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// How fast is the engine on this machine, beside its peers?
+#[derive(Parser)]
+struct Args {
+    /// A GGUF file (Llama-shaped when a peer runs beside), or a model folder.
+    model: PathBuf,
+    /// Compute threads of each engine.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 128)]
+    prompt: usize,
+    /// Tokens generated after it.
+    #[arg(long, default_value_t = 128)]
+    generate: usize,
+    /// Rounds, after one that does not count.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Also decode so many sequences at once.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Weights as `f32`, `f16` or `q8_0`; as the file has them when not given. Ours only.
+    #[arg(long)]
+    quantize: Option<textnlp_inference::cpu::Quant>,
+    /// Fail when ours is not so many times as fast as the peer, in decode and in prefill.
+    #[arg(long)]
+    floor: Option<f64>,
+}
+
+/// Tokens per second of one round.
+#[derive(Clone, Copy)]
+struct Round {
+    prefill: f64,
+    decode: f64,
+}
+
+/// The rounds of one engine.
+#[derive(Default)]
+struct Rounds(Vec<Round>);
+
+impl Rounds {
+    fn median(&self, of: fn(&Round) -> f64) -> f64 {
+        let sorted = self.sorted(of);
+        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn sorted(&self, of: fn(&Round) -> f64) -> Vec<f64> {
+        let mut values: Vec<f64> = self.0.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
+    fn print(&self, name: &str) {
+        for (what, of) in KINDS {
+            let sorted = self.sorted(of);
+            let (first, last) = (sorted.first().copied().unwrap_or(0.0), sorted.last().copied().unwrap_or(0.0));
+            println!("{name:<8} {what:<8} tok/s  min {first:9.1}  median {:9.1}  max {last:9.1}", self.median(of));
+        }
+    }
+}
+
+type Of = fn(&Round) -> f64;
+const KINDS: [(&str, Of); 2] = [("prefill", |r| r.prefill), ("decode", |r| r.decode)];
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
+    #[cfg(feature = "peer")]
+    // SAFETY: no other thread runs yet. The peer reads these when its pools start.
+    unsafe {
+        std::env::set_var("RAYON_NUM_THREADS", args.threads.to_string());
+        std::env::set_var("CANDLE_NUM_THREADS", args.threads.to_string());
+    }
+    let mut ours = ours::Engine::load(args)?;
+    #[cfg(feature = "peer")]
+    let mut peer = peer::Engine::load(args)?;
+
+    let roof = roof::read_gb_per_second(args.threads);
+    println!("read bandwidth, {} threads: {roof:.1} GB/s", args.threads);
+    let (mut of_ours, mut of_batch) = (Rounds::default(), Vec::new());
+    #[cfg(feature = "peer")]
+    let mut of_peer = Rounds::default();
+    for round in 0..=args.rounds {
+        #[cfg(feature = "peer")]
+        let theirs = peer.round(args)?;
+        let measured = ours.round(args)?;
+        let batch = if args.batch > 1 { ours.batch(args)? } else { f64::NAN };
+        // The first warms up.
+        if round > 0 {
+            of_ours.0.push(measured);
+            of_batch.push(batch);
+            #[cfg(feature = "peer")]
+            of_peer.0.push(theirs);
+        }
+    }
+
+    of_ours.print("ours");
+    let again = roof::read_gb_per_second(args.threads);
+    let used = of_ours.median(|r| r.decode) * ours.bytes_per_token() as f64 / 1e9;
+    println!(
+        "ours     decode reads {used:.1} GB/s of weights, {:.0} % of the bandwidth ({roof:.1} before, {again:.1} after)",
+        100.0 * used / ((roof + again) / 2.0)
+    );
+    if args.batch > 1 {
+        of_batch.sort_by(f64::total_cmp);
+        println!("ours     decode of {} sequences  tok/s  median {:9.1}", args.batch, of_batch[of_batch.len() / 2]);
+    }
+    println!("ours     loaded in {:.3} s", ours.load_seconds());
+
+    #[cfg(feature = "peer")]
+    {
+        of_peer.print("candle");
+        let mut enough = true;
+        for (what, of) in KINDS {
+            let ratio = of_ours.median(of) / of_peer.median(of);
+            println!("ours / candle, {what}: {ratio:.2}");
+            enough &= args.floor.is_none_or(|floor| ratio >= floor);
+        }
+        if !enough {
+            println!("below the floor of {:.2}", args.floor.unwrap_or_default());
+        }
+        return Ok(enough);
+    }
+    #[cfg(not(feature = "peer"))]
+    match args.floor {
+        Some(_) => Err("a floor needs the peer: build with `--features peer`".into()),
+        None => Ok(true),
+    }
+}
+
+/// The prompt that all engines get.
+fn prompt(length: usize, vocab: usize) -> Vec<u32> {
+    (0..length).map(|i| ((300 + i * 7919) % 20000 % vocab) as u32).collect()
+}
+
+/// The likeliest token.
+fn likeliest(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(token, _)| token as u32)
+}
