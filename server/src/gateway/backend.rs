@@ -1,0 +1,301 @@
+//! One backend: what is known of it, and its connections.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Stops;
+use super::body::Upload;
+use super::config::{Address, Health, WantedBackend};
+
+/// Connections kept for later. More than a replica's batch never wait at once.
+const MOST_IDLE: usize = 64;
+/// Shorter than the server's own, so that it is us who close.
+const IDLE_FOR: Duration = Duration::from_secs(15);
+/// On one machine a connection is made at once or never.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Backend {
+    pub(super) name: String,
+    pub(super) address: Address,
+    pub(super) metrics_address: Option<Address>,
+    weight: AtomicU32,
+    known: Mutex<Known>,
+    idle: Mutex<Vec<Lease>>,
+    pub(super) in_flight: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) failures: AtomicU64,
+    /// Cancelled when a reload has removed it.
+    pub(super) retired: CancellationToken,
+}
+
+/// What looking after it has found out.
+#[derive(Debug, Default)]
+struct Known {
+    state: State,
+    good_in_a_row: u32,
+    bad_in_a_row: u32,
+    last_error: Option<String>,
+}
+
+/// Whether it gets requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum State {
+    /// Nobody has looked yet; it is asked only if no healthy one is there.
+    #[default]
+    Unknown,
+    Healthy,
+    Unhealthy,
+}
+
+/// A connection in the hands of one request. Dropped, it is closed: that is how the backend learns that nobody waits.
+#[derive(Debug)]
+pub(super) struct Lease {
+    sender: http1::SendRequest<Upload>,
+    /// When the request on it must be over; `None` between requests.
+    deadline: watch::Sender<Option<Instant>>,
+    idle_since: Instant,
+    pub(super) reused: bool,
+}
+
+/// Why there is no answer.
+pub(super) enum Failed {
+    /// No byte of the request has left; it is given back.
+    NotSent { request: Request<Upload>, why: String, connect: bool },
+    /// It may have been begun.
+    Sent { why: String },
+}
+
+impl Backend {
+    pub(super) fn new(wanted: &WantedBackend) -> Backend {
+        Backend {
+            name: wanted.name.clone(),
+            address: wanted.listen.clone(),
+            metrics_address: wanted.metrics_listen.clone(),
+            weight: AtomicU32::new(wanted.weight),
+            known: Mutex::default(),
+            idle: Mutex::default(),
+            in_flight: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            retired: CancellationToken::new(),
+        }
+    }
+
+    /// Whether the file means this one.
+    pub(super) fn is(&self, wanted: &WantedBackend) -> bool {
+        self.name == wanted.name && self.address == wanted.listen && self.metrics_address == wanted.metrics_listen
+    }
+
+    pub(super) fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    /// True if it was another.
+    pub(super) fn set_weight(&self, weight: u32) -> bool {
+        self.weight.swap(weight, Relaxed) != weight
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.known().state
+    }
+
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.known().last_error.clone()
+    }
+
+    /// Takes in the result of one look.
+    pub(super) fn looked(&self, result: Result<(), String>, health: &Health) {
+        let mut known = self.known();
+        let before = known.state;
+        match result {
+            Ok(()) => {
+                known.bad_in_a_row = 0;
+                known.good_in_a_row = known.good_in_a_row.saturating_add(1);
+                if known.good_in_a_row >= health.healthy_after {
+                    known.state = State::Healthy;
+                }
+            }
+            Err(why) => {
+                known.good_in_a_row = 0;
+                known.bad_in_a_row = known.bad_in_a_row.saturating_add(1);
+                known.last_error = Some(why);
+                // One that never was healthy need not fail twice.
+                if known.bad_in_a_row >= health.unhealthy_after || before == State::Unknown {
+                    known.state = State::Unhealthy;
+                }
+            }
+        }
+        let (now, why) = (known.state, known.last_error.clone().unwrap_or_default());
+        drop(known);
+        match (before, now) {
+            (State::Healthy, State::Unhealthy) => tracing::warn!(backend = %self.name, %why, "gets no more requests"),
+            (State::Unknown | State::Unhealthy, State::Healthy) => {
+                tracing::info!(backend = %self.name, "gets requests")
+            }
+            _ => {}
+        }
+        if now == State::Unhealthy {
+            // A draining server closes them under our hands otherwise.
+            self.idle().clear();
+        }
+    }
+
+    /// A request found out that it takes none: it cannot be connected to, or it says that it is draining. It gets
+    /// requests again when the next look finds it well.
+    pub(super) fn takes_no_requests(&self, why: String) {
+        self.failures.fetch_add(1, Relaxed);
+        let mut known = self.known();
+        if known.state == State::Healthy {
+            tracing::warn!(backend = %self.name, %why, "gets no more requests");
+        }
+        known.state = State::Unhealthy;
+        known.good_in_a_row = 0;
+        known.last_error = Some(why);
+        drop(known);
+        self.idle().clear();
+    }
+
+    /// A request failed on it in a way that says nothing about the next one.
+    pub(super) fn failed_once(&self, why: String) {
+        self.failures.fetch_add(1, Relaxed);
+        self.known().last_error = Some(why);
+    }
+
+    pub(super) fn retire(&self) {
+        self.retired.cancel();
+        self.idle().clear();
+    }
+
+    /// Sends a request on a connection that is there, or on a new one. `fresh`: on a new one.
+    pub(super) async fn send(
+        self: &Arc<Self>,
+        request: Request<Upload>,
+        deadline: Instant,
+        fresh: bool,
+        stops: &Stops,
+    ) -> Result<(Response<Incoming>, Lease), Failed> {
+        let mut lease = match if fresh { None } else { self.take_idle().await } {
+            Some(lease) => lease,
+            None => match self.connect(stops).await {
+                Ok(lease) => lease,
+                Err(error) => return Err(Failed::NotSent { request, why: format!("connect: {error}"), connect: true }),
+            },
+        };
+        lease.deadline.send_replace(Some(deadline));
+        match lease.sender.try_send_request(request).await {
+            Ok(response) => Ok((response, lease)),
+            Err(mut error) => {
+                let request = error.take_message();
+                let why = super::answer::chain(&error.into_error());
+                Err(match request {
+                    Some(request) => Failed::NotSent { request, why, connect: false },
+                    None => Failed::Sent { why },
+                })
+            }
+        }
+    }
+
+    /// Takes a connection back after its answer has ended.
+    pub(super) fn give_back(&self, mut lease: Lease) {
+        lease.deadline.send_replace(None);
+        lease.idle_since = Instant::now();
+        lease.reused = true;
+        let mut idle = self.idle();
+        idle.retain(|lease| lease.idle_since.elapsed() < IDLE_FOR && !lease.sender.is_closed());
+        if idle.len() < MOST_IDLE
+            && !lease.sender.is_closed()
+            && !self.retired.is_cancelled()
+            && self.state() != State::Unhealthy
+        {
+            idle.push(lease);
+        }
+    }
+
+    /// Closes what has waited for too long.
+    pub(super) fn close_idle(&self) {
+        self.idle().retain(|lease| lease.idle_since.elapsed() < IDLE_FOR && !lease.sender.is_closed());
+    }
+
+    async fn take_idle(&self) -> Option<Lease> {
+        loop {
+            // The youngest first: the old ones may time out in peace.
+            let mut lease = self.idle().pop()?;
+            if lease.idle_since.elapsed() >= IDLE_FOR || lease.sender.is_closed() {
+                continue;
+            }
+            // Ready at once unless the last answer's end is still being handled.
+            if matches!(timeout(Duration::from_millis(100), lease.sender.ready()).await, Ok(Ok(()))) {
+                return Some(lease);
+            }
+        }
+    }
+
+    async fn connect(&self, stops: &Stops) -> io::Result<Lease> {
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+        match &self.address {
+            Address::Tcp(address) => {
+                let stream = timeout(CONNECT_WITHIN, TcpStream::connect(address)).await.map_err(late)??;
+                stream.set_nodelay(true)?;
+                shake(stream, stops).await
+            }
+            Address::Unix(path) => {
+                let stream = timeout(CONNECT_WITHIN, UnixStream::connect(path)).await.map_err(late)??;
+                shake(stream, stops).await
+            }
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Lease>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn shake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, stops: &Stops) -> io::Result<Lease> {
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(256 << 10)
+        .handshake::<_, Upload>(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    let (deadline, mut wanted) = watch::channel(None);
+    let leave = stops.leave.clone();
+    stops.upstream.spawn(async move {
+        let mut connection = std::pin::pin!(connection);
+        loop {
+            let until = *wanted.borrow_and_update();
+            let over = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // A request on it that failed is reported to whoever sent it.
+                _ = &mut connection => return,
+                () = over => return,
+                () = leave.cancelled() => return,
+                // An error means that the lease was dropped: nobody wants the answer any more.
+                changed = wanted.changed() => if changed.is_err() { return },
+            }
+        }
+    });
+    Ok(Lease { sender, deadline, idle_since: Instant::now(), reused: false })
+}

@@ -1,0 +1,270 @@
+//! The gateway's file: strict YAML, every mistake at once.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+/// What the gateway does.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: Address,
+    /// Where metrics are read.
+    #[serde(default)]
+    pub metrics_listen: Option<Address>,
+    /// Where it is administered: a Unix socket or loopback.
+    #[serde(default)]
+    pub admin_listen: Option<Address>,
+    /// Certificate and key; without them it speaks plain HTTP.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Who answers.
+    #[serde(default)]
+    pub backends: Vec<WantedBackend>,
+    /// How backends are looked after.
+    #[serde(default)]
+    pub health: Health,
+    /// The most that one request may take, from its first byte to the last byte of its answer.
+    #[serde(default = "three_hundred")]
+    pub timeout_seconds: u64,
+    /// The largest body that a client may send.
+    #[serde(default = "ten_megabytes")]
+    pub max_request_bytes: u64,
+    /// Connections of clients at once; more wait in the system's queue.
+    #[serde(default = "four_thousand")]
+    pub max_connections: usize,
+    /// A request's head must be there after this, and an idle connection is closed after it.
+    #[serde(default = "thirty")]
+    pub header_timeout_seconds: u64,
+    /// How long requests in flight may go on after SIGTERM.
+    #[serde(default = "thirty")]
+    pub drain_seconds: u64,
+}
+
+/// Files of the certificate, both PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The chain, the leaf first.
+    pub certificate_file: Utf8PathBuf,
+    /// The key.
+    pub key_file: Utf8PathBuf,
+}
+
+/// One backend as the file has it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WantedBackend {
+    /// Its name in metrics and in the status.
+    pub name: String,
+    /// Where it answers requests.
+    pub listen: Address,
+    /// Where it answers `/metrics`.
+    #[serde(default)]
+    pub metrics_listen: Option<Address>,
+    /// Its share of the requests; 0: none.
+    #[serde(default = "hundred")]
+    pub weight: u32,
+}
+
+/// How backends are looked after.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// What is asked for; 2xx is healthy.
+    pub path: String,
+    /// Between two looks.
+    pub interval_ms: u64,
+    /// The most that one look may take.
+    pub timeout_ms: u64,
+    /// Failures in a row until it gets no more requests.
+    pub unhealthy_after: u32,
+    /// Successes in a row until it gets requests again.
+    pub healthy_after: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health { path: "/ready".to_owned(), interval_ms: 500, timeout_ms: 2000, unhealthy_after: 2, healthy_after: 1 }
+    }
+}
+
+fn hundred() -> u32 {
+    100
+}
+fn thirty() -> u64 {
+    30
+}
+fn three_hundred() -> u64 {
+    300
+}
+fn ten_megabytes() -> u64 {
+    10_000_000
+}
+fn four_thousand() -> usize {
+    4000
+}
+
+/// An address to listen on or to connect to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Address {
+    /// `HOST:PORT`, the host as a number or `localhost`.
+    Tcp(SocketAddr),
+    /// `unix:/path`.
+    Unix(Utf8PathBuf),
+}
+
+/// A configuration that cannot be used, with everything that is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("gateway configuration {file}: {}", .problems.join("; "))]
+pub struct InvalidConfig {
+    /// The file.
+    pub file: Utf8PathBuf,
+    /// What is wrong, each in a sentence.
+    pub problems: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    gateway: Config,
+}
+
+/// The kernel's bound on a socket's path, with its closing zero.
+const MOST_SOCKET_PATH: usize = 107;
+const MOST_BACKENDS: usize = 256;
+const MOST_FILE: u64 = 4 << 20;
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn read(file: &Utf8Path) -> Result<Config, InvalidConfig> {
+        let fail = |problem: String| InvalidConfig { file: file.to_owned(), problems: vec![problem] };
+        let length = std::fs::metadata(file).map_err(|error| fail(error.to_string()))?.len();
+        if length > MOST_FILE {
+            return Err(fail(format!("it has {length} bytes, more than {MOST_FILE}")));
+        }
+        let text = std::fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
+        let document: Document = serde_yaml::from_str(&text).map_err(|error| fail(error.to_string()))?;
+        match document.gateway.problems() {
+            problems if problems.is_empty() => Ok(document.gateway),
+            problems => Err(InvalidConfig { file: file.to_owned(), problems }),
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut names = std::collections::HashSet::new();
+        for backend in &self.backends {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if backend.name.is_empty() || backend.name.len() > 63 || !backend.name.chars().all(plain) {
+                problems
+                    .push(format!("backend `{}`: a name has 1 to 63 letters, digits, `-`, `_` or `.`", backend.name));
+            }
+            if !names.insert(&backend.name) {
+                problems.push(format!("backend `{}` is there twice", backend.name));
+            }
+            if backend.weight > 10_000 {
+                problems.push(format!("backend `{}`: weight {} is over 10000", backend.name, backend.weight));
+            }
+        }
+        if self.backends.len() > MOST_BACKENDS {
+            problems.push(format!("{} backends are more than {MOST_BACKENDS}", self.backends.len()));
+        }
+        if let Some(Address::Tcp(address)) = &self.admin_listen
+            && !address.ip().is_loopback()
+        {
+            problems
+                .push(format!("admin_listen {address}: it asks for no password, so it must be `unix:…` or loopback"));
+        }
+        if !self.health.path.starts_with('/') || self.health.path.parse::<http::uri::PathAndQuery>().is_err() {
+            problems.push(format!("health.path `{}` is no path", self.health.path));
+        }
+        let within = [
+            ("timeout_seconds", self.timeout_seconds, 1, 86_400),
+            ("max_request_bytes", self.max_request_bytes, 1, 1 << 40),
+            ("max_connections", self.max_connections as u64, 1, 1_000_000),
+            ("header_timeout_seconds", self.header_timeout_seconds, 1, 3600),
+            ("drain_seconds", self.drain_seconds, 0, 3600),
+            ("health.interval_ms", self.health.interval_ms, 10, 3_600_000),
+            ("health.timeout_ms", self.health.timeout_ms, 10, 3_600_000),
+            ("health.unhealthy_after", self.health.unhealthy_after.into(), 1, 1000),
+            ("health.healthy_after", self.health.healthy_after.into(), 1, 1000),
+        ];
+        for (name, value, least, most) in within {
+            if !(least..=most).contains(&value) {
+                problems.push(format!("{name} {value} is not within {least} and {most}"));
+            }
+        }
+        problems
+    }
+
+    /// What differs from `old` and is bound to sockets that are open.
+    pub(super) fn needs_restart(&self, old: &Config) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        for (name, same) in [
+            ("listen", self.listen == old.listen),
+            ("metrics_listen", self.metrics_listen == old.metrics_listen),
+            ("admin_listen", self.admin_listen == old.admin_listen),
+            ("tls", self.tls.is_some() == old.tls.is_some()),
+            ("max_connections", self.max_connections == old.max_connections),
+        ] {
+            if !same {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = Utf8PathBuf::from(path);
+            if !path.is_absolute() {
+                return Err(format!("`{text}`: the path of a socket is absolute"));
+            }
+            if path.as_str().len() > MOST_SOCKET_PATH {
+                let long = path.as_str().len();
+                return Err(format!(
+                    "`{text}`: the path has {long} bytes, the system takes {MOST_SOCKET_PATH}; use a shorter folder"
+                ));
+            }
+            return Ok(Address::Unix(path));
+        }
+        let number = match text.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => text.to_owned(),
+        };
+        number.parse().map(Address::Tcp).map_err(|_| format!("`{text}` is neither `IP:PORT` nor `unix:/path`"))
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> String {
+        address.to_string()
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{path}"),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Sockets and connections: bounded in number, TLS or plain, HTTP/1.1 and HTTP/2, drained on the way out.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::config::Address;
+use super::forward::{self, Client};
+use super::stall::Guarded;
+use super::{Error, Gateway, answer};
+
+/// The longest request head.
+const MOST_HEAD: usize = 64 << 10;
+/// From the first byte to the end of the TLS handshake.
+const SHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Streams of one HTTP/2 connection at once.
+const MOST_STREAMS: u32 = 128;
+/// Connections to metrics and administration at once.
+const MOST_PLAIN: usize = 64;
+
+/// An open socket.
+pub(super) struct Listener {
+    socket: Socket,
+    address: Address,
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection of either kind.
+enum Stream {
+    Tcp(TcpStream, IpAddr),
+    Unix(UnixStream),
+}
+
+/// Every client takes two file numbers; the system's default of 1024 is for programs of another time.
+pub(super) fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+impl Listener {
+    /// Opens the socket. `what` says in errors what it is for.
+    pub(super) async fn bind(what: &'static str, address: &Address) -> Result<Listener, Error> {
+        let fail = |source: io::Error| Error::Listen {
+            what,
+            address: address.to_string(),
+            hint: hint(address, &source),
+            source,
+        };
+        match address {
+            Address::Tcp(wanted) => {
+                let socket = TcpListener::bind(wanted).await.map_err(fail)?;
+                let address = Address::Tcp(socket.local_addr().map_err(fail)?);
+                Ok(Listener { socket: Socket::Tcp(socket), address })
+            }
+            Address::Unix(path) => {
+                // A socket that a killed process left answers nobody; one that answers is somebody's.
+                if UnixStream::connect(path).await.is_ok() {
+                    return Err(fail(io::ErrorKind::AddrInUse.into()));
+                }
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+                    _ => {}
+                }
+                let socket = UnixListener::bind(path).map_err(fail)?;
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+                Ok(Listener { socket: Socket::Unix(socket), address: address.clone() })
+            }
+        }
+    }
+
+    /// Where it listens, with the port that was got.
+    pub(super) fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    /// Serves clients until the gateway drains.
+    pub(super) async fn serve_clients(self, gateway: Arc<Gateway>) {
+        let most = gateway.live().config.max_connections;
+        self.accept(gateway, most, |gateway, stream| async move {
+            let (ip, stream): (_, Box<dyn Both>) = match stream {
+                Stream::Tcp(stream, ip) => {
+                    // Tokens are small and must not wait for each other.
+                    let _ = stream.set_nodelay(true);
+                    if gateway.certificate.is_some() {
+                        return secure(gateway, stream, ip).await;
+                    }
+                    (Some(ip), Box::new(stream))
+                }
+                Stream::Unix(stream) => (None, Box::new(stream)),
+            };
+            http1(gateway, Client { ip, tls: false }, stream).await;
+        })
+        .await;
+    }
+
+    /// Serves metrics or administration: small answers without TLS.
+    pub(super) async fn serve_plain<F>(self, gateway: Arc<Gateway>, answer: fn(Arc<Gateway>, Request<Incoming>) -> F)
+    where
+        F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        self.accept(gateway, MOST_PLAIN, move |gateway, stream| async move {
+            let stream: Box<dyn Both> = match stream {
+                Stream::Tcp(stream, _) => Box::new(stream),
+                Stream::Unix(stream) => Box::new(stream),
+            };
+            let service = {
+                let gateway = gateway.clone();
+                service_fn(move |request| {
+                    let answer = answer(gateway.clone(), request);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                })
+            };
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(10))
+                .max_buf_size(MOST_HEAD)
+                .serve_connection(TokioIo::new(Guarded::new(stream)), service);
+            let mut connection = pin!(connection);
+            tokio::select! {
+                _ = &mut connection => return,
+                () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            tokio::select! {
+                _ = connection => {}
+                () = gateway.stops.leave.cancelled() => {}
+            }
+        })
+        .await;
+    }
+
+    async fn accept<F>(self, gateway: Arc<Gateway>, most: usize, serve: impl Fn(Arc<Gateway>, Stream) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let places = Arc::new(Semaphore::new(most));
+        loop {
+            // A place first: who finds none waits in the system's queue, not in our memory.
+            let accepted = tokio::select! {
+                accepted = self.next(&places) => accepted,
+                () = gateway.stops.drain.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, place)) => {
+                    let served = serve(gateway.clone(), stream);
+                    let count = gateway.metrics.connection();
+                    gateway.stops.tasks.spawn(async move {
+                        served.await;
+                        drop((place, count));
+                    });
+                }
+                Err(error) => {
+                    // Out of file numbers, mostly: others must end first, and asking again at once would only burn.
+                    tracing::warn!(address = %self.address, %error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        if let Address::Unix(path) = &self.address {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    async fn next(&self, places: &Arc<Semaphore>) -> io::Result<(Stream, OwnedSemaphorePermit)> {
+        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let stream = match &self.socket {
+            Socket::Tcp(socket) => socket.accept().await.map(|(stream, peer)| Stream::Tcp(stream, peer.ip()))?,
+            Socket::Unix(socket) => socket.accept().await.map(|(stream, _)| Stream::Unix(stream))?,
+        };
+        Ok((stream, place))
+    }
+}
+
+trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Both for S {}
+
+fn hint(address: &Address, error: &io::Error) -> String {
+    match (address, error.kind()) {
+        (Address::Tcp(address), io::ErrorKind::AddrInUse) => {
+            let port = address.port();
+            format!(
+                "another program has port {port}: see `ss -ltnp 'sport = :{port}'`, stop it, or configure another port"
+            )
+        }
+        (Address::Tcp(address), io::ErrorKind::PermissionDenied) => {
+            format!(
+                "port {} is for root alone (below `sysctl net.ipv4.ip_unprivileged_port_start`): configure a higher one",
+                address.port()
+            )
+        }
+        (Address::Tcp(address), io::ErrorKind::AddrNotAvailable) => {
+            format!("this machine has no address {}: see `ip addr`, or configure 0.0.0.0", address.ip())
+        }
+        (Address::Unix(path), io::ErrorKind::AddrInUse) => format!("another process answers on {path}: stop it"),
+        (Address::Unix(path), _) => format!("check that the folder of {path} is there and may be written"),
+        _ => "configure another address".to_owned(),
+    }
+}
+
+async fn secure(gateway: Arc<Gateway>, stream: TcpStream, ip: IpAddr) {
+    let Some(certificate) = gateway.certificate.clone() else { return };
+    let shaken = timeout(SHAKE_WITHIN, async {
+        // A TLS handshake begins with 22; a letter is the method of plain HTTP.
+        let mut first = [0u8];
+        if stream.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase() {
+            return Ok((Err(stream), false));
+        }
+        let shaken = certificate.acceptor().accept(stream).await?;
+        let http2 = shaken.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok::<_, io::Error>((Ok(shaken), http2))
+    });
+    let shaken = tokio::select! {
+        shaken = shaken => shaken,
+        () = gateway.stops.drain.cancelled() => return,
+    };
+    match shaken {
+        Ok(Ok((Ok(stream), http2))) => {
+            let client = Client { ip: Some(ip), tls: true };
+            let stream = Box::new(stream);
+            if http2 { self::http2(gateway, client, stream).await } else { http1(gateway, client, stream).await }
+        }
+        Ok(Ok((Err(stream), _))) => plain_on_tls(stream).await,
+        // Scanners and health checks of others connect and leave: counted, not logged above debug.
+        Ok(Err(error)) => {
+            gateway.metrics.handshake_failed();
+            tracing::debug!(%ip, %error, "TLS handshake");
+        }
+        Err(_) => gateway.metrics.handshake_failed(),
+    }
+}
+
+/// Tells a client that it should have used TLS. What it sent is read first: closing over unread bytes would reset the
+/// connection and take our answer with it.
+async fn plain_on_tls(mut stream: TcpStream) {
+    let polite = async {
+        let mut buffer = vec![0u8; 16 << 10];
+        let _ = stream.read(&mut buffer).await;
+        stream.write_all(&answer::use_https()).await?;
+        stream.shutdown().await?;
+        while stream.read(&mut buffer).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    let _ = timeout(Duration::from_secs(2), polite).await;
+}
+
+async fn http1(gateway: Arc<Gateway>, client: Client, stream: Box<dyn Both>) {
+    let begun = Arc::new(AtomicBool::new(false));
+    let service = {
+        let (gateway, begun) = (gateway.clone(), begun.clone());
+        service_fn(move |request| {
+            begun.store(true, Relaxed);
+            forward::handle(gateway.clone(), client, request)
+        })
+    };
+    let within = Duration::from_secs(gateway.live().config.header_timeout_seconds);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(within)
+        .max_buf_size(MOST_HEAD)
+        .serve_connection(TokioIo::new(Guarded::new(stream)), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return note(ended),
+        () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        ended = connection => note(ended),
+        () = gateway.stops.leave.cancelled() => {}
+        () = nothing_comes(&begun) => {}
+    }
+}
+
+async fn http2(gateway: Arc<Gateway>, client: Client, stream: Box<dyn Both>) {
+    let begun = Arc::new(AtomicBool::new(false));
+    let service = {
+        let (gateway, begun) = (gateway.clone(), begun.clone());
+        service_fn(move |request| {
+            begun.store(true, Relaxed);
+            forward::handle(gateway.clone(), client, request)
+        })
+    };
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(MOST_HEAD as u32)
+        // Clients that have gone without a word are found by pings.
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .serve_connection(TokioIo::new(Guarded::new(stream)), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return note(ended),
+        () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        ended = connection => note(ended),
+        () = gateway.stops.leave.cancelled() => {}
+        () = nothing_comes(&begun) => {}
+    }
+}
+
+/// A connection that is open and has never asked for anything is not worth a drain's time.
+async fn nothing_comes(begun: &AtomicBool) {
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    if begun.load(Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn note(ended: Result<(), hyper::Error>) {
+    if let Err(error) = ended {
+        tracing::debug!(error = %answer::chain(&error), "a client's connection");
+    }
+}

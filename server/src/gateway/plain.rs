@@ -1,0 +1,68 @@
+//! A small GET to a backend on a connection of its own: for looks and for metrics.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::config::Address;
+
+/// Status, headers and body, all within `most_time` and `most_bytes`. The error is a sentence.
+pub(super) async fn get(
+    address: &Address,
+    path: &str,
+    most_time: Duration,
+    most_bytes: usize,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    let road = async {
+        let fail = |error: std::io::Error| format!("connect: {error}");
+        match address {
+            Address::Tcp(address) => exchange(TcpStream::connect(address).await.map_err(fail)?, path, most_bytes).await,
+            Address::Unix(socket) => exchange(UnixStream::connect(socket).await.map_err(fail)?, path, most_bytes).await,
+        }
+    };
+    match tokio::time::timeout(most_time, road).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("no answer to {path} within {} ms", most_time.as_millis())),
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    path: &str,
+    most_bytes: usize,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    let told = |error: hyper::Error| super::answer::chain(&error);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
+    let request = Request::get(path)
+        .header(http::header::HOST, "backend")
+        .header(http::header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let answer = async {
+        let (head, mut body) = sender.send_request(request).await.map_err(told)?.into_parts();
+        let mut all = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(told)?.into_data() else { continue };
+            if all.len() + data.len() > most_bytes {
+                return Err(format!("the answer to {path} is larger than {most_bytes} bytes"));
+            }
+            all.extend_from_slice(&data);
+        }
+        Ok((head.status, head.headers, all.freeze()))
+    };
+    // The connection is driven here and ends with us: nothing is left behind.
+    let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        ended = connection => match ended {
+            Ok(()) => answer.await,
+            Err(error) => Err(told(error)),
+        },
+    }
+}

@@ -1,0 +1,9 @@
+//! The gateway between real clients and real backends on loopback.
+#![allow(clippy::unwrap_used)]
+
+mod backend;
+mod site;
+
+mod operating;
+mod requests;
+mod tls;

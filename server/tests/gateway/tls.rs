@@ -1,0 +1,172 @@
+//! The gateway's TLS side.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use camino::Utf8Path;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::backend::Backend;
+use crate::site::{SOON, Site, eventually};
+
+/// Writes a certificate and its key, and gives the certificate.
+fn certify(folder: &Utf8Path) -> CertificateDer<'static> {
+    let made = rcgen::generate_simple_self_signed(["site.example".to_owned()]).unwrap();
+    // By renaming, as a careful renewal does.
+    for (name, text) in [("key.pem", made.signing_key.serialize_pem()), ("cert.pem", made.cert.pem())] {
+        std::fs::write(folder.join("new.pem"), text).unwrap();
+        std::fs::rename(folder.join("new.pem"), folder.join(name)).unwrap();
+    }
+    made.cert.der().clone()
+}
+
+async fn site(backends: &[&Backend], folder: &Utf8Path) -> Site {
+    Site::with(backends, &tls(folder)).await
+}
+
+fn tls(folder: &Utf8Path) -> String {
+    format!("  tls: {{ certificate_file: {folder}/cert.pem, key_file: {folder}/key.pem }}\n")
+}
+
+async fn connect(
+    site: &Site,
+    trusted: &CertificateDer<'static>,
+    protocol: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.clone()).unwrap();
+    let mut config =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let stream = TcpStream::connect(site.address()).await?;
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("site.example").unwrap(), stream).await
+}
+
+fn folder() -> (tempfile::TempDir, camino::Utf8PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = Utf8Path::from_path(folder.path()).unwrap().to_owned();
+    (folder, path)
+}
+
+#[tokio::test]
+async fn http_1_and_http_2_are_spoken_and_backends_see_https() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = site(&[&a], &path).await;
+
+    let stream = connect(&site, &trusted, b"http/1.1").await.unwrap();
+    let request = Request::get("/x").header("host", "site.example").body(Full::new(Bytes::new())).unwrap();
+    assert_eq!(crate::site::exchange(stream, request).await.status(), 200);
+    assert_eq!(a.state.last.lock().unwrap()["x-forwarded-proto"], "https");
+
+    let stream = connect(&site, &trusted, b"h2").await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("https://site.example/two").header("cookie", "a=1").header("cookie", "b=2");
+    let response = sender.send_request(request.body(Full::new(Bytes::from("hello"))).unwrap()).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "a POST /two 5");
+    let seen = a.state.last.lock().unwrap().clone();
+    assert_eq!((seen["host"].as_str(), seen["cookie"].as_str()), ("site.example", "a=1; b=2"));
+
+    // Events pass one by one here, too, beside another request on the same connection.
+    let request = Request::post("https://site.example/events").body(Full::new(Bytes::from("{}"))).unwrap();
+    let mut events = sender.send_request(request).await.unwrap().into_body();
+    for at in 0..3 {
+        a.state.events.add(1);
+        let frame = tokio::time::timeout(SOON, events.frame()).await.unwrap().unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), format!("data: {at}\n\n"));
+        let request = Request::get("https://site.example/x").body(Full::new(Bytes::new())).unwrap();
+        assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
+    }
+    // A reset stream is a client that leaves.
+    let request = Request::post("https://site.example/events").body(Full::new(Bytes::from("{}"))).unwrap();
+    drop(sender.send_request(request).await.unwrap());
+    eventually(async || a.state.left.load(std::sync::atomic::Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_taken_over_by_itself_and_a_broken_one_is_not() {
+    let (_folder, path) = folder();
+    let first = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = site(&[&a], &path).await;
+    let mut old = connect(&site, &first, b"http/1.1").await.unwrap();
+
+    let second = certify(&path);
+    eventually(async || connect(&site, &second, b"http/1.1").await.is_ok()).await;
+    assert!(connect(&site, &first, b"http/1.1").await.is_err());
+    // Connections that were open stay open.
+    old.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    old.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+
+    std::fs::write(path.join("cert.pem"), "no certificate").unwrap();
+    let (status, answer) = site.admin("POST", "/reload", "").await;
+    assert_eq!(status, 400);
+    assert!(answer["error"]["message"].as_str().unwrap().contains("cert.pem"), "{answer}");
+    connect(&site, &second, b"http/1.1").await.unwrap();
+
+    // The right certificate beside another one's key.
+    let key = std::fs::read(path.join("key.pem")).unwrap();
+    let third = certify(&path);
+    std::fs::write(path.join("key.pem"), key).unwrap();
+    assert!(site.gateway.reload().await.unwrap_err().to_string().contains("does not belong"));
+    assert!(connect(&site, &third, b"http/1.1").await.is_err());
+
+    let fourth = certify(&path);
+    assert!(site.gateway.reload().await.is_ok());
+    connect(&site, &fourth, b"http/1.1").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_certificates_end_is_measured_and_failed_handshakes_are_counted() {
+    let (_folder, path) = folder();
+    let trusted = certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = site(&[&a], &path).await;
+    let other = rcgen::generate_simple_self_signed(["site.example".to_owned()]).unwrap().cert.der().clone();
+    assert!(connect(&site, &other, b"h2").await.is_err());
+    connect(&site, &trusted, b"h2").await.unwrap();
+    eventually(async || site.metrics().await.contains("textnlp_gateway_tls_handshake_errors_total 1\n")).await;
+    let (_, status) = site.admin("GET", "/status", "").await;
+    let not_after = status["certificate"]["not_after"].as_i64().unwrap();
+    assert!(not_after > 1_700_000_000);
+    let text = site.metrics().await;
+    assert!(text.contains(&format!("textnlp_gateway_certificate_not_after_seconds {not_after}\n")), "{text}");
+}
+
+#[tokio::test]
+async fn plain_http_on_the_tls_port_is_told_so() {
+    let (_folder, path) = folder();
+    certify(&path);
+    let a = Backend::tcp("a").await;
+    let site = site(&[&a], &path).await;
+    let mut client = TcpStream::connect(site.address()).await.unwrap();
+    client.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    tokio::time::timeout(SOON, client.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert!(text.starts_with("HTTP/1.1 400") && text.contains("https_required"), "{text}");
+}
+
+#[tokio::test]
+async fn a_start_without_a_usable_certificate_is_refused() {
+    let (_folder, path) = folder();
+    let file = path.join("gateway.yaml");
+    std::fs::write(&file, format!("gateway:\n  listen: \"127.0.0.1:0\"\n{}", tls(&path))).unwrap();
+    let error = textnlp_server::gateway::start(&file).await.unwrap_err();
+    assert!(error.to_string().contains("cert.pem") && error.hint().is_some(), "{error}");
+}
