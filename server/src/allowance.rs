@@ -1,0 +1,138 @@
+//! Who may still ask for how much: rates of requests, and tokens set aside for one generation and settled after it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::config::Rate;
+use crate::database::{BudgetRefusal, Reservation, StoreError, now_ms};
+use crate::error::{ApiError, chain};
+use crate::rate::{Left, Taken, take};
+use crate::retry::{Backoff, retry};
+
+/// Takes one request of the caller's rate.
+pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Left>, (ApiError, Option<Left>)> {
+    let Some(rate) = caller.rate else { return Ok(None) };
+    let taken = match app.store.take(&caller.user, "requests", rate, 1).await {
+        Ok(taken) => taken,
+        // A database that cannot be written must not stop generation: this replica counts alone until it can.
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "rates are counted by this replica alone");
+            app.local_rates.take(&caller.user, rate)
+        }
+    };
+    match taken {
+        Taken::Yes { left, .. } => Ok(Some(left)),
+        Taken::NotYet { retry_ms, left } => Err((refusal(rate, "requests", retry_ms), Some(left))),
+        Taken::Never => Err((refusal(rate, "requests", rate.per.as_secs_f64() * 1000.0), None)),
+    }
+}
+
+/// Sets tokens aside for one generation: from the token that pays, and from the key's rate of tokens. `None` when nothing
+/// limits the caller.
+pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<Option<Reservation>, ApiError> {
+    if caller.token.is_none() && caller.token_rate.is_none() {
+        return Ok(None);
+    }
+    let reservation = Reservation {
+        subject: caller.user.clone(),
+        jti: caller.token.as_ref().map(|token| token.jti.clone()),
+        rate: caller.token_rate,
+        tokens,
+    };
+    let (limit, expires) = caller.token.as_ref().map_or((0, now_ms()), |token| (token.limit, token.expires_at_ms));
+    let reserved =
+        retry(Backoff::DATABASE, StoreError::passes, || app.store.reserve(&reservation, limit, expires)).await?;
+    match (reserved, caller.token_rate) {
+        (Ok(_), _) => Ok(Some(reservation)),
+        (Err(BudgetRefusal::Spent { limit, left }), _) => Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "token_limit_exceeded",
+            format!("this needs up to {tokens} tokens, and this token may spend {left} more of its {limit}"),
+        )
+        .param("max_tokens")
+        .hint(if left > 0 {
+            "ask for fewer tokens, or get a new token from /auth/token"
+        } else {
+            "get a new token from /auth/token"
+        })),
+        (Err(BudgetRefusal::Rate(Taken::NotYet { retry_ms, .. })), Some(rate)) => {
+            Err(refusal(rate, "tokens", retry_ms))
+        }
+        (Err(BudgetRefusal::Rate(_)), rate) => Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "token_rate_exceeded",
+            format!(
+                "this needs up to {tokens} tokens, more than this key's {} ever gives",
+                rate.map_or_else(String::new, |r| r.to_string())
+            ),
+        )
+        .param("max_tokens")
+        .hint("ask for fewer tokens")),
+    }
+}
+
+/// Settles what a generation used, also after its client has left. What cannot be written stays set aside until the token
+/// expires: never too little is counted.
+pub(crate) async fn settle(app: &App, reservation: Option<Reservation>, used: u64) {
+    let Some(reservation) = reservation else { return };
+    let settled = retry(Backoff::DATABASE, StoreError::passes, || app.store.settle(&reservation, used)).await;
+    if let Err(error) = settled {
+        tracing::warn!(key = %reservation.subject, used, error = %chain(&error), "used tokens could not be settled");
+    }
+}
+
+fn refusal(rate: Rate, what: &str, retry_ms: f64) -> ApiError {
+    ApiError::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "rate_limit_exceeded",
+        format!("this key's limit is {} {what} per {}", rate.count, per(rate)),
+    )
+    .hint("try again after the time in Retry-After")
+    .retry_after(Duration::from_secs_f64(retry_ms.max(0.0) / 1000.0))
+}
+
+fn per(rate: Rate) -> String {
+    rate.to_string().split_once('/').map_or_else(String::new, |(_, per)| per.to_owned())
+}
+
+/// Rates counted in this process alone, for when the store cannot be written.
+#[derive(Debug, Default)]
+pub(crate) struct LocalRates {
+    arrivals: Mutex<HashMap<String, f64>>,
+}
+
+/// Keys counted at once; beyond it the table starts anew.
+const MAX_LOCAL: usize = 10_000;
+
+impl LocalRates {
+    fn take(&self, subject: &str, rate: Rate) -> Taken {
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        if arrivals.len() >= MAX_LOCAL && !arrivals.contains_key(subject) {
+            arrivals.clear();
+        }
+        let taken = take(rate, arrivals.get(subject).copied().unwrap_or(0.0), 1, now_ms() as f64);
+        if let Taken::Yes { arrival_ms, .. } = taken {
+            arrivals.insert(subject.to_owned(), arrival_ms);
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_alone_still_limits() {
+        let (rates, rate) = (LocalRates::default(), "2/hour".parse().unwrap());
+        assert!(matches!(rates.take("a", rate), Taken::Yes { .. }));
+        assert!(matches!(rates.take("a", rate), Taken::Yes { .. }));
+        assert!(matches!(rates.take("a", rate), Taken::NotYet { .. }));
+        assert!(matches!(rates.take("b", rate), Taken::Yes { .. }));
+    }
+}

@@ -1,0 +1,215 @@
+//! Tokens of `/auth/token`: RS256, signed with a key that replicas share, verified by anyone with `/.well-known/jwks.json`.
+
+use std::time::Duration;
+
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use base64::Engine as _;
+use camino::Utf8Path;
+use jsonwebtoken::jwk::{Jwk, ThumbprintHash};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::config::Security;
+
+/// What a token says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Who issued it.
+    pub iss: String,
+    /// Public id of the key that it was exchanged for.
+    pub user_id: String,
+    /// The key's tenant.
+    pub tenant_id: String,
+    /// The most prompt and generated tokens that it may spend.
+    pub token_limit: u64,
+    /// When it ends, in seconds since 1970.
+    pub exp: u64,
+    /// When it was made.
+    pub iat: u64,
+    /// Its name in the budgets.
+    pub jti: String,
+}
+
+/// Signs and verifies.
+pub struct Signer {
+    signing: EncodingKey,
+    verifying: DecodingKey,
+    header: Header,
+    validation: Validation,
+    jwk: Jwk,
+    issuer: String,
+    expiry: Duration,
+}
+
+/// Why a signing key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SignerError {
+    /// Its file cannot be read.
+    #[error("read the key that signs tokens, {path}")]
+    Read {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no such key.
+    #[error("{path} is no RSA private key of at least 2048 bits in PEM")]
+    Unusable {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: Option<jsonwebtoken::errors::Error>,
+    },
+    /// The system has no random numbers.
+    #[error("no key could be generated")]
+    Generate,
+}
+
+impl Signer {
+    /// With the key of the configuration, or with one that lives as long as the process.
+    pub fn new(security: &Security) -> Result<Self, SignerError> {
+        match &security.jwt_private_key_file {
+            Some(path) => {
+                let source = |source| SignerError::Read { path: path.to_string(), source };
+                Self::from_pem(&std::fs::read(path).map_err(source)?, path, security)
+            }
+            None => {
+                tracing::info!("tokens of /auth/token end with this process: security.jwt_private_key_file is not set");
+                Self::from_pem(generate_pem()?.as_bytes(), Utf8Path::new("the generated key"), security)
+            }
+        }
+    }
+
+    fn from_pem(pem: &[u8], path: &Utf8Path, security: &Security) -> Result<Self, SignerError> {
+        let unusable = |source| SignerError::Unusable { path: path.to_string(), source };
+        let signing = EncodingKey::from_rsa_pem(pem).map_err(|e| unusable(Some(e)))?;
+        let mut jwk = Jwk::from_encoding_key(&signing, Algorithm::RS256).map_err(|e| unusable(Some(e)))?;
+        let verifying = DecodingKey::from_jwk(&jwk).map_err(|e| unusable(Some(e)))?;
+        let kid = jwk.thumbprint(ThumbprintHash::SHA256).map_err(|e| unusable(Some(e)))?;
+        // A modulus of 2048 bits is 342 letters of base64.
+        let modulus = serde_json::to_value(&jwk).ok().and_then(|jwk| jwk["n"].as_str().map(str::len)).unwrap_or(0);
+        if modulus < 342 {
+            return Err(unusable(None));
+        }
+        jwk.common.key_id = Some(kid.clone());
+        jwk.common.public_key_use = Some(jsonwebtoken::jwk::PublicKeyUse::Signature);
+        let mut validation = Validation::new(Algorithm::RS256);
+        validation.set_issuer(&[&security.issuer]);
+        validation.set_required_spec_claims(&["exp", "iss"]);
+        validation.leeway = 0;
+        let header = Header { kid: Some(kid), ..Header::new(Algorithm::RS256) };
+        let (issuer, expiry) = (security.issuer.clone(), security.jwt_expiry);
+        Ok(Self { signing, verifying, header, validation, jwk, issuer, expiry })
+    }
+
+    /// How long tokens are valid.
+    pub fn expiry(&self) -> Duration {
+        self.expiry
+    }
+
+    /// Makes a token.
+    pub fn issue(
+        &self,
+        user_id: &str,
+        tenant_id: &str,
+        token_limit: u64,
+        expiry: Duration,
+    ) -> Result<(String, Claims), jsonwebtoken::errors::Error> {
+        let iat = jsonwebtoken::get_current_timestamp();
+        let claims = Claims {
+            iss: self.issuer.clone(),
+            user_id: user_id.to_owned(),
+            tenant_id: tenant_id.to_owned(),
+            token_limit,
+            exp: iat + expiry.as_secs().max(1),
+            iat,
+            jti: uuid::Uuid::new_v4().to_string(),
+        };
+        Ok((jsonwebtoken::encode(&self.header, &claims, &self.signing)?, claims))
+    }
+
+    /// What a token says, if it is one of ours that is valid now. Only RS256 is tried, whatever its header says.
+    pub fn verify(&self, token: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
+        Ok(jsonwebtoken::decode::<Claims>(token, &self.verifying, &self.validation)?.claims)
+    }
+
+    /// The public keys, as `/.well-known/jwks.json` shows them.
+    pub fn jwks(&self) -> Value {
+        json!({ "keys": [self.jwk] })
+    }
+}
+
+/// An RSA key of 2048 bits in PEM.
+pub fn generate_pem() -> Result<String, SignerError> {
+    let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| SignerError::Generate)?;
+    let der: Pkcs8V1Der<'_> = key.as_der().map_err(|_| SignerError::Generate)?;
+    let body = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+    let lines: Vec<&str> = body.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    Ok(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn security(issuer: &str) -> Security {
+        Security {
+            jwt_expiry: Duration::from_secs(60),
+            jwt_private_key_file: None,
+            jwt_token_limit: 1,
+            api_keys_enabled: true,
+            api_key_header: "X-API-Key".into(),
+            rate_limit: None,
+            token_rate_limit: None,
+            issuer: issuer.into(),
+        }
+    }
+
+    #[test]
+    fn a_token_is_verified_by_its_key_and_issuer_and_by_nothing_else() {
+        let pem = generate_pem().unwrap();
+        let signer = |issuer| Signer::from_pem(pem.as_bytes(), Utf8Path::new("k"), &security(issuer)).unwrap();
+        let ours = signer("a");
+        let (token, claims) = ours.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        assert_eq!(ours.verify(&token).unwrap(), claims);
+        assert_eq!(signer("a").verify(&token).unwrap(), claims, "another replica with the same key");
+        assert!(signer("b").verify(&token).is_err());
+        assert!(Signer::new(&security("a")).unwrap().verify(&token).is_err());
+        let kid = ours.jwks()["keys"][0]["kid"].clone();
+        assert_eq!(jsonwebtoken::decode_header(&token).unwrap().kid.as_deref(), kid.as_str());
+        assert_eq!(ours.jwks()["keys"][0]["alg"], "RS256");
+    }
+
+    #[test]
+    fn an_expired_token_a_changed_one_and_one_of_another_algorithm_are_refused() {
+        let signer = Signer::new(&security("a")).unwrap();
+        let (_, claims) = signer.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        let old = Claims { exp: claims.iat - 10, ..claims.clone() };
+        let old = jsonwebtoken::encode(&signer.header, &old, &signer.signing).unwrap();
+        assert!(signer.verify(&old).is_err());
+        let none = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let body = none.encode(serde_json::to_vec(&claims).unwrap());
+        assert!(signer.verify(&format!("{}.{body}.", none.encode(r#"{"alg":"none"}"#))).is_err());
+        // The old trick: the public key's text as the secret of a symmetric signature.
+        let secret = EncodingKey::from_secret(signer.jwks().to_string().as_bytes());
+        let forged = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &secret).unwrap();
+        assert!(signer.verify(&forged).is_err());
+        for text in ["", ".", "..", "a.b.c", "ü.ü.ü"] {
+            assert!(signer.verify(text).is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_that_holds_no_key_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = camino::Utf8PathBuf::from_path_buf(folder.path().join("jwt.pem")).unwrap();
+        let with = Security { jwt_private_key_file: Some(path.clone()), ..security("a") };
+        assert!(matches!(Signer::new(&with), Err(SignerError::Read { .. })));
+        std::fs::write(&path, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
+        assert!(Signer::new(&with).err().unwrap().to_string().contains("jwt.pem"));
+        std::fs::write(&path, generate_pem().unwrap()).unwrap();
+        assert!(Signer::new(&with).is_ok());
+    }
+}

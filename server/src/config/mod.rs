@@ -1,0 +1,480 @@
+//! `server.yaml`: what one server replica is told. Read once at the door; what comes out is checked.
+
+mod document;
+mod units;
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+pub(crate) use document::nearest;
+use document::{Document, Section};
+
+pub use document::Problem;
+pub use units::{Address, ByteSize, Rate, Span};
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of the environment.
+    pub environment: String,
+    /// Its degree of maturity.
+    pub phase: Phase,
+    /// Region, as `/health` shows it.
+    pub region: String,
+    /// Site, as `/health` shows it.
+    pub site: String,
+    /// Listeners and limits.
+    pub api: Api,
+    /// Which models are served.
+    pub models: Models,
+    /// Where keys, budgets and usage are stored.
+    pub database: Database,
+    /// Who may do how much.
+    pub security: Security,
+    /// Logs and metrics.
+    pub monitoring: Monitoring,
+}
+
+/// A degree of maturity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Phase {
+    Development,
+    Staging,
+    Pilot,
+    ScaleUp,
+    Enterprise,
+    MultiRegion,
+    AirGapped,
+    Optimized,
+}
+
+const PHASES: &[(&str, Phase)] = &[
+    ("development", Phase::Development),
+    ("staging", Phase::Staging),
+    ("pilot", Phase::Pilot),
+    ("scale-up", Phase::ScaleUp),
+    ("enterprise", Phase::Enterprise),
+    ("multi-region", Phase::MultiRegion),
+    ("air-gapped", Phase::AirGapped),
+    ("optimized", Phase::Optimized),
+];
+
+impl Phase {
+    /// Its name in files and answers.
+    pub fn name(self) -> &'static str {
+        PHASES.iter().find(|(_, phase)| *phase == self).map_or("", |(name, _)| name)
+    }
+
+    /// From pilot on, real users are served.
+    pub fn is_production(self) -> bool {
+        self >= Self::Pilot
+    }
+}
+
+/// Listeners and limits.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// Where requests come in.
+    pub listen: Address,
+    /// Where metrics are read; none when absent.
+    pub metrics_listen: Option<Address>,
+    /// Threads that serve HTTP; the engine has its own.
+    pub workers: usize,
+    /// The longest that one request may take.
+    pub timeout: Duration,
+    /// The longest that a client may take to send a request's headers.
+    pub header_timeout: Duration,
+    /// The longest that a client may take to send a request's body.
+    pub body_timeout: Duration,
+    /// The largest request body in bytes.
+    pub max_request_size: usize,
+    /// The most requests waiting for the engine.
+    pub queue: usize,
+    /// The most connections open at once.
+    pub max_connections: usize,
+    /// The most tokens one request may generate.
+    pub max_tokens: usize,
+    /// Origins that browsers may call from; none by default.
+    pub cors_origins: Vec<String>,
+    /// Whether `/docs` and `/openapi.json` are served (never in production phases).
+    pub docs: bool,
+    /// How long a stopping server waits for requests that are running.
+    pub drain: Duration,
+    /// Refuse what did not come by HTTPS.
+    pub require_https: bool,
+    /// The domain whose subdomains are tenants.
+    pub base_domain: Option<String>,
+}
+
+/// Which models are served.
+#[derive(Debug, Clone)]
+pub struct Models {
+    /// The model of a request that names none.
+    pub default: String,
+    /// The folder that relative model paths start from.
+    pub cache_dir: Option<Utf8PathBuf>,
+    /// The most memory that loaded models may hold.
+    pub max_cache_size: ByteSize,
+    /// Loaded before the server is ready.
+    pub preload: Vec<String>,
+    /// What can be served.
+    pub serve: Vec<Model>,
+    /// Compute threads; 0 takes what the machine offers.
+    pub threads: usize,
+}
+
+/// One model that can be served.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// The name in requests.
+    pub name: String,
+    /// Its folder.
+    pub path: Utf8PathBuf,
+    /// What its weights become in memory; as they are when absent.
+    pub quantize: Option<Weights>,
+    /// A context shorter than the model's own.
+    pub context: Option<usize>,
+}
+
+/// What weights become in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Weights {
+    F32,
+    F16,
+    Q8_0,
+}
+
+/// Where keys, budgets and usage are stored.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// The SQLite file.
+    pub file: Utf8PathBuf,
+    /// Connections kept.
+    pub pool_size: u32,
+    /// Connections more under load.
+    pub max_overflow: u32,
+}
+
+/// Who may do how much.
+#[derive(Debug, Clone)]
+pub struct Security {
+    /// How long a token of `/auth/token` is valid.
+    pub jwt_expiry: Duration,
+    /// The key that signs tokens; one that lives as long as the process when absent.
+    pub jwt_private_key_file: Option<Utf8PathBuf>,
+    /// The most tokens that one token of `/auth/token` may spend, unless the key says otherwise.
+    pub jwt_token_limit: u64,
+    /// Whether requests need a credential.
+    pub api_keys_enabled: bool,
+    /// The header that carries a key.
+    pub api_key_header: String,
+    /// Requests per key.
+    pub rate_limit: Option<Rate>,
+    /// Prompt and generated tokens per key.
+    pub token_rate_limit: Option<Rate>,
+    /// The `iss` of tokens.
+    pub issuer: String,
+}
+
+/// Logs and metrics.
+#[derive(Debug, Clone)]
+pub struct Monitoring {
+    /// Whether a request's spans are logged with their times.
+    pub enable_tracing: bool,
+    /// The least severe level that is logged.
+    pub log_level: tracing::Level,
+    /// Where logs go; standard output when absent.
+    pub log_file: Option<Utf8PathBuf>,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("read configuration {path}")]
+    Read {
+        /// Which file.
+        path: Utf8PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is wrong.
+    #[error("configuration {path} has {} problem{}:{}", problems.len(), if problems.len() == 1 { "" } else { "s" },
+        problems.iter().map(|p| format!("\n  {p}")).collect::<String>())]
+    Invalid {
+        /// Which file.
+        path: Utf8PathBuf,
+        /// Everything that is wrong with it.
+        problems: Vec<Problem>,
+    },
+}
+
+/// The largest configuration file.
+const MAX_FILE: u64 = 1 << 20;
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Utf8Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        if std::fs::metadata(path).map_err(read)?.len() > MAX_FILE {
+            return Err(read(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "larger than 1 MiB")));
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        Self::parse(&text).map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
+    }
+
+    /// Reads a text; the error is everything that is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        let document = Document::parse(text)?;
+        let root = document.root();
+        let textnlp = root.section("textnlp");
+        if !root.has("textnlp") {
+            root.wrong("textnlp", "is missing", Some("everything stands under the key `textnlp:`".to_owned()));
+        }
+        root.finish();
+        let phase = textnlp.word("phase", PHASES).unwrap_or(Phase::Development);
+        let (monitoring, metrics_port) = monitoring(textnlp.section("monitoring"));
+        let config = Self {
+            environment: textnlp.text("environment").unwrap_or_else(|| "development".into()),
+            phase,
+            region: textnlp.text("region").unwrap_or_else(|| "local".into()),
+            site: textnlp.text("site").unwrap_or_else(|| "here".into()),
+            api: api(textnlp.section("api"), metrics_port, phase),
+            models: models(textnlp.section("models")),
+            database: database(textnlp.section("database")),
+            security: security(textnlp.section("security"), phase),
+            monitoring,
+        };
+        if textnlp.has("redis") {
+            textnlp.wrong(
+                "redis",
+                "comes with a later release",
+                Some("leave it out: one replica's cache is in memory".to_owned()),
+            );
+        }
+        textnlp.finish();
+        let problems = document.problems();
+        if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+}
+
+fn api(section: Section<'_>, metrics_port: Option<u64>, phase: Phase) -> Api {
+    let host = section.text("host");
+    let port = section.integer("port", 0..=65535);
+    if section.has("listen") && (host.is_some() || port.is_some()) {
+        section.wrong("listen", "stands beside `host` or `port`", Some("write one or the other".to_owned()));
+    }
+    let host = host.unwrap_or_else(|| "0.0.0.0".into());
+    let listen =
+        section.parsed::<Address>("listen").unwrap_or_else(|| Address::Tcp(format!("{host}:{}", port.unwrap_or(8080))));
+    let metrics_listen = section.parsed::<Address>("metrics_listen").or_else(|| match (&listen, metrics_port) {
+        (_, Some(port)) => Some(Address::Tcp(format!("{host}:{port}"))),
+        (Address::Tcp(_), None) => Some(Address::Tcp(format!("{host}:9090"))),
+        (Address::Unix(_), None) => None,
+    });
+    if metrics_listen.as_ref() == Some(&listen) && !matches!(&listen, Address::Tcp(a) if a.ends_with(":0")) {
+        section.wrong("metrics_listen", "is the same address as `listen`", None);
+    }
+    let cors_origins = section.texts("cors_origins").unwrap_or_default();
+    for origin in &cors_origins {
+        let sane = origin == "*"
+            || ((origin.starts_with("http://") || origin.starts_with("https://")) && !origin.ends_with('/'));
+        if !sane || axum::http::HeaderValue::from_str(origin).is_err() {
+            section.wrong(
+                "cors_origins",
+                format!("holds `{origin}`, which is no origin"),
+                Some("like `https://app.example.com`".to_owned()),
+            );
+        }
+    }
+    let span = |key, default| section.parsed::<Span>(key).map_or(Duration::from_secs(default), |span| span.0);
+    let api = Api {
+        listen,
+        metrics_listen,
+        workers: section.integer("workers", 1..=256).unwrap_or(4) as usize,
+        timeout: span("timeout", 300),
+        header_timeout: span("header_timeout", 10),
+        body_timeout: span("body_timeout", 30),
+        max_request_size: section.parsed::<ByteSize>("max_request_size").map_or(10_000_000, |size| size.0 as usize),
+        queue: section.integer("queue", 1..=100_000).unwrap_or(256) as usize,
+        max_connections: section.integer("max_connections", 1..=1_000_000).unwrap_or(20_000) as usize,
+        max_tokens: section.integer("max_tokens", 1..=1_000_000).unwrap_or(4096) as usize,
+        cors_origins,
+        docs: section.flag("docs").unwrap_or(true) && !phase.is_production(),
+        drain: Duration::from_secs(section.integer("drain_seconds", 0..=3600).unwrap_or(30)),
+        require_https: section.flag("require_https").unwrap_or(false),
+        base_domain: section.text("base_domain").map(|domain| domain.to_ascii_lowercase()),
+    };
+    if !(1024..=1 << 30).contains(&api.max_request_size) {
+        section.wrong("max_request_size", "must be from 1KiB to 1GiB", None);
+    }
+    section.finish();
+    api
+}
+
+fn models(section: Section<'_>) -> Models {
+    let cache_dir = section.text("cache_dir").map(Utf8PathBuf::from);
+    let mut serve: Vec<Model> = Vec::new();
+    for item in section.sections("serve") {
+        let name = item.needed_text("name");
+        let path = item.needed_text("path").map(Utf8PathBuf::from);
+        let quantize = item.word("quantize", &[("f32", Weights::F32), ("f16", Weights::F16), ("q8_0", Weights::Q8_0)]);
+        let context = item.integer("context", 2..=1 << 24).map(|context| context as usize);
+        if let Some(name) = &name {
+            let sane = |c: char| c.is_ascii_alphanumeric() || "._:/@-".contains(c);
+            if name.is_empty() || name.len() > 128 || !name.chars().all(sane) {
+                item.wrong(
+                    "name",
+                    format!("`{name}` is no model name"),
+                    Some("letters, digits and . _ : / @ - (at most 128)".to_owned()),
+                );
+            } else if serve.iter().any(|model| model.name == *name) {
+                item.wrong("name", format!("`{name}` is served already"), None);
+            }
+        }
+        if let (Some(name), Some(path)) = (name, path) {
+            let path = cache_dir.as_ref().map_or(path.clone(), |dir| dir.join(&path));
+            serve.push(Model { name, path, quantize, context });
+        }
+        item.finish();
+    }
+    let names: Vec<&str> = serve.iter().map(|model| model.name.as_str()).collect();
+    let served = |key: &str, name: &str| {
+        if !names.contains(&name) {
+            let hint = match nearest(name, &names) {
+                Some(word) => format!("did you mean `{word}`?"),
+                None => format!("`serve` lists: {}", names.join(", ")),
+            };
+            section.wrong(key, format!("names `{name}`, which `serve` does not list"), hint);
+        }
+    };
+    if serve.is_empty() {
+        section.wrong(
+            "serve",
+            "lists no model",
+            Some("serve: [ { name: textnlp-tiny, path: /models/textnlp-tiny } ]".to_owned()),
+        );
+    }
+    let default = section.text("default").or_else(|| serve.first().map(|model| model.name.clone())).unwrap_or_default();
+    let preload = section.texts("preload").unwrap_or_else(|| vec![default.clone()]);
+    if !serve.is_empty() {
+        served("default", &default);
+        for name in &preload {
+            served("preload", name);
+        }
+    }
+    let models = Models {
+        default,
+        preload,
+        max_cache_size: section.parsed("max_cache_size").unwrap_or(ByteSize(50_000_000_000)),
+        threads: section.integer("threads", 0..=1024).unwrap_or(0) as usize,
+        cache_dir,
+        serve,
+    };
+    section.finish();
+    models
+}
+
+fn database(section: Section<'_>) -> Database {
+    let url = section.text("url");
+    let mut file = Utf8PathBuf::from("textnlp.db");
+    match url.as_deref() {
+        None => {
+            if !section.has("url") {
+                section.wrong("url", "is missing", Some("url: \"sqlite:///var/lib/textnlp/textnlp.db\"".to_owned()));
+            }
+        }
+        Some(url) => match url.strip_prefix("sqlite:") {
+            Some(rest) => {
+                let path = rest.strip_prefix("//").unwrap_or(rest);
+                let path = path.split_once('?').map_or(path, |(path, _)| path);
+                if path.is_empty() || path.contains(":memory:") {
+                    section.wrong(
+                        "url",
+                        "names no file",
+                        Some("replicas share it: sqlite:///var/lib/textnlp/textnlp.db".to_owned()),
+                    );
+                }
+                file = path.into();
+            }
+            None => {
+                let scheme = url.split(':').next().unwrap_or_default();
+                let message = match scheme {
+                    "postgres" | "postgresql" => {
+                        "names PostgreSQL, which comes with a later release; use sqlite".to_owned()
+                    }
+                    "redis" | "rediss" => "names Redis, which is no database; use sqlite".to_owned(),
+                    _ => "is no database address".to_owned(),
+                };
+                section.wrong("url", message, Some("url: \"sqlite:///var/lib/textnlp/textnlp.db\"".to_owned()));
+            }
+        },
+    }
+    let database = Database {
+        file,
+        pool_size: section.integer("pool_size", 1..=1000).unwrap_or(20) as u32,
+        max_overflow: section.integer("max_overflow", 0..=1000).unwrap_or(40) as u32,
+    };
+    section.finish();
+    database
+}
+
+fn security(section: Section<'_>, phase: Phase) -> Security {
+    section.word("jwt_algorithm", &[("RS256", ())]);
+    let header = section.text("api_key_header").unwrap_or_else(|| "X-API-Key".into());
+    if axum::http::HeaderName::from_bytes(header.as_bytes()).is_err() || header.eq_ignore_ascii_case("authorization") {
+        section.wrong(
+            "api_key_header",
+            format!("cannot be `{header}`"),
+            Some("a header name of its own, like `X-API-Key`".to_owned()),
+        );
+    }
+    let security = Security {
+        jwt_expiry: section.parsed::<Span>("jwt_expiry").map_or(Duration::from_secs(3600), |span| span.0),
+        jwt_private_key_file: section.text("jwt_private_key_file").map(Utf8PathBuf::from),
+        jwt_token_limit: section.integer("jwt_token_limit", 1..=1 << 50).unwrap_or(1_000_000),
+        api_keys_enabled: section.flag("api_keys_enabled").unwrap_or(true),
+        api_key_header: header,
+        rate_limit: section.parsed("rate_limit"),
+        token_rate_limit: section.parsed("token_rate_limit"),
+        issuer: section.text("issuer").unwrap_or_else(|| "textnlp".into()),
+    };
+    if !security.api_keys_enabled && phase != Phase::Development {
+        section.wrong(
+            "api_keys_enabled",
+            "is false outside development",
+            Some("only `phase: development` may serve without keys".to_owned()),
+        );
+    }
+    if security.jwt_private_key_file.is_none() && phase.is_production() {
+        section.wrong(
+            "jwt_private_key_file",
+            "is missing",
+            Some("from pilot on, replicas sign with one key that outlives them".to_owned()),
+        );
+    }
+    section.finish();
+    security
+}
+
+fn monitoring(section: Section<'_>) -> (Monitoring, Option<u64>) {
+    let levels = [
+        ("TRACE", tracing::Level::TRACE),
+        ("DEBUG", tracing::Level::DEBUG),
+        ("INFO", tracing::Level::INFO),
+        ("WARNING", tracing::Level::WARN),
+        ("WARN", tracing::Level::WARN),
+        ("ERROR", tracing::Level::ERROR),
+    ];
+    let monitoring = Monitoring {
+        enable_tracing: section.flag("enable_tracing").unwrap_or(false),
+        log_level: section.word("log_level", &levels).unwrap_or(tracing::Level::INFO),
+        log_file: section.text("log_file").map(Utf8PathBuf::from),
+    };
+    let metrics_port = section.integer("metrics_port", 0..=65535);
+    section.finish();
+    (monitoring, metrics_port)
+}

@@ -1,0 +1,207 @@
+//! API keys: who may call, for which tenant, how much.
+
+use serde::Serialize;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Store, StoreError, now_ms};
+use crate::config::Rate;
+
+/// A key as it is stored: everything but the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ApiKey {
+    /// What names it, in logs and metrics too.
+    pub public_id: String,
+    /// Digest of the key's whole text.
+    #[serde(skip)]
+    pub sha256: String,
+    /// Whose it is.
+    pub tenant: String,
+    /// What a person calls it.
+    pub name: String,
+    /// What it may do; `*` is everything.
+    pub scopes: Vec<String>,
+    /// Its own rate of requests.
+    #[serde(serialize_with = "as_text")]
+    pub rate_limit: Option<Rate>,
+    /// Its own rate of tokens.
+    #[serde(serialize_with = "as_text")]
+    pub token_rate_limit: Option<Rate>,
+    /// The most tokens that one token of `/auth/token` may spend.
+    pub token_limit: Option<u64>,
+    /// Milliseconds since 1970.
+    pub created_at: i64,
+    /// When it ends.
+    pub expires_at: Option<i64>,
+    /// When it was revoked.
+    pub revoked_at: Option<i64>,
+}
+
+fn as_text<S: serde::Serializer>(rate: &Option<Rate>, serializer: S) -> Result<S::Ok, S::Error> {
+    match rate {
+        Some(rate) => serializer.collect_str(rate),
+        None => serializer.serialize_none(),
+    }
+}
+
+impl ApiKey {
+    /// Whether it is valid at a time.
+    pub fn is_valid(&self, now_ms: i64) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|end| now_ms < end)
+    }
+}
+
+/// What a put did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyPut {
+    /// The key was not there.
+    Created,
+    /// It was there with other values.
+    Changed,
+    /// It was there just so.
+    Unchanged,
+}
+
+const COLUMNS: &str = "SELECT public_id, sha256, tenant_id, name, scopes, rate_limit, token_rate_limit, token_limit, created_at, \
+                       expires_at, revoked_at FROM api_keys";
+
+impl Store {
+    /// One key.
+    pub async fn key(&self, public_id: &str) -> Result<Option<ApiKey>, StoreError> {
+        let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE public_id = ?"));
+        let row = sqlx::query(query).bind(public_id).fetch_optional(&self.reads).await.map_err(StoreError::sort)?;
+        row.as_ref().map(read).transpose()
+    }
+
+    /// All keys, oldest first.
+    pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
+        let query = sqlx::AssertSqlSafe(format!("{COLUMNS} ORDER BY created_at, public_id"));
+        let rows = sqlx::query(query).fetch_all(&self.reads).await.map_err(StoreError::sort)?;
+        rows.iter().map(read).collect()
+    }
+
+    /// Makes a key what is wanted. Repeating it changes nothing; a key that was revoked stays so.
+    pub async fn put_key(&self, key: &ApiKey) -> Result<KeyPut, StoreError> {
+        let mut transaction = self.write().await?;
+        let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE public_id = ?"));
+        let there = sqlx::query(query)
+            .bind(&key.public_id)
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(StoreError::sort)?
+            .as_ref()
+            .map(read)
+            .transpose()?;
+        let put = match &there {
+            None => KeyPut::Created,
+            Some(there) => {
+                let same = ApiKey { created_at: there.created_at, revoked_at: there.revoked_at, ..key.clone() };
+                if same == *there { KeyPut::Unchanged } else { KeyPut::Changed }
+            }
+        };
+        if put == KeyPut::Unchanged {
+            return Ok(put);
+        }
+        sqlx::query("INSERT INTO tenants (id, created_at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING")
+            .bind(&key.tenant)
+            .bind(now_ms())
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::sort)?;
+        sqlx::query(
+            "INSERT INTO api_keys (public_id, sha256, tenant_id, name, scopes, rate_limit, token_rate_limit, token_limit, \
+             created_at, expires_at, revoked_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) \
+             ON CONFLICT (public_id) DO UPDATE SET sha256 = ?2, tenant_id = ?3, name = ?4, scopes = ?5, rate_limit = ?6, \
+             token_rate_limit = ?7, token_limit = ?8, expires_at = ?10",
+        )
+        .bind(&key.public_id)
+        .bind(&key.sha256)
+        .bind(&key.tenant)
+        .bind(&key.name)
+        .bind(serde_json::Value::from(key.scopes.clone()).to_string())
+        .bind(key.rate_limit.map(|rate| rate.to_string()))
+        .bind(key.token_rate_limit.map(|rate| rate.to_string()))
+        .bind(key.token_limit.map(|limit| limit as i64))
+        .bind(key.created_at)
+        .bind(key.expires_at)
+        .bind(key.revoked_at)
+        .execute(&mut *transaction)
+        .await
+        .map_err(StoreError::sort)?;
+        transaction.commit().await.map_err(StoreError::sort)?;
+        Ok(put)
+    }
+
+    /// Ends a key; `false` when there is none, or it has ended already.
+    pub async fn revoke_key(&self, public_id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.write().await?;
+        let done = sqlx::query("UPDATE api_keys SET revoked_at = ? WHERE public_id = ? AND revoked_at IS NULL")
+            .bind(now_ms())
+            .bind(public_id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::sort)?;
+        transaction.commit().await.map_err(StoreError::sort)?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Whether a tenant is known.
+    pub async fn has_tenant(&self, id: &str) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM tenants WHERE id = ?")
+            .bind(id)
+            .fetch_optional(&self.reads)
+            .await
+            .map_err(StoreError::sort)?;
+        Ok(row.is_some())
+    }
+}
+
+fn read(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+    let rate = |name: &str| -> Result<Option<Rate>, StoreError> {
+        let text = row.try_get::<Option<String>, _>(name).map_err(StoreError::sort)?;
+        text.map(|text| text.parse()).transpose().map_err(|error| StoreError::Schema(format!("column {name} {error}")))
+    };
+    let scopes: String = row.try_get("scopes").map_err(StoreError::sort)?;
+    Ok(ApiKey {
+        public_id: row.try_get("public_id").map_err(StoreError::sort)?,
+        sha256: row.try_get("sha256").map_err(StoreError::sort)?,
+        tenant: row.try_get("tenant_id").map_err(StoreError::sort)?,
+        name: row.try_get("name").map_err(StoreError::sort)?,
+        scopes: serde_json::from_str(&scopes).map_err(|error| StoreError::Schema(format!("column scopes: {error}")))?,
+        rate_limit: rate("rate_limit")?,
+        token_rate_limit: rate("token_rate_limit")?,
+        token_limit: row
+            .try_get::<Option<i64>, _>("token_limit")
+            .map_err(StoreError::sort)?
+            .map(|limit| limit.max(0) as u64),
+        created_at: row.try_get("created_at").map_err(StoreError::sort)?,
+        expires_at: row.try_get("expires_at").map_err(StoreError::sort)?,
+        revoked_at: row.try_get("revoked_at").map_err(StoreError::sort)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{key, store};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked() {
+        let (_folder, store) = store().await;
+        store.prepare().await.unwrap();
+        let wanted = key("0123456789abcdef");
+        assert_eq!(store.put_key(&wanted).await.unwrap(), KeyPut::Created);
+        assert_eq!(store.put_key(&wanted).await.unwrap(), KeyPut::Unchanged);
+        let other = ApiKey { rate_limit: Some("5/minute".parse().unwrap()), tenant: "acme".into(), ..wanted.clone() };
+        assert_eq!(store.put_key(&other).await.unwrap(), KeyPut::Changed);
+        assert_eq!(store.key(&wanted.public_id).await.unwrap().unwrap(), other);
+        assert!(store.has_tenant("acme").await.unwrap());
+        assert!(!store.has_tenant("nobody").await.unwrap());
+        assert!(store.revoke_key(&wanted.public_id).await.unwrap());
+        assert!(!store.revoke_key(&wanted.public_id).await.unwrap());
+        assert_eq!(store.put_key(&other).await.unwrap(), KeyPut::Unchanged);
+        assert!(!store.key(&wanted.public_id).await.unwrap().unwrap().is_valid(now_ms()));
+        assert_eq!(store.key("nobody").await.unwrap(), None);
+        assert_eq!(store.keys().await.unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,155 @@
+//! The schema and its versions. Migrations only go forward and only add while a rollout runs: a server works with its own
+//! schema and with the next, and that is what makes going back to an older server possible.
+
+use sqlx::Row;
+
+use super::{Store, StoreError, now_ms};
+use sha2::{Digest, Sha256};
+
+/// Numbered without gaps, in order. One that was released is never changed.
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("001_initial_schema", include_str!("../../migrations/001_initial_schema.sql")),
+    ("002_usage", include_str!("../../migrations/002_usage.sql")),
+];
+
+/// The newest schema that this program knows.
+pub fn newest_schema() -> u32 {
+    MIGRATIONS.len() as u32
+}
+
+/// What a migration did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Migrated {
+    /// The version that was there.
+    pub from: u32,
+    /// The version that is there now.
+    pub to: u32,
+}
+
+impl Store {
+    /// The schema's version; 0 for an empty database.
+    pub async fn schema(&self) -> Result<u32, StoreError> {
+        let there = sqlx::query("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'")
+            .fetch_one(&self.reads)
+            .await
+            .map_err(StoreError::sort)?;
+        if there.get::<i64, _>(0) == 0 {
+            return Ok(0);
+        }
+        let version = sqlx::query("SELECT coalesce(max(version), 0) FROM schema_version")
+            .fetch_one(&self.reads)
+            .await
+            .map_err(StoreError::sort)?;
+        Ok(version.get::<i64, _>(0) as u32)
+    }
+
+    /// Brings the schema to a version (the newest when `None`), all or nothing. Safe from several processes at once, and when
+    /// repeated.
+    pub async fn migrate(&self, to: Option<u32>) -> Result<Migrated, StoreError> {
+        let to = to.unwrap_or(newest_schema());
+        if to > newest_schema() {
+            return Err(StoreError::Schema(format!("this program knows schemas up to {}, not {to}", newest_schema())));
+        }
+        let mut transaction = self.write().await?;
+        sqlx::query(
+            "CREATE TABLE IF NOT EXISTS schema_version (
+                version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, applied_at INTEGER NOT NULL)",
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(StoreError::sort)?;
+        let applied = sqlx::query("SELECT version, name, sha256 FROM schema_version ORDER BY version")
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(StoreError::sort)?;
+        let from = applied.len() as u32;
+        for (row, (name, text)) in applied.iter().zip(MIGRATIONS) {
+            if row.get::<String, _>("sha256") != digest(text) {
+                return Err(StoreError::Schema(format!("migration {name} is not the one that made this database")));
+            }
+        }
+        if to < from {
+            return Err(StoreError::Schema(format!(
+                "the schema is at {from} and only goes forward; a server of schema {to} also runs on schema {}",
+                to + 1
+            )));
+        }
+        for (number, (name, text)) in MIGRATIONS.iter().enumerate().take(to as usize).skip(from as usize) {
+            sqlx::raw_sql(*text).execute(&mut *transaction).await.map_err(StoreError::sort)?;
+            sqlx::query("INSERT INTO schema_version (version, name, sha256, applied_at) VALUES (?, ?, ?, ?)")
+                .bind(number as i64 + 1)
+                .bind(*name)
+                .bind(digest(text))
+                .bind(now_ms())
+                .execute(&mut *transaction)
+                .await
+                .map_err(StoreError::sort)?;
+        }
+        transaction.commit().await.map_err(StoreError::sort)?;
+        Ok(Migrated { from, to })
+    }
+
+    /// What a server does at its start: an empty database is made ready, an older one is refused by name, one that is a step
+    /// newer is worked with.
+    pub async fn prepare(&self) -> Result<(), StoreError> {
+        let newest = newest_schema();
+        match self.schema().await? {
+            0 => self.migrate(None).await.map(drop),
+            there if there == newest || there == newest + 1 => Ok(()),
+            there if there < newest => Err(StoreError::Schema(format!(
+                "the database has schema {there}, this server needs {newest}: run `serve --role migrate` with the same configuration"
+            ))),
+            there => Err(StoreError::Schema(format!(
+                "the database has schema {there}, this server works with {newest} and {}: start a newer server",
+                newest + 1
+            ))),
+        }
+    }
+}
+
+fn digest(text: &str) -> String {
+    hex::encode(Sha256::digest(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::store;
+    use super::*;
+
+    #[tokio::test]
+    async fn brings_an_empty_database_to_any_version_and_then_only_forward() {
+        let (_folder, store) = store().await;
+        assert_eq!(store.schema().await.unwrap(), 0);
+        assert_eq!(store.migrate(Some(1)).await.unwrap(), Migrated { from: 0, to: 1 });
+        assert!(store.prepare().await.unwrap_err().to_string().contains("--role migrate"));
+        assert_eq!(store.migrate(None).await.unwrap(), Migrated { from: 1, to: newest_schema() });
+        assert_eq!(store.migrate(None).await.unwrap(), Migrated { from: newest_schema(), to: newest_schema() });
+        assert!(store.migrate(Some(1)).await.unwrap_err().to_string().contains("only goes forward"));
+        assert!(store.migrate(Some(999)).await.is_err());
+        store.prepare().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn works_with_the_next_schema_but_not_with_one_further_on() {
+        let (_folder, store) = store().await;
+        store.prepare().await.unwrap();
+        let ahead = |version: u32| {
+            sqlx::query("INSERT INTO schema_version VALUES (?, 'x', 'y', 0)").bind(version).execute(&store.writes)
+        };
+        ahead(newest_schema() + 1).await.unwrap();
+        store.prepare().await.unwrap();
+        ahead(newest_schema() + 2).await.unwrap();
+        assert!(store.prepare().await.unwrap_err().to_string().contains("newer server"));
+    }
+
+    #[tokio::test]
+    async fn refuses_a_database_that_another_migration_made() {
+        let (_folder, store) = store().await;
+        store.prepare().await.unwrap();
+        sqlx::query("UPDATE schema_version SET sha256 = 'other' WHERE version = 1")
+            .execute(&store.writes)
+            .await
+            .unwrap();
+        assert!(store.migrate(None).await.unwrap_err().to_string().contains("001_initial_schema"));
+    }
+}

@@ -1,0 +1,169 @@
+//! The usage log: one row per answered request, written in batches so that no answer waits for it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{Store, StoreError};
+use crate::retry::{Backoff, retry};
+
+/// What one request used. No text of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Usage {
+    /// The request's id.
+    pub request_id: String,
+    /// Public id of the key.
+    pub user: String,
+    /// Its tenant.
+    pub tenant: String,
+    /// The route.
+    pub endpoint: String,
+    /// The model, where one was asked.
+    pub model: Option<String>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// How long it took.
+    pub ms: u64,
+    /// The HTTP status.
+    pub status: u16,
+    /// When it ended, in milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// Takes rows in and writes them when there are some, or when a moment has passed.
+#[derive(Debug, Clone)]
+pub struct UsageLog {
+    rows: Arc<Mutex<Option<mpsc::Sender<Usage>>>>,
+    lost: Arc<AtomicU64>,
+}
+
+/// Rows that wait for the writer. At a thousand requests per second this bridges eight seconds of a locked database.
+const WAITING: usize = 8192;
+
+/// Rows of one transaction.
+const BATCH: usize = 256;
+
+impl UsageLog {
+    /// A log and the task that writes it; the task ends when the log was closed and everything is written.
+    pub fn start(store: Store) -> (Self, tokio::task::JoinHandle<()>) {
+        let (rows, inbox) = mpsc::channel(WAITING);
+        let log = Self { rows: Arc::new(Mutex::new(Some(rows))), lost: Arc::default() };
+        let lost = log.lost.clone();
+        (log, tokio::spawn(write(store, inbox, lost)))
+    }
+
+    /// Takes a row; one that finds no room is counted as lost.
+    pub fn push(&self, row: Usage) {
+        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        if rows.as_ref().is_none_or(|rows| rows.try_send(row).is_err()) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes no more rows.
+    pub fn close(&self) {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Rows that could not be written.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+async fn write(store: Store, mut inbox: mpsc::Receiver<Usage>, lost: Arc<AtomicU64>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while inbox.recv_many(&mut batch, BATCH).await > 0 {
+        let written = retry(Backoff::DATABASE, StoreError::passes, || store.append_usage(&batch)).await;
+        if let Err(error) = written {
+            lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            tracing::warn!(rows = batch.len(), error = %crate::error::chain(&error), "usage could not be written");
+        }
+        batch.clear();
+        if !inbox.is_empty() {
+            continue;
+        }
+        // A moment in which rows gather: one commit for many requests.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Store {
+    /// Appends rows, all or none.
+    pub async fn append_usage(&self, rows: &[Usage]) -> Result<(), StoreError> {
+        let mut transaction = self.write().await?;
+        for row in rows {
+            sqlx::query(
+                "INSERT INTO api_usage (id, request_id, user_id, tenant_id, endpoint, model, prompt_tokens, generated_tokens, \
+                 tokens_used, generation_time_ms, status, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(uuid::Uuid::now_v7().to_string())
+            .bind(&row.request_id)
+            .bind(&row.user)
+            .bind(&row.tenant)
+            .bind(&row.endpoint)
+            .bind(&row.model)
+            .bind(row.prompt_tokens as i64)
+            .bind(row.generated_tokens as i64)
+            .bind((row.prompt_tokens + row.generated_tokens) as i64)
+            .bind(row.ms as i64)
+            .bind(i64::from(row.status))
+            .bind(row.at_ms)
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::sort)?;
+        }
+        transaction.commit().await.map_err(StoreError::sort)
+    }
+
+    /// Requests and tokens of a key since a time.
+    pub async fn usage_of(&self, user: &str, since_ms: i64) -> Result<(u64, u64), StoreError> {
+        use sqlx::Row;
+        let row = sqlx::query(
+            "SELECT count(*), coalesce(sum(tokens_used), 0) FROM api_usage WHERE user_id = ? AND created_at >= ?",
+        )
+        .bind(user)
+        .bind(since_ms)
+        .fetch_one(&self.reads)
+        .await
+        .map_err(StoreError::sort)?;
+        Ok((row.get::<i64, _>(0) as u64, row.get::<i64, _>(1) as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::store;
+    use super::*;
+
+    #[tokio::test]
+    async fn everything_that_was_pushed_is_written_before_the_log_ends() {
+        let (_folder, store) = store().await;
+        store.prepare().await.unwrap();
+        let (log, task) = UsageLog::start(store.clone());
+        for n in 0..1000u64 {
+            log.push(Usage {
+                request_id: format!("r{n}"),
+                user: "key".into(),
+                tenant: "default".into(),
+                endpoint: "/v1/generate".into(),
+                model: None,
+                prompt_tokens: 2,
+                generated_tokens: 1,
+                ms: 5,
+                status: 200,
+                at_ms: n as i64,
+            });
+        }
+        assert_eq!(log.lost(), 0);
+        log.close();
+        task.await.unwrap();
+        assert_eq!(store.usage_of("key", 0).await.unwrap(), (1000, 3000));
+        assert_eq!(store.usage_of("key", 990).await.unwrap(), (10, 30));
+        assert_eq!(store.usage_of("other", 0).await.unwrap(), (0, 0));
+    }
+}

@@ -1,0 +1,45 @@
+//! `/openapi.json` and `/docs`: the description of the interface, and a page that shows it without loading anything from elsewhere.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::error::ApiError;
+
+const DOCUMENT: &str = include_str!("openapi.json");
+
+/// The document, with this server's version and limits.
+pub(super) async fn openapi(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let mut document: Value = serde_json::from_str(DOCUMENT).map_err(|error| {
+        tracing::error!(%error, "the OpenAPI document is broken");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the document is broken")
+    })?;
+    document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
+    document["info"]["x-environment"] = json!(app.config.environment);
+    document["components"]["securitySchemes"]["apiKey"]["name"] = json!(app.config.security.api_key_header);
+    Ok(axum::Json(document).into_response())
+}
+
+pub(super) async fn page() -> Response {
+    let mut response = text("text/html; charset=utf-8", include_str!("docs/page.html"));
+    let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
+                  form-action 'none'; frame-ancestors 'none'";
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    response
+}
+
+pub(super) async fn style() -> Response {
+    text("text/css; charset=utf-8", include_str!("docs/page.css"))
+}
+
+pub(super) async fn script() -> Response {
+    text("text/javascript; charset=utf-8", include_str!("docs/page.js"))
+}
+
+fn text(kind: &'static str, body: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")], body).into_response()
+}

@@ -1,0 +1,53 @@
+//! The endpoints, one family per file.
+
+mod chat;
+mod completions;
+mod docs;
+mod generate;
+mod models;
+mod probes;
+mod sampling;
+mod streaming;
+mod token;
+mod tokenize;
+mod validate;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::app::App;
+
+pub(crate) use probes::metrics;
+
+/// All routes of the public listener.
+pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
+    let mut routes = Router::new()
+        .route("/health", get(probes::health))
+        .route("/ready", get(probes::ready))
+        .route("/auth/token", post(token::issue))
+        .route("/.well-known/jwks.json", get(token::jwks))
+        .route("/v1/generate", post(generate::generate))
+        .route("/v1/stream", post(generate::stream))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/tokenize", post(tokenize::tokenize))
+        .route("/v1/validate", post(validate::validate));
+    if app.config.api.docs {
+        routes = routes
+            .route("/openapi.json", get(docs::openapi))
+            .route("/docs", get(docs::page))
+            .route("/docs/page.css", get(docs::style))
+            .route("/docs/page.js", get(docs::script));
+    }
+    routes
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

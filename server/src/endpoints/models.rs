@@ -1,0 +1,70 @@
+//! `/v1/models` and `/v1/models/{id}`: OpenAI's shape, and what else there is to know.
+
+use axum::Json;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use serde_json::{Value, json};
+
+use crate::config::{Model, Weights};
+use crate::error::ApiError;
+use crate::http::Call;
+use crate::models::Standing;
+
+/// All models.
+pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
+    call.enter("models").await?;
+    let models: Vec<Value> =
+        call.app.models.list().iter().map(|(model, standing)| describe(&call, model, standing)).collect();
+    Ok(Json(json!({ "object": "list", "data": models })))
+}
+
+/// One model.
+pub(super) async fn one(id: Result<Path<String>, PathRejection>, call: Call) -> Result<Json<Value>, ApiError> {
+    call.enter("models").await?;
+    let Path(id) = id.map_err(|_| ApiError::invalid("the path is not UTF-8").param("id"))?;
+    match call.app.models.find(&id) {
+        Some((model, standing)) => Ok(Json(describe(&call, &model, &standing))),
+        None => Err(call.app.models.unknown(&id)),
+    }
+}
+
+fn describe(call: &Call, model: &Model, standing: &Standing) -> Value {
+    let mut shown = json!({
+        "id": model.name,
+        "object": "model",
+        "created": call.app.models.created(),
+        "owned_by": "textnlp",
+        "default": model.name == call.app.models.default_name(),
+        "state": match standing {
+            Standing::Idle => "not loaded",
+            Standing::Loading(_) => "loading",
+            Standing::Ready(_) => "ready",
+            Standing::Failed(_) => "failed",
+        },
+        "quantize": model.quantize.map(|weights| match weights {
+            Weights::F32 => "f32",
+            Weights::F16 => "f16",
+            Weights::Q8_0 => "q8_0",
+        }),
+    });
+    if let Standing::Failed(why) = standing {
+        shown["reason"] = json!(why);
+    }
+    if let Standing::Ready(ready) = standing {
+        let shape = &ready.info.architecture;
+        shown["details"] = json!({
+            "family": shape.family,
+            "parameters": ready.parameters,
+            "layers": shape.layers,
+            "width": shape.width,
+            "heads": shape.heads,
+            "vocabulary": shape.vocab,
+            "context": ready.info.context,
+            "chat": ready.chat.is_some(),
+            "memory_bytes": { "weights": ready.info.memory.weights, "kv": ready.info.memory.kv },
+            "load_ms": ready.load_ms,
+            "notes": ready.notes,
+        });
+    }
+    shown
+}

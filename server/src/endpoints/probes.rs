@@ -1,0 +1,57 @@
+//! `/health`, `/ready` and, on its own listener, `/metrics`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::app::App;
+use crate::ready::{self, Verdict};
+
+/// Alive. Asks nobody, so it also answers while everything else is busy.
+pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let config = &app.config;
+    let process = crate::metrics::process();
+    let stats = app.engine.stats();
+    Json(json!({
+        "status": "ok",
+        "environment": config.environment,
+        "phase": config.phase.name(),
+        "region": config.region,
+        "site": config.site,
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": app.began.elapsed().as_secs(),
+        "stopping": app.is_stopping(),
+        "memory_bytes": process.resident_bytes,
+        "cpu_seconds": process.cpu_seconds,
+        "queued": stats.queued,
+        "running": stats.running,
+        "tokens_per_second": (stats.tokens_per_second * 10.0).round() / 10.0,
+    }))
+    .into_response()
+}
+
+/// Whether requests can be sent here.
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
+    let database = if app.store.check().await.is_ok() { "ok" } else { "unavailable" };
+    let (status, body) = match ready::verdict(&app).await {
+        Verdict::Ready => (StatusCode::OK, json!({ "status": "ready", "database": database })),
+        Verdict::Loading(progress) => {
+            (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "loading", "progress": progress }))
+        }
+        Verdict::Draining => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "draining" })),
+        Verdict::Failing(why) => {
+            (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "failing", "reason": why, "database": database }))
+        }
+    };
+    (status, Json(body)).into_response()
+}
+
+/// Everything that is measured.
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let text = app.metrics.text(&app.engine.stats(), app.usage.lost());
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+}

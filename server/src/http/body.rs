@@ -1,0 +1,167 @@
+//! Reading a request's body: bounded in size, in time and in depth.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+
+use super::fields::Fields;
+use crate::app::App;
+use crate::config::ByteSize;
+use crate::error::ApiError;
+
+/// How much of a body that is too large is read and thrown away, so that a client which writes before it reads gets to see the
+/// refusal instead of a broken pipe.
+const DISCARD: usize = 256 << 20;
+
+/// How long that may take.
+const DISCARD_FOR: Duration = Duration::from_secs(10);
+
+/// Reads a JSON object.
+pub(crate) async fn read_fields(app: &App, headers: &HeaderMap, body: Body) -> Result<Fields, ApiError> {
+    let plain = match headers.get(header::CONTENT_TYPE) {
+        None => true,
+        Some(value) => value.to_str().is_ok_and(|value| {
+            let kind = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            kind == "application/json" || kind.ends_with("+json")
+        }),
+    };
+    if !plain {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "the body must be JSON",
+        )
+        .hint("Content-Type: application/json"));
+    }
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "the body must not be compressed",
+        ));
+    }
+    let bytes = read(app, headers, body).await?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        ApiError::invalid(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to()))
+            .hint("send JSON in UTF-8")
+    })?;
+    if text.trim().is_empty() {
+        return Err(ApiError::invalid("the body is empty").hint("send a JSON object"));
+    }
+    Fields::new(serde_json::from_str(text).map_err(|error| broken(text, &error))?)
+}
+
+async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let most = app.config.api.max_request_size;
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let collect = async {
+        let mut body = body;
+        let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(most).min(1 << 20));
+        if announced.is_some_and(|announced| announced > most) {
+            return Err(Some(body));
+        }
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return Err(None) };
+            if let Ok(data) = frame.into_data() {
+                if bytes.len() + data.len() > most {
+                    return Err(Some(body));
+                }
+                bytes.extend_from_slice(&data);
+            }
+        }
+        Ok(bytes.freeze())
+    };
+    match tokio::time::timeout(app.config.api.body_timeout, collect).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(Some(rest))) => {
+            discard(rest).await;
+            Err(ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "request_too_large",
+                format!("the body is larger than {}", ByteSize(most as u64)),
+            )
+            .hint("send less, in several requests"))
+        }
+        Ok(Err(None)) => Err(ApiError::invalid("the body ended early")),
+        Err(_) => {
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body took too long to arrive"))
+        }
+    }
+}
+
+async fn discard(mut body: Body) {
+    let drain = async {
+        let mut gone = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            gone += frame.data_ref().map_or(0, Bytes::len);
+            if gone > DISCARD {
+                break;
+            }
+        }
+    };
+    // Whether it finished makes no difference: the refusal is sent either way.
+    let _ = tokio::time::timeout(DISCARD_FOR, drain).await;
+}
+
+/// What is wrong with a text that is no JSON: where, and in which field.
+fn broken(text: &str, error: &serde_json::Error) -> ApiError {
+    let reason = error.to_string();
+    let at =
+        text.lines().take(error.line().saturating_sub(1)).map(|line| line.len() + 1).sum::<usize>() + error.column();
+    let before = text.get(..at.min(text.len())).unwrap_or(text);
+    let mut answer = ApiError::invalid(format!("the body is no JSON: {reason}"));
+    if let Some(field) = field_before(before) {
+        answer = answer.param(field);
+    }
+    let start = before.rfind([':', ',', '[']).map_or(0, |place| place + 1);
+    let value = text.get(start..).unwrap_or_default().trim_start();
+    let not_finite = ["NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"].iter().any(|word| value.starts_with(word));
+    if not_finite {
+        answer.hint("JSON has no NaN and no Infinity: leave the field out, or send a number")
+    } else if reason.contains("recursion limit") {
+        answer.hint("it is nested deeper than 127 levels")
+    } else if reason.contains("number out of range") {
+        answer.hint("the number is too large for any computer here")
+    } else {
+        answer
+    }
+}
+
+/// The key whose value was being read where a text ends.
+fn field_before(text: &str) -> Option<String> {
+    let colon = text.rfind("\":")?;
+    let name = &text[..colon];
+    let start = name.rfind('"')? + 1;
+    let name = &name[start..];
+    (!name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+        .then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn check(text: &str, param: Option<&str>, hint: Option<&str>) {
+        let error = broken(text, &serde_json::from_str::<Value>(text).unwrap_err());
+        assert_eq!(error.param.as_deref(), param, "{text}");
+        assert_eq!(error.hint.is_some(), hint.is_some(), "{text}: {error:?}");
+        if let Some(hint) = hint {
+            assert!(error.hint.unwrap().contains(hint), "{text}");
+        }
+    }
+
+    #[test]
+    fn broken_json_names_the_field_where_it_broke() {
+        check(r#"{"prompt":"a","temperature":NaN}"#, Some("temperature"), Some("NaN"));
+        check(r#"{"prompt":"a","temperature": Infinity}"#, Some("temperature"), Some("NaN"));
+        check(r#"{"prompt":"a","temperature": -Infinity}"#, Some("temperature"), Some("NaN"));
+        check(r#"{"prompt":"a","max_tokens":1e999}"#, Some("max_tokens"), Some("too large"));
+        check("{\"prompt\":\"a\",\n\"max_tokens\":}", Some("max_tokens"), None);
+        check("nonsense", None, None);
+        check(&"[".repeat(200), None, Some("127 levels"));
+    }
+}

@@ -1,0 +1,188 @@
+//! A request's JSON read strictly: each field is honoured, accepted because it is neutral, or refused by name. All mistakes of a
+//! request are found in one go; the first is named, the others are in its hint.
+
+use std::cell::RefCell;
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+use crate::config::nearest;
+use crate::error::ApiError;
+
+/// The fields of one object.
+pub(crate) struct Fields {
+    map: Map<String, Value>,
+    known: RefCell<Vec<&'static str>>,
+    wrong: RefCell<Vec<(String, String, Option<String>)>>,
+}
+
+impl Fields {
+    pub(crate) fn new(value: Value) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(Self { map, known: RefCell::default(), wrong: RefCell::default() }),
+            other => Err(ApiError::invalid(format!("the body must be a JSON object, not {}", kind(&other)))),
+        }
+    }
+
+    /// Notes a mistake.
+    pub(crate) fn wrong(&self, name: &str, message: impl Into<String>, hint: Option<&str>) {
+        self.wrong.borrow_mut().push((name.to_owned(), message.into(), hint.map(str::to_owned)));
+    }
+
+    /// A field's value; `null` counts as absent.
+    pub(crate) fn get(&self, name: &'static str) -> Option<&Value> {
+        self.known.borrow_mut().push(name);
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    pub(crate) fn text(&self, name: &'static str) -> Option<&str> {
+        let value = self.get(name)?;
+        if !value.is_string() {
+            self.mistyped(name, "a text", value);
+        }
+        value.as_str()
+    }
+
+    pub(crate) fn flag(&self, name: &'static str) -> Option<bool> {
+        let value = self.get(name)?;
+        if !value.is_boolean() {
+            self.mistyped(name, "true or false", value);
+        }
+        value.as_bool()
+    }
+
+    pub(crate) fn number(&self, name: &'static str, bounds: RangeInclusive<f64>) -> Option<f64> {
+        let value = self.get(name)?;
+        match value.as_f64() {
+            Some(number) if bounds.contains(&number) => Some(number),
+            Some(number) => {
+                self.wrong(name, format!("is {number}; it must be from {} to {}", bounds.start(), bounds.end()), None);
+                None
+            }
+            None => {
+                self.mistyped(name, "a number", value);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn integer(&self, name: &'static str, bounds: RangeInclusive<i64>) -> Option<i64> {
+        let value = self.get(name)?;
+        // 5.0 is a whole number to many clients.
+        let whole =
+            value.as_i64().or_else(|| value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15).map(|f| f as i64));
+        match whole {
+            Some(number) if bounds.contains(&number) => Some(number),
+            Some(number) => {
+                self.wrong(name, format!("is {number}; it must be from {} to {}", bounds.start(), bounds.end()), None);
+                None
+            }
+            None if value.is_number() => {
+                self.wrong(
+                    name,
+                    format!("is {value}; it must be a whole number from {} to {}", bounds.start(), bounds.end()),
+                    None,
+                );
+                None
+            }
+            None => {
+                self.mistyped(name, "a whole number", value);
+                None
+            }
+        }
+    }
+
+    /// A text, or a list of at most `most` texts.
+    pub(crate) fn texts(&self, name: &'static str, most: usize) -> Option<Vec<String>> {
+        match self.get(name)? {
+            Value::String(text) => Some(vec![text.clone()]),
+            Value::Array(list) if list.len() > most => {
+                self.wrong(name, format!("has {} entries; it may have {most}", list.len()), None);
+                None
+            }
+            Value::Array(list) => {
+                let texts: Vec<String> = list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
+                if texts.len() < list.len() {
+                    self.wrong(name, "must hold texts only", None);
+                    return None;
+                }
+                Some(texts)
+            }
+            other => {
+                self.mistyped(name, "a text or a list of texts", other);
+                None
+            }
+        }
+    }
+
+    /// Fields that change nothing about the answer: any value is fine.
+    pub(crate) fn neutral(&self, names: &[&'static str]) {
+        self.known.borrow_mut().extend(names);
+    }
+
+    /// Fields that are fine as long as they say what happens anyway.
+    pub(crate) fn only(&self, name: &'static str, values: &[Value], why: &str) {
+        if let Some(value) = self.get(name)
+            && !values.contains(value)
+        {
+            self.wrong(name, "is not supported here with this value", Some(why));
+        }
+    }
+
+    /// Fields that this server knows and does not do.
+    pub(crate) fn refuse(&self, names: &[&'static str], why: &str) {
+        for name in names {
+            if self.get(name).is_some() {
+                self.wrong(name, "is not supported here", Some(why));
+            }
+        }
+    }
+
+    /// A field that must be there.
+    pub(crate) fn needed<T>(&self, name: &'static str, value: Option<T>) -> Option<T> {
+        if value.is_none() && !self.wrong.borrow().iter().any(|(wrong, ..)| wrong == name) {
+            self.wrong(name, "is missing", None);
+        }
+        value
+    }
+
+    /// Refuses the request if anything was wrong, unknown names included.
+    pub(crate) fn finish(&self) -> Result<(), ApiError> {
+        let known = self.known.borrow();
+        for name in self.map.keys() {
+            if !known.contains(&name.as_str()) {
+                let shown: String = name.chars().take(64).collect();
+                let hint = nearest(name, &known).map(|word| format!("did you mean `{word}`?"));
+                self.wrong(&shown, "is not a known field", hint.as_deref());
+            }
+        }
+        let wrong = self.wrong.take();
+        let Some((name, message, hint)) = wrong.first() else { return Ok(()) };
+        let mut error = ApiError::invalid(format!("`{name}` {message}")).param(name.clone());
+        let also: Vec<String> =
+            wrong.iter().skip(1).take(8).map(|(name, message, _)| format!("`{name}` {message}")).collect();
+        let mut hints: Vec<String> = hint.iter().cloned().collect();
+        if !also.is_empty() {
+            hints.push(format!("also: {}", also.join("; ")));
+        }
+        if !hints.is_empty() {
+            error = error.hint(hints.join(" · "));
+        }
+        Err(error)
+    }
+
+    fn mistyped(&self, name: &str, wanted: &str, found: &Value) {
+        self.wrong(name, format!("must be {wanted}, not {}", kind(found)), None);
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

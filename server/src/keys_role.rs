@@ -1,0 +1,187 @@
+//! `serve --role keys`: keys by JSON, for whoever deploys: a command on standard input, an answer on standard output.
+
+use serde_json::{Value, json};
+
+use crate::auth::{SCOPES, key, tenant};
+use crate::config::{Config, Rate, nearest};
+use crate::database::{ApiKey, KeyPut, Store, StoreError, now_ms};
+use crate::retry::{Backoff, retry};
+
+/// Why a command was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// The command is wrong.
+    #[error("{message}")]
+    Command {
+        /// What is wrong with it.
+        message: String,
+        /// What to write instead.
+        hint: Option<String>,
+    },
+    /// The database cannot be used.
+    #[error("ask the database")]
+    Store(#[from] StoreError),
+    /// The system has no random numbers.
+    #[error("no key could be generated")]
+    Random,
+}
+
+fn wrong<T>(message: impl Into<String>, hint: &str) -> Result<T, KeysError> {
+    Err(KeysError::Command { message: message.into(), hint: Some(hint.to_owned()) })
+}
+
+const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate"];
+
+const FIELDS: &[&str] = &[
+    "do",
+    "public_id",
+    "sha256",
+    "name",
+    "tenant",
+    "scopes",
+    "rate_limit",
+    "token_rate_limit",
+    "token_limit",
+    "expires_at",
+    "expires_in",
+];
+
+/// Does one command.
+pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
+    let command: Value = serde_json::from_str(command).map_err(|error| KeysError::Command {
+        message: format!("the command is no JSON: {error}"),
+        hint: Some(r#"{"do":"list"}"#.into()),
+    })?;
+    let Some(fields) = command.as_object() else { return wrong("the command is no JSON object", r#"{"do":"list"}"#) };
+    if let Some(other) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
+        let hint = nearest(other, FIELDS)
+            .map_or_else(|| format!("known: {}", FIELDS.join(", ")), |word| format!("did you mean `{word}`?"));
+        return wrong(format!("`{other}` is not a known field"), &hint);
+    }
+    let text = |name: &str| fields.get(name).and_then(Value::as_str);
+    let public_id = || match text("public_id") {
+        Some(id) if key::is_public_id(id) => Ok(id.to_owned()),
+        _ => wrong("`public_id` is missing or no public id", "4 to 64 of a-z, 0-9 and -, as in `tnlp_<public id>_…`"),
+    };
+    let store = Store::open(&config.database).await?;
+    store.prepare().await?;
+    let put = async |key: &ApiKey| retry(Backoff::DATABASE, StoreError::passes, || store.put_key(key)).await;
+    let answer = match text("do") {
+        Some("list") => json!({ "keys": store.keys().await? }),
+        Some("create") => {
+            let new = key::NewKey::generate().map_err(|_| KeysError::Random)?;
+            let wanted = wanted(fields, &new.public_id, &key::digest(&new.text))?;
+            put(&wanted).await?;
+            shown(&wanted, Some(&new.text))
+        }
+        Some("put") => {
+            let digest = text("sha256").unwrap_or_default();
+            if digest.len() != 64 || !digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+                return wrong(
+                    "`sha256` is missing or no digest",
+                    "64 hexadecimal digits: SHA-256 of the key's whole text",
+                );
+            }
+            let wanted = wanted(fields, &public_id()?, digest)?;
+            let done = put(&wanted).await?;
+            let mut answer = shown(&wanted, None);
+            answer["changed"] = json!(done != KeyPut::Unchanged);
+            answer
+        }
+        Some("revoke") => {
+            let id = public_id()?;
+            let there = store.key(&id).await?.is_some();
+            let revoked = retry(Backoff::DATABASE, StoreError::passes, || store.revoke_key(&id)).await?;
+            json!({ "public_id": id, "found": there, "revoked": revoked })
+        }
+        Some("rotate") => {
+            let id = public_id()?;
+            let Some(old) = store.key(&id).await? else {
+                return wrong(format!("there is no key `{id}`"), r#"{"do":"list"} shows them"#);
+            };
+            if old.revoked_at.is_some() {
+                return wrong(format!("key `{id}` is revoked"), "create a new one");
+            }
+            let new = key::NewKey::with_public_id(&id).map_err(|_| KeysError::Random)?;
+            let wanted = ApiKey { sha256: key::digest(&new.text), ..old };
+            put(&wanted).await?;
+            shown(&wanted, Some(&new.text))
+        }
+        other => {
+            let typed = other.unwrap_or_default();
+            let hint = nearest(typed, COMMANDS)
+                .map_or_else(|| format!("one of: {}", COMMANDS.join(", ")), |word| format!("did you mean `{word}`?"));
+            return wrong(format!("`do` cannot be `{typed}`"), &hint);
+        }
+    };
+    store.close().await;
+    Ok(answer)
+}
+
+fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str) -> Result<ApiKey, KeysError> {
+    let text = |name: &str| match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => wrong(format!("`{name}` must be a text"), "write it in quotes"),
+    };
+    let number = |name: &str| match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64().filter(|n| (1..=1 << 50).contains(n)) {
+            Some(number) => Ok(Some(number)),
+            None => wrong(format!("`{name}` must be a whole number above 0"), "leave it out for none"),
+        },
+    };
+    let rate = |name: &str| -> Result<Option<Rate>, KeysError> {
+        let Some(text) = text(name)? else { return Ok(None) };
+        text.parse()
+            .map(Some)
+            .map_err(|why: String| KeysError::Command { message: format!("`{name}` {why}"), hint: None })
+    };
+    let tenant = text("tenant")?.unwrap_or_else(|| tenant::DEFAULT.to_owned());
+    if !tenant::is_tenant_id(&tenant) {
+        return wrong(format!("`{tenant}` is no tenant id"), "1 to 40 of a-z, 0-9, - and _");
+    }
+    let name = text("name")?.unwrap_or_else(|| "unnamed".to_owned());
+    if name.len() > 200 || name.chars().any(char::is_control) {
+        return wrong("`name` is too long or holds control characters", "at most 200 bytes");
+    }
+    let scopes: Vec<String> = match fields.get("scopes") {
+        None | Some(Value::Null) => vec!["*".into()],
+        Some(value) => {
+            match value.as_array().map(|list| list.iter().map(|s| s.as_str().map(str::to_owned)).collect()) {
+                Some(Some(scopes)) => scopes,
+                _ => return wrong("`scopes` must be a list of texts", &SCOPES.join(", ")),
+            }
+        }
+    };
+    if let Some(other) = scopes.iter().find(|scope| *scope != "*" && !SCOPES.contains(&scope.as_str())) {
+        return wrong(format!("there is no scope `{other}`"), &format!("*, {}", SCOPES.join(", ")));
+    }
+    let expires_at = match (number("expires_at")?, number("expires_in")?) {
+        (Some(_), Some(_)) => return wrong("`expires_at` stands beside `expires_in`", "write one of them"),
+        (Some(at), None) => Some(at as i64),
+        (None, Some(seconds)) => Some(now_ms().saturating_add((seconds as i64).saturating_mul(1000))),
+        (None, None) => None,
+    };
+    Ok(ApiKey {
+        public_id: public_id.to_owned(),
+        sha256: sha256.to_owned(),
+        tenant,
+        name,
+        scopes,
+        rate_limit: rate("rate_limit")?,
+        token_rate_limit: rate("token_rate_limit")?,
+        token_limit: number("token_limit")?,
+        created_at: now_ms(),
+        expires_at,
+        revoked_at: None,
+    })
+}
+
+fn shown(key: &ApiKey, text: Option<&str>) -> Value {
+    let mut shown = json!(key);
+    if let Some(text) = text {
+        shown["key"] = json!(text);
+    }
+    shown
+}

@@ -1,0 +1,370 @@
+//! What is measured, under the names that dashboards and alerts use. Text in the OpenMetrics form on a listener of its own.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use textnlp_inference::engine::Stats;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByModelAndUser {
+    model: String,
+    user: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByModel {
+    model: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByMemory {
+    model: String,
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByRequest {
+    method: &'static str,
+    route: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByRoute {
+    method: &'static str,
+    route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByType {
+    r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Place {
+    environment: String,
+    phase: &'static str,
+    region: String,
+    version: &'static str,
+}
+
+type Count = Counter<u64, AtomicU64>;
+type Level = Gauge<i64, AtomicI64>;
+type Real = Gauge<f64, AtomicU64>;
+
+/// All of it.
+pub struct Metrics {
+    registry: Registry,
+    tokens: Family<ByModelAndUser, Count>,
+    prompt_tokens: Family<ByModelAndUser, Count>,
+    inference: Family<ByModel, Histogram, fn() -> Histogram>,
+    first_token: Family<ByModel, Histogram, fn() -> Histogram>,
+    requests: Family<ByRequest, Count>,
+    request_seconds: Family<ByRoute, Histogram, fn() -> Histogram>,
+    errors: Family<ByType, Count>,
+    open: Level,
+    rate: Real,
+    queued: Level,
+    running: Level,
+    tokens_per_second: Real,
+    step_ms: Real,
+    steps: Count,
+    failed_steps: Count,
+    memory: Family<ByMemory, Level>,
+    breaker: Family<ByModel, Level>,
+    model_hits: Count,
+    model_misses: Count,
+    resident: Level,
+    cpu: Counter<f64, AtomicU64>,
+    usage_lost: Count,
+    ready: Level,
+    users: Mutex<HashSet<String>>,
+    window: Mutex<Window>,
+}
+
+/// Series by user are bounded: further users are counted together.
+const MAX_USERS: usize = 500;
+
+fn seconds() -> Histogram {
+    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0])
+}
+
+impl Metrics {
+    /// Everything at zero, and one series that says where this is.
+    pub fn new(environment: &str, phase: &'static str, region: &str) -> Self {
+        let metrics = Self {
+            registry: Registry::default(),
+            tokens: Family::default(),
+            prompt_tokens: Family::default(),
+            inference: Family::new_with_constructor(seconds),
+            first_token: Family::new_with_constructor(seconds),
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(seconds),
+            errors: Family::default(),
+            open: Level::default(),
+            rate: Real::default(),
+            queued: Level::default(),
+            running: Level::default(),
+            tokens_per_second: Real::default(),
+            step_ms: Real::default(),
+            steps: Count::default(),
+            failed_steps: Count::default(),
+            memory: Family::default(),
+            breaker: Family::default(),
+            model_hits: Count::default(),
+            model_misses: Count::default(),
+            resident: Level::default(),
+            cpu: Counter::default(),
+            usage_lost: Count::default(),
+            ready: Level::default(),
+            users: Mutex::default(),
+            window: Mutex::new(Window::new(Instant::now())),
+        };
+        let mut r = Registry::default();
+        r.register("textnlp_tokens_generated", "Tokens generated", metrics.tokens.clone());
+        r.register("textnlp_prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
+        r.register(
+            "textnlp_inference_duration_seconds",
+            "Time of one generation, from the start of its work",
+            metrics.inference.clone(),
+        );
+        r.register(
+            "textnlp_first_token_seconds",
+            "Time to the first token, from the start of the work",
+            metrics.first_token.clone(),
+        );
+        r.register("http_requests", "Requests answered", metrics.requests.clone());
+        r.register(
+            "http_request_duration_seconds",
+            "Time of one request, to the last byte",
+            metrics.request_seconds.clone(),
+        );
+        r.register("http_requests_per_second", "Requests per second, over the last 30 seconds", metrics.rate.clone());
+        r.register("http_requests_in_flight", "Requests being answered", metrics.open.clone());
+        r.register("textnlp_errors", "Errors by type", metrics.errors.clone());
+        r.register("textnlp_queue_length", "Requests waiting for the engine", metrics.queued.clone());
+        r.register("textnlp_running_requests", "Requests in the engine", metrics.running.clone());
+        r.register(
+            "textnlp_tokens_per_second",
+            "Tokens generated per second, over about 5 seconds",
+            metrics.tokens_per_second.clone(),
+        );
+        r.register("textnlp_last_step_milliseconds", "Time of the engine's last step", metrics.step_ms.clone());
+        r.register("textnlp_engine_steps", "Steps of the engine", metrics.steps.clone());
+        r.register("textnlp_engine_failed_steps", "Steps of the engine that failed", metrics.failed_steps.clone());
+        r.register("textnlp_model_memory_bytes", "Memory of a loaded model", metrics.memory.clone());
+        r.register("textnlp_breaker_open", "1 while a model's circuit breaker refuses calls", metrics.breaker.clone());
+        r.register("textnlp_model_cache_hits", "Requests that found their model loaded", metrics.model_hits.clone());
+        r.register("textnlp_model_cache_misses", "Requests that had to load their model", metrics.model_misses.clone());
+        r.register("process_resident_memory_bytes", "Resident memory", metrics.resident.clone());
+        r.register("process_cpu_seconds", "CPU time used", metrics.cpu.clone());
+        r.register("textnlp_usage_rows_lost", "Rows of usage that could not be written", metrics.usage_lost.clone());
+        r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
+        let info = Family::<Place, Level>::default();
+        let place = Place {
+            environment: environment.to_owned(),
+            phase,
+            region: region.to_owned(),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        info.get_or_create(&place).set(1);
+        r.register("textnlp_server_info", "Where this is", info);
+        Self { registry: r, ..metrics }
+    }
+
+    /// Counts one generation that ended, well or not.
+    pub fn record_generation(&self, model: &str, user: &str, prompt_tokens: u64, tokens: u64, duration: Duration) {
+        let labels = ByModelAndUser { model: model.to_owned(), user: self.bounded(user) };
+        self.tokens.get_or_create(&labels).inc_by(tokens);
+        self.prompt_tokens.get_or_create(&labels).inc_by(prompt_tokens);
+        self.inference.get_or_create(&ByModel { model: model.to_owned() }).observe(duration.as_secs_f64());
+    }
+
+    /// Notes how long a first token took.
+    pub fn record_first_token(&self, model: &str, duration: Duration) {
+        self.first_token.get_or_create(&ByModel { model: model.to_owned() }).observe(duration.as_secs_f64());
+    }
+
+    /// Notes that a request came in.
+    pub fn request_began(&self) {
+        self.open.inc();
+        if let Ok(mut window) = self.window.lock() {
+            window.count(Instant::now());
+        }
+    }
+
+    /// Counts a request that was answered.
+    pub fn request_ended(&self, method: &'static str, route: &str, status: u16, duration: Duration) {
+        self.open.dec();
+        self.requests.get_or_create(&ByRequest { method, route: route.to_owned(), status }).inc();
+        self.request_seconds
+            .get_or_create(&ByRoute { method, route: route.to_owned() })
+            .observe(duration.as_secs_f64());
+    }
+
+    /// Counts an error.
+    pub fn error(&self, code: &'static str) {
+        self.errors.get_or_create(&ByType { r#type: code }).inc();
+    }
+
+    /// Notes whether a request found its model loaded.
+    pub fn model_asked(&self, loaded: bool) {
+        if loaded { &self.model_hits } else { &self.model_misses }.inc();
+    }
+
+    /// Notes whether a model's breaker refuses calls.
+    pub fn breaker(&self, model: &str, open: bool) {
+        self.breaker.get_or_create(&ByModel { model: model.to_owned() }).set(i64::from(open));
+    }
+
+    /// Notes the last answer of `/ready`.
+    pub fn ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+
+    /// Everything as text.
+    pub fn text(&self, stats: &Stats, usage_lost: u64) -> String {
+        self.queued.set(stats.queued as i64);
+        self.running.set(stats.running as i64);
+        self.tokens_per_second.set(stats.tokens_per_second);
+        self.step_ms.set(stats.last_step_ms);
+        advance(&self.steps, stats.steps);
+        advance(&self.failed_steps, stats.failed_steps);
+        advance(&self.usage_lost, usage_lost);
+        self.memory.clear();
+        for model in &stats.models {
+            for (kind, bytes) in [("weights", model.memory.weights), ("kv", model.memory.kv)] {
+                self.memory.get_or_create(&ByMemory { model: model.name.clone(), kind }).inc_by(bytes as i64);
+            }
+        }
+        if let Ok(window) = self.window.lock() {
+            self.rate.set(window.per_second(Instant::now()));
+        }
+        let process = process();
+        self.resident.set(process.resident_bytes as i64);
+        let before = self.cpu.get();
+        if process.cpu_seconds > before {
+            self.cpu.inc_by(process.cpu_seconds - before);
+        }
+        let mut out = String::new();
+        if let Err(error) = text::encode(&mut out, &self.registry) {
+            // Writing to a String cannot fail; if a metric cannot be encoded, the reader must see it.
+            let _ = write!(out, "# {error}\n# EOF\n");
+        }
+        out
+    }
+
+    fn bounded(&self, user: &str) -> String {
+        let Ok(mut users) = self.users.lock() else { return "other".into() };
+        if users.contains(user) || (users.len() < MAX_USERS && users.insert(user.to_owned())) {
+            user.to_owned()
+        } else {
+            "other".into()
+        }
+    }
+}
+
+fn advance(counter: &Count, to: u64) {
+    counter.inc_by(to.saturating_sub(counter.get()));
+}
+
+/// Requests of the last seconds.
+struct Window {
+    began: Instant,
+    seconds: [(u64, u64); WINDOW as usize],
+}
+
+const WINDOW: u64 = 30;
+
+impl Window {
+    fn new(began: Instant) -> Self {
+        Self { began, seconds: [(u64::MAX, 0); WINDOW as usize] }
+    }
+
+    fn count(&mut self, now: Instant) {
+        let second = now.duration_since(self.began).as_secs();
+        let slot = &mut self.seconds[(second % WINDOW) as usize];
+        if slot.0 != second {
+            *slot = (second, 0);
+        }
+        slot.1 += 1;
+    }
+
+    fn per_second(&self, now: Instant) -> f64 {
+        let age = now.duration_since(self.began);
+        let oldest = age.as_secs().saturating_sub(WINDOW - 1);
+        let count: u64 =
+            self.seconds.iter().filter(|(second, _)| *second != u64::MAX && *second >= oldest).map(|(_, n)| n).sum();
+        count as f64 / age.as_secs_f64().clamp(1.0, WINDOW as f64)
+    }
+}
+
+/// What the kernel says about this process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Process {
+    /// Resident memory.
+    pub resident_bytes: u64,
+    /// CPU time in user and kernel.
+    pub cpu_seconds: f64,
+}
+
+/// Reads `/proc/self`; zeros where there is none.
+pub fn process() -> Process {
+    let resident = std::fs::read_to_string("/proc/self/status").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
+    });
+    let cpu = std::fs::read_to_string("/proc/self/stat").ok().and_then(|text| {
+        // The name in the second field may hold anything; what follows its closing bracket is numbers.
+        let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+    });
+    // The kernel shows clock ticks in units of 1/100 s to programs on every architecture that we run on.
+    Process { resident_bytes: resident.unwrap_or(0) * 1024, cpu_seconds: cpu.unwrap_or(0) as f64 / 100.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_by_user_stop_at_five_hundred() {
+        let metrics = Metrics::new("e", "staging", "r");
+        for n in 0..600 {
+            metrics.record_generation("m", &format!("user{n}"), 2, 1, Duration::from_millis(3));
+        }
+        let text = metrics.text(&Stats::default(), 0);
+        assert_eq!(text.matches("textnlp_tokens_generated_total{").count(), 501);
+        assert!(text.contains("textnlp_tokens_generated_total{model=\"m\",user=\"other\"} 100"), "{text}");
+        assert!(text.contains("textnlp_inference_duration_seconds_bucket{le=\"0.005\",model=\"m\"} 600"), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn requests_per_second_forget_what_is_older_than_the_window() {
+        let began = Instant::now();
+        let mut window = Window::new(began);
+        let at = |seconds| began + Duration::from_secs(seconds);
+        for second in 0..60 {
+            for _ in 0..4 {
+                window.count(at(second));
+            }
+        }
+        assert_eq!(window.per_second(at(59)), 4.0);
+        assert_eq!(window.per_second(at(1000)), 0.0);
+    }
+
+    #[test]
+    fn the_process_has_memory() {
+        assert!(process().resident_bytes > 1_000_000);
+    }
+}

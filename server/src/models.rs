@@ -1,0 +1,385 @@
+//! The models of this server: which there are, which are loaded, and loading one when somebody asks for it first.
+//!
+//! One load at a time, however many requests wait for it; a model whose loading or answers fail again and again is left alone
+//! for a while by its circuit breaker; loaded models that nobody asked for longest make room for others.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::http::StatusCode;
+use textnlp_inference::cpu::{Cpu, LoadOptions, Quant};
+use textnlp_inference::engine::{Handle, LoadedModel, ModelInfo};
+use textnlp_inference::format::Checkpoint;
+use textnlp_inference::text::Tokenizer;
+use tokio_util::task::TaskTracker;
+
+use crate::breaker::{Breaker, BreakerOptions, State};
+use crate::chat::ChatTemplate;
+use crate::config::{self, ByteSize, Weights};
+use crate::error::{ApiError, chain};
+use crate::metrics::Metrics;
+
+/// A model that can be asked.
+pub(crate) struct Ready {
+    /// What the engine knows of it.
+    pub info: ModelInfo,
+    /// Its chat template, if it has one that can be read.
+    pub chat: Option<ChatTemplate>,
+    /// Why there is none, when it has one that cannot be read.
+    pub chat_problem: Option<String>,
+    /// Sentences for operators.
+    pub notes: Vec<String>,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Bytes of the longest token: a text of more than so many times the context cannot fit.
+    pub longest_token: usize,
+    /// How long loading took.
+    pub load_ms: u64,
+}
+
+/// Where a model stands.
+#[derive(Clone)]
+pub(crate) enum Standing {
+    /// Not asked for yet, or evicted.
+    Idle,
+    /// Being loaded since then.
+    Loading(Instant),
+    /// Loaded.
+    Ready(Arc<Ready>),
+    /// Loading failed.
+    Failed(String),
+}
+
+struct Entry {
+    config: config::Model,
+    standing: Mutex<Standing>,
+    breaker: Mutex<Breaker>,
+    /// Held while it is being loaded: whoever comes second waits for the first.
+    loading: Arc<tokio::sync::Mutex<()>>,
+    asked: AtomicU64,
+}
+
+/// The models of this server.
+pub(crate) struct Models {
+    entries: Vec<Arc<Entry>>,
+    default: String,
+    preload: Vec<String>,
+    budget: ByteSize,
+    threads: usize,
+    engine: Handle,
+    metrics: Arc<Metrics>,
+    began: Instant,
+    created: u64,
+    /// Loads run here, so that they end although the request that began them has left.
+    tasks: TaskTracker,
+    /// One load at a time: two would fight for the same disk and cores, and their memory would add up.
+    one_load: Arc<tokio::sync::Semaphore>,
+}
+
+impl Models {
+    /// Nothing is loaded yet.
+    pub(crate) fn new(config: &config::Models, engine: Handle, metrics: Arc<Metrics>, tasks: TaskTracker) -> Arc<Self> {
+        let entries = config.serve.iter().map(|model| {
+            Arc::new(Entry {
+                config: model.clone(),
+                standing: Mutex::new(Standing::Idle),
+                breaker: Mutex::new(Breaker::new(BreakerOptions::default())),
+                loading: Arc::default(),
+                asked: AtomicU64::new(0),
+            })
+        });
+        Arc::new(Self {
+            entries: entries.collect(),
+            default: config.default.clone(),
+            preload: config.preload.clone(),
+            budget: config.max_cache_size,
+            threads: config.threads,
+            engine,
+            metrics,
+            began: Instant::now(),
+            created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            tasks,
+            one_load: Arc::new(tokio::sync::Semaphore::new(1)),
+        })
+    }
+
+    /// The name of the default model.
+    pub(crate) fn default_name(&self) -> &str {
+        &self.default
+    }
+
+    /// When this server began to offer them, in seconds since 1970.
+    pub(crate) fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// All models with where they stand.
+    pub(crate) fn list(&self) -> Vec<(config::Model, Standing)> {
+        self.entries.iter().map(|entry| (entry.config.clone(), entry.standing())).collect()
+    }
+
+    /// One model with where it stands.
+    pub(crate) fn find(&self, name: &str) -> Option<(config::Model, Standing)> {
+        self.entry(name).map(|entry| (entry.config.clone(), entry.standing()))
+    }
+
+    /// The models to load before the server is ready, with where they stand.
+    pub(crate) fn preloads(&self) -> Vec<(String, Standing)> {
+        self.preload.iter().filter_map(|name| Some((name.clone(), self.entry(name)?.standing()))).collect()
+    }
+
+    /// Loads what is to be loaded before the server is ready. What fails is logged, and `/ready` says so.
+    pub(crate) async fn preload(self: &Arc<Self>) {
+        for name in &self.preload {
+            if let Err(error) = self.get(Some(name)).await {
+                tracing::error!(model = %name, error = %error.message, "a model could not be loaded");
+            }
+        }
+    }
+
+    /// A model that can be asked; it is loaded if it is not. `None` is the default one.
+    pub(crate) async fn get(self: &Arc<Self>, name: Option<&str>) -> Result<Arc<Ready>, ApiError> {
+        let name = name.unwrap_or(&self.default);
+        let entry = self.entry(name).cloned().ok_or_else(|| self.unknown(name))?;
+        entry.asked.store(self.began.elapsed().as_micros() as u64 + 1, Ordering::Relaxed);
+        if let Standing::Ready(ready) = entry.standing() {
+            self.metrics.model_asked(true);
+            return Ok(ready);
+        }
+        self.metrics.model_asked(false);
+        let guard = entry.loading.clone().lock_owned().await;
+        if let Standing::Ready(ready) = entry.standing() {
+            return Ok(ready);
+        }
+        self.permit(&entry)?;
+        entry.stand(Standing::Loading(Instant::now()));
+        let (models, loading) = (self.clone(), entry.clone());
+        let load = self.tasks.spawn(async move {
+            let result = models.load(&loading).await;
+            models.outcome(&loading, result.is_ok());
+            match &result {
+                Ok(ready) => loading.stand(Standing::Ready(ready.clone())),
+                Err(why) => loading.stand(Standing::Failed(why.clone())),
+            }
+            drop(guard);
+            result
+        });
+        match load.await {
+            Ok(Ok(ready)) => Ok(ready),
+            Ok(Err(why)) => Err(cannot(name, &why)),
+            Err(_) => {
+                entry.stand(Standing::Failed("its loading broke off".into()));
+                Err(cannot(name, "its loading broke off"))
+            }
+        }
+    }
+
+    /// Whether a model may be asked now, by its breaker. Followed by [`Models::outcome`] or [`Models::no_outcome`].
+    pub(crate) fn may_ask(&self, name: &str) -> Result<(), ApiError> {
+        self.entry(name).map_or(Ok(()), |entry| self.permit(entry))
+    }
+
+    /// Notes that a model answered, or failed.
+    pub(crate) fn answered(&self, name: &str, well: bool) {
+        if let Some(entry) = self.entry(name) {
+            self.outcome(entry, well);
+        }
+    }
+
+    /// Notes that a call ended without saying anything about the model.
+    pub(crate) fn no_outcome(&self, name: &str) {
+        if let Some(entry) = self.entry(name) {
+            entry.breaker.lock().unwrap_or_else(PoisonError::into_inner).abandoned();
+        }
+    }
+
+    fn permit(&self, entry: &Entry) -> Result<(), ApiError> {
+        entry.breaker.lock().unwrap_or_else(PoisonError::into_inner).permit(Instant::now()).map_err(|wait| {
+            let why = match entry.standing() {
+                Standing::Failed(why) => format!(": {why}"),
+                _ => String::new(),
+            };
+            ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "circuit_open",
+                format!("model `{}` failed several times and is left alone for a while{why}", entry.config.name),
+            )
+            .hint("try again after the time in Retry-After, or ask another model")
+            .retry_after(wait)
+        })
+    }
+
+    fn outcome(&self, entry: &Entry, well: bool) {
+        let mut breaker = entry.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        if well {
+            breaker.succeeded()
+        } else {
+            breaker.failed(Instant::now())
+        }
+        self.metrics.breaker(&entry.config.name, breaker.state() == State::Open);
+    }
+
+    fn entry(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.entries.iter().find(|entry| entry.config.name == name)
+    }
+
+    /// What is said about a name that no model has.
+    pub(crate) fn unknown(&self, name: &str) -> ApiError {
+        let names: Vec<&str> = self.entries.iter().map(|entry| entry.config.name.as_str()).collect();
+        let shown: String = name.chars().take(128).collect();
+        let hint = match config::nearest(&shown, &names) {
+            Some(word) => format!("did you mean `{word}`?"),
+            None => format!("this server has: {}", names.join(", ")),
+        };
+        ApiError::new(StatusCode::NOT_FOUND, "model_not_found", format!("there is no model `{shown}`"))
+            .param("model")
+            .hint(hint)
+    }
+
+    async fn load(&self, entry: &Arc<Entry>) -> Result<Arc<Ready>, String> {
+        let _one = self.one_load.acquire().await.map_err(|_| "the server is shutting down".to_owned())?;
+        let began = Instant::now();
+        let config = entry.config.clone();
+        let opened = blocking(move || open(&config)).await?;
+        self.make_room(entry, opened.needed)?;
+        let (config, engine, threads) = (entry.config.clone(), self.engine.clone(), self.threads);
+        let mut ready = blocking(move || load(&config, opened, &engine, threads)).await?;
+        ready.load_ms = began.elapsed().as_millis() as u64;
+        for note in &ready.notes {
+            tracing::info!(model = %entry.config.name, note, "loading");
+        }
+        tracing::info!(
+            model = %entry.config.name,
+            ms = ready.load_ms,
+            weights = ready.info.memory.weights,
+            kv = ready.info.memory.kv,
+            "model loaded"
+        );
+        Ok(Arc::new(ready))
+    }
+
+    /// Unloads models that nobody asked for longest until the new one fits into the budget.
+    fn make_room(&self, entry: &Arc<Entry>, needed: u64) -> Result<(), String> {
+        if needed > self.budget.0 {
+            return Err(format!(
+                "it needs about {}, and models.max_cache_size is {}; quantize it (q8_0) or raise the limit",
+                ByteSize(needed),
+                self.budget
+            ));
+        }
+        loop {
+            let mut loaded: Vec<(&Arc<Entry>, u64)> = Vec::new();
+            for other in self.entries.iter().filter(|other| !Arc::ptr_eq(other, entry)) {
+                if let Standing::Ready(ready) = other.standing() {
+                    loaded.push((other, ready.info.memory.weights + ready.info.memory.kv));
+                }
+            }
+            let held: u64 = loaded.iter().map(|(_, bytes)| bytes).sum();
+            if held + needed <= self.budget.0 {
+                return Ok(());
+            }
+            // There is one: with none loaded, `held` is 0 and the check above ended it.
+            let Some((oldest, _)) = loaded.iter().min_by_key(|(other, _)| other.asked.load(Ordering::Relaxed)) else {
+                return Ok(());
+            };
+            tracing::info!(model = %oldest.config.name, "unloaded to make room");
+            self.engine.unload(&oldest.config.name);
+            oldest.stand(Standing::Idle);
+        }
+    }
+}
+
+impl Entry {
+    fn standing(&self) -> Standing {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn stand(&self, standing: Standing) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+}
+
+fn cannot(name: &str, why: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "model_unavailable",
+        format!("model `{name}` cannot be loaded: {why}"),
+    )
+    .param("model")
+    .hint("`textnlp-deploy model inspect` checks its files")
+    .retry_after(Duration::from_secs(5))
+}
+
+/// Runs work that takes its time on a thread for such; a panic in it is an error of that work alone.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the loader broke off".to_owned()))
+}
+
+struct Opened {
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    needed: u64,
+}
+
+fn open(config: &config::Model) -> Result<Opened, String> {
+    let checkpoint = Checkpoint::open(config.path.as_std_path()).map_err(|error| chain(&error))?;
+    let tokenizer = match checkpoint.vocabulary().map_err(|error| chain(&error))? {
+        Some(vocabulary) => Tokenizer::from_gguf(&vocabulary),
+        None => Tokenizer::from_directory(config.path.as_std_path()),
+    }
+    .map_err(|error| chain(&error))?;
+    // Bytes of a thousand weights: q8_0 is 32 bytes and a scale per group of 32.
+    let per_thousand = match config.quantize {
+        Some(Weights::F32) => Some(4000),
+        Some(Weights::F16) => Some(2000),
+        Some(Weights::Q8_0) => Some(1125),
+        None => None,
+    };
+    let needed = match per_thousand {
+        Some(bytes) => (u128::from(checkpoint.parameters()) * bytes / 1000).min(u128::from(u64::MAX)) as u64,
+        None => weight_bytes(config.path.as_std_path()),
+    };
+    Ok(Opened { checkpoint, tokenizer, needed })
+}
+
+/// Bytes of the files that hold weights.
+fn weight_bytes(path: &std::path::Path) -> u64 {
+    let Ok(folder) = std::fs::read_dir(path) else { return std::fs::metadata(path).map_or(0, |file| file.len()) };
+    let weights = |path: &std::path::Path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "gguf");
+    folder
+        .flatten()
+        .filter(|file| weights(&file.path()))
+        .filter_map(|file| file.path().metadata().ok())
+        .map(|file| file.len())
+        .sum()
+}
+
+fn load(config: &config::Model, opened: Opened, engine: &Handle, threads: usize) -> Result<Ready, String> {
+    let Opened { checkpoint, tokenizer, .. } = opened;
+    let quantize = config.quantize.map(|weights| match weights {
+        Weights::F32 => Quant::F32,
+        Weights::F16 => Quant::F16,
+        Weights::Q8_0 => Quant::Q8_0,
+    });
+    let options = LoadOptions { quantize, context: config.context, threads, ..LoadOptions::default() };
+    let (cpu, mut notes) = Cpu::load(&checkpoint, &options).map_err(|error| chain(&error))?;
+    let (mut chat, mut chat_problem) = (None, None);
+    if let Some(source) = tokenizer.chat_template() {
+        let piece = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
+        match ChatTemplate::new(source, piece(tokenizer.bos()), piece(tokenizer.eos())) {
+            Ok(template) => chat = Some(template),
+            Err(error) => {
+                notes.push(format!("its chat template cannot be read: {error}"));
+                chat_problem = Some(error.to_string());
+            }
+        }
+    }
+    let parameters = checkpoint.parameters();
+    drop(checkpoint);
+    let longest_token = (0..tokenizer.vocab() as u32).map(|id| tokenizer.bytes(id).len()).max().unwrap_or(1).max(1);
+    let model = LoadedModel { executor: Box::new(cpu), tokenizer: Arc::new(tokenizer), context: config.context };
+    engine.load(&config.name, model).map_err(|failure| failure.to_string())?;
+    let info = engine.model(&config.name).ok_or("the engine let go of it")?;
+    Ok(Ready { info, chat, chat_problem, notes, parameters, longest_token, load_ms: 0 })
+}

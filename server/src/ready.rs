@@ -1,0 +1,140 @@
+//! Whether this replica can answer: its models are loaded, and the engine has computed something lately or does so now.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use textnlp_inference::engine::{Event, Failure, Request, Sampling};
+use tokio::sync::{Mutex, mpsc};
+
+use crate::app::App;
+use crate::models::Standing;
+
+/// A step as recent as this is proof enough.
+const RECENT: Duration = Duration::from_secs(30);
+
+/// The engine is asked for a token at most this often.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a probe may take.
+const PROBE_FOR: Duration = Duration::from_secs(5);
+
+/// What `/ready` says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Verdict {
+    Ready,
+    Loading(Value),
+    Draining,
+    Failing(String),
+}
+
+/// The last probe.
+#[derive(Default)]
+pub(crate) struct Readiness {
+    last: Mutex<Option<(Instant, Result<(), String>)>>,
+    retried: Mutex<Option<Instant>>,
+}
+
+/// Looks, and asks the engine only when nothing else tells.
+pub(crate) async fn verdict(app: &Arc<App>) -> Verdict {
+    let verdict = look(app).await;
+    app.metrics.ready(verdict == Verdict::Ready);
+    verdict
+}
+
+async fn look(app: &Arc<App>) -> Verdict {
+    if app.is_stopping() {
+        return Verdict::Draining;
+    }
+    let preloads = app.models.preloads();
+    let total = preloads.len();
+    let loaded = preloads.iter().filter(|(_, standing)| matches!(standing, Standing::Ready(_))).count();
+    for (name, standing) in &preloads {
+        match standing {
+            Standing::Failed(why) => {
+                load_again(app).await;
+                return Verdict::Failing(format!("model `{name}` cannot be loaded: {why}"));
+            }
+            Standing::Loading(since) => {
+                let seconds = since.elapsed().as_secs_f64();
+                return Verdict::Loading(json!({ "loaded": loaded, "of": total, "model": name, "seconds": seconds }));
+            }
+            Standing::Idle if app.began.elapsed() < RECENT => {
+                return Verdict::Loading(json!({ "loaded": loaded, "of": total, "model": name, "seconds": null }));
+            }
+            // Evicted for another model since: it comes back when somebody asks for it.
+            Standing::Idle | Standing::Ready(_) => {}
+        }
+    }
+    let stats = app.engine.stats();
+    if stats.last_step.is_some_and(|step| step.elapsed() < RECENT) || stats.queued >= app.config.api.queue {
+        return Verdict::Ready;
+    }
+    let mut last = app.readiness.last.lock().await;
+    if let Some((at, result)) = last.as_ref()
+        && at.elapsed() < PROBE_EVERY
+    {
+        return result.clone().map_or_else(Verdict::Failing, |()| Verdict::Ready);
+    }
+    let result = probe(app).await;
+    *last = Some((Instant::now(), result.clone()));
+    result.map_or_else(Verdict::Failing, |()| Verdict::Ready)
+}
+
+/// One token of any loaded model.
+async fn probe(app: &App) -> Result<(), String> {
+    let models = app.engine.models();
+    let Some(model) = models.iter().find(|m| m.name == app.models.default_name()).or(models.first()) else {
+        return Ok(());
+    };
+    let (outlet, mut inbox) = mpsc::channel(4);
+    let request = Request {
+        model: model.name.clone(),
+        tenant: "probe".into(),
+        prompt: vec![model.tokenizer.bos().or_else(|| model.tokenizer.eos()).unwrap_or(0)],
+        max_tokens: 1,
+        sampling: Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        },
+        stop: Vec::new(),
+        ignore_end: false,
+        logprobs: None,
+        deadline: Some(Instant::now() + PROBE_FOR),
+    };
+    match app.engine.submit(request, Box::new(crate::work::Outlet(outlet))) {
+        Ok(_) => {}
+        Err(Failure::Busy { .. }) => return Ok(()),
+        Err(failure) => return Err(failure.to_string()),
+    }
+    let answer = async {
+        loop {
+            match inbox.recv().await {
+                Some(Event::Token(_)) => {}
+                Some(Event::Done(_)) | Some(Event::Failed(Failure::Busy { .. })) => return Ok(()),
+                Some(Event::Failed(failure)) => return Err(failure.to_string()),
+                None => return Err("the engine does not answer".to_owned()),
+            }
+        }
+    };
+    tokio::time::timeout(PROBE_FOR + Duration::from_secs(1), answer)
+        .await
+        .unwrap_or_else(|_| Err("the engine does not answer".into()))
+}
+
+/// A model that failed to load is tried again now and then: its files may have been mended.
+async fn load_again(app: &Arc<App>) {
+    let mut retried = app.readiness.retried.lock().await;
+    if retried.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
+        return;
+    }
+    *retried = Some(Instant::now());
+    let models = app.models.clone();
+    app.tasks.spawn(async move { models.preload().await });
+}

@@ -1,0 +1,122 @@
+//! The record of one request: filled in by whoever learns something, written when the last holder lets go: the access log, the
+//! metrics and the row of usage. So an answer that streams for minutes, and one whose client left, are recorded like any other.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::database::{Usage, now_ms};
+use crate::rate::Left;
+
+/// What is known of a request so far.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Known {
+    pub(crate) user: Option<String>,
+    pub(crate) tenant: Option<String>,
+    pub(crate) model: Option<String>,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) generated_tokens: u64,
+    pub(crate) queued_ms: Option<f64>,
+    pub(crate) first_token_ms: Option<f64>,
+    pub(crate) status: Option<u16>,
+    pub(crate) error: Option<&'static str>,
+    pub(crate) rate: Option<Left>,
+    /// The answer's last byte was taken.
+    pub(crate) finished: bool,
+}
+
+/// The record of one request.
+pub(crate) struct Record {
+    app: Arc<App>,
+    pub(crate) id: String,
+    pub(crate) method: &'static str,
+    pub(crate) route: String,
+    pub(crate) began: Instant,
+    known: Mutex<Known>,
+}
+
+/// The status of a request whose client left before it was answered, by nginx's custom.
+const CLIENT_LEFT: u16 = 499;
+
+impl Record {
+    pub(crate) fn begin(app: Arc<App>, id: String, method: &'static str, route: String) -> Arc<Self> {
+        app.metrics.request_began();
+        Arc::new(Self { app, id, method, route, began: Instant::now(), known: Mutex::default() })
+    }
+
+    /// Notes something.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut Known)) {
+        change(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn caller(&self, caller: &Caller) {
+        self.note(|known| {
+            known.user = Some(caller.user.clone());
+            known.tenant = Some(caller.tenant.clone());
+        });
+    }
+
+    /// When the request must be answered.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.began + self.app.config.api.timeout
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner).clone();
+        let took: Duration = self.began.elapsed();
+        let status = match known.status {
+            Some(status) if known.finished => status,
+            _ => CLIENT_LEFT,
+        };
+        self.app.metrics.request_ended(self.method, &self.route, status, took);
+        if let Some(code) = known.error {
+            self.app.metrics.error(code);
+        } else if status == CLIENT_LEFT {
+            self.app.metrics.error("client_left");
+        }
+        // Probes come every second: they are worth a line only when something is wrong, or when everything is wanted.
+        let probe = matches!(self.route.as_str(), "/health" | "/ready") && status < 400;
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "access",
+                    request_id = %self.id,
+                    method = self.method,
+                    route = %self.route,
+                    status,
+                    ms = took.as_millis() as u64,
+                    key = known.user.as_deref(),
+                    tenant = known.tenant.as_deref(),
+                    model = known.model.as_deref(),
+                    prompt_tokens = known.prompt_tokens,
+                    generated_tokens = known.generated_tokens,
+                    queued_ms = known.queued_ms,
+                    first_token_ms = known.first_token_ms,
+                    error = known.error,
+                )
+            };
+        }
+        if probe {
+            line!(debug)
+        } else {
+            line!(info)
+        }
+        if let (Some(user), Some(tenant)) = (known.user, known.tenant) {
+            self.app.usage.push(Usage {
+                request_id: self.id.clone(),
+                user,
+                tenant,
+                endpoint: self.route.clone(),
+                model: known.model,
+                prompt_tokens: known.prompt_tokens,
+                generated_tokens: known.generated_tokens,
+                ms: took.as_millis() as u64,
+                status,
+                at_ms: now_ms(),
+            });
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! `serve`: one program, several roles.
+
+use std::io::{Read as _, Write as _};
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, ConfigError};
+use crate::database::{Store, StoreError};
+use crate::error::chain;
+use crate::gateway;
+use crate::keys_role::{KeysError, keys};
+use crate::log;
+use crate::server::{Server, StartError};
+
+/// Arguments of `serve`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ServeArgs {
+    /// What this process is
+    #[arg(long, value_enum, default_value_t = Role::Server)]
+    pub role: Role,
+    /// The configuration: server.yaml, or gateway.yaml for the gateway
+    #[arg(long, value_name = "FILE")]
+    pub config: Utf8PathBuf,
+    /// With `--role migrate`: the schema to go to, instead of the newest
+    #[arg(long, value_name = "N")]
+    pub to: Option<u32>,
+}
+
+/// What a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Answers requests
+    Server,
+    /// Spreads requests over servers
+    Gateway,
+    /// Brings the database to a schema, prints {"from", "to"} and ends
+    Migrate,
+    /// Does one JSON command about API keys from standard input
+    Keys,
+}
+
+/// Why `serve` ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The log file.
+    #[error("open the log {0}")]
+    Log(String, #[source] std::io::Error),
+    /// The start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The database.
+    #[error("migrate the database")]
+    Migrate(#[from] StoreError),
+    /// A key command; what is wrong with it is on standard output.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The gateway.
+    #[error(transparent)]
+    Gateway(#[from] gateway::Error),
+    /// An argument that does not belong to the role.
+    #[error("--to is only for --role migrate")]
+    To,
+    /// Standard input, output, or signals.
+    #[error("talk to the system")]
+    System(#[from] std::io::Error),
+}
+
+/// Runs `serve` on a runtime of its own: HTTP needs few threads, the engine has its own.
+pub fn run(args: ServeArgs) -> ExitCode {
+    let workers = match args.role {
+        // The file is read again inside; here only the number is wanted, and what is wrong is said there.
+        Role::Server => Config::read(&args.config).map_or(1, |config| config.api.workers),
+        Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
+        Role::Migrate | Role::Keys => 1,
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("http").enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(serve(args));
+            // What still hangs in blocking calls after a drain is not waited for.
+            runtime.shutdown_background();
+            result
+        }
+        Err(error) => Err(ServeError::System(error)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(if matches!(error, ServeError::Config(_) | ServeError::To) { 2 } else { 1 })
+        }
+    }
+}
+
+/// Runs one role until it is done, or until the process is told to stop.
+pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
+    if args.to.is_some() && args.role != Role::Migrate {
+        return Err(ServeError::To);
+    }
+    match args.role {
+        Role::Server => server(Config::read(&args.config)?).await,
+        Role::Gateway => {
+            raise_file_limit();
+            Ok(gateway::run(&args.config).await?)
+        }
+        Role::Migrate => {
+            let config = Config::read(&args.config)?;
+            let store = Store::open(&config.database).await?;
+            let done = store.migrate(args.to).await?;
+            store.close().await;
+            print(&json!({ "from": done.from, "to": done.to }))
+        }
+        Role::Keys => {
+            let config = Config::read(&args.config)?;
+            let mut command = String::new();
+            std::io::stdin().take(1 << 20).read_to_string(&mut command)?;
+            match keys(&config, &command).await {
+                Ok(answer) => print(&answer),
+                Err(error) => {
+                    let hint = match &error {
+                        KeysError::Command { hint, .. } => hint.clone(),
+                        _ => None,
+                    };
+                    print(&json!({ "error": { "message": chain(&error), "hint": hint } }))?;
+                    Err(error.into())
+                }
+            }
+        }
+    }
+}
+
+async fn server(config: Config) -> Result<(), ServeError> {
+    let log_file =
+        config.monitoring.log_file.as_ref().map_or_else(|| "standard output".to_owned(), ToString::to_string);
+    log::begin(&config.monitoring).map_err(|error| ServeError::Log(log_file, error))?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // A log rotated by renaming is not ours to reopen (rotation copies and truncates); the signal must not kill us.
+    let _hangup = signal(SignalKind::hangup())?;
+    raise_file_limit();
+    let server = Server::start(config).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tokio::select! {
+        _ = server.drain() => {}
+        _ = terminate.recv() => tracing::warn!("told to stop twice: leaving at once"),
+        _ = interrupt.recv() => tracing::warn!("told to stop twice: leaving at once"),
+    }
+    Ok(())
+}
+
+/// Each connection is a file: the soft limit of 1,024 that shells give is raised to what the system allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+}
+
+fn print(value: &serde_json::Value) -> Result<(), ServeError> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}")?;
+    out.flush()?;
+    Ok(())
+}
+
+fn report(error: &ServeError) {
+    let mut err = std::io::stderr().lock();
+    let mut text = format!("error: {error}\n");
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        text.push_str(&format!("  cause: {next}\n"));
+        cause = next.source();
+    }
+    if let ServeError::Gateway(gateway) = error
+        && let Some(hint) = gateway.hint()
+    {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    // Nobody is left to tell when standard error is gone.
+    let _ = err.write_all(text.as_bytes());
+}

@@ -1,0 +1,323 @@
+//! One generation, from the checked request to its settled end.
+//!
+//! A task of its own stands between the engine and the client: it forwards events, notices when the client has left (streaming or
+//! not), cancels the work then, and settles what was used, whatever happened to the client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use textnlp_inference::engine::{Done, Event, Failure, Finish, Push, Request, Sampling, Sink, Ticket, Token};
+use tokio::sync::mpsc;
+
+use crate::allowance;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::database::Reservation;
+use crate::error::ApiError;
+use crate::models::Ready;
+use crate::record::Record;
+
+/// What a generation begins with.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Prompt {
+    /// A text, with whatever the model wants around it.
+    Text(String),
+    /// A text that says everything already: a rendered chat.
+    Rendered(String),
+    /// Tokens.
+    Tokens(Vec<u32>),
+}
+
+/// What a generation is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub(crate) prompt: Prompt,
+    /// `None`: as many as the context and the server's limit allow.
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) sampling: Sampling,
+    pub(crate) stop: Vec<String>,
+    pub(crate) logprobs: Option<u8>,
+    pub(crate) ignore_end: bool,
+}
+
+/// A generation under way. Dropping it cancels the work.
+pub(crate) struct Running {
+    pub(crate) model: Arc<Ready>,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) seed: u64,
+    /// Kept, so that the request's record is written only after the answer.
+    pub(crate) record: Arc<Record>,
+}
+
+/// Events between engine and task, and between task and client. A slow client holds up only itself.
+const EVENTS: usize = 64;
+
+/// How long an answer may find no room at its client before it is given up. Longer than the engine's own patience, so that the
+/// engine ends it first and says so.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(75);
+
+/// How long the engine may take to say how much a cancelled generation had used.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
+/// Begins a generation.
+pub(crate) async fn start(
+    app: &Arc<App>,
+    record: &Arc<Record>,
+    caller: &Caller,
+    model: Arc<Ready>,
+    ask: Ask,
+) -> Result<Running, ApiError> {
+    let deadline = record.deadline();
+    let name = model.info.name.clone();
+    record.note(|known| known.model = Some(name.clone()));
+    let prompt = tokens(app, &model, ask.prompt).await?;
+    let prompt_tokens = prompt.len();
+    if prompt_tokens >= model.info.context {
+        return Err(Failure::TooLong { prompt: prompt_tokens, context: model.info.context }.into());
+    }
+    let room = model.info.context - prompt_tokens;
+    let max_tokens = ask.max_tokens.unwrap_or(app.config.api.max_tokens).min(room);
+    let seed = ask.sampling.seed;
+    let reservation = allowance::reserve(app, caller, (prompt_tokens + max_tokens) as u64).await?;
+    let request = Request {
+        model: name.clone(),
+        tenant: caller.tenant.clone(),
+        prompt,
+        max_tokens,
+        sampling: ask.sampling,
+        stop: ask.stop,
+        ignore_end: ask.ignore_end,
+        logprobs: ask.logprobs,
+        deadline: Some(deadline),
+    };
+    let (outlet, inbox) = mpsc::channel(EVENTS);
+    let submitted = app.models.may_ask(&name).and_then(|()| {
+        app.engine.submit(request, Box::new(Outlet(outlet))).map_err(|failure| {
+            app.models.no_outcome(&name);
+            match failure {
+                // Between being found and being asked it made room for another.
+                Failure::NoModel(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", "the model was just unloaded")
+                    .param("model")
+                    .hint("try again: it is loaded anew")
+                    .retry_after(Duration::from_secs(1)),
+                other => other.into(),
+            }
+        })
+    });
+    let ticket = match submitted {
+        Ok(ticket) => ticket,
+        Err(error) => {
+            allowance::settle(app, reservation, 0).await;
+            return Err(error);
+        }
+    };
+    record.note(|known| known.prompt_tokens = prompt_tokens as u64);
+    let (out, events) = mpsc::channel(EVENTS);
+    let drive = Drive {
+        app: app.clone(),
+        record: record.clone(),
+        model: name,
+        user: caller.user.clone(),
+        prompt_tokens: prompt_tokens as u64,
+        reservation,
+        ticket,
+    };
+    app.tasks.spawn(drive.run(inbox, out));
+    Ok(Running { model, events, seed, record: record.clone() })
+}
+
+/// Turns a prompt into tokens; long texts on a thread of their own, few at a time.
+async fn tokens(app: &App, model: &Arc<Ready>, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    let (text, special) = match prompt {
+        Prompt::Tokens(tokens) => return Ok(tokens),
+        Prompt::Text(text) => (text, true),
+        Prompt::Rendered(text) => (text, false),
+    };
+    // No need to look at ten megabytes to know that they do not fit into a thousand tokens. The factor leaves room for
+    // tokenizers that shorten a text before they cut it.
+    if text.len() / 4 > model.info.context.saturating_mul(model.longest_token) {
+        let prompt = text.len() / model.longest_token;
+        return Err(Failure::TooLong { prompt, context: model.info.context }.into());
+    }
+    let mut tokens = encode(app, model, text, special).await?;
+    if tokens.is_empty() {
+        let first = model.info.tokenizer.bos().or_else(|| model.info.tokenizer.eos());
+        let missing =
+            || ApiError::invalid("`prompt` is empty, and this model cannot begin with nothing").param("prompt");
+        tokens.push(first.ok_or_else(missing)?);
+    }
+    Ok(tokens)
+}
+
+/// Texts up to this many bytes are cut into tokens where they are: it takes less than a thread's turn.
+const SHORT: usize = 4096;
+
+/// Cuts a text into tokens.
+pub(crate) async fn encode(app: &App, model: &Arc<Ready>, text: String, special: bool) -> Result<Vec<u32>, ApiError> {
+    let failed = |error: &dyn std::error::Error| {
+        ApiError::invalid(format!("the text cannot be tokenized: {}", crate::error::chain(error)))
+    };
+    if text.len() <= SHORT {
+        return model.info.tokenizer.encode(&text, special).map_err(|error| failed(&error));
+    }
+    let busy = || ApiError::from(Failure::Draining);
+    let _permit = app.tokenizing.acquire().await.map_err(|_| busy())?;
+    let tokenizer = model.info.tokenizer.clone();
+    tokio::task::spawn_blocking(move || tokenizer.encode(&text, special))
+        .await
+        .map_err(|_| ApiError::invalid("the text cannot be tokenized"))?
+        .map_err(|error| failed(&error))
+}
+
+pub(crate) struct Outlet(pub(crate) mpsc::Sender<Event>);
+
+impl Sink for Outlet {
+    fn push(&mut self, event: Event) -> Push {
+        match self.0.try_send(event) {
+            Ok(()) => Push::Ok,
+            Err(mpsc::error::TrySendError::Full(event)) => Push::Full(event),
+            Err(mpsc::error::TrySendError::Closed(_)) => Push::Gone,
+        }
+    }
+}
+
+struct Drive {
+    app: Arc<App>,
+    record: Arc<Record>,
+    model: String,
+    user: String,
+    prompt_tokens: u64,
+    reservation: Option<Reservation>,
+    ticket: Ticket,
+}
+
+impl Drive {
+    async fn run(self, mut inbox: mpsc::Receiver<Event>, out: mpsc::Sender<Event>) {
+        let mut seen = 0u64;
+        let mut end = None;
+        loop {
+            let event = tokio::select! {
+                // The client's leaving is noticed also while nothing comes: in the queue, or before the first token.
+                () = out.closed() => break,
+                event = inbox.recv() => event,
+            };
+            let Some(event) = event else { break };
+            match &event {
+                Event::Token(_) => seen += 1,
+                Event::Done(_) | Event::Failed(_) => {
+                    end = Some(event);
+                    break;
+                }
+            }
+            if !matches!(tokio::time::timeout(CLIENT_PATIENCE, out.send(event)).await, Ok(Ok(()))) {
+                break;
+            }
+        }
+        if end.is_none() {
+            self.ticket.cancel();
+            end = tokio::time::timeout(LAST_WORD, last_word(&mut inbox, &mut seen)).await.unwrap_or(None);
+        }
+        drop(inbox);
+        let used = self.finish(end.as_ref(), seen);
+        // Settled before the client sees the end: its next request finds what is left.
+        allowance::settle(&self.app, self.reservation, used).await;
+        if let Some(end) = end {
+            let _ = tokio::time::timeout(CLIENT_PATIENCE, out.send(end)).await;
+        }
+    }
+
+    /// Writes down how it ended; the answer is the tokens that it used.
+    fn finish(&self, end: Option<&Event>, seen: u64) -> u64 {
+        let models = &self.app.models;
+        let generated = match end {
+            Some(Event::Done(done)) => {
+                if done.finish == Finish::Cancelled {
+                    models.no_outcome(&self.model)
+                } else {
+                    models.answered(&self.model, true)
+                }
+                if done.generated_tokens > 0 {
+                    let first = Duration::from_secs_f64(done.first_token_ms.max(0.0) / 1000.0);
+                    self.app.metrics.record_first_token(&self.model, first);
+                }
+                self.record.note(|known| {
+                    known.queued_ms = Some(done.queued_ms);
+                    known.first_token_ms = Some(done.first_token_ms);
+                });
+                done.generated_tokens as u64
+            }
+            Some(Event::Failed(failure)) => {
+                if matches!(failure, Failure::Model(_)) {
+                    models.answered(&self.model, false)
+                } else {
+                    models.no_outcome(&self.model)
+                }
+                seen
+            }
+            Some(Event::Token(_)) | None => {
+                models.no_outcome(&self.model);
+                seen
+            }
+        };
+        let took = match end {
+            Some(Event::Done(done)) => Duration::from_secs_f64(done.total_ms.max(0.0) / 1000.0),
+            _ => self.record.began.elapsed(),
+        };
+        self.app.metrics.record_generation(&self.model, &self.user, self.prompt_tokens, generated, took);
+        self.record.note(|known| known.generated_tokens = generated);
+        // A prompt that was refused or never begun costs nothing.
+        if generated == 0 && !matches!(end, Some(Event::Done(_))) { 0 } else { self.prompt_tokens + generated }
+    }
+}
+
+async fn last_word(inbox: &mut mpsc::Receiver<Event>, seen: &mut u64) -> Option<Event> {
+    loop {
+        match inbox.recv().await? {
+            Event::Token(_) => *seen += 1,
+            end => return Some(end),
+        }
+    }
+}
+
+/// A whole answer.
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) done: Done,
+}
+
+/// Waits for the whole answer.
+pub(crate) async fn collect(running: &mut Running, keep_tokens: bool) -> Result<Answer, ApiError> {
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    while let Some(event) = running.events.recv().await {
+        match event {
+            Event::Token(token) => {
+                text.push_str(&token.text);
+                if keep_tokens {
+                    tokens.push(token);
+                }
+            }
+            Event::Done(done) => {
+                text.push_str(&done.text);
+                return Ok(Answer { text, tokens, done });
+            }
+            Event::Failed(failure) => return Err(failure.into()),
+        }
+    }
+    Err(broke_off())
+}
+
+/// The engine let go of a request without a word.
+pub(crate) fn broke_off() -> ApiError {
+    ApiError::from(Failure::Model("the answer broke off".into()))
+}
+
+/// How an answer ended, by OpenAI's words.
+pub(crate) fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Cancelled => "cancelled",
+    }
+}

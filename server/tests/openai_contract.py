@@ -1,0 +1,132 @@
+"""Drives a server with the official OpenAI client: python openai_contract.py BASE_URL (the key is in OPENAI_API_KEY)."""
+import sys
+
+import openai
+from openai import OpenAI
+
+client = OpenAI(base_url=sys.argv[1], max_retries=0, timeout=120)
+passed = 0
+
+
+def check(name):
+    def run(function):
+        global passed
+        function()
+        passed += 1
+        print("ok", name)
+    return run
+
+
+MESSAGES = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Say something."}]
+
+
+@check("models are listed and described")
+def _():
+    ids = [model.id for model in client.models.list()]
+    assert ids == ["tiny", "plain", "slow"], ids
+    one = client.models.retrieve("tiny")
+    assert one.object == "model" and one.owned_by == "textnlp" and one.created > 0
+
+
+@check("a completion has text, reason and usage")
+def _():
+    answer = client.completions.create(model="tiny", prompt="Once", max_tokens=8, seed=1, extra_body={"ignore_eos": True})
+    assert answer.object == "text_completion" and answer.choices[0].finish_reason == "length"
+    assert answer.usage.prompt_tokens == 4 and answer.usage.completion_tokens == 8 and answer.usage.total_tokens == 12
+
+
+@check("a completion streams the same text")
+def _():
+    common = dict(model="tiny", prompt="Once", max_tokens=20, seed=2, temperature=1.0, extra_body={"ignore_eos": True})
+    whole = client.completions.create(**common).choices[0].text
+    stream = client.completions.create(**common, stream=True, stream_options={"include_usage": True})
+    text, usage = "", None
+    for chunk in stream:
+        text += chunk.choices[0].text if chunk.choices else ""
+        usage = chunk.usage or usage
+    assert text == whole, (text, whole)
+    assert usage.completion_tokens == 20
+
+
+@check("a completion's log-probabilities")
+def _():
+    logprobs = client.completions.create(model="tiny", prompt="Once", max_tokens=3, logprobs=2, temperature=0, extra_body={"ignore_eos": True}).choices[0].logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset) == 3
+    assert all(value < 0 for value in logprobs.token_logprobs)
+
+
+@check("tokens are a prompt")
+def _():
+    assert client.completions.create(model="tiny", prompt=[79, 110, 99, 101], max_tokens=2).usage.prompt_tokens == 4
+
+
+@check("a chat has a message, a reason and usage")
+def _():
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_completion_tokens=8, seed=3, user="somebody", n=1)
+    assert answer.object == "chat.completion" and answer.choices[0].message.role == "assistant"
+    assert isinstance(answer.choices[0].message.content, str) and answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+@check("a chat streams the same text")
+def _():
+    common = dict(model="tiny", messages=MESSAGES, max_tokens=16, seed=4, extra_body={"ignore_eos": True})
+    whole = client.chat.completions.create(**common).choices[0].message.content
+    stream = client.chat.completions.create(**common, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole, (text, whole)
+    assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage.completion_tokens == 16
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["length"]
+
+
+@check("a chat's log-probabilities")
+def _():
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=4, logprobs=True, top_logprobs=5, extra_body={"ignore_eos": True})
+    content = answer.choices[0].logprobs.content
+    assert len(content) == 4 and len(content[0].top_logprobs) == 5 and content[0].bytes is not None
+
+
+@check("stop strings stop")
+def _():
+    whole = client.completions.create(model="tiny", prompt="Tell", max_tokens=40, temperature=0, extra_body={"ignore_eos": True}).choices[0].text
+    stop = next(c for c in whole if c.isascii() and c.isprintable())
+    answer = client.completions.create(model="tiny", prompt="Tell", max_tokens=40, temperature=0, stop=[stop], extra_body={"ignore_eos": True}).choices[0]
+    assert answer.text == whole[: whole.index(stop)] and answer.finish_reason == "stop"
+
+
+@check("errors are the client's own")
+def _():
+    for wanted, call in [
+        (openai.BadRequestError, lambda: client.completions.create(model="tiny", prompt="x", temperature=5)),
+        (openai.NotFoundError, lambda: client.completions.create(model="gpt-5", prompt="x")),
+        (openai.BadRequestError, lambda: client.chat.completions.create(model="plain", messages=MESSAGES)),
+        (openai.AuthenticationError, lambda: OpenAI(base_url=sys.argv[1], api_key="wrong", max_retries=0).models.list()),
+    ]:
+        try:
+            call()
+        except wanted as error:
+            assert error.body["message"] and error.code, error.body
+        else:
+            raise AssertionError(f"no {wanted.__name__}")
+
+
+@check("what is not supported is refused by name")
+def _():
+    try:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}])
+    except openai.BadRequestError as error:
+        assert error.param == "tools", error.body
+    else:
+        raise AssertionError("tools were accepted")
+
+
+@check("a stream can be left")
+def _():
+    stream = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=100, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    stream.close()
+    assert client.completions.create(model="tiny", prompt="x", max_tokens=1).usage.completion_tokens == 1
+
+
+print(f"all {passed} checks passed")

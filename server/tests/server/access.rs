@@ -1,0 +1,319 @@
+//! Keys, tokens, tenants, rates and budgets.
+
+use serde_json::{Value, json};
+use textnlp_server::keys;
+
+use super::support::{Client, Reply, Setup, Site, make_key, start};
+
+fn short() -> Value {
+    json!({ "prompt": "Once", "max_tokens": 4, "ignore_end": true })
+}
+
+async fn with(site: &Site, headers: &[(&str, &str)]) -> Reply {
+    let mut headers = headers.to_vec();
+    headers.push(("content-type", "application/json"));
+    site.client.send("POST", "/v1/generate", &headers, short().to_string().as_bytes()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_but_probes_tokens_and_documents_answers_without_a_credential() {
+    let site = start(Setup::default()).await.ready().await;
+    for (method, path) in [
+        ("POST", "/v1/generate"),
+        ("POST", "/v1/stream"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/tokenize"),
+        ("POST", "/v1/validate"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/tiny"),
+    ] {
+        let reply = site.client.send(method, path, &[], b"{}").await;
+        assert_eq!((reply.status, reply.error().0.as_str()), (401, "missing_api_key"), "{path}");
+        assert!(reply.header("www-authenticate").unwrap().starts_with("Bearer"));
+    }
+    for path in ["/health", "/ready", "/.well-known/jwks.json", "/openapi.json", "/docs"] {
+        assert_eq!(site.client.send("GET", path, &[], b"").await.status, 200, "{path}");
+    }
+    assert_eq!(site.client.send("GET", "/metrics", &[], b"").await.status, 404, "metrics are on their own listener");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_comes_by_either_header_and_only_as_it_is() {
+    let site = start(Setup::default()).await.ready().await;
+    let key = site.key.clone();
+    let bearer = format!("Bearer {key}");
+    assert_eq!(with(&site, &[("x-api-key", &key)]).await.status, 200);
+    assert_eq!(with(&site, &[("authorization", &bearer)]).await.status, 200);
+    assert_eq!(with(&site, &[("Authorization", &format!("bearer {key}"))]).await.status, 200);
+    assert_eq!(with(&site, &[("authorization", &bearer), ("x-api-key", &key)]).await.status, 200);
+    let mut last = key.clone();
+    let other = if last.pop() == Some('0') { '1' } else { '0' };
+    last.push(other);
+    for (headers, status) in [
+        (vec![("x-api-key", last.as_str())], 401),
+        (vec![("x-api-key", "")], 401),
+        (vec![("x-api-key", &key[..30])], 401),
+        (vec![("authorization", &bearer[..bearer.len() - 1])], 401),
+        (vec![("authorization", "Basic dTpw")], 401),
+        (vec![("authorization", "Bearer sk-something")], 401),
+        (vec![("authorization", "Bearer a.b.c")], 401),
+        (vec![("authorization", &bearer), ("x-api-key", &last)], 400),
+        (vec![("x-api-key", &key), ("x-api-key", &key)], 400),
+    ] {
+        let reply = with(&site, &headers).await;
+        assert_eq!(reply.status, status, "{headers:?}: {}", reply.text());
+        reply.error();
+        assert!(!reply.text().contains(&key[22..]), "an answer never repeats a key");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_rotated_or_expired_key_is_refused_at_once() {
+    let site = start(Setup::default()).await.ready().await;
+    let public = site.key.split('_').nth(1).unwrap().to_owned();
+    let token = site.client.send("POST", "/auth/token", &[("x-api-key", &site.key)], b"").await.json()["token"].as_str().unwrap().to_owned();
+    assert_eq!(site.post_as(&token, "/v1/generate", short()).await.status, 200);
+    let rotated = keys(&site.config, &json!({ "do": "rotate", "public_id": public }).to_string()).await.unwrap();
+    assert_eq!(site.post("/v1/generate", short()).await.status, 401);
+    let new = rotated["key"].as_str().unwrap();
+    assert_eq!(site.post_as(new, "/v1/generate", short()).await.status, 200);
+    keys(&site.config, &json!({ "do": "revoke", "public_id": public }).to_string()).await.unwrap();
+    assert_eq!(site.post_as(new, "/v1/generate", short()).await.status, 401);
+    assert_eq!(site.post_as(&token, "/v1/generate", short()).await.status, 401, "a token does not outlive its key");
+    let expired = make_key(&site.config, json!({ "do": "create", "expires_at": 1000 })).await;
+    assert_eq!(site.post_as(&expired, "/v1/generate", short()).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scope_allows_what_it_says_and_no_more() {
+    let site = start(Setup::default()).await.ready().await;
+    let key = make_key(&site.config, json!({ "do": "create", "scopes": ["validate"] })).await;
+    let validate = json!({ "reference": "a", "candidate": "a" });
+    assert_eq!(site.post_as(&key, "/v1/validate", validate).await.status, 200);
+    let reply = site.post_as(&key, "/v1/generate", short()).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (403, "insufficient_scope"));
+    assert!(reply.error().2.unwrap().contains("validate"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_exchanged_for_a_token_that_anybody_can_verify() {
+    let site = start(Setup { security: "jwt_expiry: 600", ..Setup::default() }).await.ready().await;
+    let body = json!({ "api_key": site.key, "token_limit": 500, "expires_in": 60 });
+    let reply = site.client.send("POST", "/auth/token", &[], body.to_string().as_bytes()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let issued = reply.json();
+    assert_eq!((&issued["token_type"], &issued["expires_in"], &issued["token_limit"]), (&json!("Bearer"), &json!(60), &json!(500)));
+    let token = issued["token"].as_str().unwrap();
+    let jwks: jsonwebtoken::jwk::JwkSet =
+        serde_json::from_value(site.client.send("GET", "/.well-known/jwks.json", &[], b"").await.json()).unwrap();
+    let kid = jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
+    let key = jsonwebtoken::DecodingKey::from_jwk(jwks.find(&kid).unwrap()).unwrap();
+    let mut validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::RS256);
+    validation.set_issuer(&["test"]);
+    let claims = jsonwebtoken::decode::<Value>(token, &key, &validation).unwrap().claims;
+    assert_eq!(claims["user_id"].as_str().unwrap(), site.key.split('_').nth(1).unwrap());
+    assert_eq!((&claims["tenant_id"], &claims["token_limit"]), (&json!("default"), &json!(500)));
+    for claim in ["exp", "iat", "jti"] {
+        assert!(!claims[claim].is_null(), "{claim}");
+    }
+    assert_eq!(site.post_as(token, "/v1/generate", short()).await.status, 200);
+    for (ask, field) in [
+        (json!({}), Some("api_key")),
+        (json!({ "api_key": 5 }), Some("api_key")),
+        (json!({ "api_key": site.key, "token_limit": 0 }), Some("token_limit")),
+        (json!({ "api_key": site.key, "token_limit": 2_000_000 }), Some("token_limit")),
+        (json!({ "api_key": site.key, "expires_in": 601 }), Some("expires_in")),
+        (json!({ "api_kee": site.key }), Some("api_key")),
+    ] {
+        let reply = site.client.send("POST", "/auth/token", &[], ask.to_string().as_bytes()).await;
+        assert_eq!((reply.status, reply.error().1.as_deref()), (400, field), "{ask}");
+    }
+    let reply = site.client.send("POST", "/auth/token", &[], json!({ "api_key": "tnlp_wrong" }).to_string().as_bytes()).await;
+    assert_eq!(reply.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_spends_prompt_and_answer_up_to_its_limit() {
+    let site = start(Setup::default()).await.ready().await;
+    let issue = json!({ "api_key": site.key, "token_limit": 20 });
+    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+    let ask = |n: u64| json!({ "prompt": "Once", "max_tokens": n, "ignore_end": true });
+    let refused = site.post_as(&token, "/v1/generate", ask(17)).await;
+    assert_eq!((refused.status, refused.error().0.as_str()), (403, "token_limit_exceeded"));
+    assert_eq!(site.post_as(&token, "/v1/generate", ask(8)).await.status, 200, "12 of 20");
+    assert_eq!(site.post_as(&token, "/v1/stream", ask(5)).await.status, 403);
+    assert_eq!(site.post_as(&token, "/v1/stream", ask(4)).await.status, 200, "20 of 20");
+    assert_eq!(site.post_as(&token, "/v1/generate", ask(1)).await.status, 403);
+    assert_eq!(site.post("/v1/generate", ask(8)).await.status, 200, "the key itself goes on");
+    // What fails costs nothing: an answer that was refused is not paid for.
+    let issue = json!({ "api_key": site.key, "token_limit": 1000 });
+    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+    let long = json!({ "prompt": "x".repeat(400), "max_tokens": 4 });
+    for _ in 0..5 {
+        assert_eq!(site.post_as(&token, "/v1/generate", long.clone()).await.status, 400);
+    }
+    assert_eq!(site.post_as(&token, "/v1/generate", ask(200)).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_at_once_cannot_spend_a_token_twice() {
+    let site = start(Setup::default()).await.ready().await;
+    let issue = json!({ "api_key": site.key, "token_limit": 100 });
+    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+    let ask = json!({ "prompt": "Once", "max_tokens": 16, "ignore_end": true });
+    let replies = futures::future::join_all((0..20).map(|_| site.post_as(&token, "/v1/generate", ask.clone()))).await;
+    let paid = replies.iter().filter(|reply| reply.status == 200).count();
+    assert_eq!(paid, 5, "five times 20 tokens");
+    assert!(replies.iter().all(|reply| matches!(reply.status, 200 | 403)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_limits_by_key_and_says_when_to_come_back() {
+    let site = start(Setup { security: "rate_limit: 3/hour", ..Setup::default() }).await.ready().await;
+    for left in ["2", "1", "0"] {
+        let reply = site.get("/v1/models").await;
+        assert_eq!(reply.status, 200);
+        assert_eq!((reply.header("x-ratelimit-limit"), reply.header("x-ratelimit-remaining")), (Some("3"), Some(left)));
+        assert!(reply.header("x-ratelimit-reset").unwrap().parse::<u64>().unwrap() > 0);
+    }
+    let reply = site.post("/v1/generate", short()).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (429, "rate_limit_exceeded"));
+    let after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=1200).contains(&after), "{after}");
+    assert_eq!(reply.header("x-ratelimit-remaining"), Some("0"));
+    let own = make_key(&site.config, json!({ "do": "create", "rate_limit": "1000/hour" })).await;
+    for _ in 0..6 {
+        assert_eq!(site.post_as(&own, "/v1/generate", short()).await.status, 200, "a key's own rate counts");
+    }
+    assert_eq!(site.client.send("GET", "/health", &[], b"").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_of_tokens_counts_what_was_used_and_not_what_was_asked() {
+    let site = start(Setup::default()).await.ready().await;
+    let key = make_key(&site.config, json!({ "do": "create", "token_rate_limit": "60/day" })).await;
+    let ask = |n: u64| json!({ "prompt": "Once", "max_tokens": n, "ignore_end": true });
+    let never = site.post_as(&key, "/v1/generate", ask(57)).await;
+    assert_eq!((never.status, never.error().0.as_str()), (403, "token_rate_exceeded"));
+    assert_eq!(site.post_as(&key, "/v1/generate", ask(40)).await.status, 200, "44 of 60");
+    let later = site.post_as(&key, "/v1/generate", ask(40)).await;
+    assert_eq!((later.status, later.error().0.as_str()), (429, "rate_limit_exceeded"));
+    assert!(later.header("retry-after").is_some());
+    // A stop string ends it early: the rest is given back.
+    assert_eq!(site.post_as(&key, "/v1/generate", ask(10)).await.status, 200, "58 of 60");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credential_header_and_host_must_agree_about_the_tenant() {
+    let site = start(Setup::default()).await.ready().await;
+    let acme = make_key(&site.config, json!({ "do": "create", "tenant": "acme" })).await;
+    make_key(&site.config, json!({ "do": "create", "tenant": "globex" })).await;
+    for (headers, status) in [
+        (vec![], 200),
+        (vec![("x-tenant-id", "acme")], 200),
+        (vec![("x-tenant-id", "globex")], 403),
+        (vec![("x-tenant-id", "default")], 403),
+        (vec![("x-tenant-id", "nobody")], 403),
+        (vec![("x-tenant-id", "../etc")], 400),
+        (vec![("x-tenant-id", "a;drop table")], 400),
+        (vec![("x-tenant-id", "")], 400),
+        (vec![("x-tenant-id", "Acme")], 400),
+        (vec![("x-tenant-id", "acme"), ("x-tenant-id", "globex")], 400),
+        (vec![("host", "acme.textnlp.example.com")], 200),
+        (vec![("host", "globex.textnlp.example.com")], 403),
+        (vec![("host", "globex.textnlp.example.com:8443")], 403),
+        (vec![("host", "www.textnlp.example.com")], 200),
+        (vec![("host", "api.textnlp.example.com")], 200),
+        (vec![("host", "staging.textnlp.example.com")], 200),
+        (vec![("host", "10.1.2.3:8080")], 200),
+        (vec![("host", "[::1]:8080")], 200),
+        (vec![("host", "acme.textnlp.example.com"), ("x-tenant-id", "globex")], 400),
+    ] {
+        let mut with_key = headers.clone();
+        with_key.push(("x-api-key", acme.as_str()));
+        let reply = with(&site, &with_key).await;
+        assert_eq!(reply.status, status, "{headers:?}: {}", reply.text());
+    }
+    for path in ["/health", "/ready", "/.well-known/jwks.json"] {
+        let reply = site.client.send("GET", path, &[("x-tenant-id", "../etc"), ("host", "globex.example.com.org")], b"").await;
+        assert_eq!(reply.status, 200, "{path} is free of the rule");
+    }
+    let token = site.client.send("POST", "/auth/token", &[("x-api-key", &acme)], b"").await.json();
+    assert_eq!(token["tenant_id"], "acme");
+    let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
+    assert_eq!(with(&site, &[("authorization", &bearer), ("x-tenant-id", "globex")]).await.status, 403);
+    assert_eq!(with(&site, &[("authorization", &bearer), ("x-tenant-id", "acme")]).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_base_domain_every_subdomain_is_a_tenant() {
+    let site = start(Setup { api: "base_domain: example.com", ..Setup::default() }).await.ready().await;
+    let key = site.key.clone();
+    for (host, status) in [("default.example.com", 200), ("nobody.example.com", 403), ("a_.b.example.com", 400), ("www.example.com", 200), ("other.org", 200)] {
+        assert_eq!(with(&site, &[("host", host), ("x-api-key", &key)]).await.status, status, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_development_keys_can_be_off_and_then_anything_may_be_sent() {
+    let site = start(Setup { phase: Some("development"), security: "api_keys_enabled: false", ..Setup::default() }).await.ready().await;
+    for headers in [vec![], vec![("authorization", "Bearer none")], vec![("authorization", "Basic dTpw")], vec![("x-tenant-id", "acme")]] {
+        assert_eq!(with(&site, &headers).await.status, 200, "{headers:?}");
+    }
+    let revoked = format!("tnlp_0123456789abcdef_{}", "0".repeat(64));
+    assert_eq!(with(&site, &[("x-api-key", &revoked)]).await.status, 401, "a key of ours that is wrong is wrong");
+    assert_eq!(with(&site, &[("x-tenant-id", "A B")]).await.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_https_is_answered_where_it_is_required() {
+    let site = start(Setup { api: "require_https: true", ..Setup::default() }).await.ready().await;
+    let key = site.key.clone();
+    let reply = with(&site, &[("x-api-key", &key)]).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (403, "https_required"));
+    let reply = with(&site, &[("x-api-key", &key), ("x-forwarded-proto", "https")]).await;
+    assert_eq!(reply.status, 200);
+    assert!(reply.header("strict-transport-security").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_is_written_down_without_any_text() {
+    let mut site = start(Setup::default()).await.ready().await;
+    let public = site.key.split('_').nth(1).unwrap().to_owned();
+    let secret = "a-prompt-that-nobody-may-read";
+    let ask = json!({ "prompt": secret, "max_tokens": 5, "ignore_end": true });
+    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 200);
+    assert_eq!(site.post("/v1/stream", ask).await.status, 200);
+    assert_eq!(site.get("/v1/models").await.status, 200);
+    let store = site.server.as_ref().unwrap().store().clone();
+    super::support::until("all three are written", async || store.usage_of(&public, 0).await.unwrap().0 == 3).await;
+    assert_eq!(store.usage_of(&public, 0).await.unwrap().1, 2 * (secret.len() as u64 + 5));
+    site.drain().await;
+    for file in std::fs::read_dir(site.folder.path()).unwrap().flatten().filter(|file| file.file_name().to_string_lossy().contains("textnlp.db")) {
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert!(!bytes.windows(secret.len()).any(|part| part == secret.as_bytes()), "{:?} holds a prompt", file.path());
+        let key = &site.key[22..];
+        assert!(!bytes.windows(key.len()).any(|part| part == key.as_bytes()), "{:?} holds a key", file.path());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_share_keys_rates_and_tokens() {
+    let site = start(Setup { security: "rate_limit: 4/hour", ..Setup::default() }).await.ready().await;
+    // The signing key of the first lives with it; the replicas of a site share a file.
+    let pem = super::support::path(&site.folder, "jwt.pem");
+    std::fs::write(&pem, textnlp_server::auth::jwt::generate_pem().unwrap()).unwrap();
+    let mut config = site.config.clone();
+    config.security.jwt_private_key_file = Some(pem);
+    let (a, b) = (textnlp_server::Server::start(config.clone()).await.unwrap(), textnlp_server::Server::start(config).await.unwrap());
+    let (one, two) = (Client::new(a.address()), Client::new(b.address()));
+    let key = [("x-api-key", site.key.as_str())];
+    let token = one.send("POST", "/auth/token", &key, b"").await.json()["token"].as_str().unwrap().to_owned();
+    let bearer = format!("Bearer {token}");
+    assert_eq!(two.send("GET", "/v1/models", &[("authorization", &bearer)], b"").await.status, 200);
+    assert_eq!(one.send("GET", "/v1/models", &key, b"").await.status, 200);
+    assert_eq!(two.send("GET", "/v1/models", &key, b"").await.status, 200);
+    assert_eq!(one.send("GET", "/v1/models", &key, b"").await.status, 429, "four in all, wherever they went");
+    assert!(a.drain().await && b.drain().await);
+}

@@ -1,0 +1,310 @@
+//! What the endpoints answer when all is well.
+
+use serde_json::{Value, json};
+
+use super::support::{Setup, start};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_is_continued_and_what_it_took_is_told() {
+    let site = start(Setup::default()).await.ready().await;
+    let reply = site
+        .post(
+            "/v1/generate",
+            json!({ "prompt": "Once", "max_tokens": 12, "temperature": 0.8, "seed": 7, "ignore_end": true }),
+        )
+        .await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let body = reply.json();
+    assert_eq!(body["model"], "tiny", "the default model");
+    assert_eq!(body["usage"], json!({ "prompt_tokens": 4, "completion_tokens": 12, "total_tokens": 16 }));
+    assert_eq!(body["finish_reason"], "length");
+    assert_eq!(body["seed"], 7);
+    assert!(!body["text"].as_str().unwrap().is_empty());
+    assert!(body["timing"]["total_ms"].as_f64().unwrap() > 0.0);
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_seed_gives_the_same_text_alone_in_company_and_streamed() {
+    let site = start(Setup::default()).await.ready().await;
+    let ask = |seed: u64| json!({ "prompt": "The fox", "max_tokens": 40, "temperature": 1.0, "seed": seed, "ignore_end": true });
+    let alone = site.post("/v1/generate", ask(1)).await.json()["text"].clone();
+    let others = futures::future::join_all((1..9).map(|seed| site.post("/v1/generate", ask(seed)))).await;
+    assert_eq!(others[0].json()["text"], alone);
+    assert!(others[1..].iter().all(|other| other.json()["text"] != alone));
+    let streamed = site.post("/v1/stream", ask(1)).await;
+    let text: String = streamed
+        .events()
+        .iter()
+        .filter(|(name, _)| name == "token")
+        .map(|(_, data)| serde_json::from_str::<Value>(data).unwrap()["text"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(json!(text), alone);
+    let random: Vec<Value> = vec![
+        site.post("/v1/generate", json!({ "prompt": "The fox", "max_tokens": 20 })).await.json(),
+        site.post("/v1/generate", json!({ "prompt": "The fox", "max_tokens": 20 })).await.json(),
+    ];
+    assert_ne!(random[0]["seed"], random[1]["seed"]);
+    let mut again = json!({ "prompt": "The fox", "max_tokens": 20 });
+    again["seed"] = random[0]["seed"].clone();
+    assert_eq!(
+        site.post("/v1/generate", again).await.json()["text"],
+        random[0]["text"],
+        "the seed that was told is the seed"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_begins_goes_on_and_ends_with_what_it_took() {
+    let site = start(Setup::default()).await.ready().await;
+    for (path, extra) in [("/v1/stream", json!({})), ("/v1/generate", json!({ "stream": true }))] {
+        let mut ask = json!({ "prompt": "Once", "max_tokens": 9, "seed": 3, "ignore_end": true });
+        ask.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let reply = site.post(path, ask).await;
+        assert_eq!((reply.status, reply.header("content-type")), (200, Some("text/event-stream; charset=utf-8")));
+        let events = reply.events();
+        assert_eq!(events.first().unwrap().0, "start");
+        let (name, data) = events.last().unwrap();
+        assert_eq!(name, "done");
+        let done: Value = serde_json::from_str(data).unwrap();
+        assert_eq!((&done["usage"]["completion_tokens"], &done["finish_reason"]), (&json!(9), &json!("length")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_string_ends_the_answer_and_is_not_part_of_it() {
+    let site = start(Setup::default()).await.ready().await;
+    let ask = json!({ "prompt": "Tell", "max_tokens": 60, "temperature": 0.0, "ignore_end": true });
+    let whole = site.post("/v1/generate", ask.clone()).await.json()["text"].as_str().unwrap().to_owned();
+    let (at, letter) = whole.char_indices().filter(|(_, c)| c.is_ascii_graphic()).nth(3).unwrap();
+    let first = whole.find(letter).unwrap().min(at);
+    let mut stopped = ask;
+    stopped["stop"] = json!([letter.to_string(), "\u{1}never\u{1}"]);
+    let reply = site.post("/v1/generate", stopped).await.json();
+    assert_eq!(reply["text"], json!(whole[..first]), "up to {letter:?} in {whole:?}");
+    assert_eq!(reply["finish_reason"], "stop");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_have_openais_shape_whole_and_streamed() {
+    let site = start(Setup::default()).await.ready().await;
+    let ask = json!({ "model": "tiny", "prompt": "abc", "max_tokens": 6, "seed": 5, "logprobs": 2, "ignore_eos": true, "user": "u", "n": 1 });
+    let body = site.post("/v1/completions", ask.clone()).await.json();
+    assert_eq!(body["object"], "text_completion");
+    let choice = &body["choices"][0];
+    assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(0), &json!("length")));
+    let logprobs = &choice["logprobs"];
+    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(logprobs[list].as_array().unwrap().len(), 6, "{list}: {body}");
+    }
+    assert!(logprobs["token_logprobs"][0].as_f64().unwrap() < 0.0);
+    assert_eq!(body["usage"]["total_tokens"], 9);
+    let mut streamed = ask;
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({ "include_usage": true });
+    let reply = site.post("/v1/completions", streamed).await;
+    let events = reply.events();
+    assert_eq!(events.last().unwrap().1, "[DONE]");
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+    let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
+    assert_eq!(json!(text), choice["text"]);
+    let last = chunks.last().unwrap();
+    assert_eq!((&last["choices"], &last["usage"]), (&json!([]), &body["usage"]));
+    assert!(chunks[0]["usage"].is_null() && chunks[0].get("usage").is_some());
+    assert_eq!(chunks[chunks.len() - 2]["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prompts_may_be_tokens_one_text_in_a_list_or_nothing() {
+    let site = start(Setup::default()).await.ready().await;
+    let text = |prompt: Value| {
+        let site = &site;
+        async move {
+            let ask = json!({ "prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": true });
+            let reply = site.post("/v1/completions", ask).await;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            reply.json()["choices"][0]["text"].clone()
+        }
+    };
+    let as_text = text(json!("abc")).await;
+    assert_eq!(text(json!([97, 98, 99])).await, as_text);
+    assert_eq!(text(json!([[97, 98, 99]])).await, as_text);
+    assert_eq!(text(json!(["abc"])).await, as_text);
+    assert_eq!(text(json!("")).await, text(json!([256])).await, "nothing is the model's first token");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chat_is_what_the_template_makes_of_it() {
+    let site = start(Setup::default()).await.ready().await;
+    let ask = json!({
+        "messages": [
+            { "role": "developer", "content": "Be kind." },
+            { "role": "user", "content": [{ "type": "text", "text": "He" }, { "type": "text", "text": "llo" }] },
+        ],
+        "max_completion_tokens": 7, "temperature": 0, "ignore_eos": true, "logprobs": true, "top_logprobs": 3,
+        "response_format": { "type": "text" }, "tools": [],
+    });
+    let body = site.post("/v1/chat/completions", ask.clone()).await.json();
+    assert_eq!(body["object"], "chat.completion");
+    let choice = &body["choices"][0];
+    assert_eq!(choice["message"]["role"], "assistant");
+    let logprobs = choice["logprobs"]["content"].as_array().unwrap();
+    assert_eq!((logprobs.len(), logprobs[0]["top_logprobs"].as_array().unwrap().len()), (7, 3));
+    assert_eq!(logprobs[0]["token"], logprobs[0]["top_logprobs"][0]["token"], "greedy takes the likeliest");
+    // The markers of the template are one token each: this is what the prompt must be.
+    let prompt = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n";
+    let same = site
+        .post("/v1/completions", json!({ "prompt": prompt, "max_tokens": 7, "temperature": 0, "ignore_eos": true }))
+        .await
+        .json();
+    assert_eq!(choice["message"]["content"], same["choices"][0]["text"]);
+    assert_eq!(body["usage"], same["usage"]);
+    let mut streamed = ask;
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({ "include_usage": true });
+    let events = site.post("/v1/chat/completions", streamed).await.events();
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+    assert_eq!(chunks[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
+    let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(json!(text), choice["message"]["content"]);
+    assert_eq!(chunks.last().unwrap()["usage"], body["usage"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_without_template_explains_that_it_cannot_chat() {
+    let site = start(Setup::default()).await.ready().await;
+    let reply = site
+        .post("/v1/chat/completions", json!({ "model": "plain", "messages": [{ "role": "user", "content": "Hi" }] }))
+        .await;
+    assert_eq!(reply.status, 400);
+    let (_, param, hint) = reply.error();
+    assert_eq!(param.as_deref(), Some("model"));
+    assert!(hint.unwrap().contains("/v1/completions") && reply.text().contains("no chat template"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn models_are_listed_loaded_when_asked_for_and_described() {
+    let site = start(Setup::default()).await.ready().await;
+    let list = site.get("/v1/models").await.json();
+    let states: Vec<(&str, &str)> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| (m["id"].as_str().unwrap(), m["state"].as_str().unwrap()))
+        .collect();
+    assert_eq!(states, [("tiny", "ready"), ("plain", "not loaded"), ("slow", "not loaded")]);
+    let misses = site.metric("textnlp_model_cache_misses_total").await;
+    // Many ask for it at once: it is loaded once, and all are answered.
+    let replies = futures::future::join_all(
+        (0..6).map(|_| site.post("/v1/generate", json!({ "model": "plain", "prompt": "x", "max_tokens": 2 }))),
+    )
+    .await;
+    assert!(replies.iter().all(|reply| reply.status == 200 && reply.json()["model"] == "plain"));
+    assert!(site.metric("textnlp_model_cache_misses_total").await > misses);
+    let one = site.get("/v1/models/plain").await.json();
+    assert_eq!((&one["state"], &one["quantize"], &one["object"]), (&json!("ready"), &json!("q8_0"), &json!("model")));
+    let details = &one["details"];
+    assert_eq!(
+        (&details["family"], &details["context"], &details["layers"], &details["chat"]),
+        (&json!("gpt2"), &json!(256), &json!(2), &json!(false))
+    );
+    assert!(
+        details["parameters"].as_u64().unwrap() > 10_000
+            && details["memory_bytes"]["weights"].as_u64().unwrap() > 10_000
+    );
+    assert_eq!(site.get("/v1/models/tiny").await.json()["details"]["chat"], true);
+    let missing = site.get("/v1/models/tinny").await;
+    assert_eq!((missing.status, missing.error().0.as_str()), (404, "model_not_found"));
+    assert!(missing.error().2.unwrap().contains("did you mean `tiny`"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_model_asked_least_lately_makes_room() {
+    // One model of 32 dimensions and its cache of keys and values fit, two do not.
+    let models = "max_cache_size: 300kB\n    preload: []\n    default: tiny\n    serve: [ { name: tiny, path: tiny }, { name: plain, path: plain } ]";
+    let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
+    let ask = |model: &str| json!({ "model": model, "prompt": "x", "max_tokens": 2 });
+    for model in ["tiny", "plain", "tiny"] {
+        let reply = site.post("/v1/generate", ask(model)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let loaded: Vec<String> = site.get("/v1/models").await.json()["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|m| m["state"] == "ready")
+            .map(|m| m["id"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(loaded, [model]);
+    }
+    let models = "max_cache_size: 10kB\n    preload: []\n    serve: [ { name: tiny, path: tiny } ]";
+    let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
+    let reply = site.post("/v1/generate", ask("tiny")).await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.text().contains("max_cache_size"), "{}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_become_tokens_and_tokens_texts() {
+    let site = start(Setup::default()).await.ready().await;
+    let there = site.post("/v1/tokenize", json!({ "text": "Hé" })).await.json();
+    assert_eq!(
+        (&there["tokens"], &there["count"], &there["model"]),
+        (&json!([72, 195, 169]), &json!(3), &json!("tiny"))
+    );
+    assert_eq!(there["pieces"].as_array().unwrap().len(), 3);
+    let back = site.post("/v1/tokenize", json!({ "tokens": [72, 195, 169] })).await.json();
+    assert_eq!(back["text"], "Hé");
+    let long = "word ".repeat(5000);
+    assert_eq!(site.post("/v1/tokenize", json!({ "text": long })).await.json()["count"], 25_000);
+    for (ask, field) in [
+        (json!({}), "text"),
+        (json!({ "text": "a", "tokens": [1] }), "tokens"),
+        (json!({ "tokens": [99999] }), "tokens"),
+        (json!({ "tokens": [-1] }), "tokens"),
+        (json!({ "tokens": "abc" }), "tokens"),
+    ] {
+        let reply = site.post("/v1/tokenize", ask.clone()).await;
+        assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(field)), "{ask}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_are_scored_by_name() {
+    let site = start(Setup::default()).await.ready().await;
+    let ask = json!({ "reference": "the cat sat on the mat", "candidate": "the cat sat on a mat" });
+    let all = site.post("/v1/validate", ask.clone()).await.json();
+    assert!((all["rouge1"]["fmeasure"].as_f64().unwrap() - 5.0 / 6.0).abs() < 1e-12, "{all}");
+    assert!(all["bleu"]["score"].as_f64().unwrap() > 30.0 && all["rouge2"].is_object() && all["rougeL"].is_object());
+    assert_eq!(all["bleu"]["smoothing"], "exp");
+    let mut some = ask.clone();
+    some["metrics"] = json!(["bleu"]);
+    some["smoothing"] = json!("add-k");
+    some["smoothing_value"] = json!(0.5);
+    let some = site.post("/v1/validate", some).await.json();
+    assert!(some["rouge1"].is_null() && some["bleu"]["score"] != all["bleu"]["score"]);
+    for (extra, field) in [
+        (json!({ "smoothing": "magic" }), "smoothing"),
+        (json!({ "smoothing": "exp", "smoothing_value": 1 }), "smoothing_value"),
+        (json!({ "metrics": ["meteor"] }), "metrics"),
+        (json!({ "reference": [] }), "reference"),
+        (json!({ "reference": ["a"; 17] }), "reference"),
+        (json!({ "candidate": 5 }), "candidate"),
+        (json!({ "candidate": null }), "candidate"),
+    ] {
+        let mut ask = ask.clone();
+        ask.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let reply = site.post("/v1/validate", ask).await;
+        assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(field)), "{extra}");
+    }
+    let long = "word ".repeat(6000);
+    let reply = site.post("/v1/validate", json!({ "reference": long, "candidate": long })).await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("ROUGE-L"));
+    assert_eq!(
+        site.post("/v1/validate", json!({ "reference": long, "candidate": long, "metrics": ["bleu"] })).await.status,
+        200
+    );
+}

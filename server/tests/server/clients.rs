@@ -1,0 +1,152 @@
+//! Clients that leave, read nothing, or come in crowds.
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::support::{Client, Setup, Site, start, until};
+
+/// A request that keeps the engine busy for a long time.
+fn long() -> serde_json::Value {
+    json!({ "model": "slow", "prompt": "x", "max_tokens": 4000, "ignore_end": true })
+}
+
+async fn send_only(site: &Site, path: &str, body: &serde_json::Value) -> Box<dyn super::support::client::Stream> {
+    let body = body.to_string();
+    let mut stream = site.client.connect().await;
+    let head = Client::head("POST", path, &[("x-api-key", &site.key)], body.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    stream
+}
+
+async fn warm(site: &Site) {
+    let reply = site.post("/v1/generate", json!({ "model": "slow", "prompt": "x", "max_tokens": 1 })).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_work_of_a_client_that_leaves_is_stopped_streaming_or_not_and_what_it_used_is_paid() {
+    let site = start(Setup::default()).await.ready().await;
+    warm(&site).await;
+    let issue = json!({ "api_key": site.key, "token_limit": 4200 });
+    for path in ["/v1/generate", "/v1/stream", "/v1/completions"] {
+        let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+        let mut body = long();
+        if path == "/v1/completions" {
+            body.as_object_mut().unwrap().remove("ignore_end");
+            body["ignore_eos"] = json!(true);
+        }
+        let text = body.to_string();
+        let mut stream = site.client.connect().await;
+        let head = Client::head("POST", path, &[("authorization", &format!("Bearer {token}"))], text.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let running = async || site.metric("textnlp_running_requests").await;
+        until("the engine works on it", async || running().await == 1.0).await;
+        let steps = site.metric("textnlp_engine_steps_total").await;
+        until("it has computed some", async || site.metric("textnlp_engine_steps_total").await > steps + 5.0).await;
+        drop(stream);
+        until("the engine has stopped", async || running().await == 0.0).await;
+        let after = json!({ "model": "plain", "prompt": "x", "max_tokens": 200, "ignore_end": true });
+        // With 4,001 of 4,200 tokens set aside, 201 are too many; far from all of them were used, and the rest is free again.
+        until("it is settled", async || site.post_as(&token, "/v1/generate", after.clone()).await.status == 200).await;
+        let spent = site.metric("textnlp_tokens_generated_total{model=\"slow\"").await;
+        assert!(spent > 5.0, "{path}: what was generated counts: {spent}");
+    }
+    until("the left requests are counted", async || site.metric("textnlp_errors_total{type=\"client_left\"}").await == 3.0).await;
+    assert_eq!(site.metric("http_requests_in_flight").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_while_its_request_waits_gives_its_place_back() {
+    let site = start(Setup { api: "queue: 2", ..Setup::default() }).await.ready().await;
+    warm(&site).await;
+    let mut crowd = Vec::new();
+    // More than run at once, so that some wait.
+    while site.metric("textnlp_queue_length").await < 2.0 {
+        assert!(crowd.len() < 400, "nothing ever waits");
+        crowd.push(send_only(&site, "/v1/generate", &long()).await);
+    }
+    drop(crowd);
+    until("nobody waits", async || site.metric("textnlp_queue_length").await + site.metric("textnlp_running_requests").await == 0.0).await;
+    warm(&site).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_says_when_to_come_back_and_the_server_stays_ready() {
+    let site = start(Setup { api: "queue: 2", ..Setup::default() }).await.ready().await;
+    warm(&site).await;
+    let mut crowd = Vec::new();
+    let refused = loop {
+        assert!(crowd.len() < 400, "nobody was ever refused");
+        crowd.push(send_only(&site, "/v1/generate", &long()).await);
+        if site.metric("textnlp_queue_length").await >= 2.0 {
+            let reply = site.post("/v1/generate", long()).await;
+            break reply;
+        }
+    };
+    assert_eq!((refused.status, refused.error().0.as_str()), (429, "queue_full"));
+    assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
+    assert_eq!(site.client.send("GET", "/ready", &[], b"").await.status, 200, "a full queue is ready");
+    assert_eq!(site.client.send("GET", "/health", &[], b"").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_nothing_holds_up_nobody_else() {
+    let site = start(Setup::default()).await.ready().await;
+    warm(&site).await;
+    let mut ask = long();
+    ask["max_tokens"] = json!(3000);
+    ask["logprobs"] = json!(20);
+    let stuck = send_only(&site, "/v1/stream", &ask).await;
+    until("it runs", async || site.metric("textnlp_running_requests").await == 1.0).await;
+    for _ in 0..5 {
+        assert_eq!(site.post("/v1/generate", json!({ "prompt": "x", "max_tokens": 5 })).await.status, 200);
+    }
+    drop(stuck);
+    until("its work has ended", async || site.metric("textnlp_running_requests").await == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_takes_too_long_is_ended_in_time() {
+    let site = start(Setup { api: "timeout: 1", ..Setup::default() }).await.ready().await;
+    warm(&site).await;
+    let reply = site.post("/v1/generate", long()).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (504, "timeout"));
+    let events = site.post("/v1/stream", long()).await.events();
+    let (name, data) = events.last().unwrap();
+    assert!(name == "error" && data.contains("timeout"), "{name} {data}");
+    until("nothing runs on", async || site.metric("textnlp_running_requests").await == 0.0).await;
+    assert!(site.metric("textnlp_errors_total{type=\"timeout\"}").await >= 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_is_served_and_probes_answer_meanwhile() {
+    let site = start(Setup::default()).await.ready().await;
+    let ask = |n: u64| json!({ "prompt": format!("Number {n}"), "max_tokens": 24, "seed": n, "ignore_end": true });
+    let crowd = futures::future::join_all((0..60).map(|n| site.post("/v1/generate", ask(n))));
+    let probes = futures::future::join_all((0..30).map(|_| site.client.send("GET", "/health", &[], b"")));
+    let (crowd, probes) = tokio::join!(crowd, probes);
+    assert!(probes.iter().all(|reply| reply.status == 200));
+    for (n, reply) in crowd.iter().enumerate() {
+        assert_eq!((reply.status, &reply.json()["usage"]["completion_tokens"]), (200, &json!(24)), "{n}");
+    }
+    let ids: std::collections::HashSet<_> = crowd.iter().map(|reply| reply.header("x-request-id").unwrap().to_owned()).collect();
+    assert_eq!(ids.len(), 60);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_serves_many_requests() {
+    let site = start(Setup::default()).await.ready().await;
+    let mut stream = site.client.connect().await;
+    for _ in 0..3 {
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+        while !seen.ends_with(b"}") {
+            let n = stream.read(&mut buffer).await.unwrap();
+            assert!(n > 0, "the connection ended");
+            seen.extend_from_slice(&buffer[..n]);
+        }
+        assert!(seen.starts_with(b"HTTP/1.1 200"));
+    }
+}

@@ -1,0 +1,130 @@
+//! server.yaml: what is wrong with it is said all at once, with place and nearest right word.
+
+use textnlp_server::config::{Address, Config, Phase};
+
+const GOOD: &str = "textnlp:
+  environment: staging
+  phase: staging
+  region: local
+  site: here
+  api: { listen: \"unix:/tmp/s.sock\", metrics_listen: \"127.0.0.1:0\", workers: 4, timeout: 300, max_request_size: 10MB, queue: 256,
+         max_tokens: 4096, cors_origins: [], docs: true, drain_seconds: 30, require_https: false }
+  models: { default: textnlp-tiny, cache_dir: /models, max_cache_size: 50GB, preload: [textnlp-tiny],
+            serve: [ { name: textnlp-tiny, path: textnlp-tiny, quantize: q8_0, context: 1024 } ], threads: 0 }
+  database: { url: \"sqlite:///var/lib/textnlp.db\", pool_size: 20, max_overflow: 40 }
+  security: { jwt_algorithm: RS256, jwt_expiry: 3600, jwt_private_key_file: /k.pem, api_keys_enabled: true, api_key_header: X-API-Key,
+              rate_limit: 1000/hour, token_rate_limit: null, issuer: null }
+  monitoring: { metrics_port: 9090, enable_tracing: false, log_level: INFO, log_file: null }
+";
+
+fn problems(text: &str) -> Vec<String> {
+    Config::parse(text).err().unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+/// Changes one thing of the good file and expects one problem that says all of these.
+#[track_caller]
+fn check(from: &str, to: &str, says: &[&str]) {
+    assert!(GOOD.contains(from), "{from}");
+    let found = problems(&GOOD.replacen(from, to, 1));
+    assert_eq!(found.len(), 1, "{to}: {found:#?}");
+    for word in says {
+        assert!(found[0].contains(word), "{to}: {} does not say {word}", found[0]);
+    }
+}
+
+#[test]
+fn the_whole_tree_is_read() {
+    let config = Config::parse(GOOD).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    assert_eq!(config.api.listen, Address::Unix("/tmp/s.sock".into()));
+    assert_eq!(config.api.max_request_size, 10_000_000);
+    assert_eq!(config.models.serve[0].path, "/models/textnlp-tiny");
+    assert_eq!(config.database.file, "/var/lib/textnlp.db");
+    assert_eq!(config.security.rate_limit.unwrap().count, 1000);
+    assert_eq!((config.phase, config.api.docs), (Phase::Staging, true));
+    assert!(config.security.token_rate_limit.is_none());
+}
+
+#[test]
+fn documented_defaults_hold_for_what_is_not_said() {
+    let text = "textnlp: { models: { serve: [ { name: m, path: /m } ] }, database: { url: \"sqlite:t.db\" } }";
+    let config = Config::parse(text).unwrap();
+    assert_eq!(config.api.listen, Address::Tcp("0.0.0.0:8080".into()));
+    assert_eq!(config.api.metrics_listen, Some(Address::Tcp("0.0.0.0:9090".into())));
+    assert_eq!((config.api.workers, config.api.timeout.as_secs(), config.api.max_request_size), (4, 300, 10_000_000));
+    assert_eq!((config.models.default.as_str(), config.models.preload.len()), ("m", 1));
+    assert_eq!((config.database.pool_size, config.database.max_overflow), (20, 40));
+    assert_eq!((config.security.jwt_expiry.as_secs(), config.security.api_key_header.as_str()), (3600, "X-API-Key"));
+}
+
+#[test]
+fn every_mistake_is_named_with_its_place_and_what_was_meant() {
+    check("workers: 4", "worker: 4", &["line 6", "textnlp.api.worker", "did you mean `workers`"]);
+    check("workers: 4", "workers: four", &["textnlp.api.workers", "must be a whole number, not a text"]);
+    check("workers: 4", "workers: -1", &["textnlp.api.workers", "from 1 to 256"]);
+    check("workers: 4", "workers: 2.5", &["textnlp.api.workers", "from 1 to 256"]);
+    check("timeout: 300", "timeout: 5 fortnights", &["textnlp.api.timeout", "`30s`"]);
+    check("timeout: 300", "timeout: .nan", &["textnlp.api.timeout"]);
+    check("10MB", "10 parsecs", &["line 6", "max_request_size", "`10MB`"]);
+    check("10MB", "3", &["from 1KiB to 1GiB"]);
+    check("1000/hour", "1000", &["security.rate_limit", "`1000/hour`"]);
+    check("1000/hour", "0/hour", &["security.rate_limit"]);
+    check("RS256", "HS256", &["jwt_algorithm", "RS256"]);
+    check("log_level: INFO", "log_level: INFOO", &["log_level", "did you mean `INFO`"]);
+    check("phase: staging", "phase: stagging", &["line 3", "did you mean `staging`"]);
+    check("preload: [textnlp-tiny]", "preload: [textnlp-tinny]", &["models.preload", "did you mean `textnlp-tiny`"]);
+    check("default: textnlp-tiny", "default: gpt2", &["models.default", "`gpt2`"]);
+    check("q8_0", "q9", &["serve[0].quantize", "f32, f16, q8_0"]);
+    check("name: textnlp-tiny, ", "name: \"a b\", ", &["serve[0].name"]);
+    check("unix:/tmp/s.sock", "nowhere", &["api.listen", "unix:/path"]);
+    check("docs: true", "docs: yes please", &["api.docs", "`true` or `false`"]);
+    check("cors_origins: []", "cors_origins: [\"example.com\"]", &["cors_origins", "https://app.example.com"]);
+    check("api_keys_enabled: true", "api_keys_enabled: false", &["api_keys_enabled", "development"]);
+    check("issuer: null", "issuer: \"${TEXTNLP_TEST_UNSET}\"", &["security.issuer", "`TEXTNLP_TEST_UNSET`"]);
+    check("  monitoring:", "  redis: { url: \"redis://x\" }\n  monitoring:", &["textnlp.redis", "later release"]);
+    check(
+        "sqlite:///var/lib/textnlp.db",
+        "postgresql://u@h/d",
+        &["database.url", "comes with a later release; use sqlite"],
+    );
+    check("sqlite:///var/lib/textnlp.db", "redis://h", &["database.url", "Redis"]);
+    check("sqlite:///var/lib/textnlp.db", "mysql://h", &["database.url", "no database address"]);
+    check("sqlite:///var/lib/textnlp.db", "sqlite::memory:", &["names no file"]);
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_reported_together_in_the_order_of_their_lines() {
+    let text =
+        GOOD.replace("workers: 4", "worker: 4").replace("1000/hour", "often").replace("phase: staging", "phase: no");
+    let found = problems(&text);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    for (problem, word) in found.iter().zip(["phase", "worker", "rate_limit"]) {
+        assert!(problem.contains(word), "{found:#?}");
+    }
+}
+
+#[test]
+fn what_is_no_yaml_repeats_a_key_or_holds_nothing_is_refused() {
+    assert!(problems("textnlp: { a: [ }")[0].contains("line 1"));
+    let twice = problems("textnlp: { region: a }\ntextnlp: { region: b }");
+    assert!(twice[0].contains("duplicate") && twice[0].contains("textnlp"), "{twice:?}");
+    assert!(problems(&GOOD.replace("site: here", "region: there"))[0].contains("region"));
+    for text in ["", "null", "[]", "just words", "textnlp: 5"] {
+        assert!(!problems(text).is_empty(), "{text}");
+    }
+    assert!(problems("{}").iter().any(|p| p.contains("`textnlp` is missing")));
+}
+
+#[test]
+fn variables_are_filled_from_the_environment() {
+    // PATH is set wherever a test runs; what is in it is not our business.
+    let config = Config::parse(&GOOD.replace("region: local", "region: \"<${PATH}>\"")).unwrap();
+    assert_eq!(config.region, format!("<{}>", std::env::var("PATH").unwrap()));
+}
+
+#[test]
+fn production_phases_show_no_docs_and_need_a_lasting_key() {
+    let config = Config::parse(&GOOD.replace("phase: staging", "phase: pilot")).unwrap();
+    assert!(!config.api.docs);
+    let text = GOOD.replace("phase: staging", "phase: pilot").replace("jwt_private_key_file: /k.pem, ", "");
+    assert!(problems(&text)[0].contains("jwt_private_key_file"));
+}

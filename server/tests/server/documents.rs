@@ -1,0 +1,92 @@
+//! The description of the interface agrees with the interface, and its page needs nothing from elsewhere.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::support::{Setup, start};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_document_describes_every_route_and_no_other() {
+    let site = start(Setup::default()).await.ready().await;
+    let document = site.client.send("GET", "/openapi.json", &[], b"").await.json();
+    assert_eq!((&document["openapi"], &document["info"]["version"]), (&json!("3.1.0"), &json!(env!("CARGO_PKG_VERSION"))));
+    // The routes as the source has them: the router itself cannot be listed.
+    let source = include_str!("../../src/endpoints/mod.rs");
+    let routes: BTreeSet<(String, String)> = source
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(".route(\""))
+        .filter(|line| !line.starts_with("/docs/"))
+        .map(|line| {
+            let (path, handler) = line.split_once("\", ").unwrap();
+            (path.replace("{*id}", "{id}"), handler.split('(').next().unwrap().to_owned())
+        })
+        .collect();
+    let described: BTreeSet<(String, String)> = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone())))
+        .collect();
+    assert_eq!(described, routes);
+    assert!(routes.len() > 12);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documents_examples_work_and_its_fields_are_known() {
+    let site = start(Setup::default()).await.ready().await;
+    let document = site.client.send("GET", "/openapi.json", &[], b"").await.json();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let schema = &methods["post"]["requestBody"]["content"]["application/json"]["schema"];
+        if schema.is_null() {
+            continue;
+        }
+        let mut example = schema["example"].clone();
+        if path == "/auth/token" {
+            example["api_key"] = json!(site.key);
+        }
+        let reply = site.post(path, example.clone()).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+        for (name, field) in schema["properties"].as_object().unwrap() {
+            // A field that is described is honoured, neutral or refused for its value, but never unknown.
+            let mut body = example.clone();
+            body[name] = field.get("default").cloned().unwrap_or(json!({ "odd": true }));
+            let reply = site.post(path, body).await;
+            assert!(!reply.text().contains("is not a known field"), "{path} {name}: {}", reply.text());
+            if field.get("default").is_some() {
+                assert_eq!(reply.status, 200, "{path} {name}: {}", reply.text());
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_loads_nothing_from_elsewhere() {
+    let site = start(Setup::default()).await.ready().await;
+    let page = site.client.send("GET", "/docs", &[], b"").await;
+    assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
+    for path in ["/docs", "/docs/page.css", "/docs/page.js"] {
+        let reply = site.client.send("GET", path, &[], b"").await;
+        assert_eq!(reply.status, 200);
+        assert!(!reply.text().contains("http://") && !reply.text().contains("https://"), "{path}");
+    }
+    assert!(page.text().contains("/docs/page.js") && page.text().contains("/docs/page.css"));
+    let _: Value = site.client.send("GET", "/openapi.json", &[], b"").await.json();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn production_shows_no_documents() {
+    let folder = tempfile::tempdir().unwrap();
+    let pem = super::support::path(&folder, "jwt.pem");
+    std::fs::write(&pem, textnlp_server::auth::jwt::generate_pem().unwrap()).unwrap();
+    let security = format!("jwt_private_key_file: \"{pem}\"");
+    for setup in [
+        Setup { phase: Some("pilot"), security: &security, ..Setup::default() },
+        Setup { api: "docs: false", ..Setup::default() },
+    ] {
+        let site = start(setup).await.ready().await;
+        for path in ["/openapi.json", "/docs", "/docs/page.js"] {
+            assert_eq!(site.client.send("GET", path, &[], b"").await.status, 404, "{path}");
+        }
+    }
+}

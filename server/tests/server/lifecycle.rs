@@ -1,0 +1,194 @@
+//! Starting, being ready, draining, and what happens when something underneath breaks.
+
+use serde_json::json;
+use textnlp_server::config::{Address, Config};
+use textnlp_server::{Server, StartError};
+use tokio::io::AsyncWriteExt;
+
+use super::support::client::read_reply;
+use super::support::{Client, Setup, Shape, config, path, start, start_in, until, write_model};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_says_where_and_how_old_it_is() {
+    let site = start(Setup::default()).await.ready().await;
+    let body = site.client.send("GET", "/health", &[], b"").await.json();
+    assert_eq!((&body["status"], &body["region"], &body["environment"]), (&json!("ok"), &json!("nowhere"), &json!("test")));
+    assert_eq!(body["version"], env!("CARGO_PKG_VERSION"));
+    assert!(body["uptime_seconds"].is_u64() && body["memory_bytes"].as_u64().unwrap() > 1_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unix_socket_serves_and_is_gone_after_the_end() {
+    let mut site = start(Setup { unix: true, ..Setup::default() }).await.ready().await;
+    let socket = path(&site.folder, "s.sock");
+    assert_eq!(site.client.send("GET", "/health", &[], b"").await.status, 200);
+    let again = Server::start(site.config.clone()).await;
+    assert!(matches!(again, Err(StartError::Listen { .. })), "a socket in use is not taken over");
+    assert!(site.drain().await);
+    assert!(!socket.exists());
+    // One that a killed server left is.
+    std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let server = Server::start(site.config.clone()).await.unwrap();
+    assert_eq!(Client::new(server.address()).send("GET", "/health", &[], b"").await.status, 200);
+    assert!(server.drain().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_in_use_is_said_so() {
+    let site = start(Setup::default()).await;
+    let mut config = site.config.clone();
+    config.api.listen = site.server.as_ref().unwrap().address().clone();
+    let error = Server::start(config).await.err().unwrap();
+    assert!(matches!(&error, StartError::Listen { address: Address::Tcp(_), source } if source.kind() == std::io::ErrorKind::AddrInUse), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_lets_running_answers_finish_and_takes_no_new_ones() {
+    let mut site = start(Setup::default()).await.ready().await;
+    site.post("/v1/generate", json!({ "model": "slow", "prompt": "x", "max_tokens": 1 })).await;
+    let body = json!({ "model": "slow", "prompt": "x", "max_tokens": 200, "ignore_end": true }).to_string();
+    let mut stream = site.client.connect().await;
+    stream.write_all(Client::head("POST", "/v1/stream", &[("x-api-key", &site.key)], body.len()).as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    until("it runs", async || site.metric("textnlp_running_requests").await == 1.0).await;
+    let server = site.server.take().unwrap();
+    let client = site.client.clone();
+    let drain = tokio::spawn(server.drain());
+    until("nobody is let in", async || client.try_connect().await.is_none()).await;
+    let events = read_reply(&mut *stream).await.events();
+    let (name, data) = events.last().unwrap();
+    assert!(name == "done" && data.contains("\"completion_tokens\":200"), "{name} {data}");
+    assert!(drain.await.unwrap(), "everything could finish");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_ends_in_its_time_although_an_answer_does_not() {
+    let mut site = start(Setup { api: "drain_seconds: 0", ..Setup::default() }).await.ready().await;
+    site.post("/v1/generate", json!({ "model": "slow", "prompt": "x", "max_tokens": 1 })).await;
+    let body = json!({ "model": "slow", "prompt": "x", "max_tokens": 4096, "ignore_end": true }).to_string();
+    let mut stream = site.client.connect().await;
+    stream.write_all(Client::head("POST", "/v1/generate", &[("x-api-key", &site.key)], body.len()).as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    until("it runs", async || site.metric("textnlp_running_requests").await == 1.0).await;
+    assert!(!site.drain().await, "it was cut off, and that is said");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_tells_loading_from_failing_and_failing_from_mended() {
+    let models = "preload: [later]\n    serve: [ { name: later, path: later } ]";
+    let site = start(Setup { models: Some(models), ..Setup::default() }).await;
+    until("the load has failed", async || site.client.send("GET", "/ready", &[], b"").await.json()["status"] == "failing").await;
+    let reply = site.client.send("GET", "/ready", &[], b"").await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.json()["reason"].as_str().unwrap().contains("later"), "{}", reply.text());
+    assert_eq!(site.client.send("GET", "/health", &[], b"").await.status, 200);
+    let refused = site.post("/v1/generate", json!({ "prompt": "x" })).await;
+    assert_eq!((refused.status, refused.error().0.as_str()), (503, "model_unavailable"));
+    write_model(&path(&site.folder, "later"), Shape::default());
+    until("it is ready", async || site.client.send("GET", "/ready", &[], b"").await.status == 200).await;
+    assert_eq!(site.post("/v1/generate", json!({ "prompt": "x", "max_tokens": 2 })).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_fails_again_and_again_is_left_alone() {
+    let models = "preload: []\n    default: tiny\n    serve: [ { name: tiny, path: tiny }, { name: gone, path: gone } ]";
+    let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
+    let ask = json!({ "model": "gone", "prompt": "x" });
+    for _ in 0..5 {
+        assert_eq!(site.post("/v1/generate", ask.clone()).await.error().0, "model_unavailable");
+    }
+    let reply = site.post("/v1/generate", ask).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (503, "circuit_open"));
+    assert!((1..=60).contains(&reply.header("retry-after").unwrap().parse::<u64>().unwrap()));
+    assert_eq!(site.metric("textnlp_breaker_open{model=\"gone\"}").await, 1.0);
+    assert_eq!(site.post("/v1/generate", json!({ "prompt": "x", "max_tokens": 2 })).await.status, 200, "others go on");
+    assert_eq!(site.get("/v1/models/gone").await.json()["state"], "failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_lie_are_refused_and_a_model_of_no_numbers_fails_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(&path(&folder, "tiny"), Shape::default());
+    write_model(&path(&folder, "nan"), Shape { broken: true, ..Shape::default() });
+    write_model(&path(&folder, "cut"), Shape::default());
+    write_model(&path(&folder, "lie"), Shape::default());
+    write_model(&path(&folder, "text"), Shape::default());
+    let weights = |name: &str| path(&folder, name).join("model.safetensors");
+    let whole = std::fs::read(weights("cut")).unwrap();
+    std::fs::write(weights("cut"), &whole[..whole.len() / 2]).unwrap();
+    let mut lie = whole.clone();
+    lie[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    std::fs::write(weights("lie"), lie).unwrap();
+    std::fs::write(path(&folder, "text").join("tokenizer.json"), "{").unwrap();
+    let names = ["nan", "cut", "lie", "text"];
+    let list: String = names.iter().map(|name| format!(", {{ name: {name}, path: {name} }}")).collect();
+    let models = format!("preload: [tiny]\n    serve: [ {{ name: tiny, path: tiny }}{list} ]");
+    let config = config(&folder, &Setup { models: Some(&models), ..Setup::default() });
+    let site = start_in(folder, config).await.ready().await;
+    for name in names {
+        let reply = site.post("/v1/generate", json!({ "model": name, "prompt": "x", "max_tokens": 3 })).await;
+        assert!(reply.status == 503 || reply.status == 500, "{name}: {} {}", reply.status, reply.text());
+        assert!(matches!(reply.error().0.as_str(), "model_unavailable" | "model_failed"), "{name}: {}", reply.text());
+        assert_eq!(site.post("/v1/generate", json!({ "prompt": "x", "max_tokens": 3 })).await.status, 200, "after {name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_database_stops_no_generation_and_what_must_be_counted_is_refused_cleanly() {
+    use sqlx::Connection as _;
+    let site = start(Setup { security: "rate_limit: 1000/hour", ..Setup::default() }).await.ready().await;
+    let issue = json!({ "api_key": site.key });
+    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+    let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", site.config.database.file)).await.unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let ask = json!({ "prompt": "x", "max_tokens": 3 });
+    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 200, "keys can be read, rates are counted alone");
+    let reply = site.post_as(&token, "/v1/generate", ask.clone()).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (503, "storage_unavailable"));
+    assert!(reply.header("retry-after").is_some());
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    assert_eq!(site.post_as(&token, "/v1/generate", ask).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_have_the_names_that_dashboards_ask_for() {
+    let site = start(Setup::default()).await.ready().await;
+    let public = site.key.split('_').nth(1).unwrap().to_owned();
+    let ask = json!({ "prompt": "Once", "max_tokens": 10, "ignore_end": true });
+    assert_eq!(site.post("/v1/generate", ask).await.status, 200);
+    site.post("/v1/generate", json!({ "prompt": "x", "n": 2 })).await;
+    let reply = site.metrics.send("GET", "/metrics", &[], b"").await;
+    assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    let text = reply.text();
+    assert!(text.contains(&format!("textnlp_tokens_generated_total{{model=\"tiny\",user=\"{public}\"}} 10")), "{text}");
+    for name in [
+        "textnlp_inference_duration_seconds_bucket{le=\"0.5\",model=\"tiny\"}",
+        "http_requests_total{method=\"POST\",route=\"/v1/generate\",status=\"200\"} 1",
+        "http_requests_total{method=\"POST\",route=\"/v1/generate\",status=\"400\"} 1",
+        "http_request_duration_seconds_count{method=\"POST\",route=\"/v1/generate\"} 2",
+        "http_requests_per_second ",
+        "textnlp_errors_total{type=\"invalid_request\"} 1",
+        "textnlp_queue_length ",
+        "textnlp_model_memory_bytes{model=\"tiny\",kind=\"weights\"}",
+        "process_resident_memory_bytes ",
+        "process_cpu_seconds_total ",
+        "textnlp_model_cache_hits_total ",
+        "textnlp_ready 1",
+    ] {
+        assert!(text.contains(name), "{name} is missing in {text}");
+    }
+    assert_eq!(site.metrics.send("GET", "/v1/models", &[], b"").await.status, 404, "the listener of metrics has nothing else");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_a_later_server_is_refused() {
+    use sqlx::Connection as _;
+    let folder = tempfile::tempdir().unwrap();
+    let config: Config = config(&folder, &Setup::default());
+    let command = json!({ "do": "list" }).to_string();
+    textnlp_server::keys(&config, &command).await.unwrap();
+    let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", config.database.file)).await.unwrap();
+    sqlx::raw_sql("INSERT INTO schema_version VALUES (99, 'later', '', 0)").execute(&mut other).await.unwrap();
+    let error = Server::start(config).await.err().unwrap();
+    assert!(matches!(&error, StartError::Database { source, .. } if source.to_string().contains("newer server")), "{error}");
+}

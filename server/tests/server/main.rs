@@ -1,0 +1,15 @@
+//! The whole server, from outside: real sockets, a real database, a real engine with small random models.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+mod support;
+
+mod access;
+mod answers;
+mod clients;
+mod configuration;
+mod documents;
+mod lifecycle;
+mod openai;
+mod quality;
+mod refusals;
+mod roles;

@@ -1,0 +1,29 @@
+//! The official `openai` client for Python is a contract test: what it sends is understood, what it gets it can read.
+
+use std::process::{Command, Stdio};
+
+use super::support::{Setup, address, start};
+
+/// The interpreter of a virtual environment with the pinned packages, made by `python.sh`.
+fn python() -> Option<String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python.sh");
+    let output = Command::new("sh").arg(script).stdin(Stdio::null()).stderr(Stdio::inherit()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_client_works_against_this_server() {
+    let Ok(Some(python)) = tokio::task::spawn_blocking(python).await else {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "in CI the official client must be there");
+        eprintln!("\n*** SKIPPED: the official openai client could not be set up (python3, venv and its packages are needed) ***\n");
+        return;
+    };
+    let site = start(Setup::default()).await.ready().await;
+    let base = format!("http://{}/v1", address(site.server.as_ref().unwrap().address()));
+    let mut command = Command::new(python);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openai_contract.py")).arg(base).env("OPENAI_API_KEY", &site.key);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("all 12 checks passed"), "{told}");
+}

@@ -1,0 +1,170 @@
+//! The program itself: its roles, its exit codes, its signals.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use textnlp_server::config::Address;
+
+use super::support::{Client, Shape, path, until, write_model};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_textnlp-server");
+
+struct Files {
+    folder: tempfile::TempDir,
+}
+
+impl Files {
+    /// A folder with a space in its name, as folders have.
+    fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("text nlp ").tempdir().unwrap();
+        write_model(&path(&folder, "tiny"), Shape::default());
+        let text = format!(
+            "textnlp:\n  environment: test\n  phase: staging\n  api: {{ listen: \"unix:{0}/s.sock\", drain_seconds: 20 }}\n  \
+             models: {{ serve: [ {{ name: tiny, path: \"{0}/tiny\" }} ], threads: 1 }}\n  database: {{ url: \"sqlite://{0}/data/t.db\" }}\n  \
+             monitoring: {{ log_file: \"{0}/log/server.log\" }}\n",
+            path(&folder, "").as_str().trim_end_matches('/')
+        );
+        std::fs::write(path(&folder, "server.yaml"), text).unwrap();
+        Self { folder }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.arg("serve").args(arguments).arg("--config").arg(path(&self.folder, "server.yaml")).env_remove("HOME");
+        command
+    }
+
+    fn run(&self, arguments: &[&str], input: &str) -> Output {
+        let mut child =
+            self.command(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    fn keys(&self, command: Value) -> (Option<i32>, Value) {
+        let output = self.run(&["--role", "keys"], &command.to_string());
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    }
+}
+
+#[test]
+fn migrate_says_from_where_to_where() {
+    let files = Files::new();
+    let migrate = |arguments: &[&str]| {
+        let mut all = vec!["--role", "migrate"];
+        all.extend(arguments);
+        let output = files.run(&all, "");
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let newest = textnlp_server::database::newest_schema();
+    assert_eq!(migrate(&["--to", "1"]).1.trim(), r#"{"from":0,"to":1}"#);
+    assert_eq!(migrate(&[]).1.trim(), format!(r#"{{"from":1,"to":{newest}}}"#));
+    assert_eq!(migrate(&[]).1.trim(), format!(r#"{{"from":{newest},"to":{newest}}}"#));
+    let (code, _, error) = migrate(&["--to", "1"]);
+    assert!(code == Some(1) && error.contains("only goes forward"), "{error}");
+    assert_eq!(files.run(&["--to", "1"], "").status.code(), Some(2), "--to belongs to migrate");
+}
+
+#[test]
+fn keys_are_made_listed_put_rotated_and_revoked_by_json() {
+    let files = Files::new();
+    let (code, made) = files.keys(json!({ "do": "create", "name": "ci", "tenant": "acme", "rate_limit": "5/minute", "scopes": ["generate"] }));
+    assert_eq!(code, Some(0));
+    let key = made["key"].as_str().unwrap();
+    let id = made["public_id"].as_str().unwrap();
+    assert!(key.starts_with(&format!("tnlp_{id}_")));
+    let listed = files.keys(json!({ "do": "list" })).1;
+    assert_eq!((&listed["keys"][0]["public_id"], &listed["keys"][0]["rate_limit"]), (&json!(id), &json!("5/minute")));
+    assert!(!listed.to_string().contains(&key[22..]) && !listed.to_string().contains("sha256"));
+    let put = json!({ "do": "put", "public_id": "bootstrap", "sha256": "ab".repeat(32) });
+    assert_eq!(files.keys(put.clone()).1["changed"], true);
+    assert_eq!(files.keys(put).1["changed"], false);
+    let rotated = files.keys(json!({ "do": "rotate", "public_id": id })).1;
+    assert!(rotated["key"] != made["key"] && rotated["tenant"] == "acme" && rotated["public_id"] == id);
+    assert_eq!(files.keys(json!({ "do": "revoke", "public_id": id })).1["revoked"], true);
+    assert_eq!(files.keys(json!({ "do": "revoke", "public_id": id })).1, json!({ "public_id": id, "found": true, "revoked": false }));
+    assert_eq!(files.keys(json!({ "do": "revoke", "public_id": "nobody" })).1["found"], false);
+    for (command, says) in [
+        (json!({ "do": "crate" }), "did you mean `create`"),
+        (json!({ "do": "create", "tennant": "x" }), "did you mean `tenant`"),
+        (json!({ "do": "create", "tenant": "../x" }), "no tenant id"),
+        (json!({ "do": "create", "scopes": ["everything"] }), "no scope"),
+        (json!({ "do": "create", "rate_limit": "often" }), "1000/hour"),
+        (json!({ "do": "create", "token_limit": -5 }), "token_limit"),
+        (json!({ "do": "put", "public_id": "x'; --", "sha256": "ab".repeat(32) }), "public_id"),
+        (json!({ "do": "put", "public_id": "abcd", "sha256": "short" }), "sha256"),
+        (json!({ "do": "rotate", "public_id": id }), "revoked"),
+        (json!({ "do": "rotate", "public_id": "nobody" }), "no key"),
+        (json!([]), "no JSON object"),
+    ] {
+        let (code, answer) = files.keys(command.clone());
+        assert_eq!(code, Some(1), "{command}");
+        assert!(answer["error"].to_string().contains(says), "{command}: {answer}");
+    }
+}
+
+#[test]
+fn a_broken_configuration_is_a_matter_of_usage_and_all_of_it_is_shown() {
+    let files = Files::new();
+    let file = path(&files.folder, "server.yaml");
+    let text = std::fs::read_to_string(&file).unwrap().replace("drain_seconds", "drain_second").replace("phase: staging", "phase: stage");
+    std::fs::write(&file, text).unwrap();
+    let output = files.run(&[], "");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error.contains("2 problems") && error.contains("did you mean `drain_seconds`") && error.contains("did you mean `staging`"), "{error}");
+    std::fs::remove_file(&file).unwrap();
+    let output = files.run(&[], "");
+    assert!(output.status.code() == Some(2) && String::from_utf8(output.stderr).unwrap().contains("No such file"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero() {
+    let files = Files::new();
+    let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();
+    let mut child = files.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let socket = path(&files.folder, "s.sock");
+    let client = Client::new(&Address::Unix(socket.clone()));
+    until("it is ready", async || client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200).await;
+    let ask = json!({ "prompt": "nobody logs this", "max_tokens": 3, "ignore_end": true }).to_string();
+    let headers = [("x-api-key", key.as_str()), ("x-request-id", "traced-1")];
+    assert_eq!(client.send("POST", "/v1/generate", &headers, ask.as_bytes()).await.status, 200);
+    let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::HUP).unwrap();
+    assert_eq!(client.send("GET", "/health", &[], b"").await.status, 200, "a hangup does not end it");
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    until("it has ended", async || child.try_wait().unwrap().is_some()).await;
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!socket.exists());
+    let log = std::fs::read_to_string(path(&files.folder, "log/server.log")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = lines.iter().find(|line| line["request_id"] == "traced-1").unwrap_or_else(|| panic!("{log}"));
+    assert_eq!((&line["target"], &line["status"], &line["model"]), (&json!("access"), &json!(200), &json!("tiny")));
+    assert_eq!((&line["generated_tokens"], &line["key"]), (&json!(3), &json!(key.split('_').nth(1).unwrap())));
+    assert!(!log.contains("nobody logs this") && !log.contains(&key[22..]), "{log}");
+    assert!(log.contains("draining") && log.contains("\"clean\":true"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_leaves_at_once() {
+    let files = Files::new();
+    write_model(&path(&files.folder, "tiny"), Shape { width: 256, layers: 4, context: 8192, ..Shape::default() });
+    let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();
+    let mut child = files.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let client = Client::new(&Address::Unix(path(&files.folder, "s.sock")));
+    until("it is ready", async || client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200).await;
+    let body = json!({ "prompt": "x", "max_tokens": 4096, "ignore_end": true }).to_string();
+    let mut stream = client.connect().await;
+    use tokio::io::AsyncWriteExt as _;
+    stream.write_all(Client::head("POST", "/v1/generate", &[("x-api-key", &key)], body.len()).as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    until("it runs", async || client.send("GET", "/health", &[], b"").await.json()["running"] == 1).await;
+    let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    until("it drains", async || client.try_connect().await.is_none()).await;
+    assert!(child.try_wait().unwrap().is_none(), "it waits for the answer");
+    rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+    until("it has ended", async || child.try_wait().unwrap().is_some()).await;
+    drop(stream);
+}
