@@ -3,6 +3,10 @@
 //! The caller is a member. Pieces are claimed one by one from a counter, so that a member which does not come (another
 //! process has its core) costs nothing: the others do its share, and nobody waits for a member that has claimed nothing.
 //! Members spin for a bounded time between regions, then sleep; an idle pool uses no CPU.
+//!
+//! One thing still hurts: a helper that loses its core in the middle of a piece, for the caller must wait until it has it
+//! back, which takes milliseconds. When that happens the caller goes on alone for a while, so that a machine with a busy
+//! neighbour keeps the speed of one thread.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -18,6 +22,11 @@ const SPIN: Duration = Duration::from_micros(60);
 /// How long the caller looks for the last pieces before it sleeps, too: then a helper has lost its core.
 const CALLER_SPIN: Duration = Duration::from_micros(200);
 
+/// A wait for the last pieces that is so long, and longer than the region's own work, means that a helper lost its core.
+const LOST: Duration = Duration::from_micros(250);
+/// How long the caller then works alone: at first, and at most when it happens again and again.
+const ALONE: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(64));
+
 /// The word that members claim from: a number for the region, how many pieces it has, the next piece.
 const INDEX_BITS: u32 = 20;
 const INDEX: u64 = (1 << INDEX_BITS) - 1;
@@ -30,6 +39,9 @@ type Work<'a> = &'a (dyn Fn(usize, usize) + Sync);
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    /// Until when the caller works alone, and for how long it did the last time.
+    alone_until: Instant,
+    alone: Duration,
 }
 
 struct Shared {
@@ -77,7 +89,7 @@ impl Pool {
                 std::thread::Builder::new().name(format!("compute-{worker}")).spawn(move || shared.help(worker)).ok()
             })
             .collect();
-        Pool { shared, helpers }
+        Pool { shared, helpers, alone_until: Instant::now(), alone: ALONE.0 }
     }
 
     /// How many members there are.
@@ -89,7 +101,8 @@ impl Pool {
     /// after the others have ended.
     pub(crate) fn run(&mut self, pieces: usize, work: Work<'_>) {
         assert!(pieces <= MOST_PIECES, "a region has at most {MOST_PIECES} pieces");
-        if pieces <= 1 || self.helpers.is_empty() {
+        let started = Instant::now();
+        if pieces <= 1 || self.helpers.is_empty() || started < self.alone_until {
             (0..pieces).for_each(|piece| work(0, piece));
             return;
         }
@@ -108,10 +121,26 @@ impl Pool {
             shared.wake.notify_all();
         }
         shared.take(0);
+        let worked = started.elapsed();
         shared.wait_for(pieces);
-        let panic = shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let waited = started.elapsed().saturating_sub(worked);
+        self.judge(worked, waited);
+        let panic = self.shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
+        }
+    }
+}
+
+impl Pool {
+    /// Decides whether the helpers are worth calling for the next regions.
+    fn judge(&mut self, worked: Duration, waited: Duration) {
+        if waited > LOST && waited > worked {
+            let now = Instant::now();
+            // Again soon after the last time: longer. After a long time in company: as at first.
+            let again = now.saturating_duration_since(self.alone_until) < 4 * self.alone;
+            self.alone = if again { (2 * self.alone).min(ALONE.1) } else { ALONE.0 };
+            self.alone_until = now + self.alone;
         }
     }
 }
@@ -254,6 +283,28 @@ mod tests {
                 std::thread::yield_now();
             }
         });
+    }
+
+    #[test]
+    fn goes_on_alone_when_helpers_are_lost() {
+        let (short, long) = (Duration::from_micros(10), Duration::from_millis(3));
+        let mut pool = Pool::new(2);
+        pool.judge(long, short);
+        pool.judge(2 * long, long);
+        assert!(pool.alone_until <= Instant::now(), "company is the rule");
+        pool.judge(short, long);
+        assert!(pool.alone_until > Instant::now());
+        for _ in 0..10 {
+            pool.judge(short, long);
+        }
+        assert_eq!(pool.alone, ALONE.1, "it stays away longer and longer, but not for ever");
+        // Alone or not, all pieces are done.
+        let count = AtomicUsize::new(0);
+        pool.run(8, &|worker, _| {
+            assert_eq!(worker, 0);
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 8);
     }
 
     #[test]

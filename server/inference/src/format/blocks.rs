@@ -198,3 +198,36 @@ fn six(out: &mut [f32], block: &[u8]) {
         *y = scale * (f32::from(nibble | top << 4) - 32.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::gguf::Header;
+    use std::path::Path;
+
+    #[test]
+    fn every_block_type_decodes_as_gguf_py_does() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/blocks.gguf");
+        let bytes = std::fs::read(&file).unwrap();
+        let tensors = Header::parse(&file, &bytes).unwrap().tensors;
+        let numbers = |name: &str| {
+            let t = tensors.iter().find(|t| t.name == name).unwrap();
+            let mut out = vec![0.0; t.shape.iter().product()];
+            t.dtype.decode(&bytes[t.bytes.clone()], &mut out);
+            (t.dtype, out)
+        };
+        let mut seen = Vec::new();
+        for t in tensors.iter().filter(|t| !t.name.ends_with(".expected")) {
+            let ((dtype, ours), (_, expected)) = (numbers(&t.name), numbers(&format!("{}.expected", t.name)));
+            assert_eq!(dtype.to_string(), t.name);
+            assert!(expected.iter().any(|v| *v != 0.0));
+            for (a, b) in ours.iter().zip(&expected) {
+                assert!((a - b).abs() <= 1e-6 * b.abs().max(1e-3), "{}: {a} for {b}", t.name);
+            }
+            seen.push(dtype);
+        }
+        seen.sort();
+        use Dtype::*;
+        assert_eq!(seen, [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4K, Q5K, Q6K]);
+    }
+}

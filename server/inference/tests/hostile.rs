@@ -1,0 +1,239 @@
+//! Model files that lie: nothing panics, and nothing is allocated that the file's size does not justify.
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::Path;
+use support::golden;
+use textnlp_inference::cpu::{Cpu, LoadOptions};
+use textnlp_inference::format::{Checkpoint, FormatError};
+
+/// Counts what this thread holds, and the most it held.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
+}
+
+fn count(bytes: isize) {
+    // A thread that is going away has nothing to count.
+    let _ = HELD.try_with(|held| {
+        let now = held.get().0 + bytes;
+        held.set((now, held.get().1.max(now)));
+    });
+}
+
+// SAFETY: everything is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: as above.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        // SAFETY: as above.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Opens and, when that works, reads the tokenizer and loads. Checks what was allocated on the way.
+fn try_file(path: &Path, size: usize) -> Result<(), FormatError> {
+    HELD.with(|held| held.set((0, 0)));
+    let outcome = Checkpoint::open(path).and_then(|checkpoint| {
+        checkpoint.vocabulary()?;
+        let options = LoadOptions { kv_positions: Some(32), threads: 1, ..LoadOptions::default() };
+        // The scratch of a model is a few hundred rows of its widths, which the weights in the file bear out.
+        Cpu::load(&checkpoint, &options).map(|_| ())
+    });
+    let most = HELD.with(|held| held.get().1);
+    assert!(most <= 64 * size as isize + (8 << 20), "{most} bytes were held for a file of {size}");
+    if let Err(error) = &outcome {
+        let text = error.to_string();
+        assert!(text.contains(&*path.parent().unwrap().to_string_lossy()), "the error names the file: {text}");
+    }
+    outcome
+}
+
+/// Where the tensors begin: right behind the table of tensors, whose last entry ends with an offset.
+fn header_length(gguf: &[u8]) -> usize {
+    let last = b"output.weight";
+    let places = gguf.windows(last.len()).enumerate().filter(|(_, w)| w == last);
+    places.map(|(at, _)| at + last.len() + 4 + 8 + 4 + 8).last().unwrap()
+}
+
+#[test]
+fn gguf_cut_short_anywhere_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.gguf");
+    let whole = std::fs::read(golden("llama-q8_0.gguf")).unwrap();
+    let all_of_header = 0..header_length(&whole);
+    for length in all_of_header.chain((0..60).map(|i| whole.len() - 32 - i * 300)) {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let error = try_file(&path, length).unwrap_err();
+        assert!(!matches!(error, FormatError::Unsupported { .. }), "{length}: {error}");
+    }
+    std::fs::write(&path, &whole).unwrap();
+    try_file(&path, whole.len()).unwrap();
+}
+
+#[test]
+fn gguf_with_any_byte_changed_never_panics() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flip.gguf");
+    let whole = std::fs::read(golden("llama-q8_0.gguf")).unwrap();
+    let mut refused = 0;
+    for at in 0..header_length(&whole) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= [0x01, 0x80, 0xff][at % 3];
+        std::fs::write(&path, &bytes).unwrap();
+        refused += usize::from(try_file(&path, bytes.len()).is_err());
+    }
+    assert!(refused > 1000, "only {refused} changes were noticed");
+}
+
+#[test]
+fn gguf_with_lying_lengths_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lie.gguf");
+    let whole = std::fs::read(golden("llama-q8_0.gguf")).unwrap();
+    let liars = [u64::MAX, u64::MAX / 2, 1 << 62, 1 << 40, 1 << 32, 1 << 31, 1 << 20, whole.len() as u64];
+    for at in 4..header_length(&whole) - 8 {
+        // Wherever eight bytes may be a length, a count, an offset or a dimension.
+        let mut bytes = whole.clone();
+        bytes[at..at + 8].copy_from_slice(&liars[at * 7 % liars.len()].to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let _ = try_file(&path, bytes.len());
+    }
+    for (at, cause) in [(8, "number of tensors"), (16, "number of keys"), (24, "bytes are expected")] {
+        let mut bytes = whole.clone();
+        bytes[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let error = try_file(&path, bytes.len()).unwrap_err().to_string();
+        assert!(error.contains(cause) && error.contains("byte "), "{error}");
+    }
+}
+
+#[test]
+fn gguf_mistakes_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("named.gguf");
+    let whole = std::fs::read(golden("llama-q8_0.gguf")).unwrap();
+    let find = |text: &str| {
+        let places: Vec<_> = whole.windows(text.len()).enumerate().filter(|(_, w)| *w == text.as_bytes()).collect();
+        places[0].0
+    };
+    let type_of = |tensor: &str| find(tensor) + tensor.len() + 4 + 16;
+    let check = |at: usize, with: &[u8], says: &str| {
+        let mut bytes = whole.clone();
+        bytes[at..at + with.len()].copy_from_slice(with);
+        std::fs::write(&path, &bytes).unwrap();
+        let error = try_file(&path, bytes.len()).map_or_else(|e| e.to_string(), |()| "no error".to_owned());
+        assert!(error.contains(says), "{says}: {error}");
+    };
+    check(0, b"GGML", "byte 0: this is not a GGUF file");
+    check(4, &1u32.to_le_bytes(), "version 1; 2 and 3 are known");
+    check(4, &[0, 0, 0, 3], "the file is big-endian");
+    check(find("llama.block_count"), b"llama.block_xount", "`llama.block_count`: it is missing");
+    check(find("blk.1.attn_q"), b"blk.1.attn_k", "the tensor `blk.1.attn_k.weight` stands twice");
+    check(find("llama.embedding_length"), b"llama.context_length\0\0", "`llama.embedding_length`: it is missing");
+    check(type_of("blk.0.ffn_up.weight"), &16u32.to_le_bytes(), "its type is iq2_xxs, which is not supported");
+    check(type_of("blk.0.ffn_up.weight"), &12u32.to_le_bytes(), "do not make whole blocks");
+    check(type_of("blk.0.ffn_up.weight") + 4, &(1u64 << 40).to_le_bytes(), "tensor `blk.0.ffn_up.weight`: it ends at");
+    check(type_of("blk.0.ffn_up.weight") + 4, &3u64.to_le_bytes(), "its offset is 3");
+    // A scale that is not a number.
+    let padding = (89 * 34usize).next_multiple_of(32) - 89 * 34;
+    let data = whole.len() - padding - 10 * 34;
+    check(data, &[0x00, 0x7e], "it holds scales that are not finite");
+}
+
+/// Writes a golden model's folder with other bytes in one of its files.
+fn folder_with(model: &str, file: &str, bytes: &[u8]) -> (tempfile::TempDir, usize) {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden(model).join(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join(file), bytes).unwrap();
+    let size = std::fs::metadata(folder.path().join("model.safetensors")).unwrap().len();
+    (folder, size as usize)
+}
+
+fn try_folder(model: &str, file: &str, bytes: &[u8]) -> Result<(), FormatError> {
+    let (folder, size) = folder_with(model, file, bytes);
+    try_file(&folder.path().join("."), size)
+}
+
+#[test]
+fn safetensors_cut_or_changed_never_panic() {
+    let whole = std::fs::read(golden("llama-tied").join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    for length in (0..header).chain((header..whole.len()).step_by(997)) {
+        try_folder("llama-tied", "model.safetensors", &whole[..length]).unwrap_err();
+    }
+    for at in 0..header {
+        let mut bytes = whole.clone();
+        bytes[at] ^= [0x01, 0x04, 0x80][at % 3];
+        let _ = try_folder("llama-tied", "model.safetensors", &bytes);
+    }
+    for lie in [u64::MAX, 1 << 40, whole.len() as u64, 99_000_000] {
+        let mut bytes = whole.clone();
+        bytes[..8].copy_from_slice(&lie.to_le_bytes());
+        try_folder("llama-tied", "model.safetensors", &bytes).unwrap_err();
+    }
+    let mut broken = whole.clone();
+    let last = whole.len() - 4;
+    broken[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let error = try_folder("llama-tied", "model.safetensors", &broken).unwrap_err().to_string();
+    assert!(error.contains("tensor `") && error.contains("not finite"), "{error}");
+}
+
+#[test]
+fn configurations_that_cannot_be_are_refused_by_name() {
+    let check = |model: &str, key: &str, value: serde_json::Value, says: &str| {
+        let text = std::fs::read(golden(model).join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        config[key] = value;
+        let error = try_folder(model, "config.json", config.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(says), "{key}: {error}");
+    };
+    use serde_json::json;
+    check("llama", "model_type", json!("mamba"), "`model_type`: `mamba` is not supported; `gpt2` and `llama` are");
+    check("llama", "hidden_act", json!("relu"), "`relu` is not supported");
+    check("llama", "rope_scaling", json!({"rope_type": "llama3"}), "rotary embeddings of type `llama3`");
+    check("llama", "hidden_size", json!(null), "`hidden_size`: it is missing");
+    check("llama", "hidden_size", json!(-1), "config.json");
+    check("llama", "num_attention_heads", json!(0), "heads is 0");
+    check("llama", "num_key_value_heads", json!(3), "4 heads cannot share 3 key heads");
+    check("llama", "num_hidden_layers", json!(1_000_000_000), "layers is 1000000000");
+    check("llama", "num_hidden_layers", json!(3), "`model.layers.2.self_attn.q_proj.weight`: it is missing");
+    check("llama", "vocab_size", json!(90), "its shape is [89, 32], the model's shape wants [90, 32]");
+    check("llama", "head_dim", json!(7), "cannot be rotated");
+    check("gpt2", "n_head", json!(5), "5 heads do not divide a width of 32");
+    check("gpt2", "activation_function", json!("relu"), "`relu` is not supported; `gelu_new` is");
+    check("gpt2", "n_positions", json!(4_000_000), "wants [4000000, 32]");
+    try_folder("llama", "config.json", b"{").unwrap_err();
+    let error = try_folder("gpt2", "config.json", &[b'['; 100_000]).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
+}
+
+#[test]
+fn folders_without_a_model_say_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let says = |text: &str| {
+        let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    };
+    says("neither `config.json` with `*.safetensors` nor a `*.gguf` is here");
+    std::fs::copy(golden("gpt2").join("config.json"), folder.path().join("config.json")).unwrap();
+    says("no `*.safetensors` is beside `config.json`");
+    std::fs::remove_file(folder.path().join("config.json")).unwrap();
+    std::fs::copy(golden("gpt2-f16.gguf"), folder.path().join("a.gguf")).unwrap();
+    Checkpoint::open(folder.path()).unwrap();
+    std::fs::copy(golden("gpt2-f16.gguf"), folder.path().join("b.gguf")).unwrap();
+    says("2 files end in `.gguf`");
+    assert!(matches!(Checkpoint::open(&folder.path().join("absent")), Err(FormatError::Read { .. })));
+}
