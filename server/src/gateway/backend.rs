@@ -75,9 +75,9 @@ pub(super) struct Lease {
 /// Why there is no answer.
 pub(super) enum Failed {
     /// No byte of the request has left; it is given back.
-    NotSent { request: Request<Upload>, why: String, connect: bool },
-    /// It may have been begun.
-    Sent { why: String },
+    NotSent { request: Box<Request<Upload>>, why: String, connect: bool },
+    /// Some of it has left. `unread`: the backend closed the connection without having read all of it.
+    Sent { why: String, unread: bool },
 }
 
 impl Backend {
@@ -193,7 +193,13 @@ impl Backend {
             Some(lease) => lease,
             None => match self.connect(stops).await {
                 Ok(lease) => lease,
-                Err(error) => return Err(Failed::NotSent { request, why: format!("connect: {error}"), connect: true }),
+                Err(error) => {
+                    return Err(Failed::NotSent {
+                        request: Box::new(request),
+                        why: format!("connect: {error}"),
+                        connect: true,
+                    });
+                }
             },
         };
         lease.deadline.send_replace(Some(deadline));
@@ -201,10 +207,11 @@ impl Backend {
             Ok(response) => Ok((response, lease)),
             Err(mut error) => {
                 let request = error.take_message();
-                let why = super::answer::chain(&error.into_error());
+                let error = error.into_error();
+                let (why, unread) = (super::answer::chain(&error), was_not_read(&error));
                 Err(match request {
-                    Some(request) => Failed::NotSent { request, why, connect: false },
-                    None => Failed::Sent { why },
+                    Some(request) => Failed::NotSent { request: Box::new(request), why, connect: false },
+                    None => Failed::Sent { why, unread },
                 })
             }
         }
@@ -267,6 +274,19 @@ impl Backend {
     fn idle(&self) -> MutexGuard<'_, Vec<Lease>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A socket that is closed while bytes wait in it resets the connection, and writing to a closed one breaks the pipe; one
+/// whose bytes have all been read ends quietly. So these two errors mean that the backend never had the whole request.
+fn was_not_read(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 async fn shake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, stops: &Stops) -> io::Result<Lease> {

@@ -156,18 +156,20 @@ impl Road<'_> {
                 })
             }
             Err(Failed::Sent { .. }) if self.too_large.load(Relaxed) => Tried::Over(Refusal::TooLarge),
-            Err(Failed::Sent { why }) if Instant::now() >= self.deadline => {
+            Err(Failed::Sent { why, .. }) if Instant::now() >= self.deadline => {
                 backend.failed_once(why);
                 Tried::Over(Refusal::TooLong)
             }
-            Err(Failed::Sent { why }) => {
+            Err(Failed::Sent { why, unread }) => {
                 tracing::warn!(backend = %backend.name, %why, "a request broke off before its answer");
                 backend.failed_once(why);
-                self.last = Refusal::BackendFailed;
+                self.last = if unread { Refusal::NoBackend } else { Refusal::BackendFailed };
                 match whole {
-                    // It may have been done; what reads only may be done twice.
-                    Some(bytes) if self.head.method.is_safe() => Tried::Again(Taken::Whole(bytes)),
-                    _ => Tried::Over(Refusal::BackendFailed),
+                    // It may have been done; what reads only may be done twice. Our server does nothing before it has
+                    // the whole body, so what it never read was not begun: that is how a replica that is being
+                    // replaced closes a kept connection in the moment in which we write to it.
+                    Some(bytes) if unread || self.head.method.is_safe() => Tried::Again(Taken::Whole(bytes)),
+                    _ => Tried::Over(self.last),
                 }
             }
         }
@@ -178,7 +180,7 @@ impl Road<'_> {
         let stops = &self.gateway.stops;
         match backend.send(self.request(upload), self.deadline, false, stops).await {
             Err(Failed::NotSent { request, connect: false, .. }) => {
-                backend.send(request, self.deadline, true, stops).await
+                backend.send(*request, self.deadline, true, stops).await
             }
             other => other,
         }

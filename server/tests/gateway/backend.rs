@@ -149,6 +149,9 @@ async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Asked> {
         headers.insert(name.to_ascii_lowercase(), value.to_owned());
     }
     let mut body = 0;
+    if path == "/reset" {
+        return Some(Asked { method, path, headers, body });
+    }
     if let Some(length) = headers.get("content-length") {
         body = length.parse().unwrap();
         skip(stream, body).await?;
@@ -225,6 +228,8 @@ async fn behave(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), state: &Stat
         }
         // Dies with the request in its hands.
         "/die" => None,
+        // Closes the connection over a body that it has not read.
+        "/reset" => None,
         "/draining" => {
             answer(stream, "503 Draining", "connection: close\r\n", "draining").await;
             None

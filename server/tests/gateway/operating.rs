@@ -156,3 +156,62 @@ async fn a_request_that_outlasts_the_drain_is_cut() {
     assert!(text.is_empty() || text.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&text));
     eventually(async || a.state.left.load(SeqCst) == 1).await;
 }
+
+/// The other half of the test below: a process of its own, so that it can be sent signals.
+#[tokio::test]
+#[ignore = "started by signals_reload_and_drain"]
+async fn child_that_is_a_gateway() {
+    let Ok(file) = std::env::var("GATEWAY_FILE") else { return };
+    gateway::run(camino::Utf8Path::new(&file)).await.unwrap();
+}
+
+#[tokio::test]
+async fn signals_reload_and_drain() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| camino::Utf8Path::from_path(folder.path()).unwrap().join(name);
+    let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
+    let write = |backend: &Backend| {
+        let (front, admin) = (path("front.sock"), path("admin.sock"));
+        let text = format!(
+            "gateway:\n  listen: \"unix:{front}\"\n  admin_listen: \"unix:{admin}\"\n  health: {{ interval_ms: 20 }}\n  backends: [ {{ name: {}, listen: \"{}\" }} ]\n",
+            backend.name, backend.listen
+        );
+        std::fs::write(path("gateway.yaml"), text).unwrap();
+    };
+    let ask = async |target: &'static str| {
+        let stream = tokio::net::UnixStream::connect(path("front.sock")).await.ok()?;
+        let request = hyper::Request::post(target).header("host", "x");
+        let request = request.body(http_body_util::Full::new(bytes::Bytes::from("{}"))).unwrap();
+        let answer = crate::site::exchange(stream, request).await;
+        let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+        Some(String::from_utf8(body.to_vec()).unwrap())
+    };
+    write(&a);
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "operating::child_that_is_a_gateway", "--ignored"])
+        .env("GATEWAY_FILE", path("gateway.yaml"))
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    eventually(async || ask("/x").await.is_some_and(|body| body.starts_with("a "))).await;
+
+    write(&b);
+    kill_process(pid, Signal::HUP).unwrap();
+    eventually(async || ask("/x").await.is_some_and(|body| body.starts_with("b "))).await;
+
+    let held = async { ask("/hold").await };
+    let stop = async {
+        eventually(async || b.state.waiting.load(SeqCst) == 1).await;
+        kill_process(pid, Signal::TERM).unwrap();
+        eventually(async || !path("front.sock").exists()).await;
+        b.state.go.notify_one();
+    };
+    let (answer, ()) = tokio::join!(held, stop);
+    assert_eq!(answer.as_deref(), Some("b"));
+    let ended = tokio::time::timeout(crate::site::SOON, child.wait()).await.unwrap().unwrap();
+    assert!(ended.success(), "{ended}");
+    assert!(!path("admin.sock").exists());
+}

@@ -95,6 +95,17 @@ async fn what_may_have_been_done_is_not_done_twice() {
 }
 
 #[tokio::test]
+async fn what_was_never_read_is_done_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| camino::Utf8Path::from_path(folder.path()).unwrap().join(name);
+    let (a, b) = (Backend::unix("a", &path("a.sock")), Backend::unix("b", &path("b.sock")));
+    let site = Site::new(&[&a, &b]).await;
+    let (status, body) = site.post("/reset", &"y".repeat(100_000)).await;
+    assert_eq!((status, body.contains("no_backend")), (503, true), "{body}");
+    assert_eq!((a.requests(), b.requests()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_draining_backend_passes_its_requests_on_and_a_busy_one_does_not() {
     let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
     let site = Site::with(&[&a, &b], "  health: { interval_ms: 3600000 }\n").await;
