@@ -81,6 +81,11 @@ impl VirtualClock {
     /// Drives a future to its end. `None` when it waits for something that no passing of time brings: then it is dropped,
     /// as a process is that was killed.
     pub fn run<F: Future>(&self, future: F) -> Option<F::Output> {
+        self.run_while(future, || true)
+    }
+
+    /// Like [`run`](Self::run), but the future is dropped as soon as `alive` says no: time does not help a dead process.
+    pub fn run_while<F: Future>(&self, future: F, alive: impl Fn() -> bool) -> Option<F::Output> {
         struct Flag(AtomicBool);
         impl Wake for Flag {
             fn wake(self: Arc<Self>) {
@@ -96,7 +101,7 @@ impl VirtualClock {
                     return Some(output);
                 }
             }
-            if !self.to_next_sleeper() {
+            if !alive() || !self.to_next_sleeper() {
                 return None;
             }
         }

@@ -380,8 +380,13 @@ fn cloud_id(seen: &Observed) -> Option<&textnlp_provider::CloudId> {
 fn settling(facts: &SiteFacts, now: Timestamp) -> Option<Duration> {
     let shown: BTreeSet<&ResourceId> =
         facts.observed.iter().filter(|(_, seen)| *seen != Observed::Absent).map(|(id, _)| id).collect();
-    let kinds: BTreeMap<&str, Duration> =
-        facts.provider.kinds().iter().map(|kind| (kind.name, kind.settles)).filter(|(_, time)| !time.is_zero()).collect();
+    let kinds: BTreeMap<&str, Duration> = facts
+        .provider
+        .kinds()
+        .iter()
+        .map(|kind| (kind.name, kind.settles))
+        .filter(|(_, time)| !time.is_zero())
+        .collect();
     let waits = facts.holdings.iter().filter(|(id, _)| !shown.contains(id)).filter_map(|(_, holding)| {
         let settles = *kinds.get(holding.current.as_ref()?.kind.as_str())?;
         crate::state::within(now, holding.since, settles).then_some(settles / (LOOKS - 1))

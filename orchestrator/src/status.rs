@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use textnlp_provider::{
-    CloudId, EnvironmentName, FieldChange, Health, KindName, Lineage, Observed, OperationId, Outputs, Ownership, Recorded,
-    ResourceId, SiteName, Verb, Wanted,
+    CloudId, EnvironmentName, FieldChange, Health, KindName, Lineage, Observed, OperationId, Outputs, Ownership,
+    Recorded, ResourceId, SiteName, Verb, Wanted,
 };
 
 use crate::plan::{Facts, SiteFacts};
@@ -288,7 +288,8 @@ pub async fn explain(state: &State, facts: &Facts, resource: &ResourceId) -> Res
     for (name, site) in &facts.sites {
         if let Some(holding) = site.holdings.get(resource) {
             let current = holding.current.as_ref();
-            explanation.standing = current.map(|recorded| resource_status(resource, recorded, holding.since, site).standing);
+            explanation.standing =
+                current.map(|recorded| resource_status(resource, recorded, holding.since, site).standing);
             explanation.holding = Some(holding.clone());
         }
         let of_it = |open: &&Open| open.intent.operation.resource == *resource;
@@ -319,7 +320,9 @@ fn line(site: &SiteName, record: Record, operations: &mut BTreeMap<OperationId, 
     };
     let (resource, text) = match &record.entry {
         Entry::Opened { place, .. } => (None, format!("opened for {place}")),
-        Entry::Approved { purpose, plan } => (None, format!("approved a plan for `{purpose}` ({})", &plan.sha256[..12])),
+        Entry::Approved { purpose, plan } => {
+            (None, format!("approved a plan for `{purpose}` ({})", &plan.sha256[..12]))
+        }
         Entry::Begun { op, verb, resource, .. } => {
             operations.insert(*op, (*verb, resource.clone()));
             (Some(resource.clone()), format!("operation {op}: {verb} {resource} begun"))
@@ -345,7 +348,7 @@ fn line(site: &SiteName, record: Record, operations: &mut BTreeMap<OperationId, 
         }
         Entry::Noted { resource, what, .. } => (Some(resource.clone()), format!("{what} {resource}")),
         Entry::Forgot { resource, because } => (Some(resource.clone()), format!("forgot {resource}: {because}")),
-        Entry::Mended { at, bytes } => (None, format!("cut {bytes} torn bytes off at byte {at}")),
+        Entry::Mended { offset, bytes } => (None, format!("cut {bytes} torn bytes off at byte {offset}")),
     };
     Line {
         site: site.clone(),

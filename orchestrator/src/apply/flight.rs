@@ -37,11 +37,25 @@ pub(super) enum Landing {
 pub(super) enum Verdict {
     Done(Object),
     /// It stands further on: write the handle down if it is another one, then look again.
-    Pending { handle: Handle, says: String, again_in: Duration, moved: bool },
-    Retry { after: Duration, because: String },
-    Failed { left: Option<Object>, error: Error },
+    Pending {
+        handle: Handle,
+        says: String,
+        again_in: Duration,
+        moved: bool,
+    },
+    Retry {
+        after: Duration,
+        because: String,
+    },
+    Failed {
+        left: Option<Object>,
+        error: Error,
+    },
     /// Nobody knows what came of it, or it takes longer than it may: the next run finds out.
-    LeaveOpen { error: Option<Error>, because: String },
+    LeaveOpen {
+        error: Option<Error>,
+        because: String,
+    },
 }
 
 impl Flight {

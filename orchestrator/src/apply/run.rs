@@ -1,13 +1,13 @@
 //! The loop: start what is ready, wait for what is in the air, write down what came back.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use futures::FutureExt;
 use textnlp_provider::{Kind, Object, Provider, ResourceId, SiteName, Verb};
 use tokio_util::sync::CancellationToken;
 
@@ -105,7 +105,8 @@ impl<'a> Run<'a> {
             }
         }
         let plan = self.plan;
-        let left = plan.steps.iter().filter(|step| !self.skipped.contains(&step.id) && self.waits[step.id as usize] != DONE);
+        let left =
+            plan.steps.iter().filter(|step| !self.skipped.contains(&step.id) && self.waits[step.id as usize] != DONE);
         for step in left {
             self.air.skip(&step.resource, "asked to stop".to_owned());
         }
@@ -122,7 +123,8 @@ impl<'a> Run<'a> {
             let provider = self.air.provider(&step.site)?;
             let begun = step::begin(step, &provider, &mut self.known).and_then(|mut beginning| {
                 let first = beginning.calls.pop_front();
-                let intent = first.map(|call| step::intent(step, &call, &provider, &mut self.known, self.air.drive.state));
+                let intent =
+                    first.map(|call| step::intent(step, &call, &provider, &mut self.known, self.air.drive.state));
                 Ok((beginning, intent.transpose()?))
             });
             match begun {
@@ -308,7 +310,8 @@ impl<'a> Air<'a> {
             let here = writes.entry(op.site.clone()).or_default();
             let verdict = match landing {
                 Landing::Answer(answer) => {
-                    let late = self.drive.clock.steady().saturating_sub(flight.began) > self.deadline(&op.site, op.kind.as_str());
+                    let late = self.drive.clock.steady().saturating_sub(flight.began)
+                        > self.deadline(&op.site, op.kind.as_str());
                     flight.judge(answer, late, self.drive.limits)
                 }
                 Landing::Stopped => Verdict::LeaveOpen { error: None, because: flight.last.clone() },
@@ -338,7 +341,9 @@ impl<'a> Air<'a> {
                 }
                 Verdict::Failed { left, error } => {
                     let failure = Failure::of(&op.resource, &error);
-                    let left = left.filter(|_| op.verb == Verb::Create).map(|left| Box::new(flight.intent.recorded(&left, true)));
+                    let left = left
+                        .filter(|_| op.verb == Verb::Create)
+                        .map(|left| Box::new(flight.intent.recorded(&left, true)));
                     here.push(Write::Failed { op: op.id, left, because: failure.line() });
                     told.push(failed(&failure, op.verb));
                     self.outcome.failed.push(failure);

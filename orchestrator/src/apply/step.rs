@@ -10,7 +10,7 @@ use textnlp_provider::{
 
 use super::Failure;
 use crate::plan::{Branch, Call, Decides, Node, Note, OneOf, Step, Which, branch_of, refreshed, sorted_needs};
-use crate::state::{BodyRef, End, Entry, Intent, Locked, Pen, Target};
+use crate::state::{BodyRef, End, Entry, Intent, Locked, Pen, Target, cut};
 
 /// What is to be written into a journal.
 pub(super) enum Write {
@@ -25,11 +25,11 @@ pub(super) enum Write {
 }
 
 /// Longer texts are cut in the journal; the whole text is in the run's report.
-const TEXT: usize = 200;
+const TEXT: usize = 400;
 
 impl Write {
     pub(super) fn put(self, pen: &mut Pen<'_>) {
-        let short = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT).collect::<String>();
+        let short = |text: &str| cut(text, TEXT);
         let mut body = |recorded: &Recorded| -> BodyRef { pen.body(recorded) };
         let entry = match self {
             Write::Made { op, recorded } => Entry::Ended { op, end: End::Made { recorded: body(&recorded) } },
@@ -111,7 +111,9 @@ fn choose(
 ) -> Result<(), Failure> {
     let resource = &step.resource;
     let (branch, because) = match &one.decides {
-        Decides::As(other) => (known.chose.get(other).copied().unwrap_or(Branch::Nothing), "as decided before".to_owned()),
+        Decides::As(other) => {
+            (known.chose.get(other).copied().unwrap_or(Branch::Nothing), "as decided before".to_owned())
+        }
         Decides::Difference { wanted, recorded, seen } => {
             let spec = resolved(wanted, known)?;
             let resolved = Wanted { spec: spec.clone(), ..(**wanted).clone() };
@@ -155,7 +157,11 @@ fn refuse(resource: &ResourceId, changes: &[FieldChange]) -> Result<(), Failure>
 
 fn resolved(wanted: &Wanted, known: &Known) -> Result<Spec, Failure> {
     wanted.spec.resolve(|id| known.outputs.get(id)).map_err(|error| {
-        Failure::plain(&wanted.id, error.to_string(), "this is a mistake of the provider that has this output; report it")
+        Failure::plain(
+            &wanted.id,
+            error.to_string(),
+            "this is a mistake of the provider that has this output; report it",
+        )
     })
 }
 

@@ -94,12 +94,17 @@ impl<'a> Auditor<'a> {
     fn calls(&mut self) {
         let mut unseen = BTreeSet::new();
         for site in self.facts.sites.values() {
-            unseen.extend(site.observed.iter().filter(|(_, seen)| matches!(seen, Observed::Unknown(_))).map(|(id, _)| id));
+            unseen.extend(
+                site.observed.iter().filter(|(_, seen)| matches!(seen, Observed::Unknown(_))).map(|(id, _)| id),
+            );
             unseen.extend(site.open.values().map(|open| &open.intent.operation.resource));
         }
         for step in &self.plan.steps {
             let calls = calls_of(step);
-            let external = self.wanted.get(&step.resource).is_some_and(|wanted| matches!(wanted.ownership, Ownership::External(_)));
+            let external = self
+                .wanted
+                .get(&step.resource)
+                .is_some_and(|wanted| matches!(wanted.ownership, Ownership::External(_)));
             if !calls.is_empty() && external {
                 self.breach(&step.resource, "an existing object is never called upon");
             }
@@ -119,19 +124,26 @@ impl<'a> Auditor<'a> {
         }
         if self.plan.delete_data && !self.facts.delete_data {
             let resource = self.plan.steps.first().map(|step| step.resource.clone());
-            resource.into_iter().for_each(|resource| self.breach(&resource, "consent comes from the facts, not from the plan"));
+            resource
+                .into_iter()
+                .for_each(|resource| self.breach(&resource, "consent comes from the facts, not from the plan"));
         }
     }
 
     /// What is reached through a host that this plan makes anew is known to be absent.
     fn host_is_made(&self, id: &ResourceId) -> bool {
         let host = self.wanted.get(id).and_then(|wanted| wanted.via.as_ref());
-        host.and_then(|host| self.ready(&host.0)).is_some_and(|step| matches!(step.node, Node::Call(Call::Create { .. })))
+        host.and_then(|host| self.ready(&host.0))
+            .is_some_and(|step| matches!(step.node, Node::Call(Call::Create { .. })))
     }
 
     fn holds_data(&self, recorded: &Recorded) -> bool {
         let Some(site) = self.facts.sites.get(&recorded.site) else { return true };
-        let precious = site.provider.kinds().iter().any(|kind| kind.name == recorded.kind.as_str() && kind.data == DataClass::Precious);
+        let precious = site
+            .provider
+            .kinds()
+            .iter()
+            .any(|kind| kind.name == recorded.kind.as_str() && kind.data == DataClass::Precious);
         !recorded.tainted && (recorded.protected || (precious && site.protect_data))
     }
 
@@ -172,7 +184,10 @@ impl<'a> Auditor<'a> {
                     breaches.push(((*id).clone(), format!("`{need}` is not removed while it is needed")));
                 }
                 if self.plan.blocked.iter().any(|blocked| blocked.resource == need) {
-                    breaches.push(((*id).clone(), format!("nothing is done on the strength of `{need}`, which is blocked")));
+                    breaches.push((
+                        (*id).clone(),
+                        format!("nothing is done on the strength of `{need}`, which is blocked"),
+                    ));
                 }
             }
         }
@@ -184,12 +199,22 @@ impl<'a> Auditor<'a> {
         let mut breaches = Vec::new();
         for (user, holding) in &self.holdings {
             let Some(recorded) = &holding.current else { continue };
-            let leaves = self.steps.get(user).and_then(|steps| steps.iter().find(|step| removes_current(step) || forgets(step)));
+            let leaves =
+                self.steps.get(user).and_then(|steps| steps.iter().find(|step| removes_current(step) || forgets(step)));
             for need in recorded_needs(recorded) {
-                let Some(gone) = self.steps.get(&need).and_then(|steps| steps.iter().find(|step| removes_current(step))) else { continue };
+                let Some(gone) =
+                    self.steps.get(&need).and_then(|steps| steps.iter().find(|step| removes_current(step)))
+                else {
+                    continue;
+                };
                 let becomes_other = self.ready(&need).is_some();
                 match leaves {
-                    Some(leaves) if leaves.id != gone.id && !decides_late(leaves) && !decides_late(gone) && !self.waits_for(gone, leaves.id) => {
+                    Some(leaves)
+                        if leaves.id != gone.id
+                            && !decides_late(leaves)
+                            && !decides_late(gone)
+                            && !self.waits_for(gone, leaves.id) =>
+                    {
                         breaches.push((need.clone(), format!("it goes after `{user}`, which uses it")));
                     }
                     None if !becomes_other && !self.wanted.contains_key(*user) => {
@@ -215,7 +240,10 @@ impl<'a> Auditor<'a> {
             }
         }
         for (id, holding) in self.holdings.iter().filter(|(id, _)| !self.wanted.contains_key(**id)) {
-            let leaves = self.steps.get(*id).is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)));
+            let leaves = self
+                .steps
+                .get(*id)
+                .is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)));
             if holding.current.is_some() && !leaves && !said.contains(id.as_str()) {
                 breaches.push(((*id).clone(), "what is not wanted is removed, forgotten, or named as kept"));
             }

@@ -38,23 +38,49 @@ pub(super) enum Decision {
     Same,
     Note(Note, Recorded),
     Create,
-    Update { recorded: Recorded, seen: Object, stray: bool },
-    Replace { recorded: Recorded, order: ReplaceOrder, stray: bool },
-    Maybe { recorded: Recorded, seen: Object, order: ReplaceOrder, least: Branch, most: Branch, stray: bool },
-    Delete { recorded: Recorded },
-    Forget { recorded: Recorded },
-    Retain { recorded: Recorded },
+    Update {
+        recorded: Recorded,
+        seen: Object,
+        stray: bool,
+    },
+    Replace {
+        recorded: Recorded,
+        order: ReplaceOrder,
+        stray: bool,
+    },
+    Maybe {
+        recorded: Recorded,
+        seen: Object,
+        order: ReplaceOrder,
+        least: Branch,
+        most: Branch,
+        stray: bool,
+    },
+    Delete {
+        recorded: Recorded,
+    },
+    Forget {
+        recorded: Recorded,
+    },
+    Retain {
+        recorded: Recorded,
+    },
     /// Only strays or replaced objects are left of it.
     Leftovers,
     Blocked,
-    Refused { problem: Problem },
+    Refused {
+        problem: Problem,
+    },
 }
 
 /// What can be said of a resource's outputs.
 enum Known {
     Now(Outputs),
     /// Known after apply. `last` are those of the record; `fresh`: a new object whose id is not that of the old one.
-    After { last: Option<Outputs>, fresh: bool },
+    After {
+        last: Option<Outputs>,
+        fresh: bool,
+    },
     Never,
 }
 
@@ -160,7 +186,8 @@ impl Deciding<'_, '_> {
         }
         objects.sort_by(|a, b| a.cloud_id.cmp(&b.cloud_id));
         let holding = self.world.holdings.get(id).map(|(_, holding)| *holding);
-        let old: BTreeSet<_> = holding.iter().flat_map(|holding| &holding.old).map(|old| &old.recorded.cloud_id).collect();
+        let old: BTreeSet<_> =
+            holding.iter().flat_map(|holding| &holding.old).map(|old| &old.recorded.cloud_id).collect();
         objects.retain(|object| !old.contains(&object.cloud_id));
         let at = current.and_then(|current| objects.iter().position(|object| object.cloud_id == current.cloud_id));
         let seen = at.map(|at| objects.remove(at));
@@ -185,7 +212,11 @@ impl Deciding<'_, '_> {
                 Some(other) => format!("`{}` belongs to deployment {other}", object.cloud_id),
                 None => format!("`{}` is there already and was not made by this deployment", object.cloud_id),
             };
-            let problem = Problem::new(wanted.id.as_str(), cause, "give the component another name, or name the object as `existing:`");
+            let problem = Problem::new(
+                wanted.id.as_str(),
+                cause,
+                "give the component another name, or name the object as `existing:`",
+            );
             decided.what = Decision::Refused { problem };
             return;
         }
@@ -195,7 +226,11 @@ impl Deciding<'_, '_> {
             (gone, _) if !strays.is_empty() => {
                 // An object of ours that no record mentions: a run died between the call and the record, or the record was lost.
                 let (recorded, seen) = strays.remove(0);
-                decided.because = if gone.is_some() { "the recorded object is gone, another one of ours is there".to_owned() } else { "it is ours and was not recorded".to_owned() };
+                decided.because = if gone.is_some() {
+                    "the recorded object is gone, another one of ours is there".to_owned()
+                } else {
+                    "it is ours and was not recorded".to_owned()
+                };
                 self.compare(wanted, recorded, seen, true, decided);
             }
             (Some(_), None) => {
@@ -224,7 +259,9 @@ impl Deciding<'_, '_> {
         let Some(object) = sight.seen.or(sight.strays.into_iter().next()) else {
             let Ownership::External(id) = &wanted.ownership else { return };
             let cause = format!("`existing: {id}` names an object that is not there");
-            decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, "name one that is there, or leave `existing` out") };
+            decided.what = Decision::Refused {
+                problem: Problem::new(wanted.id.as_str(), cause, "name one that is there, or leave `existing` out"),
+            };
             return;
         };
         let recorded = self.refreshed(wanted, &decided_spec(decided), &object, false);
@@ -238,7 +275,11 @@ impl Deciding<'_, '_> {
     /// Compares an object that is there with what is wanted.
     fn compare(&mut self, wanted: &Wanted, recorded: Recorded, seen: Object, stray: bool, decided: &mut Decided) {
         if let Some(reason) = degraded(&seen.health) {
-            self.warnings.push(Problem::warning(wanted.id.as_str(), format!("it does not do its work: {reason}"), "see `textnlp-deploy explain`"));
+            self.warnings.push(Problem::warning(
+                wanted.id.as_str(),
+                format!("it does not do its work: {reason}"),
+                "see `textnlp-deploy explain`",
+            ));
         }
         let Some(kind) = self.kind(wanted) else { return };
         // What no record mentions has no place beside a new one in the journal: it goes first.
@@ -264,7 +305,11 @@ impl Deciding<'_, '_> {
             decided.because = why.to_owned();
             // A half-made object holds nothing yet.
             let free = recorded.tainted || self.may_lose(wanted, &recorded, kind);
-            decided.what = if free { Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray } } else { refuse_loss(wanted, why) };
+            decided.what = if free {
+                Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray }
+            } else {
+                refuse_loss(wanted, why)
+            };
             return;
         }
         let (certain, possible) = self.differences(wanted, &decided_spec(decided), &recorded, &seen);
@@ -272,7 +317,8 @@ impl Deciding<'_, '_> {
             Effect::Refuse(reason) => Some(format!("`{}` would have to change: {reason}", change.field)),
             _ => None,
         }) {
-            decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), reason, "put the old value back") };
+            decided.what =
+                Decision::Refused { problem: Problem::new(wanted.id.as_str(), reason, "put the old value back") };
             return;
         }
         let least = branch_of(&certain);
@@ -282,8 +328,14 @@ impl Deciding<'_, '_> {
         }
         let may_lose = self.may_lose(wanted, &recorded, kind);
         if least == Branch::Replace && !may_lose {
-            let forced = certain.iter().filter(|change| change.effect == Effect::Replace).map(|change| format!("`{}`", change.field));
-            decided.what = refuse_loss(wanted, &format!("{} can only change with a new object", forced.collect::<Vec<_>>().join(", ")));
+            let forced = certain
+                .iter()
+                .filter(|change| change.effect == Effect::Replace)
+                .map(|change| format!("`{}`", change.field));
+            decided.what = refuse_loss(
+                wanted,
+                &format!("{} can only change with a new object", forced.collect::<Vec<_>>().join(", ")),
+            );
             return;
         }
         if !may_lose {
@@ -311,7 +363,13 @@ impl Deciding<'_, '_> {
     /// What surely differs, and what may differ once the outputs of other resources are known.
     ///
     /// Unknown outputs are taken as they were recorded for the first, and stand as references for the second.
-    fn differences(&self, wanted: &Wanted, partly: &Spec, recorded: &Recorded, seen: &Object) -> (Vec<FieldChange>, Vec<FieldChange>) {
+    fn differences(
+        &self,
+        wanted: &Wanted,
+        partly: &Spec,
+        recorded: &Recorded,
+        seen: &Object,
+    ) -> (Vec<FieldChange>, Vec<FieldChange>) {
         let provider = &self.world.site(&wanted.site).provider;
         let ask = |spec: Spec| provider.diff(&Wanted { spec, ..wanted.clone() }, recorded, seen);
         let assumed = partly.resolve_known(|id| match self.known.get(id) {
@@ -344,7 +402,12 @@ impl Deciding<'_, '_> {
         if sure.is_empty() && possible.is_empty() {
             // The provider named no field; the outputs may change all the same, and then it is asked again.
             let names = open.iter().map(ResourceId::to_string).collect::<Vec<_>>().join(", ");
-            possible.push(FieldChange { field: format!("outputs of {names}"), before: None, after: None, effect: Effect::InPlace });
+            possible.push(FieldChange {
+                field: format!("outputs of {names}"),
+                before: None,
+                after: None,
+                effect: Effect::InPlace,
+            });
         }
         certain.extend(sure);
         (certain, possible)
@@ -352,10 +415,17 @@ impl Deciding<'_, '_> {
 
     /// In which order a replacement happens. A new object cannot come first when something it needs must go first.
     fn order(&self, wanted: &Wanted, kind: &Kind) -> ReplaceOrder {
-        let is_host = self.world.wanted.values().any(|other| other.via.as_ref().is_some_and(|host| host.0 == wanted.id));
+        let is_host =
+            self.world.wanted.values().any(|other| other.via.as_ref().is_some_and(|host| host.0 == wanted.id));
         let after = needs_of(wanted).iter().any(|need| {
             let replaced = self.all.get(need).map(|decided| &decided.what);
-            matches!(replaced, Some(Decision::Replace { order: ReplaceOrder::DeleteFirst, .. } | Decision::Maybe { order: ReplaceOrder::DeleteFirst, most: Branch::Replace, .. }))
+            matches!(
+                replaced,
+                Some(
+                    Decision::Replace { order: ReplaceOrder::DeleteFirst, .. }
+                        | Decision::Maybe { order: ReplaceOrder::DeleteFirst, most: Branch::Replace, .. }
+                )
+            )
         });
         if is_host || after { ReplaceOrder::DeleteFirst } else { kind.replace }
     }
@@ -385,7 +455,10 @@ impl Deciding<'_, '_> {
         }
         let needs = needs_of(wanted);
         let blocked = needs.iter().find(|need| {
-            matches!(self.all.get(*need).map(|decided| &decided.what), Some(Decision::Blocked | Decision::Refused { .. }))
+            matches!(
+                self.all.get(*need).map(|decided| &decided.what),
+                Some(Decision::Blocked | Decision::Refused { .. })
+            )
         });
         if let Some(need) = blocked {
             decided.because = format!("it needs `{need}`, which is blocked itself");
@@ -405,8 +478,13 @@ impl Deciding<'_, '_> {
         ids.extend(self.world.observed.keys().map(|id| (*id).clone()));
         ids.retain(|id| !self.world.wanted.contains_key(id));
         // Hosts come before what is reached through them, as far as records tell.
-        let hosts: BTreeSet<ResourceId> =
-            self.world.holdings.values().filter_map(|(_, holding)| holding.current.as_ref()?.via.clone()).map(|host| host.0).collect();
+        let hosts: BTreeSet<ResourceId> = self
+            .world
+            .holdings
+            .values()
+            .filter_map(|(_, holding)| holding.current.as_ref()?.via.clone())
+            .map(|host| host.0)
+            .collect();
         let (first, then): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| hosts.contains(id));
         for id in first.into_iter().chain(then) {
             if let Some(decided) = self.unwanted_one(&id) {
@@ -435,7 +513,9 @@ impl Deciding<'_, '_> {
         }
         // What was reached through a host that is gone went with it.
         let host = current.as_ref().and_then(|current| current.via.as_ref()).and_then(|host| self.all.get(&host.0));
-        if let (Some(Decision::Forget { .. } | Decision::Create), Some(recorded)) = (host.map(|host| &host.what), &current) {
+        if let (Some(Decision::Forget { .. } | Decision::Create), Some(recorded)) =
+            (host.map(|host| &host.what), &current)
+        {
             decided.because = "it went with its host".to_owned();
             decided.what = Decision::Forget { recorded: recorded.clone() };
             return Some(decided);
@@ -449,13 +529,20 @@ impl Deciding<'_, '_> {
         };
         for object in sight.strays {
             if object.lineage == Some(self.world.facts.lineage) {
-                let schema = self.world.kind(self.world.facts.sites.get_key_value(&site)?.0, &object.kind).map_or(1, |kind| kind.schema);
+                let schema = self
+                    .world
+                    .kind(self.world.facts.sites.get_key_value(&site)?.0, &object.kind)
+                    .map_or(1, |kind| kind.schema);
                 decided.strays.push(record_of(id, site.clone(), None, schema, &object));
             }
         }
         match (current, sight.seen) {
             (Some(recorded), Some(_)) => {
-                decided.what = if self.is_kept(&recorded, &site) { Decision::Retain { recorded } } else { Decision::Delete { recorded } };
+                decided.what = if self.is_kept(&recorded, &site) {
+                    Decision::Retain { recorded }
+                } else {
+                    Decision::Delete { recorded }
+                };
             }
             (Some(recorded), None) => {
                 decided.because = "it is gone".to_owned();
@@ -479,12 +566,15 @@ impl Deciding<'_, '_> {
             .all
             .iter()
             .filter(|(id, decided)| {
-                !self.world.wanted.contains_key(*id) && matches!(decided.what, Decision::Retain { .. } | Decision::Blocked)
+                !self.world.wanted.contains_key(*id)
+                    && matches!(decided.what, Decision::Retain { .. } | Decision::Blocked)
             })
             .map(|(id, _)| id.clone())
             .collect();
         while let Some(id) = todo.pop() {
-            let Some(recorded) = self.world.holdings.get(&id).and_then(|(_, holding)| holding.current.as_ref()) else { continue };
+            let Some(recorded) = self.world.holdings.get(&id).and_then(|(_, holding)| holding.current.as_ref()) else {
+                continue;
+            };
             for need in recorded_needs(recorded) {
                 if matches!(self.all.get(&need).map(|decided| &decided.what), Some(Decision::Delete { .. }))
                     && !reasons.iter().any(|(kept, _)| *kept == need)
@@ -500,7 +590,8 @@ impl Deciding<'_, '_> {
                 && let Decision::Delete { recorded } = &decided.what
             {
                 decided.because = format!("`{by}` needs it");
-                decided.what = if kept_for_data { Decision::Retain { recorded: recorded.clone() } } else { Decision::Blocked };
+                decided.what =
+                    if kept_for_data { Decision::Retain { recorded: recorded.clone() } } else { Decision::Blocked };
             }
         }
     }
@@ -539,7 +630,13 @@ pub(crate) fn sorted_needs(wanted: &Wanted) -> Vec<textnlp_provider::Need> {
     needs.into_iter().map(textnlp_provider::Need::on).collect()
 }
 
-fn record_of(id: &ResourceId, site: SiteName, via: Option<textnlp_provider::Ref>, schema: u32, object: &Object) -> Recorded {
+fn record_of(
+    id: &ResourceId,
+    site: SiteName,
+    via: Option<textnlp_provider::Ref>,
+    schema: u32,
+    object: &Object,
+) -> Recorded {
     Recorded {
         id: id.clone(),
         kind: object.kind.clone(),
@@ -575,5 +672,9 @@ pub(crate) fn branch_of(changes: &[FieldChange]) -> Branch {
 /// The resources to whose outputs a change refers.
 fn refers_to(change: &FieldChange) -> Vec<ResourceId> {
     let Some(after) = &change.after else { return Vec::new() };
-    Spec::of(&serde_json::json!({ "after": after })).outputs_needed().into_iter().map(|output| output.resource).collect()
+    Spec::of(&serde_json::json!({ "after": after }))
+        .outputs_needed()
+        .into_iter()
+        .map(|output| output.resource)
+        .collect()
 }

@@ -106,7 +106,11 @@ impl<'a> World<'a> {
                     problems.push(Problem::new(one.id.as_str(), cause, "this is a mistake of the provider; report it"));
                 }
                 if wanted.insert(&one.id, one).is_some() {
-                    problems.push(Problem::new(one.id.as_str(), "it is wanted twice", "give one of the components another name"));
+                    problems.push(Problem::new(
+                        one.id.as_str(),
+                        "it is wanted twice",
+                        "give one of the components another name",
+                    ));
                 }
             }
             holdings.extend(site.holdings.iter().map(|(id, holding)| (id, (name, holding))));
@@ -149,12 +153,16 @@ impl<'a> World<'a> {
             for recorded in holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)) {
                 match self.kind(site, &recorded.kind) {
                     None => {
-                        let cause = format!("it is recorded as `{}`, a kind unknown to the provider of `{site}`", recorded.kind);
+                        let cause = format!(
+                            "it is recorded as `{}`, a kind unknown to the provider of `{site}`",
+                            recorded.kind
+                        );
                         problems.push(Problem::new(id.as_str(), cause, "use the program that made it, or a newer one"));
                     }
                     Some(kind) if recorded.schema > kind.schema => {
                         let (found, known) = (recorded.schema, kind.schema);
-                        let cause = format!("its record has version {found} of `{}`, this program knows {known}", kind.name);
+                        let cause =
+                            format!("its record has version {found} of `{}`, this program knows {known}", kind.name);
                         problems.push(Problem::new(id.as_str(), cause, "use the newer program that wrote it"));
                     }
                     Some(_) => {}
@@ -212,7 +220,11 @@ impl<'a> World<'a> {
         }
         let names: Vec<String> = path.iter().map(|id| format!("`{id}`")).collect();
         let place = path.first().map_or_else(String::new, |id| id.to_string());
-        Problem::new(place, format!("resources need one another in a circle: {}", names.join(" needs ")), "take one of these needs out")
+        Problem::new(
+            place,
+            format!("resources need one another in a circle: {}", names.join(" needs ")),
+            "take one of these needs out",
+        )
     }
 }
 

@@ -109,7 +109,8 @@ impl Graph<'_, '_> {
             }
             Decision::Update { recorded, seen, stray } => {
                 self.summary.update += 1;
-                let (wanted, recorded, seen) = (Box::new(wanted(decided)), Box::new(recorded.clone()), Box::new(seen.clone()));
+                let (wanted, recorded, seen) =
+                    (Box::new(wanted(decided)), Box::new(recorded.clone()), Box::new(seen.clone()));
                 self.add(ready, Node::Call(Call::Update { wanted, recorded, seen, stray: *stray }), decided);
             }
             Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray } => {
@@ -180,19 +181,29 @@ impl Graph<'_, '_> {
         let calls = |branch| match branch {
             Branch::Nothing => Vec::new(),
             Branch::Update => {
-                vec![Call::Update { wanted: wanted.clone(), recorded: recorded.clone(), seen: seen.clone(), stray: *stray }]
+                vec![Call::Update {
+                    wanted: wanted.clone(),
+                    recorded: recorded.clone(),
+                    seen: seen.clone(),
+                    stray: *stray,
+                }]
             }
             Branch::Replace if *order == ReplaceOrder::CreateFirst => vec![create(decided, true)],
             Branch::Replace => vec![delete(&recorded, current(*stray)), create(decided, false)],
         };
-        let branches = [Branch::Nothing, Branch::Update, Branch::Replace].into_iter().filter(|branch| (least..=most).contains(&branch));
+        let branches = [Branch::Nothing, Branch::Update, Branch::Replace]
+            .into_iter()
+            .filter(|branch| (least..=most).contains(&branch));
         let alternatives = branches.map(|branch| Alternative { branch, calls: calls(branch) }).collect();
         let decides = Decides::Difference { wanted: wanted.clone(), recorded: recorded.clone(), seen: seen.clone() };
         let ready = (id.clone(), Slot::Ready);
         self.add(ready.clone(), Node::OneOf(OneOf { decides, alternatives }), decided);
         if *most == Branch::Replace && *order == ReplaceOrder::CreateFirst {
             let replace = Alternative { branch: Branch::Replace, calls: vec![delete(&recorded, Which::Old)] };
-            let alternatives = [*least, Branch::Update].into_iter().filter(|branch| *branch < Branch::Replace).collect::<BTreeSet<_>>();
+            let alternatives = [*least, Branch::Update]
+                .into_iter()
+                .filter(|branch| *branch < Branch::Replace)
+                .collect::<BTreeSet<_>>();
             let mut alternatives: Vec<_> =
                 alternatives.into_iter().map(|branch| Alternative { branch, calls: Vec::new() }).collect();
             alternatives.push(replace);
@@ -237,12 +248,6 @@ impl Graph<'_, '_> {
                 }
             }
         }
-        let mut future: BTreeMap<ResourceId, BTreeSet<ResourceId>> = BTreeMap::new();
-        for wanted in self.world.wanted.values() {
-            for need in needs_of(wanted) {
-                future.entry(need).or_default().insert(wanted.id.clone());
-            }
-        }
         let going: Vec<Key> = self.drafts.keys().filter(|(_, slot)| *slot != Slot::Ready).cloned().collect();
         for key in &going {
             for user in users.get(&key.0).into_iter().flatten() {
@@ -252,17 +257,20 @@ impl Graph<'_, '_> {
                     self.after(key, before);
                 }
             }
-            // Whoever is to use the new object has moved to it before the old one goes.
-            if matches!(key.1, Slot::Replaced | Slot::Old(_)) {
-                for user in future.get(&key.0).into_iter().flatten() {
-                    self.after(key, (user.clone(), Slot::Ready));
-                }
-            }
         }
     }
 
     fn gentle_edges(&mut self) {
         let mut wishes: Vec<(Key, Key)> = Vec::new();
+        // Whoever uses a resource and goes on using it has moved to the new object before the old one goes.
+        for wanted in self.world.wanted.values().filter(|wanted| self.world.holdings.contains_key(&wanted.id)) {
+            for need in needs_of(wanted) {
+                let olds = self.world.holdings.get(&need).map_or(0, |(_, holding)| holding.old.len() as u32);
+                for slot in std::iter::once(Slot::Replaced).chain((0..olds).map(Slot::Old)) {
+                    wishes.push(((need.clone(), slot), (wanted.id.clone(), Slot::Ready)));
+                }
+            }
+        }
         // Whoever used a resource that goes for good lets go of it first.
         for (id, decided) in &self.decisions.all {
             if let Decision::Delete { .. } = decided.what {
@@ -277,7 +285,8 @@ impl Graph<'_, '_> {
         // Replicas change one after the other.
         let mut groups: BTreeMap<(String, String, String), Vec<&ResourceId>> = BTreeMap::new();
         for (id, decided) in &self.decisions.all {
-            let changes = matches!(decided.what, Decision::Update { .. } | Decision::Replace { .. } | Decision::Maybe { .. });
+            let changes =
+                matches!(decided.what, Decision::Update { .. } | Decision::Replace { .. } | Decision::Maybe { .. });
             let Some(wanted) = decided.wanted.as_ref().filter(|_| changes) else { continue };
             let site = self.world.facts.sites.get_key_value(&wanted.site).map(|(site, _)| site);
             if site.and_then(|site| self.world.kind(site, &wanted.kind)).is_some_and(|kind| kind.one_by_one) {
@@ -291,11 +300,50 @@ impl Graph<'_, '_> {
             let begins = if self.drafts.contains_key(&gone) { gone } else { (next, Slot::Ready) };
             wishes.push((begins, (first, Slot::Ready)));
         }
+        wishes.retain(|(key, before)| self.drafts.contains_key(key) && self.drafts.contains_key(before));
+        wishes.retain(|(key, before)| self.drafts.get(key).is_some_and(|draft| !draft.after.contains(before)));
+        for (key, before) in &wishes {
+            self.after(key, before.clone());
+        }
+        if !self.has_circle() {
+            return;
+        }
+        // One wish contradicts another: each is granted only as far as it fits those before it.
+        for (key, before) in &wishes {
+            if let Some(draft) = self.drafts.get_mut(key) {
+                draft.after.remove(before);
+            }
+        }
         for (key, before) in wishes {
             if !self.leads_to(&before, &key) {
                 self.after(&key, before);
             }
         }
+    }
+
+    fn has_circle(&self) -> bool {
+        let mut waits: BTreeMap<&Key, usize> =
+            self.drafts.iter().map(|(key, draft)| (key, draft.after.len())).collect();
+        let mut dependents: BTreeMap<&Key, Vec<&Key>> = BTreeMap::new();
+        for (key, draft) in &self.drafts {
+            for before in &draft.after {
+                dependents.entry(before).or_default().push(key);
+            }
+        }
+        let mut ready: Vec<&Key> = waits.iter().filter(|(_, count)| **count == 0).map(|(key, _)| *key).collect();
+        let mut done = 0;
+        while let Some(key) = ready.pop() {
+            done += 1;
+            for dependent in dependents.get(key).into_iter().flatten() {
+                if let Some(left) = waits.get_mut(dependent) {
+                    *left -= 1;
+                    if *left == 0 {
+                        ready.push(dependent);
+                    }
+                }
+            }
+        }
+        done < self.drafts.len()
     }
 
     /// Whether `from` waits, directly or not, for `to`.
@@ -315,14 +363,16 @@ impl Graph<'_, '_> {
 
     /// Numbers the steps in an order in which they could run one by one.
     fn numbered(&mut self) -> Result<Vec<Step>, Problems> {
-        let mut waits: BTreeMap<Key, usize> = self.drafts.iter().map(|(key, draft)| (key.clone(), draft.after.len())).collect();
+        let mut waits: BTreeMap<Key, usize> =
+            self.drafts.iter().map(|(key, draft)| (key.clone(), draft.after.len())).collect();
         let mut dependents: BTreeMap<Key, Vec<Key>> = BTreeMap::new();
         for (key, draft) in &self.drafts {
             for before in &draft.after {
                 dependents.entry(before.clone()).or_default().push(key.clone());
             }
         }
-        let mut ready: BTreeSet<Key> = waits.iter().filter(|(_, count)| **count == 0).map(|(key, _)| key.clone()).collect();
+        let mut ready: BTreeSet<Key> =
+            waits.iter().filter(|(_, count)| **count == 0).map(|(key, _)| key.clone()).collect();
         let mut numbers: BTreeMap<Key, u32> = BTreeMap::new();
         let mut steps = Vec::with_capacity(self.drafts.len());
         while let Some(key) = ready.pop_first() {
@@ -349,13 +399,23 @@ impl Graph<'_, '_> {
                 _ => kind_of(decided),
             };
             let site = decided.site.clone();
-            steps.push(Step { id, resource: key.0, kind, site, node, after, changes: draft.changes, because: draft.because });
+            steps.push(Step {
+                id,
+                resource: key.0,
+                kind,
+                site,
+                node,
+                after,
+                changes: draft.changes,
+                because: draft.because,
+            });
         }
         if self.drafts.is_empty() {
             return Ok(steps);
         }
         let names: BTreeSet<String> = self.drafts.keys().map(|(id, _)| format!("`{id}`")).collect();
-        let cause = format!("removals wait for one another in a circle: {}", names.into_iter().collect::<Vec<_>>().join(", "));
+        let cause =
+            format!("removals wait for one another in a circle: {}", names.into_iter().collect::<Vec<_>>().join(", "));
         Err(Problems(vec![Problem::new("plan", cause, "remove one of them by itself first")]))
     }
 }
@@ -363,7 +423,9 @@ impl Graph<'_, '_> {
 fn kind_of(decided: &Decided) -> textnlp_provider::KindName {
     match (&decided.wanted, &decided.what) {
         (Some(wanted), _) => wanted.kind.clone(),
-        (None, Decision::Delete { recorded } | Decision::Forget { recorded } | Decision::Retain { recorded }) => recorded.kind.clone(),
+        (None, Decision::Delete { recorded } | Decision::Forget { recorded } | Decision::Retain { recorded }) => {
+            recorded.kind.clone()
+        }
         (None, _) => {
             let first = decided.old.iter().map(|old| &old.recorded).chain(&decided.strays).next();
             first.map(|recorded| recorded.kind.clone()).expect("a resource with steps is wanted, recorded or seen")

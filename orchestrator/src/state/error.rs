@@ -152,7 +152,9 @@ impl StateError {
             Self::Damaged { .. } | Self::DamagedBody { .. } | Self::Unreadable { .. } => {
                 "nothing was changed; put the file back from a backup of the state folder".to_owned()
             }
-            Self::OtherEnvironment { .. } => "name the right environment, or another folder with `--state-dir`".to_owned(),
+            Self::OtherEnvironment { .. } => {
+                "name the right environment, or another folder with `--state-dir`".to_owned()
+            }
             Self::OtherLineage { .. } => "put the journal back where it came from".to_owned(),
             Self::OtherPlace { site, .. } => format!(
                 "put the old values back; or run `down` with them first; or give the site another name than `{site}`, then the old one is removed"

@@ -92,7 +92,13 @@ impl Folder {
     fn append_at(&self, path: &Utf8Path, at: u64, bytes: &[u8]) -> Result<(), StateError> {
         let fail = |action: &'static str, error| StateError::Io(Io::new(action, path.as_str(), error));
         let new = !path.exists();
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(|e| fail("open", e))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(|e| fail("open", e))?;
         let written = file.write_all_at(bytes, at).and_then(|()| file.sync_data());
         if let Err(error) = written {
             // A full disk takes no more bytes but lets go of some. If even that fails, or the disk itself did, only reading
@@ -111,7 +117,8 @@ impl Folder {
     fn put(&self, path: &Utf8Path, bytes: &[u8]) -> Result<(), StateError> {
         let fresh = path.with_extension("new");
         let fail = |error| StateError::Io(Io::new("write", path.as_str(), error));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(fail)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(fail)?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
         std::fs::rename(&fresh, path).map_err(fail)?;
         path.parent().map_or(Ok(()), sync_folder)
@@ -186,8 +193,13 @@ impl Store for Folder {
         make_folder(&self.path)?;
         let path = self.path.join("lock");
         let fail = |action: &'static str, error| StateError::Io(Io::new(action, path.as_str(), error));
-        let file =
-            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(|e| fail("open", e))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| fail("open", e))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -216,7 +228,10 @@ impl Store for Folder {
     async fn cut(&self, lock: &Lock, site: &SiteName, len: u64) -> Result<(), StateError> {
         self.check(lock)?;
         let path = self.site(site).join("log");
-        let cut = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(len).and_then(|()| file.sync_all()));
+        let cut = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_len(len).and_then(|()| file.sync_all()));
         cut.map_err(|error| StateError::Io(Io::new("cut", path.as_str(), error)))
     }
 

@@ -32,7 +32,7 @@ pub use record::{BodyRef, Damage, End, Entry, FORMAT, Head, LINE_LIMIT, Record, 
 pub use store::{Batch, Holder, Lock, Store};
 
 use fold::{Fold, Unfit};
-use record::cut;
+pub(crate) use record::cut;
 
 const LINEAGE: &str = "lineage.json";
 
@@ -73,7 +73,11 @@ struct Journal {
 
 impl State {
     /// Reads a state; takes no lock. `fresh` becomes the lineage when there is none yet.
-    pub async fn load(store: Arc<dyn Store>, environment: &EnvironmentName, fresh: Lineage) -> Result<Self, StateError> {
+    pub async fn load(
+        store: Arc<dyn Store>,
+        environment: &EnvironmentName,
+        fresh: Lineage,
+    ) -> Result<Self, StateError> {
         let file = match store.document(LINEAGE).await? {
             Some(bytes) => Some(read_lineage(&store.place(), &bytes)?),
             None => None,
@@ -87,7 +91,10 @@ impl State {
             Some(file) => (file.lineage, false, file.sites),
             None if !sites.is_empty() => {
                 let what = format!("{}/{LINEAGE}", store.place());
-                return Err(StateError::Unreadable { what, because: "it is missing, and there are journals beside it".to_owned() });
+                return Err(StateError::Unreadable {
+                    what,
+                    because: "it is missing, and there are journals beside it".to_owned(),
+                });
             }
             None => (fresh, true, BTreeMap::new()),
         };
@@ -173,9 +180,8 @@ impl State {
     pub(crate) fn old(&self, site: &SiteName, resource: &ResourceId, cloud_id: &CloudId) -> Option<String> {
         let journal = self.journals.get(site)?;
         let old = &journal.fold.slots.get(resource)?.old;
-        let is_it = |body: &&BodyRef| {
-            journal.body::<Recorded>(site, body).is_ok_and(|recorded| recorded.cloud_id == *cloud_id)
-        };
+        let is_it =
+            |body: &&BodyRef| journal.body::<Recorded>(site, body).is_ok_and(|recorded| recorded.cloud_id == *cloud_id);
         old.iter().find(is_it).map(|body| body.sha256.clone())
     }
 
@@ -221,7 +227,7 @@ impl State {
         places: &BTreeMap<SiteName, Place>,
         clock: Arc<dyn Clock>,
     ) -> Result<Locked, StateError> {
-        let short = |text: &str| cut(text, 80);
+        let short = |text: &str| cut(text, 100);
         let holder = Holder {
             by: short(&operator.by),
             pid: operator.pid,
@@ -234,7 +240,7 @@ impl State {
         state.check_places(places)?;
         let operator = Operator {
             by: holder.by,
-            reason: operator.reason.as_deref().map(|reason| cut(reason, 200)),
+            reason: operator.reason.as_deref().map(|reason| cut(reason, 300)),
             tool: holder.tool,
             host: holder.host,
             pid: operator.pid,
@@ -297,9 +303,11 @@ impl Locked {
         batch.bodies_at = journal.bodies_len;
         let at = self.clock.now();
         for entry in entries {
-            let (by, reason, tool) = (self.operator.by.clone(), self.operator.reason.clone(), self.operator.tool.clone());
+            let (by, reason, tool) =
+                (self.operator.by.clone(), self.operator.reason.clone(), self.operator.tool.clone());
             let record = Record { n: head.n + 1, at, by, reason, tool, fence: self.lock.fence, entry };
-            head.push(&record, &mut batch.lines).map_err(|source| StateError::TooLong { site: site.clone(), source })?;
+            head.push(&record, &mut batch.lines)
+                .map_err(|source| StateError::TooLong { site: site.clone(), source })?;
             fold.apply(&record).map_err(|unfit| unfit_error(site, record.n, head.len, unfit))?;
         }
         self.state.store.append(&self.lock, site, &batch).await?;
@@ -354,7 +362,7 @@ impl Locked {
             if let Some(journal) = self.state.journals.get_mut(&site) {
                 journal.torn = None;
             }
-            self.commit(&site, |pen| pen.entry(Entry::Mended { at, bytes })).await?;
+            self.commit(&site, |pen| pen.entry(Entry::Mended { offset: at, bytes })).await?;
             self.mended.push(format!("journal of `{site}`: {bytes} bytes of a torn record at byte {at} were cut off"));
         }
         Ok(())
@@ -472,9 +480,7 @@ fn unfit_error(site: &SiteName, n: u64, offset: u64, unfit: Unfit) -> StateError
         Unfit::Future(found) => {
             StateError::Future { what: format!("journal of `{site}`"), found: found.into(), known: FORMAT }
         }
-        Unfit::Contradiction(what) => {
-            StateError::Damaged { site: site.clone(), damage: Damage { offset, n, what } }
-        }
+        Unfit::Contradiction(what) => StateError::Damaged { site: site.clone(), damage: Damage { offset, n, what } },
     }
 }
 

@@ -135,7 +135,7 @@ pub enum Entry {
     /// The end of the log was torn by a power cut and was cut off: no call was made on its strength.
     Mended {
         /// Where the torn line began.
-        at: u64,
+        offset: u64,
         /// How many bytes were cut off.
         bytes: u64,
     },
@@ -284,7 +284,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Log, Damage> {
     if !rest.is_empty() {
         // A line that is whole but for a last byte that is not a newline was not torn: somebody changed that byte.
         if line_of(&log.head, &rest[..rest.len() - 1]).is_ok() {
-            return Err(Damage { offset: log.head.len, n: log.head.n + 1, what: "its last byte was changed".to_owned() });
+            return Err(Damage {
+                offset: log.head.len,
+                n: log.head.n + 1,
+                what: "its last byte was changed".to_owned(),
+            });
         }
         log.torn = Some(Torn { at: log.head.len, bytes: rest.len() as u64 });
     }
@@ -321,12 +325,91 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// Cuts a text to at most `most` characters and takes control characters out, so that a record stays small and one line.
-pub(super) fn cut(text: &str, most: usize) -> String {
-    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut short: String = chars.by_ref().take(most).collect();
-    if chars.next().is_some() {
-        short.push('…');
+/// Cuts a text to at most `most` bytes of JSON and takes control characters out, so that a record stays small and one line.
+pub(crate) fn cut(text: &str, most: usize) -> String {
+    let mut short = String::new();
+    let mut bytes = 0;
+    for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
+        bytes += c.len_utf8() + usize::from(matches!(c, '"' | '\\'));
+        if bytes > most {
+            short.push('…');
+            break;
+        }
+        short.push(c);
     }
     short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body() -> BodyRef {
+        BodyRef { sha256: "ab".repeat(32), at: u64::MAX, len: u32::MAX }
+    }
+
+    /// Every kind of entry with the longest texts and names that it can have.
+    fn entries() -> Vec<Entry> {
+        let label = "n".repeat(40);
+        let site = SiteName::new(&label).unwrap();
+        let resource = ResourceId::new(format!("{label}/{label}/{label}")).unwrap();
+        let kind = KindName::new(format!("{}.{label}", "p".repeat(20))).unwrap();
+        let (op, text) = (OperationId(u64::MAX), cut(&"\"\u{1}".repeat(1000), 400));
+        let long = "a".repeat(64);
+        let place = Place { provider: long.clone(), account: long.clone(), region: long.clone(), runtime: long };
+        let lineage = Lineage(uuid::Uuid::max());
+        vec![
+            Entry::Opened { format: FORMAT, lineage, site, place },
+            Entry::Approved { purpose: "down".to_owned(), plan: body() },
+            Entry::Begun {
+                op,
+                verb: Verb::Delete,
+                resource: resource.clone(),
+                kind,
+                target: Target::Old("ab".repeat(32)),
+                intent: body(),
+            },
+            Entry::Pending { op, handle: body(), says: text.clone() },
+            Entry::Ended { op, end: End::Made { recorded: body() } },
+            Entry::Ended { op, end: End::Gone },
+            Entry::Ended { op, end: End::Failed { left: Some(body()), because: text.clone() } },
+            Entry::Ended { op, end: End::Failed { left: None, because: text.clone() } },
+            Entry::Chose { resource: resource.clone(), branch: "replace".to_owned(), because: text.clone() },
+            Entry::Noted { resource: resource.clone(), what: "remember".to_owned(), recorded: body() },
+            Entry::Forgot { resource, because: text },
+            Entry::Mended { offset: u64::MAX, bytes: u64::MAX },
+        ]
+    }
+
+    #[test]
+    fn every_record_fits_a_line_and_reads_as_it_was_written() {
+        // Once a record had two members of the same name: it could be written and never read.
+        let (mut head, mut bytes, mut written) = (Head::default(), Vec::new(), Vec::new());
+        for entry in entries() {
+            let record = Record {
+                n: head.n + 1,
+                at: Timestamp::MAX,
+                by: cut(&"\u{1f980}".repeat(500), 100),
+                reason: Some(cut(&"\u{1f980}".repeat(500), 300)),
+                tool: cut(&"t".repeat(500), 100),
+                fence: u64::MAX,
+                entry,
+            };
+            head.push(&record, &mut bytes).unwrap();
+            written.push(record);
+        }
+        let log = read(&bytes).unwrap();
+        assert_eq!(log.records.into_iter().map(|line| line.record).collect::<Vec<_>>(), written);
+        assert_eq!(log.head, head);
+    }
+
+    #[test]
+    fn a_record_that_is_too_long_is_refused() {
+        let entry = Entry::Forgot { resource: ResourceId::new("here/x").unwrap(), because: "x".repeat(LINE_LIMIT) };
+        let (by, tool) = ("ada".to_owned(), "test".to_owned());
+        let record = Record { n: 1, at: Timestamp::MAX, by, reason: None, tool, fence: 1, entry };
+        let mut out = Vec::new();
+        assert!(Head::default().push(&record, &mut out).is_err());
+        assert!(out.is_empty());
+    }
 }

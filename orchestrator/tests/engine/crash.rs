@@ -19,12 +19,24 @@ fn stories() -> Vec<(&'static str, Story)> {
     let two = |field: &str, value: serde_json::Value| {
         with(with(service(), "server/replica-0", field, value.clone()), "server/replica-1", field, value)
     };
-    let mixed = with(with(without(two("config", json!(2)), &["cache"]), "cert", "names", json!([])), "store", "limit", json!(7));
+    let mixed = with(
+        with(without(two("config", json!(2)), &["cache"]), "cert", "names", json!([])),
+        "store",
+        "limit",
+        json!(7),
+    );
     vec![
         ("up from nothing", Story { before: vec![], ask: UP, after: service() }),
         ("update", Story { before: service(), ask: UP, after: mixed }),
         ("replace", Story { before: service(), ask: UP, after: with(service(), "net", "cidr", json!("10.9.0.0/16")) }),
-        ("replace beside", Story { before: service(), ask: UP, after: with(with(service(), "cache", "engine", json!("x")), "store", "fixed", json!(1)) }),
+        (
+            "replace beside",
+            Story {
+                before: service(),
+                ask: UP,
+                after: with(with(service(), "cache", "engine", json!("x")), "store", "fixed", json!(1)),
+            },
+        ),
         ("down", Story { before: service(), ask: DOWN_WITH_DATA, after: vec![] }),
     ]
 }
@@ -73,8 +85,8 @@ fn killed_anywhere_the_next_run_puts_everything_right() {
 fn killed_again_while_recovering_the_third_run_puts_everything_right() {
     for (name, story) in stories() {
         let all = boundaries(&story);
-        for boundary in (0..all).step_by(5) {
-            for second in (0..40).step_by(3) {
+        for boundary in (0..all).step_by(9) {
+            for second in (0..36).step_by(5) {
                 let world = world(&story);
                 assert!(world.go(story.ask, &story.after, &Fuse::blows_at(boundary)).is_none());
                 println!("{name}, boundary {boundary} of {all}, then {second}");

@@ -31,7 +31,12 @@ impl OnDisk {
         Arc::new(Folder::at(self.path()))
     }
 
-    fn go(&self, ask: Ask, wanted: &[Wanted], fuse: &Fuse) -> Option<Result<textnlp_orchestrator::road::Arrival, RoadError>> {
+    fn go(
+        &self,
+        ask: Ask,
+        wanted: &[Wanted],
+        fuse: &Fuse,
+    ) -> Option<Result<textnlp_orchestrator::road::Arrival, RoadError>> {
         self.world.go_with(self.store(), ask, wanted, fuse)
     }
 

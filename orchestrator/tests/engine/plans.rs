@@ -153,14 +153,29 @@ fn edited(purpose: Purpose, edit: impl FnOnce(&mut plan::Plan)) -> Vec<String> {
 
 #[test]
 fn the_audit_notices_every_broken_law() {
-    let has = |breaches: Vec<String>, text: &str| assert!(breaches.iter().any(|breach| breach.contains(text)), "{breaches:#?}");
+    let has = |breaches: Vec<String>, text: &str| {
+        assert!(breaches.iter().any(|breach| breach.contains(text)), "{breaches:#?}")
+    };
     has(edited(Purpose::Up, |plan| plan.steps[4].after.clear()), "`here/net` is ready before it is made");
     has(edited(Purpose::Up, |plan| plan.steps[3].after.clear()), "it goes after `here/server/replica-0`");
     has(edited(Purpose::Up, |plan| plan.steps[0].after.push(7)), "waits only for earlier ones");
     has(edited(Purpose::Up, |plan| plan.steps[2].id = 9), "number is its place");
-    has(edited(Purpose::Up, |plan| { plan.steps.pop(); }), "is made, left, or named as blocked");
-    has(edited(Purpose::Up, |plan| plan.steps.push(plan::Step { id: 9, ..plan.steps[4].clone() })), "changes at most once");
-    has(edited(Purpose::Down, |plan| { plan.steps.remove(0); }), "removed, forgotten, or named as kept");
+    has(
+        edited(Purpose::Up, |plan| {
+            plan.steps.pop();
+        }),
+        "is made, left, or named as blocked",
+    );
+    has(
+        edited(Purpose::Up, |plan| plan.steps.push(plan::Step { id: 9, ..plan.steps[4].clone() })),
+        "changes at most once",
+    );
+    has(
+        edited(Purpose::Down, |plan| {
+            plan.steps.remove(0);
+        }),
+        "removed, forgotten, or named as kept",
+    );
     has(edited(Purpose::Down, |plan| plan.delete_data = true), "consent comes from the facts");
 }
 

@@ -13,7 +13,6 @@ const KINDS: &[&str] = &["network", "cluster", "vault", "bucket", "model", "data
 
 #[derive(Debug, Clone)]
 struct Wish {
-    kind: usize,
     /// Which earlier resources it refers to.
     refers: Vec<usize>,
     /// Which earlier cluster it is reached through.
@@ -25,8 +24,8 @@ struct Wish {
 
 fn wish() -> impl Strategy<Value = Wish> {
     let (refers, host) = (prop::collection::vec(0..8_usize, 0..3), prop::option::weighted(0.3, 0..8_usize));
-    (0..KINDS.len(), refers, host, 0..3_u8, 0..2_u8, prop::bool::weighted(0.8))
-        .prop_map(|(kind, refers, host, revision, fixed, there)| Wish { kind, refers, host, revision, fixed, there })
+    (refers, host, 0..3_u8, 0..2_u8, prop::bool::weighted(0.8))
+        .prop_map(|(refers, host, revision, fixed, there)| Wish { refers, host, revision, fixed, there })
 }
 
 /// The names are by place, so two lists of wishes are two versions of one environment. The kind of a place stays.
@@ -43,11 +42,16 @@ fn wanted(kinds: &[usize], wishes: &[Wish]) -> Vec<Wanted> {
             spec[name] = output(&format!("r{refers}"), field);
         }
         if kind == "model" {
-            let Some(parent) = (0..place).rev().find(|parent| there(parent, place) && KINDS[kinds[*parent]] != "model") else { continue };
+            let Some(parent) = (0..place).rev().find(|parent| there(parent, place) && KINDS[kinds[*parent]] != "model")
+            else {
+                continue;
+            };
             spec["parent"] = output(&format!("r{parent}"), "id");
         }
         let mut one = want(&format!("r{place}"), kind, spec);
-        if let Some(host) = wish.host.filter(|host| there(host, place) && KINDS[kinds[*host]] == "cluster" && kind != "model") {
+        if let Some(host) =
+            wish.host.filter(|host| there(host, place) && KINDS[kinds[*host]] == "cluster" && kind != "model")
+        {
             one = via(one, &format!("r{host}"));
         }
         all.push(one);
@@ -66,7 +70,8 @@ fn close(mut all: Vec<Wanted>) -> Vec<Wanted> {
         let names: Vec<_> = all.iter().map(|one| one.id.clone()).collect();
         let before = all.len();
         all.retain(|one| {
-            one.needs.iter().all(|need| names.contains(&need.on)) && one.via.as_ref().is_none_or(|host| names.contains(&host.0))
+            one.needs.iter().all(|need| names.contains(&need.on))
+                && one.via.as_ref().is_none_or(|host| names.contains(&host.0))
         });
         if all.len() == before {
             return all;
@@ -92,7 +97,7 @@ fn fault() -> impl Strategy<Value = Fault> {
 }
 
 fn cases() -> u32 {
-    std::env::var("ENGINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(400)
+    std::env::var("ENGINE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(300)
 }
 
 proptest! {

@@ -36,7 +36,9 @@ fn a_changed_value_updates_in_place_and_only_what_depends_on_it_is_looked_at() {
     // The certificate's fingerprint is another one now, so the gateway was changed too; both are the objects they were.
     let did: Vec<String> = arrival.outcome.done.iter().map(|did| format!("{} {}", did.verb, did.resource)).collect();
     assert_eq!(did, ["update here/cert", "update here/gateway"]);
-    let ids = |things: &[textnlp_provider::memory::Thing]| things.iter().map(|thing| thing.cloud_id.clone()).collect::<Vec<_>>();
+    let ids = |things: &[textnlp_provider::memory::Thing]| {
+        things.iter().map(|thing| thing.cloud_id.clone()).collect::<Vec<_>>()
+    };
     assert_eq!(ids(&before), ids(&world.ours()));
     world.check(&changed);
 }
@@ -104,7 +106,8 @@ fn down_removes_what_holds_no_data_and_keeps_what_data_needs() {
     world.up(&all);
     let arrival = world.down(DOWN);
     assert!(arrival.is_complete());
-    let kept: Vec<String> = arrival.plan.unwrap().retained.iter().map(|kept| format!("{}: {}", kept.resource, kept.because)).collect();
+    let kept: Vec<String> =
+        arrival.plan.unwrap().retained.iter().map(|kept| format!("{}: {}", kept.resource, kept.because)).collect();
     assert_eq!(
         kept,
         ["here/db: it holds data", "here/vault: `here/vault/key` needs it", "here/vault/key: `here/db` needs it"]
@@ -154,8 +157,13 @@ fn an_unseen_resource_is_neither_made_nor_removed() {
     let calls = world.cloud.mutations();
     let arrival = world.try_up(&with(service(), "server/replica-0", "config", json!(2))).unwrap();
     let plan = arrival.plan.unwrap();
-    assert!(plan.blocked.iter().any(|blocked| blocked.resource == id("here/db") && blocked.because.contains("cut short")));
-    assert!(plan.blocked.iter().any(|blocked| blocked.resource == id("here/server/replica-0")), "it needs the unseen one");
+    assert!(
+        plan.blocked.iter().any(|blocked| blocked.resource == id("here/db") && blocked.because.contains("cut short"))
+    );
+    assert!(
+        plan.blocked.iter().any(|blocked| blocked.resource == id("here/server/replica-0")),
+        "it needs the unseen one"
+    );
     assert_eq!(world.cloud.mutations(), calls);
     let arrival = world.down(DOWN_WITH_DATA);
     assert!(!arrival.is_complete());
@@ -173,7 +181,8 @@ fn what_was_removed_behind_our_back_is_named_and_made_again() {
     world.cloud.change_behind_our_back(&id("here/gateway"), "backends", json!([]));
     world.cloud.degrade(&id("here/vault"), "it lost its disk");
     let (_, facts) = world.plan(UP, &service()).unwrap();
-    let drift: Vec<String> = status::drift(&facts).iter().map(|drift| format!("{} {}", drift.resource, drift.what)).collect();
+    let drift: Vec<String> =
+        status::drift(&facts).iter().map(|drift| format!("{} {}", drift.resource, drift.what)).collect();
     assert_eq!(drift, ["here/cert gone", "here/gateway changed", "here/vault degraded"]);
     let status = status::status(&facts, world.state().places());
     assert!(!status.ready);
@@ -271,7 +280,8 @@ fn preflight_stands_in_the_way_before_anything_is_done() {
 #[test]
 fn somebody_elses_object_under_our_name_is_left_alone() {
     let world = World::new();
-    let (kind, name) = (KindName::new("memory.certificate").unwrap(), CloudId::new("memory://staging/here/cert").unwrap());
+    let (kind, name) =
+        (KindName::new("memory.certificate").unwrap(), CloudId::new("memory://staging/here/cert").unwrap());
     let spec = Spec::of(&json!({"theirs": true}));
     world.cloud.place_foreign(&kind, &name, Some(Lineage(Uuid::from_u128(99))), spec.clone());
     let arrival = world.try_up(&service()).unwrap();
@@ -406,7 +416,11 @@ fn history_tells_who_did_what_and_why() {
     world.up(&service());
     let state = world.state();
     let lines = world.clock.run(status::history(&state, &here())).unwrap().unwrap();
-    assert!(lines.iter().all(|line| line.by == "ada" && line.reason.as_deref() == Some("test") && line.tool == "textnlp-deploy 0.1.0"));
+    assert!(
+        lines.iter().all(|line| line.by == "ada"
+            && line.reason.as_deref() == Some("test")
+            && line.tool == "textnlp-deploy 0.1.0")
+    );
     assert!(lines.iter().any(|line| line.text.contains("create here/db begun")));
     let (_, facts) = world.plan(UP, &service()).unwrap();
     let explained = world.clock.run(status::explain(&state, &facts, &id("here/db"))).unwrap().unwrap();

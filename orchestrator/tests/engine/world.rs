@@ -186,7 +186,16 @@ impl World {
             host: "machine".to_owned(),
             pid: 1,
         };
-        Road { environment, store, sites, fresh, operator, clock: Arc::new(self.clock.clone()), events, limits: Limits::default() }
+        Road {
+            environment,
+            store,
+            sites,
+            fresh,
+            operator,
+            clock: Arc::new(self.clock.clone()),
+            events,
+            limits: Limits::default(),
+        }
     }
 
     pub fn plan(&self, ask: Ask, wanted: &[Wanted]) -> Result<(Audited, Facts), RoadError> {
@@ -202,7 +211,12 @@ impl World {
 
     pub fn up(&self, wanted: &[Wanted]) -> Arrival {
         let arrival = self.try_up(wanted).unwrap();
-        assert!(arrival.is_complete(), "{:#?}\n{:#?}", arrival.outcome, arrival.plan.map(|plan| (plan.blocked, plan.refusals)));
+        assert!(
+            arrival.is_complete(),
+            "{:#?}\n{:#?}",
+            arrival.outcome,
+            arrival.plan.map(|plan| (plan.blocked, plan.refusals))
+        );
         arrival
     }
 

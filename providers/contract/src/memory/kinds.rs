@@ -31,7 +31,13 @@ pub(crate) fn find(name: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.name == name)
 }
 
-const fn kind(name: &'static str, says: &'static str, identity: Identity, data: DataClass, replace: ReplaceOrder) -> Kind {
+const fn kind(
+    name: &'static str,
+    says: &'static str,
+    identity: Identity,
+    data: DataClass,
+    replace: ReplaceOrder,
+) -> Kind {
     Kind {
         name,
         says,
@@ -61,7 +67,10 @@ pub const KINDS: &[Kind] = &[
     kind("memory.bucket", "a bucket for models", Token, Derived, CreateFirst),
     kind("memory.model", "a model in a bucket", Part, Derived, DeleteFirst),
     kind("memory.database", "a database", Named, Precious, DeleteFirst),
-    Kind { settles: Duration::from_secs(5), ..kind("memory.cache", "a cache that lists late", Token, Nothing, CreateFirst) },
+    Kind {
+        settles: Duration::from_secs(5),
+        ..kind("memory.cache", "a cache that lists late", Token, Nothing, CreateFirst)
+    },
     Kind { one_by_one: true, ..kind("memory.server", "a replica", Token, Nothing, CreateFirst) },
     kind("memory.service", "the replicas' common name", Named, Nothing, DeleteFirst),
     kind("memory.gateway", "what clients talk to", Named, Nothing, DeleteFirst),

@@ -30,7 +30,10 @@ impl Lowering<'_> {
         match &self.component.part {
             Part::Network(network) => self.main("memory.network", json!({"cidr": network.cidr})),
             Part::Cluster(cluster) => {
-                self.main("memory.cluster", json!({"network": self.output(&cluster.network, "id"), "gpu": cluster.gpu}));
+                self.main(
+                    "memory.cluster",
+                    json!({"network": self.output(&cluster.network, "id"), "gpu": cluster.gpu}),
+                );
             }
             Part::Secrets(secrets) => {
                 self.main("memory.vault", json!({}));
@@ -46,7 +49,10 @@ impl Lowering<'_> {
                 }
             }
             Part::Database(database) => {
-                self.main("memory.database", json!({"engine": database.kind, "hosting": database.hosting, "schema": database.schema}));
+                self.main(
+                    "memory.database",
+                    json!({"engine": database.kind, "hosting": database.hosting, "schema": database.schema}),
+                );
             }
             Part::Cache(cache) => self.main("memory.cache", json!({"engine": cache.kind})),
             Part::Workload(workload) => {

@@ -1,7 +1,7 @@
 //! A cloud that lives in memory: it implements every component, recognises objects in all three ways, and goes wrong on
 //! request.
 //!
-//! It is deterministic: time passes by looks (`observe`, `advance`), never by a clock. It survives the death of the run
+//! It is deterministic: time passes by looks, never by a clock. It survives the death of the run
 //! that uses it, because every handle shares one [`world`]. What it knows of foreign objects it never changes, so a test
 //! can look at them afterwards.
 
@@ -26,8 +26,8 @@ use crate::provider::{Problem, Problems, Provider, Scope};
 use crate::resource::{Effect, FieldChange, Health, Object, Observed, Recorded, Wanted};
 
 pub use faults::{Fault, Fuse, Go, Stage};
-pub use world::{Call, Thing};
 use world::World;
+pub use world::{Call, Thing};
 
 /// How long a caller is told to wait before it looks again.
 pub(crate) const AGAIN_IN: Duration = Duration::from_millis(200);
@@ -118,6 +118,13 @@ impl MemoryCloud {
         self.world().degrade(resource, reason);
     }
 
+    /// Whatever is still being made is finished at the next look. Says whether anything was.
+    pub fn finish_slowly_made(&self) -> bool {
+        let mut world = self.world();
+        let slow = world.things.values_mut().filter(|thing| thing.looks_left > 1);
+        slow.map(|thing| thing.looks_left = 1).count() > 0
+    }
+
     /// Everything that is there, in order of cloud ids.
     pub fn things(&self) -> Vec<Thing> {
         self.world().things.values().cloned().collect()
@@ -154,16 +161,20 @@ impl Provider for MemoryCloud {
             let before = seen.spec.get(field);
             if before != Some(after) {
                 let effect = kinds::effect(field);
-                changes.push(FieldChange { field: field.clone(), before: before.cloned(), after: Some(after.clone()), effect });
+                changes.push(FieldChange {
+                    field: field.clone(),
+                    before: before.cloned(),
+                    after: Some(after.clone()),
+                    effect,
+                });
             }
         }
         for (field, before) in seen.spec.fields().filter(|(field, _)| wanted.spec.get(field).is_none()) {
             let effect = kinds::effect(field);
             changes.push(FieldChange { field: field.clone(), before: Some(before.clone()), after: None, effect });
         }
-        if let Health::Degraded(reason) = &seen.health
-            && reason != world::BEING_MADE
-        {
+        // An update of what is still being made waits until it is.
+        if let Health::Degraded(reason) = &seen.health {
             let (field, before) = ("working".to_owned(), Some(json!(reason)));
             changes.push(FieldChange { field, before, after: Some(json!(true)), effect: Effect::InPlace });
         }

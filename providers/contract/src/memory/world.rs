@@ -15,7 +15,7 @@ use crate::resource::{Health, Object, Observed, Outputs, Why};
 use crate::spec::Spec;
 
 /// The health of an object that a long operation has not finished yet.
-pub(super) const BEING_MADE: &str = "still being made";
+const BEING_MADE: &str = "still being made";
 
 /// One object of the memory cloud.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,7 +99,9 @@ impl World {
     }
 
     pub(super) fn change(&mut self, resource: &ResourceId, field: &str, value: Value) -> bool {
-        let Some(thing) = self.things.values_mut().find(|thing| thing.resource.as_ref() == Some(resource)) else { return false };
+        let Some(thing) = self.things.values_mut().find(|thing| thing.resource.as_ref() == Some(resource)) else {
+            return false;
+        };
         let mut spec = thing.spec.as_value().clone();
         spec[field] = value;
         thing.spec = Spec::of(&spec);
@@ -115,8 +117,12 @@ impl World {
     /// Removes an object with everything that lives in it.
     pub(super) fn remove(&mut self, id: &CloudId) {
         self.things.remove(id);
-        let children: Vec<_> =
-            self.things.values().filter(|thing| thing.parent.as_ref() == Some(id)).map(|thing| thing.cloud_id.clone()).collect();
+        let children: Vec<_> = self
+            .things
+            .values()
+            .filter(|thing| thing.parent.as_ref() == Some(id))
+            .map(|thing| thing.cloud_id.clone())
+            .collect();
         children.iter().for_each(|child| self.remove(child));
     }
 
@@ -182,7 +188,12 @@ impl World {
     }
 
     /// Applies the faults that fit, writes the call down, and does it.
-    fn call(&mut self, stage: Stage, op: &Operation, act: impl FnOnce(&mut Self) -> (bool, Result<Progress>)) -> Result<Progress> {
+    fn call(
+        &mut self,
+        stage: Stage,
+        op: &Operation,
+        act: impl FnOnce(&mut Self) -> (bool, Result<Progress>),
+    ) -> Result<Progress> {
         let fault = self.fault(stage, op);
         let says = if stage == Stage::Begin { "begin" } else { "advance" };
         let (mutated, answer) = match &fault {
@@ -227,7 +238,8 @@ impl World {
         act: impl FnOnce(&mut Self) -> (bool, Result<Progress>),
     ) -> (bool, Result<Progress>) {
         let (mutated, answer) = act(self);
-        let made = self.things.values_mut().find(|thing| thing.operation == Some(op.id) && thing.lineage == Some(op.lineage));
+        let made =
+            self.things.values_mut().find(|thing| thing.operation == Some(op.id) && thing.lineage == Some(op.lineage));
         match made {
             Some(thing) => {
                 thing.broken = Some("half made".to_owned());
@@ -307,7 +319,8 @@ impl World {
 
     fn parent(&self, op: &Operation, identity: Identity) -> Result<Option<CloudId>> {
         if let Some(host) = &op.via {
-            let host = self.of_resource(&host.0).find(|thing| thing.lineage == Some(op.lineage) && thing.looks_left == 0);
+            let host =
+                self.of_resource(&host.0).find(|thing| thing.lineage == Some(op.lineage) && thing.looks_left == 0);
             return match host {
                 Some(host) => Ok(Some(host.cloud_id.clone())),
                 None => Err(Error::new(Sort::Unavailable, "reach the host of", op.resource.as_str())),
@@ -325,7 +338,8 @@ impl World {
 
     fn update(&mut self, op: &Operation) -> (bool, Result<Progress>) {
         let id = op.recorded.as_ref().map(|recorded| recorded.cloud_id.clone());
-        let Some(thing) = id.and_then(|id| self.things.get_mut(&id)).filter(|thing| thing.lineage == Some(op.lineage)) else {
+        let Some(thing) = id.and_then(|id| self.things.get_mut(&id)).filter(|thing| thing.lineage == Some(op.lineage))
+        else {
             return (false, Err(Error::new(Sort::NotFound, "update", op.resource.as_str())));
         };
         thing.spec = op.spec.clone();
