@@ -22,10 +22,16 @@ const SPIN: Duration = Duration::from_micros(60);
 /// How long the caller looks for the last pieces before it sleeps, too: then a helper has lost its core.
 const CALLER_SPIN: Duration = Duration::from_micros(200);
 
-/// A wait for the last pieces that is so long, and longer than the region's own work, means that a helper lost its core.
+/// A wait for the last pieces that is longer than this means that a helper lost its core; shorter ones are the usual ends.
 const LOST: Duration = Duration::from_micros(250);
+/// Waits that add up to less than this are not worth a decision.
+const WORTH_DECIDING: Duration = Duration::from_millis(1);
+/// The share of the time in company that may be lost so. A second thread makes a step a third to a half shorter.
+const BEARABLE: f64 = 0.35;
+/// How much of the past counts.
+const MEMORY: Duration = Duration::from_millis(60);
 /// How long the caller then works alone: at first, and at most when it happens again and again.
-const ALONE: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(64));
+const ALONE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// The word that members claim from: a number for the region, how many pieces it has, the next piece.
 const INDEX_BITS: u32 = 20;
@@ -39,6 +45,14 @@ type Work<'a> = &'a (dyn Fn(usize, usize) + Sync);
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    company: Company,
+}
+
+/// Whether calling the helpers has paid of late.
+struct Company {
+    /// Time spent in shared regions, and how much of it in waiting for helpers that had lost their cores.
+    shared: Duration,
+    lost: Duration,
     /// Until when the caller works alone, and for how long it did the last time.
     alone_until: Instant,
     alone: Duration,
@@ -89,7 +103,7 @@ impl Pool {
                 std::thread::Builder::new().name(format!("compute-{worker}")).spawn(move || shared.help(worker)).ok()
             })
             .collect();
-        Pool { shared, helpers, alone_until: Instant::now(), alone: ALONE.0 }
+        Pool { shared, helpers, company: Company::new(Instant::now()) }
     }
 
     /// How many members there are.
@@ -102,7 +116,7 @@ impl Pool {
     pub(crate) fn run(&mut self, pieces: usize, work: Work<'_>) {
         assert!(pieces <= MOST_PIECES, "a region has at most {MOST_PIECES} pieces");
         let started = Instant::now();
-        if pieces <= 1 || self.helpers.is_empty() || started < self.alone_until {
+        if pieces <= 1 || self.helpers.is_empty() || started < self.company.alone_until {
             (0..pieces).for_each(|piece| work(0, piece));
             return;
         }
@@ -124,7 +138,7 @@ impl Pool {
         let worked = started.elapsed();
         shared.wait_for(pieces);
         let waited = started.elapsed().saturating_sub(worked);
-        self.judge(worked, waited);
+        self.company.judge(started + worked + waited, worked, waited);
         let panic = self.shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
@@ -132,15 +146,26 @@ impl Pool {
     }
 }
 
-impl Pool {
-    /// Decides whether the helpers are worth calling for the next regions.
-    fn judge(&mut self, worked: Duration, waited: Duration) {
-        if waited > LOST && waited > worked {
-            let now = Instant::now();
-            // Again soon after the last time: longer. After a long time in company: as at first.
-            let again = now.saturating_duration_since(self.alone_until) < 4 * self.alone;
-            self.alone = if again { (2 * self.alone).min(ALONE.1) } else { ALONE.0 };
-            self.alone_until = now + self.alone;
+impl Company {
+    fn new(now: Instant) -> Company {
+        Company { shared: Duration::ZERO, lost: Duration::ZERO, alone_until: now, alone: ALONE.0 }
+    }
+
+    /// Takes in what a region took, and decides whether the next ones are done alone.
+    fn judge(&mut self, now: Instant, worked: Duration, waited: Duration) {
+        self.shared += worked + waited;
+        if waited > LOST {
+            self.lost += waited;
+            if self.lost > WORTH_DECIDING && self.lost > self.shared.mul_f64(BEARABLE) {
+                // Again soon after the last time: longer. After a long time in company: as at first.
+                let again = now.saturating_duration_since(self.alone_until) < 4 * self.alone;
+                self.alone = if again { (2 * self.alone).min(ALONE.1) } else { ALONE.0 };
+                self.alone_until = now + self.alone;
+                (self.shared, self.lost) = (Duration::ZERO, Duration::ZERO);
+            }
+        }
+        if self.shared > MEMORY {
+            (self.shared, self.lost) = (self.shared / 2, self.lost / 2);
         }
     }
 }
@@ -286,19 +311,37 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_alone_when_helpers_are_lost() {
-        let (short, long) = (Duration::from_micros(10), Duration::from_millis(3));
-        let mut pool = Pool::new(2);
-        pool.judge(long, short);
-        pool.judge(2 * long, long);
-        assert!(pool.alone_until <= Instant::now(), "company is the rule");
-        pool.judge(short, long);
-        assert!(pool.alone_until > Instant::now());
-        for _ in 0..10 {
-            pool.judge(short, long);
+    fn goes_on_alone_while_helpers_keep_losing_their_cores() {
+        let ms = Duration::from_millis;
+        let mut now = Instant::now();
+        let mut company = Company::new(now);
+        // Short ends, and a long wait now and then, are borne.
+        for i in 0..1000 {
+            company.judge(now, ms(1), if i % 20 == 19 { ms(2) } else { LOST });
+            now += ms(2);
         }
-        assert_eq!(pool.alone, ALONE.1, "it stays away longer and longer, but not for ever");
-        // Alone or not, all pieces are done.
+        assert!(company.alone_until < now);
+        // Waits that take more than they give are not, longer and longer, but not for ever.
+        let mut times = Vec::new();
+        for _ in 0..8 {
+            while company.alone_until <= now {
+                company.judge(now, ms(2), ms(4));
+                now += ms(6);
+            }
+            times.push(company.alone);
+            now = company.alone_until;
+        }
+        assert_eq!(times, [20, 40, 80, 160, 320, 640, 1000, 1000].map(ms));
+        // After a good time the next one is short again.
+        now += ms(10_000);
+        company.judge(now, ms(2), ms(4));
+        assert_eq!(company.alone, ALONE.0);
+    }
+
+    #[test]
+    fn alone_means_without_helpers() {
+        let mut pool = Pool::new(2);
+        pool.company.alone_until = Instant::now() + Duration::from_secs(3600);
         let count = AtomicUsize::new(0);
         pool.run(8, &|worker, _| {
             assert_eq!(worker, 0);

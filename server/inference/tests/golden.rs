@@ -1,5 +1,7 @@
 //! Our logits beside those of the `transformers` library, and the same model from every kind of file.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod support;
 
 use safetensors::tensor::TensorView;

@@ -1,5 +1,7 @@
 //! A row's result is the same bits whatever else is in the batch, however its prompt was cut, on any number of threads.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod support;
 
 use proptest::prelude::*;

@@ -313,8 +313,11 @@ impl Checkpoint {
     }
 }
 
+/// A safetensors file, and which of its tensors are wanted when an index says so.
+type Shard = (PathBuf, Option<HashSet<String>>);
+
 /// The safetensors files of a folder; with an index, which tensors are wanted from each.
-fn shards(folder: &Path) -> Result<Vec<(PathBuf, Option<HashSet<String>>)>, FormatError> {
+fn shards(folder: &Path) -> Result<Vec<Shard>, FormatError> {
     let index = folder.join("model.safetensors.index.json");
     if !index.is_file() {
         let found = files_ending(folder, "safetensors")?;

@@ -4,6 +4,9 @@
 //! position, so that an output is one lane and positions ascend. A row's result therefore depends on nothing but its own
 //! query and the positions up to its own.
 
+// Blocks of rows and tiles are walked by number in several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use super::lanes::{LANES, Lanes};
 use super::rows::exp;
 use std::ops::Range;

@@ -1,6 +1,9 @@
 //! Rows times a packed matrix. One output per lane, inputs ascending, fused multiply-add: a row's result does not depend
 //! on its neighbours, on the blocking, on the threads or on the instruction set.
 
+// Blocks of rows and tiles are walked by number in several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use super::lanes::{LANES, Lanes};
 use super::rows::{GROUP, gelu, silu};
 use std::ops::Range;

@@ -45,7 +45,7 @@ pub(crate) unsafe fn silu<L: Lanes>(x: L) -> L {
 #[inline(always)]
 pub(crate) unsafe fn gelu<L: Lanes>(x: L) -> L {
     // -2·√(2/π)
-    const OUTER: f32 = -1.595_769_1;
+    const OUTER: f32 = -1.595_769_2;
     // SAFETY: the caller's promise.
     unsafe {
         let cubic = x.fma(x.mul(x).mul(x), L::splat(0.044_715));
