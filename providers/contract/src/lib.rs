@@ -8,6 +8,7 @@
 pub mod provider;
 
 pub mod component;
+pub mod conformance;
 pub mod memory;
 pub mod operation;
 pub mod resource;

@@ -1,0 +1,380 @@
+//! The lists that every provider passes: what the engine relies on, tried on real objects of one kind after the other.
+//!
+//! A provider's tests make a [`Bench`] and call [`Bench::whole_life`] for a wanted resource of each kind it has, its needs being
+//! there already; it leaves nothing behind. [`well_formed`] and [`lowers_purely`] look at what is declared. Each answer is the
+//! law that was broken, in a sentence, or nothing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::component::{Component, Site};
+use crate::error::{Error, Sort};
+use crate::kind::Identity;
+use crate::name::{EnvironmentName, KindName, Lineage, SiteName};
+use crate::operation::{Handle, Operation, OperationId, Progress, Token, Verb};
+use crate::provider::{Provider, Scope};
+use crate::resource::{Health, Object, Observed, Recorded, Wanted};
+use crate::spec::Spec;
+
+/// A law that a provider breaks.
+#[derive(Debug)]
+pub struct Breach {
+    /// Of which kind.
+    pub kind: String,
+    /// Which law, and what was seen instead.
+    pub law: String,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind, self.law)
+    }
+}
+
+impl std::error::Error for Breach {}
+
+/// Where objects are tried out.
+pub struct Bench<'a> {
+    /// Who is tried.
+    pub provider: &'a dyn Provider,
+    /// For which environment.
+    pub environment: EnvironmentName,
+    /// At which site.
+    pub site: SiteName,
+    /// For which deployment; nobody else uses it at the same time.
+    pub lineage: Lineage,
+    /// How long one operation may take here.
+    pub patience: Duration,
+    operations: AtomicU64,
+}
+
+/// Calls that fail in a way that may pass are made this often.
+const ATTEMPTS: u32 = 20;
+
+impl<'a> Bench<'a> {
+    /// A bench whose operations are numbered from 1.
+    pub fn new(provider: &'a dyn Provider, environment: EnvironmentName, site: SiteName, lineage: Lineage) -> Self {
+        Self { provider, environment, site, lineage, patience: Duration::from_secs(60), operations: AtomicU64::new(1) }
+    }
+
+    /// Creates, repeats, observes, changes, and deletes an object, and looks at every law on the way.
+    ///
+    /// `wanted` has no references left; `changed`, if the kind has anything to change, differs from it in place. Objects that it
+    /// needs are there and stay there.
+    pub async fn whole_life(&self, wanted: &Wanted, changed: Option<&Spec>) -> Result<(), Breach> {
+        self.is_absent(wanted, None).await?;
+        let recorded = self.is_made_once(wanted).await?;
+        self.is_seen_as_made(wanted, &recorded).await?;
+        self.is_ours_alone(wanted, &recorded).await?;
+        let recorded = match changed {
+            Some(spec) => self.is_changed_in_place(&Wanted { spec: spec.clone(), ..wanted.clone() }, &recorded).await?,
+            None => recorded,
+        };
+        self.is_deleted_for_good(wanted, &recorded).await
+    }
+
+    /// Makes an object and gives its record, as the engine would: for the needs of what is tried.
+    pub async fn make(&self, wanted: &Wanted) -> Result<Recorded, Breach> {
+        let op = self.operation(Verb::Create, wanted, None);
+        let object = self.finish(&op).await?;
+        Ok(record(&op, wanted, &object))
+    }
+
+    /// Removes an object made by [`make`](Self::make).
+    pub async fn unmake(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Breach> {
+        self.finish(&self.operation(Verb::Delete, wanted, Some(recorded))).await.map(drop)
+    }
+
+    /// A create that is repeated with the same token, as after a lost answer or by another process, makes one object.
+    async fn is_made_once(&self, wanted: &Wanted) -> Result<Recorded, Breach> {
+        let op = self.operation(Verb::Create, wanted, None);
+        // The answer to the first call is lost.
+        match self.provider.begin(&op).await {
+            Ok(Progress::Failed { error, .. }) => {
+                return Err(breach(wanted, format!("create fails: {}", chain(&error))));
+            }
+            Err(error) if !error.sort.may_pass() => {
+                return Err(breach(wanted, format!("create fails: {}", chain(&error))));
+            }
+            Ok(_) | Err(_) => {}
+        }
+        let object = self.finish(&op).await?;
+        let again = self.finish(&op).await?;
+        law(wanted, again.cloud_id == object.cloud_id, || {
+            format!("a repeated create is the same object: `{}` became `{}`", object.cloud_id, again.cloud_id)
+        })?;
+        law(wanted, object.kind == wanted.kind, || format!("an object says its kind: `{}`", object.kind))?;
+        law(wanted, object.health == Health::Ready, || format!("what is done is ready: {:?}", object.health))?;
+        let there = self.objects(wanted, None).await?;
+        law(wanted, there.len() == 1, || format!("a repeated create leaves one object: {} are there", there.len()))?;
+        Ok(record(&op, wanted, &object))
+    }
+
+    /// What was just made is found, carries our lineage, needs no change, and has the outputs that its creation returned.
+    async fn is_seen_as_made(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Breach> {
+        for with_record in [true, false] {
+            let there = self.objects(wanted, with_record.then_some(recorded)).await?;
+            let Some(object) = there.iter().find(|object| object.cloud_id == recorded.cloud_id) else {
+                return Err(breach(wanted, "what was just made is observed"));
+            };
+            let part = self.identity(&wanted.kind) == Some(Identity::Part);
+            law(wanted, object.lineage == Some(self.lineage) || (part && object.lineage.is_none()), || {
+                format!("an object carries its lineage: {:?}", object.lineage)
+            })?;
+            let changes = self.provider.diff(wanted, recorded, object);
+            law(wanted, changes.is_empty(), || format!("what was just made needs no change: {changes:?}"))?;
+            law(wanted, object.outputs == recorded.outputs, || {
+                format!("outputs are the same wherever they come from: {:?} and {:?}", recorded.outputs, object.outputs)
+            })?;
+        }
+        match self.provider.read(&wanted.kind, &recorded.cloud_id).await {
+            Ok(Observed::Present(object)) => law(wanted, object.cloud_id == recorded.cloud_id, || {
+                format!("a read finds what was asked for: `{}`", object.cloud_id)
+            }),
+            other => Err(breach(wanted, format!("an object is read by its cloud id: {other:?}"))),
+        }
+    }
+
+    /// Objects of a deployment are found without being mentioned, and no other deployment takes them for its own.
+    async fn is_ours_alone(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Breach> {
+        let identity = self.identity(&wanted.kind);
+        if identity != Some(Identity::Part) {
+            let scope = self.scope(self.lineage, &[], &[]);
+            let seen = self.provider.observe(&scope).await.map_err(|error| breach(wanted, chain(&error)))?;
+            let found = seen.iter().any(|(id, seen)| {
+                *id == wanted.id && matches!(seen, Observed::Present(object) if object.cloud_id == recorded.cloud_id)
+            });
+            law(wanted, found, || "an object of this lineage is observed though nobody mentions it".to_owned())?;
+        }
+        let stranger = Lineage(uuid::Uuid::from_u128(self.lineage.0.as_u128() ^ 1));
+        let wishes = std::slice::from_ref(wanted);
+        let scope = self.scope(stranger, wishes, &[]);
+        let seen = self.provider.observe(&scope).await.map_err(|error| breach(wanted, chain(&error)))?;
+        let taken = seen.iter().any(|(_, seen)| {
+            matches!(seen, Observed::Present(object) if object.cloud_id == recorded.cloud_id && object.lineage != Some(self.lineage))
+        });
+        law(wanted, !taken, || "another deployment does not see the object as its own".to_owned())?;
+        if identity == Some(Identity::Named) {
+            let mut op = self.operation(Verb::Create, wanted, None);
+            op.lineage = stranger;
+            let refused = matches!(self.provider.begin(&op).await, Err(error) if !error.sort.may_pass());
+            law(wanted, refused, || "a name that another deployment has is refused".to_owned())?;
+            let there = self.objects(wanted, Some(recorded)).await?;
+            law(wanted, there.iter().any(|object| object.lineage == Some(self.lineage)), || {
+                "a refused create leaves the object of that name as it was".to_owned()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A change in place keeps the object; repeated, it changes nothing more.
+    async fn is_changed_in_place(&self, wanted: &Wanted, recorded: &Recorded) -> Result<Recorded, Breach> {
+        let there = self.objects(wanted, Some(recorded)).await?;
+        let Some(seen) = there.first() else { return Err(breach(wanted, "an object stays until it is removed")) };
+        let changes = self.provider.diff(wanted, recorded, seen);
+        law(wanted, !changes.is_empty(), || "a difference is seen".to_owned())?;
+        let mut op = self.operation(Verb::Update, wanted, Some(recorded));
+        op.changes = changes;
+        let object = self.finish(&op).await?;
+        law(wanted, object.cloud_id == recorded.cloud_id, || "a change in place keeps the object".to_owned())?;
+        self.finish(&op).await?;
+        let fresh = record(&op, wanted, &object);
+        self.is_seen_as_made(wanted, &fresh).await?;
+        Ok(fresh)
+    }
+
+    /// Deleting succeeds, and so does deleting what is gone, with the same operation and with another one.
+    async fn is_deleted_for_good(&self, wanted: &Wanted, recorded: &Recorded) -> Result<(), Breach> {
+        let op = self.operation(Verb::Delete, wanted, Some(recorded));
+        self.finish(&op).await?;
+        self.finish(&op).await?;
+        self.finish(&self.operation(Verb::Delete, wanted, Some(recorded))).await?;
+        self.is_absent(wanted, Some(recorded)).await?;
+        match self.provider.read(&wanted.kind, &recorded.cloud_id).await {
+            Ok(Observed::Absent) | Err(Error { sort: Sort::NotFound, .. }) => Ok(()),
+            other => Err(breach(wanted, format!("what was removed is not read: {other:?}"))),
+        }
+    }
+
+    async fn is_absent(&self, wanted: &Wanted, recorded: Option<&Recorded>) -> Result<(), Breach> {
+        let there = self.objects(wanted, recorded).await?;
+        law(wanted, there.is_empty(), || format!("what does not exist is observed as absent: {there:?}"))
+    }
+
+    async fn objects(&self, wanted: &Wanted, recorded: Option<&Recorded>) -> Result<Vec<Object>, Breach> {
+        let recorded: Vec<Recorded> = recorded.cloned().into_iter().collect();
+        let scope = self.scope(self.lineage, std::slice::from_ref(wanted), &recorded);
+        let seen = self
+            .provider
+            .observe(&scope)
+            .await
+            .map_err(|error| breach(wanted, format!("observe fails: {}", chain(&error))))?;
+        let mut mentioned = false;
+        let mut objects = Vec::new();
+        for (_, seen) in seen.into_iter().filter(|(id, _)| *id == wanted.id) {
+            mentioned = true;
+            match seen {
+                Observed::Present(object) => objects.push(object),
+                Observed::Absent => {}
+                Observed::Unknown(why) => {
+                    return Err(breach(wanted, format!("it is seen while nothing is wrong: {}", why.0)));
+                }
+            }
+        }
+        law(wanted, mentioned, || "an observation answers for every id it was asked for".to_owned())?;
+        Ok(objects)
+    }
+
+    fn scope<'s>(&'s self, lineage: Lineage, wanted: &'s [Wanted], recorded: &'s [Recorded]) -> Scope<'s> {
+        Scope { lineage, environment: &self.environment, site: &self.site, wanted, recorded }
+    }
+
+    fn identity(&self, name: &KindName) -> Option<Identity> {
+        self.provider.kinds().iter().find(|kind| kind.name == name.as_str()).map(|kind| kind.identity)
+    }
+
+    fn operation(&self, verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>) -> Operation {
+        let id = OperationId(self.operations.fetch_add(1, Ordering::SeqCst));
+        Operation {
+            id,
+            token: Token::derive(self.lineage, &self.site, id),
+            verb,
+            resource: wanted.id.clone(),
+            kind: wanted.kind.clone(),
+            site: self.site.clone(),
+            environment: self.environment.clone(),
+            lineage: self.lineage,
+            via: wanted.via.clone(),
+            spec: if verb == Verb::Delete { Spec::of(&json!({})) } else { wanted.spec.clone() },
+            recorded: recorded.cloned(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Goes on with an operation until it is done; every handle is written down and read again on the way, as a journal does.
+    async fn finish(&self, op: &Operation) -> Result<Object, Breach> {
+        let failed = |law: String| Breach { kind: op.kind.to_string(), law };
+        let began = Instant::now();
+        let (mut handle, mut failures): (Option<Handle>, u32) = (None, 0);
+        loop {
+            let answer = match &handle {
+                Some(handle) => self.provider.advance(op, handle).await,
+                None => self.provider.begin(op).await,
+            };
+            match answer {
+                Ok(Progress::Done(object)) => return Ok(object),
+                Ok(Progress::Failed { error, .. }) => {
+                    return Err(failed(format!("{} fails: {}", op.verb, chain(&error))));
+                }
+                Ok(Progress::Pending { handle: next, says, again_in }) => {
+                    let text =
+                        serde_json::to_string(&next).map_err(|error| failed(format!("a handle is JSON: {error}")))?;
+                    handle = serde_json::from_str(&text).ok();
+                    if says.is_empty() {
+                        return Err(failed("a pending operation says what it waits for".to_owned()));
+                    }
+                    tokio::time::sleep(again_in.min(Duration::from_secs(1))).await;
+                }
+                Err(error) if error.sort.may_pass() && failures < ATTEMPTS => {
+                    failures += 1;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(failed(format!("{} fails: {}", op.verb, chain(&error)))),
+            }
+            if began.elapsed() > self.patience {
+                return Err(failed(format!("{} ends within {:?}", op.verb, self.patience)));
+            }
+        }
+    }
+}
+
+/// What a provider declares of its kinds hangs together.
+pub fn well_formed(provider: &dyn Provider) -> Result<(), Breach> {
+    let mut names = BTreeSet::new();
+    let mut owners = BTreeSet::new();
+    for kind in provider.kinds() {
+        let broken = |law: String| Err(Breach { kind: kind.name.to_owned(), law });
+        match KindName::new(kind.name) {
+            Ok(name) => owners.insert(name.as_str().split('.').next().unwrap_or_default().to_owned()),
+            Err(error) => return broken(error.to_string()),
+        };
+        if !names.insert(kind.name) {
+            return broken("a kind is declared once".to_owned());
+        }
+        if kind.says.is_empty() || kind.deadline.is_zero() || kind.schema == 0 {
+            return broken("a kind has words, a deadline and a version".to_owned());
+        }
+    }
+    if owners.len() != 1 {
+        return Err(Breach {
+            kind: format!("{owners:?}"),
+            law: "all kinds of a provider begin with its name".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Lowering is pure, and what it gives hangs together.
+pub fn lowers_purely(provider: &dyn Provider, component: &Component, site: &Site) -> Result<Vec<Wanted>, Breach> {
+    let broken = |law: String| Breach { kind: component.name.to_string(), law };
+    let first = provider.lower(component, site).map_err(|problems| broken(format!("it lowers: {problems}")))?;
+    let second = provider.lower(component, site).map_err(|problems| broken(format!("it lowers: {problems}")))?;
+    if first != second {
+        return Err(broken("lowering twice gives the same".to_owned()));
+    }
+    let mut ids = BTreeSet::new();
+    for wanted in &first {
+        if wanted.site != site.name
+            || wanted.id.site() != site.name.as_str()
+            || wanted.id.component() != component.name.as_str()
+        {
+            return Err(broken(format!("`{}` belongs to its site and component", wanted.id)));
+        }
+        if !ids.insert(&wanted.id) {
+            return Err(broken(format!("`{}` is wanted once", wanted.id)));
+        }
+        if !provider.kinds().iter().any(|kind| kind.name == wanted.kind.as_str()) {
+            return Err(broken(format!("`{}` is a declared kind", wanted.kind)));
+        }
+    }
+    Ok(first)
+}
+
+fn record(op: &Operation, wanted: &Wanted, object: &Object) -> Recorded {
+    Recorded {
+        id: wanted.id.clone(),
+        kind: wanted.kind.clone(),
+        site: wanted.site.clone(),
+        via: wanted.via.clone(),
+        spec: op.spec.clone(),
+        needs: wanted.needs.clone(),
+        ownership: wanted.ownership.clone(),
+        schema: 1,
+        cloud_id: object.cloud_id.clone(),
+        outputs: object.outputs.clone(),
+        protected: wanted.protected,
+        tainted: false,
+    }
+}
+
+fn law(wanted: &Wanted, holds: bool, says: impl FnOnce() -> String) -> Result<(), Breach> {
+    if holds { Ok(()) } else { Err(breach(wanted, says())) }
+}
+
+fn breach(wanted: &Wanted, law: impl Into<String>) -> Breach {
+    Breach { kind: wanted.kind.to_string(), law: law.into() }
+}
+
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,269 @@
+//! The cloud in memory passes the lists that every provider passes, and the lists notice providers that do not.
+
+#![allow(clippy::unwrap_used)]
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use textnlp_provider::component::*;
+use textnlp_provider::conformance::{Bench, lowers_purely, well_formed};
+use textnlp_provider::memory::{Fault, Go, MemoryCloud, Stage};
+use textnlp_provider::*;
+use uuid::Uuid;
+
+fn name<T: TryFrom<String, Error = InvalidName>>(text: &str) -> T {
+    T::try_from(text.to_owned()).unwrap()
+}
+
+fn bench(provider: &dyn Provider) -> Bench<'_> {
+    Bench::new(provider, name("staging"), name("here"), Lineage(Uuid::from_u128(42)))
+}
+
+fn want(id: &str, kind: &str, spec: Value) -> Wanted {
+    Wanted {
+        id: name(&format!("here/{id}")),
+        kind: name(kind),
+        site: name("here"),
+        via: None,
+        spec: Spec::of(&spec),
+        needs: Vec::new(),
+        ownership: Ownership::Ours,
+        protected: false,
+    }
+}
+
+async fn whole_life(cloud: &dyn Provider, kind: &str) -> Result<(), conformance::Breach> {
+    let bench = bench(cloud);
+    let parent = want("parent", "memory.bucket", json!({}));
+    let made = bench.make(&parent).await?;
+    let mut wanted = want("thing", kind, json!({"size": 1}));
+    let mut changed = json!({"size": 2});
+    if kind == "memory.model" {
+        wanted.spec = Spec::of(&json!({"size": 1, "parent": made.cloud_id}));
+        changed["parent"] = json!(made.cloud_id);
+    }
+    bench.whole_life(&wanted, Some(&Spec::of(&changed))).await?;
+    bench.unmake(&parent, &made).await
+}
+
+fn every_kind() -> Vec<&'static str> {
+    // A weight is a part too; models stand for parts.
+    MemoryCloud::new().kinds().iter().map(|kind| kind.name).filter(|kind| *kind != "memory.weight").collect()
+}
+
+#[tokio::test]
+async fn every_kind_passes_the_whole_list() {
+    for kind in every_kind() {
+        let cloud = MemoryCloud::new();
+        cloud.slow(3);
+        whole_life(&cloud, kind).await.unwrap();
+        assert!(cloud.things().is_empty(), "{kind} leaves something behind");
+    }
+    well_formed(&MemoryCloud::new()).unwrap();
+}
+
+#[tokio::test]
+async fn lost_answers_and_throttling_change_nothing() {
+    for kind in every_kind() {
+        let cloud = MemoryCloud::new();
+        cloud.slow(2);
+        cloud.inject(Fault::once(Go::LostReply).stage(Stage::Any).times(3));
+        cloud.inject(Fault::once(Go::Throttle(None)).stage(Stage::Any).times(3));
+        cloud.inject(Fault::once(Go::LostRequest).stage(Stage::Any).times(3));
+        whole_life(&cloud, kind).await.unwrap();
+        assert!(cloud.things().is_empty(), "{kind} leaves something behind");
+    }
+}
+
+#[test]
+fn every_component_is_lowered() {
+    let cloud = MemoryCloud::new();
+    let site = Site {
+        environment: name("staging"),
+        name: name("here"),
+        account: "1".to_owned(),
+        region: "local".to_owned(),
+        runtime: "process".to_owned(),
+        role: "primary".to_owned(),
+        tags: BTreeMap::new(),
+        protect_data: true,
+    };
+    let program = Program { path: "/bin/true".to_owned(), digest: "sha256:1".to_owned() };
+    let model = Model {
+        name: "textnlp-tiny".to_owned(),
+        source: "bundled".to_owned(),
+        digest: None,
+        role: None,
+        quantize: None,
+        context: None,
+        preload: true,
+    };
+    let parts = [
+        ("network", Part::Network(Network { cidr: None })),
+        ("cluster", Part::Cluster(Cluster { network: name("network"), gpu: None })),
+        (
+            "secrets",
+            Part::Secrets(Secrets { generate: BTreeMap::from([("api-key".to_owned(), SecretRecipe::ApiKey)]) }),
+        ),
+        ("cert", Part::Certificate(Certificate { mode: "local-ca".to_owned(), names: vec![], days: 90 })),
+        ("models", Part::ModelStore(ModelStore { models: vec![model], max_cache_bytes: 1 })),
+        ("database", Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None })),
+        ("cache", Part::Cache(Cache { kind: "memory".to_owned() })),
+        (
+            "server",
+            Part::Workload(Workload {
+                replicas: 2,
+                program: program.clone(),
+                config: json!({}),
+                cluster: name("cluster"),
+                models: name("models"),
+                database: name("database"),
+                secrets: name("secrets"),
+                drain_seconds: 1,
+            }),
+        ),
+        (
+            "gateway",
+            Part::Endpoint(Endpoint {
+                host: "127.0.0.1".to_owned(),
+                port: 8443,
+                metrics_port: 9090,
+                tls: true,
+                certificate: name("cert"),
+                workload: name("server"),
+                program,
+                max_request_bytes: 1,
+                timeout_seconds: 1,
+            }),
+        ),
+        ("traffic", Part::Traffic(Traffic { weights: BTreeMap::from([(name("here"), 100)]) })),
+        ("monitoring", Part::Monitoring(Monitoring { stack: true })),
+        ("registry", Part::Registry(Registry { url: "mem".to_owned() })),
+    ];
+    let mut all = Vec::new();
+    for (component, part) in parts {
+        let component = Component { name: name(component), existing: None, part };
+        all.extend(lowers_purely(&cloud, &component, &site).unwrap());
+    }
+    let ids: Vec<&ResourceId> = all.iter().map(|wanted| &wanted.id).collect();
+    for wanted in &all {
+        for output in wanted.spec.outputs_needed() {
+            assert!(ids.contains(&&output.resource), "{} refers to {}", wanted.id, output.resource);
+        }
+    }
+    assert!(all.iter().any(|wanted| wanted.kind.as_str() == "memory.database" && wanted.protected));
+}
+
+/// A cloud that breaks one law, to prove that the list would notice.
+struct Broken<'a> {
+    cloud: &'a MemoryCloud,
+    law: &'static str,
+    calls: AtomicU64,
+}
+
+#[async_trait]
+impl Provider for Broken<'_> {
+    fn kinds(&self) -> &'static [Kind] {
+        self.cloud.kinds()
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        self.cloud.lower(component, site)
+    }
+
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        let mut changes = self.cloud.diff(wanted, recorded, seen);
+        if self.law == "needs no change" {
+            let field = "always".to_owned();
+            changes.push(FieldChange { field, before: None, after: None, effect: Effect::InPlace });
+        }
+        changes
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        self.cloud.preflight(wanted).await
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        let mut seen = self.cloud.observe(scope).await?;
+        match self.law {
+            "answers for every id" => seen.retain(|(_, seen)| *seen != Observed::Absent),
+            "carries its lineage" => seen.iter_mut().for_each(|(_, seen)| {
+                if let Observed::Present(object) = seen {
+                    object.lineage = None;
+                }
+            }),
+            "nobody mentions it" if scope.wanted.is_empty() && scope.recorded.is_empty() => seen.clear(),
+            "outputs are the same" => seen.iter_mut().for_each(|(_, seen)| {
+                if let Observed::Present(object) = seen {
+                    object.outputs.insert("uptime".to_owned(), json!(1));
+                }
+            }),
+            _ => {}
+        }
+        Ok(seen)
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        let seen = self.cloud.read(kind, id).await?;
+        Ok(if self.law == "read by its cloud id" { Observed::Absent } else { seen })
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        let mut op = op.clone();
+        let again = self.calls.fetch_add(1, Ordering::SeqCst);
+        match self.law {
+            "a repeated create" if op.verb == Verb::Create => {
+                op.token = Token::derive(op.lineage, &op.site, OperationId(1000 + again))
+            }
+            "another deployment has" => op.lineage = Lineage(Uuid::from_u128(42)),
+            "delete fails" if op.verb == Verb::Delete => {
+                let there = self
+                    .cloud
+                    .things()
+                    .iter()
+                    .any(|thing| Some(&thing.cloud_id) == op.recorded.as_ref().map(|r| &r.cloud_id));
+                if !there {
+                    return Err(Error::new(Sort::NotFound, "delete", op.resource.as_str()));
+                }
+            }
+            "observed as absent" if op.verb == Verb::Delete => {
+                let recorded = op.recorded.clone().unwrap();
+                let Observed::Present(object) = self.cloud.read(&recorded.kind, &recorded.cloud_id).await? else {
+                    panic!()
+                };
+                return Ok(Progress::Done(object));
+            }
+            _ => {}
+        }
+        self.cloud.begin(&op).await
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        self.cloud.advance(op, handle).await
+    }
+}
+
+#[tokio::test]
+async fn the_list_notices_every_broken_law() {
+    let laws = [
+        ("a repeated create", "memory.cache"),
+        ("needs no change", "memory.vault"),
+        ("answers for every id", "memory.vault"),
+        ("carries its lineage", "memory.vault"),
+        ("nobody mentions it", "memory.vault"),
+        ("outputs are the same", "memory.vault"),
+        ("read by its cloud id", "memory.vault"),
+        ("another deployment has", "memory.vault"),
+        ("delete fails", "memory.vault"),
+        ("observed as absent", "memory.vault"),
+    ];
+    for (law, kind) in laws {
+        let cloud = MemoryCloud::new();
+        let broken = Broken { cloud: &cloud, law, calls: AtomicU64::new(0) };
+        let wanted = want("thing", kind, json!({"size": 1}));
+        let breach = bench(&broken).whole_life(&wanted, None).await.expect_err(law);
+        assert!(breach.law.contains(law), "{law}: {breach}");
+    }
+}
