@@ -59,15 +59,16 @@ impl Client {
         self.answer(self.http.post(self.url(path)).json(body)).await
     }
 
-    /// A POST whose answer streams as server-sent events; `each` gets the JSON of every event until `[DONE]`.
+    /// A POST whose answer streams as server-sent events; `each` gets the JSON of every event until
+    /// `[DONE]` (OpenAI's dialect) or the event `done` (ours).
     pub async fn stream(&self, path: &str, body: &Value, mut each: impl FnMut(Value)) -> Result<(), Failure> {
         let response = self.send(self.http.post(self.url(path)).json(body)).await?;
         let mut events = Events::default();
         let mut bytes = response.bytes_stream();
         while let Some(piece) = bytes.next().await {
             let piece = piece.map_err(|e| self.unreachable(e))?;
-            for data in events.feed(&piece)? {
-                if data == "[DONE]" {
+            for (name, data) in events.feed(&piece)? {
+                if data == "[DONE]" || name == "done" {
                     return Ok(());
                 }
                 let event: Value = serde_json::from_str(&data).context("read an event of the stream")?;
@@ -170,15 +171,17 @@ impl Events {
     /// No single event of ours comes near this.
     const LONGEST: usize = 1 << 20;
 
-    fn feed(&mut self, piece: &[u8]) -> Result<Vec<String>, Failure> {
+    /// The name and the data of every event that is whole now.
+    fn feed(&mut self, piece: &[u8]) -> Result<Vec<(String, String)>, Failure> {
         self.buffer.extend_from_slice(piece);
         let mut found = Vec::new();
         while let Some(end) = self.buffer.windows(2).position(|w| w == b"\n\n") {
             let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
             let text = String::from_utf8_lossy(&event);
+            let name = text.lines().find_map(|l| l.strip_prefix("event:")).map_or(String::new(), |n| n.trim().to_owned());
             let data: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("data:")).map(str::trim_start).collect();
             if !data.is_empty() {
-                found.push(data.join("\n"));
+                found.push((name, data.join("\n")));
             }
         }
         if self.buffer.len() > Self::LONGEST {
@@ -194,12 +197,13 @@ mod tests {
 
     #[test]
     fn events_survive_any_split() {
-        let stream = b"data: {\"a\":1}\n\n: comment\n\ndata: [DONE]\n\n";
+        let stream = b"data: {\"a\":1}\n\n: comment\n\nevent: done\ndata: {}\n\n";
         for split in 0..stream.len() {
             let mut events = Events::default();
             let mut found = events.feed(&stream[..split]).unwrap();
             found.extend(events.feed(&stream[split..]).unwrap());
-            assert_eq!(found, ["{\"a\":1}", "[DONE]"], "split at {split}");
+            let expected = [("", "{\"a\":1}"), ("done", "{}")].map(|(name, data)| (name.to_owned(), data.to_owned()));
+            assert_eq!(found, expected, "split at {split}");
         }
     }
 

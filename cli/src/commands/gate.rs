@@ -147,7 +147,8 @@ pub async fn measure(
     let metrics = running.metrics_address.as_deref().map(|address| HttpWire::new(address, None)).transpose()?;
     let clock = SystemClock::default();
     let stop = signals::stop(console);
-    let issuer = Issuer { running: running.clone() };
+    let header = environment.server.security.api_key_header.clone();
+    let issuer = Issuer { running: running.clone(), header };
     let progress = Progress::new(console);
     progress.line(format!("Measuring the {} gate from outside …", environment.phase));
     let evidence = gate::evaluate(
@@ -177,7 +178,6 @@ pub async fn measure(
     )
     .await;
     progress.finish();
-    let name = format!("gate-{}", evidence.at.strftime("%Y%m%dT%H%M%SZ"));
     let report = Report {
         title: format!("The {} gate of {}", evidence.phase, deployment.chosen.name),
         at: evidence.at,
@@ -187,7 +187,7 @@ pub async fn measure(
         limit: None,
         gate: Some(evidence.clone()),
     };
-    let written = report.write(&folder.join("reports"), &name).context("write the report")?;
+    let written = report.write(&folder.join("reports"), "gate").context("write the report")?;
     let kept = Kept {
         format: 1,
         release,
@@ -230,6 +230,8 @@ pub fn facts(deployment: &Deployment<'_>, running: &Running) -> Vec<(String, Str
 pub struct Issuer {
     /// What runs.
     pub running: Running,
+    /// The header that the server reads keys from.
+    pub header: String,
 }
 
 #[async_trait]
@@ -238,11 +240,11 @@ impl KeyIssuer for Issuer {
         let until = SystemClock::default().now() + jiff::SignedDuration::from_mins(KEY_MINUTES);
         let rate = request.requests_per_hour.map_or("10000000/hour".to_owned(), |n| format!("{n}/hour"));
         let command =
-            json!({ "do": "create", "name": request.name, "rate_limit": rate, "expires_at": until.to_string() });
+            json!({ "do": "create", "name": request.name, "rate_limit": rate, "expires_at": until.as_millisecond() });
         let made = key::ask(&self.running, &command).await.map_err(|f| format!("{:#}", f.error))?;
         let text =
             |field: &str| made[field].as_str().map(str::to_owned).ok_or_else(|| format!("the server named no {field}"));
-        let key = Key { header: "X-API-Key".to_owned(), value: Secret::new(text("key")?) };
+        let key = Key { header: self.header.clone(), value: Secret::new(text("key")?) };
         Ok(IssuedKey { public_id: text("public_id")?, key })
     }
 

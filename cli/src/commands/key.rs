@@ -24,7 +24,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
                 &running,
                 &json!({
                     "do": "create", "name": name, "tenant": tenant, "rate_limit": rate_limit,
-                    "token_rate_limit": token_rate_limit, "expires_at": expires_at.map(|t| t.to_string()),
+                    "token_rate_limit": token_rate_limit, "expires_at": expires_at.map(|t| t.as_millisecond()),
                 }),
             )
             .await?;
@@ -36,10 +36,14 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             let mut text = format!("{:<18} {:<14} {:<22} {:<14} {}", "ID", "TENANT", "NAME", "RATE", "STATE");
             for key in listed["keys"].as_array().into_iter().flatten() {
                 let word = |field: &str| key[field].as_str().unwrap_or("-").to_owned();
+                let day = |field: &str| {
+                    let at = key[field].as_i64().and_then(|s| jiff::Timestamp::from_millisecond(s).ok());
+                    at.map_or("-".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M").to_string())
+                };
                 let state = if !key["revoked_at"].is_null() {
-                    format!("revoked {}", word("revoked_at"))
+                    format!("revoked {}", day("revoked_at"))
                 } else if !key["expires_at"].is_null() {
-                    format!("until {}", word("expires_at"))
+                    format!("until {}", day("expires_at"))
                 } else {
                     "active".to_owned()
                 };

@@ -104,7 +104,7 @@ async fn measure(goal: &Goal, args: &Load, console: Console) -> Result<Success, 
         limit: limit.clone(),
     };
     let written =
-        report.write(&goal.reports, &format!("load-{}", at.strftime("%Y%m%dT%H%M%SZ"))).context("write the report")?;
+        report.write(&goal.reports, "load").context("write the report")?;
     let document = json!({
         "requests": measured.requests, "errors": measured.errors, "errors_by_kind": measured.errors_by_kind,
         "p50_ms": measured.generate.p50_ms, "p95_ms": measured.generate.p95_ms, "p99_ms": measured.generate.p99_ms,
@@ -158,7 +158,8 @@ async fn goal(session: &Session, args: &Load) -> Result<Goal, Failure> {
     if given.is_some() {
         return Ok(Goal { address, ca_pem, key: given, temporary: None, reports });
     }
-    let issuer = Issuer { running };
+    let header = chosen.loaded.environment.server.security.api_key_header.clone();
+    let issuer = Issuer { running, header };
     let issued = issuer
         .create(KeyRequest { name: "load (temporary)".to_owned(), requests_per_hour: None })
         .await

@@ -65,7 +65,7 @@ pub async fn running(environment: &EnvironmentName, folder: &Utf8Path) -> Result
         };
         return Ok(Running {
             address,
-            metrics_address: text(&gateway, "metrics_address"),
+            metrics_address: text(&gateway, "metrics_listen"),
             ca_file: text(&gateway, "ca_file").map(Utf8PathBuf::from),
             key_file,
             key: secret,

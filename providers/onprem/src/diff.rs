@@ -12,9 +12,13 @@ pub(crate) const DRIFT: &str = "drift";
 pub(crate) fn diff(wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
     let Some(noun) = Noun::of(&wanted.kind) else { return Vec::new() };
     let mut changes = Vec::new();
-    // What was applied; an object whose marker shows nothing is compared with what we wrote down.
-    let applied = |field: &str| seen.spec.get(field).or_else(|| recorded.spec.get(field));
-    for (field, after) in wanted.spec.fields().filter(|(field, _)| !is_told_only(noun, field)) {
+    // What was applied; an object whose marker shows nothing is compared with what we wrote down. A model is what its
+    // files are: one that came before its digest was known is the same model once the digest is.
+    let applied = |field: &str| match (noun, field) {
+        (Noun::Model, "digest") => seen.outputs.get(field),
+        _ => seen.spec.get(field).or_else(|| recorded.spec.get(field)),
+    };
+    for (field, after) in wanted.spec.fields().filter(|(field, after)| !is_told_only(noun, field) && !is_any(noun, field, after)) {
         walk(field, applied(field), Some(after), &mut |path, before, after| {
             let effect = effect(noun, field);
             changes.push(FieldChange { field: path, before: before.cloned(), after: after.cloned(), effect });
@@ -44,6 +48,11 @@ pub(crate) fn diff(wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<F
 fn before_fields<'a>(seen: &'a Spec, recorded: &'a Spec) -> impl Iterator<Item = (&'a String, &'a Value)> {
     let fields = if seen.fields().next().is_some() { seen } else { recorded };
     fields.fields().filter(|(field, _)| field.as_str() != DRIFT)
+}
+
+/// Nobody said which digest a model must have: any that it has is right.
+fn is_any(noun: Noun, field: &str, after: &Value) -> bool {
+    noun == Noun::Model && field == "digest" && after.is_null()
 }
 
 /// Fields that say how to get there, not what should be there.
