@@ -94,7 +94,7 @@ pub(crate) async fn download(
                 match checked(&partial.data, check).await? {
                     Ok((digest, bytes)) => {
                         let entry = FileEntry { name: wanted.name.clone(), digest, bytes };
-                        assembly.take(&entry, &partial.data)?;
+                        assembly.take(&entry, &partial.data).await?;
                         local::remove_file(&partial.state)?;
                         return Ok(Ok(entry));
                     }

@@ -1,5 +1,6 @@
 //! One request: TLS roots, proxies, redirects that leak no credentials, and what a refusal means.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
@@ -212,7 +213,10 @@ pub(crate) fn shown(url: &Url) -> String {
 fn tls(options: &FetchOptions) -> Result<rustls::ClientConfig> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     // Machines without a certificate folder (scratch images) have no native roots; the compiled-in ones are enough then.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    // Read once: on some machines that takes a tenth of a second.
+    static NATIVE: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    let native = NATIVE.get_or_init(|| rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(native.iter().cloned());
     if let Some(path) = &options.ca_file {
         let no = |why: String| Error::Setting { what: format!("the CA file {path}"), why };
         let text = crate::local::read_bounded(path, 16 << 20)?.ok_or_else(|| no("it is not there".to_owned()))?;

@@ -105,12 +105,10 @@ impl Assembly<'_> {
     }
 
     /// Takes a finished, checked and synced file: it becomes a blob and a file of this model.
-    pub(crate) fn take(&self, entry: &FileEntry, from: &Utf8Path) -> Result<()> {
-        fs::set_permissions(from, Permissions::from_mode(0o444)).map_err(Error::io("make read-only", from))?;
-        let target = self.path(&entry.name);
-        local::remove_file(&target)?;
-        fs::rename(from, &target).map_err(Error::io("move", from))?;
-        self.publish(entry)
+    pub(crate) async fn take(&self, entry: &FileEntry, from: &Utf8Path) -> Result<()> {
+        let (store, target, entry, from) = (self.store.clone(), self.path(&entry.name), entry.clone(), from.to_owned());
+        let taken = tokio::task::spawn_blocking(move || take(&store, &target, &entry, &from)).await;
+        taken.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     /// Writes a file of this content.
@@ -122,7 +120,7 @@ impl Assembly<'_> {
             file.sync_all()
         };
         write().map_err(Error::io("write", &part))?;
-        self.take(entry, &part)
+        take(self.store, &self.path(&entry.name), entry, &part)
     }
 
     /// Copies a file of this machine. The digest is that of the copy: the original may change while it is read.
@@ -132,7 +130,7 @@ impl Assembly<'_> {
         let copied = tokio::task::spawn_blocking(move || copy_and_hash(&from, &to)).await;
         let (digest, bytes) = copied.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         let entry = FileEntry { name: name.to_owned(), digest, bytes };
-        self.take(&entry, &part)?;
+        self.take(&entry, &part).await?;
         Ok(entry)
     }
 
@@ -158,7 +156,7 @@ impl Assembly<'_> {
     pub(crate) async fn install(self, manifest: Manifest) -> Result<Model> {
         for file in &manifest.files {
             // An eviction may have taken the blob's name while the rest was fetched.
-            self.publish(file)?;
+            publish(self.store, &self.path(&file.name), file)?;
         }
         local::write_durably(&self.path(MANIFEST), &manifest.to_bytes())?;
         let digest = manifest.digest;
@@ -176,18 +174,35 @@ impl Assembly<'_> {
         local::sync_dir(&self.store.folder("models"))?;
         Ok(Model { dir: target, manifest, _held: held })
     }
+}
 
-    fn publish(&self, entry: &FileEntry) -> Result<()> {
-        let blob = self.store.blob(&entry.digest);
-        if blob.exists() {
-            return Ok(());
+fn take(store: &Store, target: &Utf8Path, entry: &FileEntry, from: &Utf8Path) -> Result<()> {
+    fs::set_permissions(from, Permissions::from_mode(0o444)).map_err(Error::io("make read-only", from))?;
+    let blob = store.blob(&entry.digest);
+    local::remove_file(target)?;
+    // The same content from elsewhere is shared; one that is no longer what it was is replaced.
+    if link_if_there(&blob, target)? {
+        if hash_file(target)?.0 == entry.digest {
+            return local::remove_file(from);
         }
-        if let Some(parent) = blob.parent() {
-            local::make_dir(parent)?;
-        }
-        link_if_there(&self.path(&entry.name), &blob)?;
-        local::sync_parent(&blob)
+        local::remove_file(target)?;
+        local::remove_file(&blob)?;
     }
+    fs::rename(from, target).map_err(Error::io("move", from))?;
+    publish(store, target, entry)
+}
+
+/// Gives the content its name among the blobs.
+fn publish(store: &Store, file: &Utf8Path, entry: &FileEntry) -> Result<()> {
+    let blob = store.blob(&entry.digest);
+    if blob.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = blob.parent() {
+        local::make_dir(parent)?;
+    }
+    link_if_there(file, &blob)?;
+    local::sync_parent(&blob)
 }
 
 impl Drop for Assembly<'_> {
