@@ -44,6 +44,8 @@ fn a_lock_is_read_back_as_it_was_written_and_the_same_lock_has_the_same_bytes() 
         server: sha256:…
         models:
           textnlp-tiny: sha256:…
+        sources:
+          textnlp-tiny: bundled
         templates: sha256:…
         configuration: sha256:…
         schema: 3
@@ -93,6 +95,9 @@ fn a_newer_tool_does_not_replace_what_is_locked() {
     old.templates = digest(b"newer templates");
     let release = Release::locked(&environment, &lock, &old).unwrap();
     assert_eq!(lock.differences(&release.lock), []);
+    let elsewhere = staging(&["models[0].source=file:/models/other"]);
+    let release = Release::locked(&elsewhere, &lock, &old).unwrap();
+    assert_eq!(release.lock.models["textnlp-tiny"], digest(b"newer tiny"), "another source is not held to the old digest");
     let difference = Release::locked(&environment, &lock, &artifacts("server-2")).unwrap_err();
     assert_eq!(difference.what, "server");
     let newer = Release::resolve(&staging(&["models[0].context=512"]), &artifacts("server-2")).lock;

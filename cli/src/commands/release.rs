@@ -19,7 +19,7 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
     let mut here = Resolved::resolve(environment, &artifacts(session, environment)?).lock;
     if let Some(locked) = &locked {
         // What is delivered by digest and was not asked to change stays.
-        for model in environment.models.iter().filter(|m| m.digest.is_none()) {
+        for model in environment.models.iter().filter(|m| m.digest.is_none() && locked.holds(&m.name, m.source())) {
             if let Some(digest) = locked.models.get(&model.name) {
                 here.models.insert(model.name.clone(), digest.clone());
             }

@@ -146,22 +146,28 @@ pub fn incomplete(arrival: &Arrival, verb: &str, environment: &str) -> Failure {
     Failure::new(Exit::Failed, "apply_failed", error).hint(hint).resource(first.resource.to_string())
 }
 
-/// Writes the release lock after the first `up`; later ones honour it. Models are locked by the digests that were delivered.
+/// Writes the release lock after the first `up`; later ones honour it. Models are locked by the digests that were delivered, for as long as
+/// their source stays the same.
 async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<(), Failure> {
     let Some(release) = &deployment.release else { return Ok(()) };
-    if arrival.plan.is_none()
-        || Lock::read(&deployment.lock_path).map_err(|e| Failure::usage("broken_lock", e))?.is_some()
-    {
+    if arrival.plan.is_none() {
         return Ok(());
     }
-    let mut lock = release.lock.clone();
+    let there = Lock::read(&deployment.lock_path).map_err(|e| Failure::usage("broken_lock", e))?;
+    let mut lock = there.clone().unwrap_or_else(|| release.lock.clone());
+    let models = &deployment.chosen.loaded.environment.models;
+    let fresh: Vec<_> = models.iter().filter(|m| !lock.models.contains_key(&m.name) || !lock.holds(&m.name, m.source())).collect();
+    if there.is_some() && fresh.is_empty() {
+        return Ok(());
+    }
     let state = deployment.state().await?;
     for site in deployment.sites.keys() {
         for (id, holding) in state.holdings(site)? {
             let digest = holding.current.as_ref().and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
-            if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, id.as_str().rsplit('/').next())
-            {
-                lock.models.insert(model.to_owned(), digest);
+            let model = id.as_str().rsplit('/').next().and_then(|name| fresh.iter().find(|m| m.name == name));
+            if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, model) {
+                lock.models.insert(model.name.clone(), digest);
+                lock.sources.insert(model.name.clone(), model.source().to_owned());
             }
         }
     }

@@ -19,6 +19,9 @@ pub struct Lock {
     /// Each model by its name.
     #[serde(default)]
     pub models: BTreeMap<String, String>,
+    /// Where each model came from: a digest holds for as long as its source is the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, String>,
     /// The templates.
     pub templates: String,
     /// What the environment said.
@@ -139,6 +142,11 @@ impl Lock {
             let _ = std::fs::remove_file(&beside);
             failed(error)
         })
+    }
+
+    /// Whether the digest of a model still holds: its source is the one that was locked.
+    pub fn holds(&self, name: &str, source: &str) -> bool {
+        self.sources.get(name).is_none_or(|locked| locked == source)
     }
 
     /// In what `here` differs from this lock.

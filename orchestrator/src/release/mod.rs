@@ -51,6 +51,7 @@ impl Release {
             environment: environment.environment.clone(),
             server: artifacts.program.digest.clone(),
             models,
+            sources: environment.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
             templates: artifacts.templates.clone(),
             configuration: configuration_digest(environment),
             schema: artifacts.schema,
@@ -66,13 +67,8 @@ impl Release {
             return Err(Box::new(Difference { what: "server".to_owned(), locked, here }));
         }
         let mut release = Self::resolve(environment, artifacts);
-        for (name, digest) in &mut release.lock.models {
-            if let Some(locked) = lock.models.get(name) {
-                digest.clone_from(locked);
-            }
-        }
-        for model in &environment.models {
-            if let (None, Some(locked)) = (&model.digest, lock.models.get(&model.name)) {
+        for model in environment.models.iter().filter(|m| m.digest.is_none() && lock.holds(&m.name, m.source())) {
+            if let Some(locked) = lock.models.get(&model.name) {
                 release.lock.models.insert(model.name.clone(), locked.clone());
             }
         }
