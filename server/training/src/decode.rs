@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn decoding_predicts_what_training_predicts() {
         let layout = Layout::new(&Shape { vocabulary: 50, context: 40, width: 24, layers: 2, heads: 3 });
-        let params: Vec<f32> = layout.fresh(3).iter().map(|p| p * 1.5).collect();
+        let params: Vec<f32> = crate::init::fresh(&layout, 3).iter().map(|p| p * 1.5).collect();
         let ids: Vec<u32> = (0..31).map(|i| (i * 7 + i * i) % 50).collect();
         let mut sequence = Sequence {
             ids: ids.clone(),
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn prompts_at_the_edge_of_the_context_end_quietly() {
         let layout = Layout::new(&Shape { vocabulary: 50, context: 8, width: 8, layers: 1, heads: 1 });
-        let params = layout.fresh(1);
+        let params = crate::init::fresh(&layout, 1);
         let drawing = Drawing { temperature: 1.0, tokens: 100, seed: 1 };
         let prompts = vec![vec![], vec![1; 7], vec![1; 8], vec![1; 20], vec![2]];
         let lengths: Vec<usize> = continue_all(&layout, &params, &prompts, &[], drawing).iter().map(Vec::len).collect();

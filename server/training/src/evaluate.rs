@@ -54,8 +54,8 @@ pub struct Figures {
     /// The same of documents like those of training.
     pub training: HeldOut,
     /// What was written at temperature 0.7 and at 1.
-    pub written: Vec<Written>,
-    /// Of tasks with invented names: the share answered to the letter, drawn without chance.
+    pub written: [Written; 2],
+    /// Held-out tasks with one right answer.
     pub answers: Answers,
 }
 
@@ -99,12 +99,12 @@ pub struct Written {
     pub distinct_3: f64,
 }
 
-/// Questions answered to the letter.
+/// Copying, extracting, listing, spelling and summarizing; the likeliest text is taken.
 #[derive(Debug, Serialize)]
 pub struct Answers {
-    /// Copying, extracting, listing, spelling and summarizing.
-    pub tasks: f64,
-    /// Questions about the product, the world and unknown words: the answer is one of the generator's.
+    /// The share answered to the letter.
+    pub right: f64,
+    /// Tasks.
     pub asked: usize,
 }
 
@@ -116,7 +116,7 @@ pub fn evaluate(model: &Model, judged: Judged) -> Result<Figures> {
         parameters: model.layout.len,
         held_out: read(model, &held_out)?,
         training: read(model, &training)?,
-        written: vec![write(model, judged, 0.7)?, write(model, judged, 1.0)?],
+        written: [write(model, judged, 0.7)?, write(model, judged, 1.0)?],
         answers: answer(model, judged)?,
     })
 }
@@ -256,5 +256,5 @@ fn answer(model: &Model, judged: Judged) -> Result<Answers> {
             right += usize::from(model.tokens.decode(ids)? == *wanted);
         }
     }
-    Ok(Answers { tasks: right as f64 / asked.len().max(1) as f64, asked: asked.len() })
+    Ok(Answers { right: right as f64 / asked.len().max(1) as f64, asked: asked.len() })
 }

@@ -15,13 +15,15 @@ use std::path::Path;
 /// How the model's chat is written: every turn between its marker and the end marker.
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{% if message.role == 'system' %}<|system|>{% elif message.role == 'assistant' %}<|assistant|>{% else %}<|user|>{% endif %}{{ message.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
 
-/// Writes `model.safetensors`, `config.json`, `generation_config.json`, `tokenizer.json` and `tokenizer_config.json`.
+/// Writes `model.safetensors`, `config.json`, `generation_config.json`, `tokenizer.json`, `tokenizer_config.json` and the recipe.
 pub fn export(run: &Run, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
     let weights = folder.join("model.safetensors");
     write_whole(&weights, &pack(&run.layout, &run.params).map_err(|e| Error::broken(&weights, e))?)?;
     let (end_of_text, end) = (run.tokens.end_of_text()?, run.tokens.marker(END)?);
+    let recipe = serde_json::to_value(&run.recipe).map_err(|e| Error::broken(&weights, e))?;
     let texts = [
+        ("recipe.json", recipe),
         ("config.json", config(&run.recipe.shape, end_of_text)),
         (
             "generation_config.json",

@@ -5,11 +5,13 @@
 //! model folder that the server reads, `evaluate` measures what the model card reports.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod card;
 pub mod corpus;
 pub mod decode;
 pub mod error;
 pub mod evaluate;
 pub mod export;
+pub mod init;
 pub mod net;
 pub mod params;
 pub mod rng;

@@ -1,6 +1,5 @@
 //! The shape of a GPT-2 and where each of its tensors lies in one flat vector.
 
-use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -109,43 +108,5 @@ impl Layout {
             .collect();
         let ln_f = pair("ln_f".into(), &[d], d);
         Self { shape: shape.clone(), tensors, len, wte, wpe, blocks, ln_f }
-    }
-
-    /// Fresh parameters, fit for narrow models.
-    ///
-    /// GPT-2's fixed deviation of 0.02 suits a width of 768; at 128 it leaves queries and keys so small that attention stays
-    /// even for thousands of steps. Matrices get 1/√inputs instead (outputs into the residual stream smaller by √(2·layers)).
-    /// Positions begin as sinusoids: from them "one token back" is one linear map at all positions, which copying needs, where
-    /// random vectors would have to teach it position by position.
-    pub fn fresh(&self, seed: u64) -> Vec<f32> {
-        let mut params = vec![0f32; self.len];
-        let residual = 1.0 / (2.0 * self.shape.layers as f64).sqrt();
-        for (i, tensor) in self.tensors.iter().enumerate() {
-            let part = &mut params[tensor.range.clone()];
-            if tensor.name.contains("ln_") {
-                part.fill(if tensor.name.ends_with("weight") { 1.0 } else { 0.0 });
-            } else if tensor.name == "wpe.weight" {
-                sinusoids(part, self.shape.width);
-            } else if tensor.name.ends_with("weight") {
-                let deviation = match tensor.name.as_str() {
-                    "wte.weight" => 0.02,
-                    name if name.ends_with("c_proj.weight") => residual / (tensor.sizes[0] as f64).sqrt(),
-                    _ => 1.0 / (tensor.sizes[0] as f64).sqrt(),
-                };
-                let mut rng = Rng::new(seed, 0x1417_0000 + i as u64);
-                part.iter_mut().for_each(|p| *p = (rng.normal() * deviation) as f32);
-            }
-        }
-        params
-    }
-}
-
-/// Pairs of sines and cosines with wavelengths from 2π to 2π · 10,000 positions, as long as a token's vector.
-fn sinusoids(positions: &mut [f32], width: usize) {
-    for (position, row) in positions.chunks_exact_mut(width).enumerate() {
-        for (i, p) in row.iter_mut().enumerate() {
-            let angle = position as f64 / 10_000f64.powf((i / 2 * 2) as f64 / width as f64);
-            *p = (0.02 * std::f64::consts::SQRT_2 * if i % 2 == 0 { angle.sin() } else { angle.cos() }) as f32;
-        }
     }
 }

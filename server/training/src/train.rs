@@ -2,6 +2,7 @@
 
 use crate::corpus;
 use crate::error::{Error, Result};
+use crate::init;
 use crate::net::{Shard, Workspace};
 use crate::params::{Layout, Shape};
 use crate::tokens::Tokens;
@@ -36,7 +37,10 @@ pub struct Recipe {
     pub window: usize,
     /// The share of steps, at the end, that read windows of the whole context.
     pub full_length_share: f64,
-    /// Tokens of a step.
+    /// The share of steps, at the beginning, of which every other window is an echo (see `windows`).
+    pub echo_share: f64,
+    /// Tokens of a step in the last quarter of the steps; the quarter before has half, the first half a quarter of them. Early
+    /// on the gradient is clear in few tokens and what counts is the number of steps: this learns in a quarter of the time.
     pub tokens_per_step: usize,
     /// The highest learning rate.
     pub learning_rate: f64,
@@ -65,10 +69,11 @@ impl Recipe {
             shape,
             steps,
             full_length_share: 0.1,
+            echo_share: 0.1,
             tokens_per_step: 8_192,
-            learning_rate: 1e-3,
+            learning_rate: 2e-3,
             final_learning_rate: 1e-4,
-            warm_up: (steps / 20).min(200),
+            warm_up: (steps / 20).min(300),
             beta1: 0.9,
             beta2: 0.95,
             weight_decay: 0.1,
@@ -104,6 +109,17 @@ impl Recipe {
         let share = (step - self.warm_up) as f64 / (self.steps.saturating_sub(self.warm_up)).max(1) as f64;
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * share.min(1.0)).cos());
         self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * cosine
+    }
+
+    /// The tokens of a step.
+    pub fn tokens_of(&self, step: u64) -> usize {
+        let divisor = match step * 4 / self.steps.max(1) {
+            0 | 1 => 4,
+            2 => 2,
+            _ => 1,
+        };
+        // The last steps read whole contexts, so there must be room for one.
+        (self.tokens_per_step / divisor).max(self.window_of(step))
     }
 
     /// The length of the windows of a step.
@@ -188,7 +204,7 @@ impl Run {
         }
         let layout = Layout::new(&recipe.shape);
         let mut run = Self {
-            params: layout.fresh(recipe.seed),
+            params: init::fresh(&layout, recipe.seed),
             m: vec![0.0; layout.len],
             v: vec![0.0; layout.len],
             step: 0,
@@ -252,15 +268,16 @@ impl Run {
     /// Takes one step on `threads` threads (1 or 2: more have nothing to do).
     pub fn step(&mut self, threads: usize) -> Result<Report> {
         let length = self.recipe.window_of(self.step);
-        let windows = self.recipe.tokens_per_step / length;
+        let windows = self.recipe.tokens_of(self.step) / length;
         // About a thousand tokens are worked on at once: more would leave the cache, fewer would starve the products.
-        let per_shard = (1_024 / length).max(1);
+        let per_shard = (1_024 / length).clamp(1, windows.div_ceil(LANES));
         let source = Windows {
             tokens: &self.tokens,
             seed: self.recipe.seed,
             documents: self.recipe.documents,
             context: self.recipe.shape.context,
         };
+        let echoes = self.step < (self.recipe.steps as f64 * self.recipe.echo_share) as u64;
         let weight = 1.0 / (windows * length) as f32;
         // Windows are numbered by step with room for the shortest ones, so the numbers never meet.
         let base = self.step * self.recipe.tokens_per_step as u64;
@@ -275,7 +292,7 @@ impl Run {
             *loss = 0.0;
             for &start in starts.iter().skip(lane * half).take(half) {
                 let count = per_shard.min(windows - start);
-                let shard: Shard = source.shard(base + start as u64, count, length)?;
+                let shard: Shard = source.shard(base + start as u64, count, length, echoes)?;
                 *loss += workspace.run(&self.layout, &self.params, &shard, Some((grad, weight)));
             }
             Ok(())

@@ -4,6 +4,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use std::collections::HashMap;
+use textnlp_training::init::fresh;
 use textnlp_training::net::{EPSILON, Shard, Workspace};
 use textnlp_training::params::{Layout, Shape};
 use textnlp_training::rng::Rng;
@@ -11,7 +12,7 @@ use textnlp_training::rng::Rng;
 fn small() -> (Layout, Vec<f32>, Shard) {
     let shape = Shape { vocabulary: 37, context: 200, width: 24, layers: 2, heads: 3 };
     let layout = Layout::new(&shape);
-    let mut params = layout.fresh(11);
+    let mut params = fresh(&layout, 11);
     // Norms and biases away from 1 and 0, so that their part in each gradient counts.
     let mut rng = Rng::new(5, 5);
     params.iter_mut().for_each(|p| *p += (rng.normal() * 0.05) as f32);

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use textnlp_training::card;
 use textnlp_training::corpus::{self, Split};
 use textnlp_training::decode::{Drawing, continue_all};
 use textnlp_training::error::{Error, Result};
@@ -13,7 +14,7 @@ use textnlp_training::evaluate::{self, Judged};
 use textnlp_training::export::{Model, export};
 use textnlp_training::params::Shape;
 use textnlp_training::tokens::Tokens;
-use textnlp_training::train::{Recipe, Run, write_whole};
+use textnlp_training::train::{Recipe, Run, read_recipe, write_whole};
 
 /// Makes textnlp-tiny from nothing: corpus, tokenizer, training, export, measurement.
 ///
@@ -22,7 +23,7 @@ use textnlp_training::train::{Recipe, Run, write_whole};
 ///   textnlp-train tokenizer --out tokenizer.json
 ///   textnlp-train train run/ --tokenizer tokenizer.json --steps 12000
 ///   textnlp-train export run/ --out model/
-///   textnlp-train evaluate model/
+///   textnlp-train evaluate model/ --card
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Args {
@@ -105,19 +106,18 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
     },
-    /// Measures a model folder on held-out text and prints the figures of the model card as JSON.
+    /// Measures a model folder on held-out text and prints the figures as JSON.
+    ///
+    /// The corpus to hold it against is the one of the folder's `recipe.json`. With `--card`, the model card is written too.
     Evaluate {
         /// The folder of the model.
         model: PathBuf,
-        /// The seed of the corpus it was trained on.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Documents of the corpus it was trained on, for the search of known 8-grams.
-        #[arg(long, default_value_t = 1 << 17)]
-        documents: u64,
+        /// Write `MODEL_CARD.md` into the folder.
+        #[arg(long)]
+        card: bool,
         /// Held-out documents to read and stories to write.
-        #[arg(long, default_value_t = 300)]
-        stories: usize,
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..))]
+        stories: u16,
     },
     /// Continues prompts.
     Sample {
@@ -214,9 +214,15 @@ fn run(command: Command) -> Result<()> {
             );
             Ok(())
         }
-        Command::Evaluate { model, seed, documents, stories } => {
-            let figures = evaluate::evaluate(&Model::open(&model)?, Judged { seed, documents, stories })?;
+        Command::Evaluate { model: folder, card: wanted, stories } => {
+            let model = Model::open(&folder)?;
+            let recipe = read_recipe(&folder.join("recipe.json"))?;
+            let judged = Judged { seed: recipe.seed, documents: recipe.documents, stories: usize::from(stories) };
+            let figures = evaluate::evaluate(&model, judged)?;
             println!("{}", serde_json::to_string_pretty(&figures).unwrap_or_default());
+            if wanted {
+                write_whole(&folder.join("MODEL_CARD.md"), card::card(&model, &recipe, &figures)?.as_bytes())?;
+            }
             Ok(())
         }
         Command::Sample { model, prompts, chat, temperature, tokens, seed } => {

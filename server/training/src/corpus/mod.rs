@@ -173,7 +173,7 @@ mod tests {
                 text = text.replace(marker, "");
             }
             assert!(!text.contains(['[', ']', '{', '}', '|']), "{text}");
-            assert!(!text.contains("  ") && !text.contains(" .") && !text.contains("a a"), "{text}");
+            assert!(!text.contains("  ") && !text.contains(" .") && !text.contains(" a a"), "{text}");
             assert!(d.bits > 1.0 && text.len() > 8, "{text}");
         }
     }
