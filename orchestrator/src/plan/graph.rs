@@ -48,27 +48,21 @@ struct Graph<'w, 'a> {
     summary: Summary,
 }
 
-pub(super) fn assemble(world: &World<'_>, decisions: Decisions) -> Result<Plan, Problems> {
-    let mut graph = Graph {
-        world,
-        decisions: &decisions,
-        drafts: BTreeMap::new(),
-        refusals: Vec::new(),
-        retained: Vec::new(),
-        blocked: Vec::new(),
-        unchanged: Vec::new(),
-        summary: Summary::default(),
-    };
-    for (id, decided) in &decisions.all {
-        graph.steps_of(id, decided);
+pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions) -> Result<Plan, Problems> {
+    // A new object beside the old one may be impossible: it needs what can only be made when the old one is gone. Then the old
+    // one goes first after all.
+    while let Some(id) = Graph::of(world, &decisions).impossible_beside() {
+        match decisions.all.get_mut(&id).map(|decided| &mut decided.what) {
+            Some(Decision::Replace { order, .. } | Decision::Maybe { order, .. }) => *order = ReplaceOrder::DeleteFirst,
+            _ => break,
+        }
     }
-    graph.wait_for_needs();
-    graph.go_after_dependents();
+    let mut graph = Graph::of(world, &decisions);
     graph.gentle_edges();
     let steps = graph.numbered()?;
     let Graph { refusals, retained, blocked, unchanged, summary, .. } = graph;
     let facts = world.facts;
-    let mut warnings = decisions.warnings;
+    let mut warnings = decisions.warnings.clone();
     for (id, op) in &world.open {
         let cause = format!("operation {op} was begun and has not ended");
         warnings.push(Problem::warning(id.as_str(), cause, "the next `up` or `down` finishes it first"));
@@ -90,7 +84,33 @@ pub(super) fn assemble(world: &World<'_>, decisions: Decisions) -> Result<Plan, 
     })
 }
 
-impl Graph<'_, '_> {
+impl<'w, 'a> Graph<'w, 'a> {
+    /// The steps, with the edges that must be.
+    fn of(world: &'w World<'a>, decisions: &'w Decisions) -> Self {
+        let mut graph = Self {
+            world,
+            decisions,
+            drafts: BTreeMap::new(),
+            refusals: Vec::new(),
+            retained: Vec::new(),
+            blocked: Vec::new(),
+            unchanged: Vec::new(),
+            summary: Summary::default(),
+        };
+        for (id, decided) in &decisions.all {
+            graph.steps_of(id, decided);
+        }
+        graph.wait_for_needs();
+        graph.go_after_dependents();
+        graph
+    }
+
+    /// The first resource that is to be replaced by a new one beside it and stands in a circle.
+    fn impossible_beside(&self) -> Option<ResourceId> {
+        let stuck = self.stuck();
+        stuck.into_iter().find(|(_, slot)| *slot == Slot::Replaced).map(|(id, _)| id.clone())
+    }
+
     fn steps_of(&mut self, id: &ResourceId, decided: &Decided) {
         let ready = (id.clone(), Slot::Ready);
         match &decided.what {
@@ -305,7 +325,7 @@ impl Graph<'_, '_> {
         for (key, before) in &wishes {
             self.after(key, before.clone());
         }
-        if !self.has_circle() {
+        if self.stuck().is_empty() {
             return;
         }
         // One wish contradicts another: each is granted only as far as it fits those before it.
@@ -321,9 +341,9 @@ impl Graph<'_, '_> {
         }
     }
 
-    fn has_circle(&self) -> bool {
-        let mut waits: BTreeMap<&Key, usize> =
-            self.drafts.iter().map(|(key, draft)| (key, draft.after.len())).collect();
+    /// The steps that stand in a circle or wait for one.
+    fn stuck(&self) -> BTreeSet<&Key> {
+        let mut waits: BTreeMap<&Key, usize> = self.drafts.iter().map(|(key, draft)| (key, draft.after.len())).collect();
         let mut dependents: BTreeMap<&Key, Vec<&Key>> = BTreeMap::new();
         for (key, draft) in &self.drafts {
             for before in &draft.after {
@@ -331,9 +351,8 @@ impl Graph<'_, '_> {
             }
         }
         let mut ready: Vec<&Key> = waits.iter().filter(|(_, count)| **count == 0).map(|(key, _)| *key).collect();
-        let mut done = 0;
         while let Some(key) = ready.pop() {
-            done += 1;
+            waits.remove(key);
             for dependent in dependents.get(key).into_iter().flatten() {
                 if let Some(left) = waits.get_mut(dependent) {
                     *left -= 1;
@@ -343,7 +362,7 @@ impl Graph<'_, '_> {
                 }
             }
         }
-        done < self.drafts.len()
+        waits.into_keys().collect()
     }
 
     /// Whether `from` waits, directly or not, for `to`.

@@ -218,3 +218,29 @@ fn a_plan_of_ten_thousand_resources_is_made_and_audited() {
     audit(plan, &facts).unwrap();
     println!("10,000 resources: plan {planned:?}, audit {:?}", began.elapsed() - planned);
 }
+
+#[test]
+fn a_new_object_beside_the_old_one_gives_way_where_it_would_close_a_circle() {
+    // The old `c` uses the old `a`; the new `c` needs `b`, which needs the new `a`, which can only be made when the old `a` is gone.
+    let world = World::new();
+    let before = [
+        want("a", "gateway", json!({"fixed": 1})),
+        want("c", "network", json!({"uses": output("a", "version"), "fixed": 1})),
+    ];
+    let after = [
+        want("a", "gateway", json!({"fixed": 2})),
+        want("b", "network", json!({"uses": output("a", "version")})),
+        want("c", "network", json!({"uses": output("b", "version"), "fixed": 2})),
+    ];
+    world.up(&before);
+    let (planned, _) = world.plan(UP, &after).unwrap();
+    expect![[r#"
+        0 delete here/c
+        1 delete here/a <- 0
+        2 create here/a (fixed) <- 1
+        3 create here/b <- 2
+        4 create here/c (fixed, uses) <- 0 3"#]]
+    .assert_eq(&lines(planned.plan()).join("\n"));
+    world.up(&after);
+    world.check(&after);
+}
