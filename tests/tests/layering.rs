@@ -2,6 +2,8 @@
 //!
 //! A new edge between our crates is a design change: it is written into this table, and why into the commit.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
