@@ -28,7 +28,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual ones: secrets as files in `STATE/secrets`, models cached in `STATE/../model-cache`.
+    /// The usual ones: secrets as files in `STATE/secrets`, models cached in `STATE/../model-cache` and fetched as the
+    /// environment's variables for proxies, endpoints and tokens say.
     pub fn new(state_folder: impl Into<Utf8PathBuf>, supervisor: impl Into<Utf8PathBuf>) -> Result<Self> {
         let state_folder = state_folder.into();
         if !state_folder.is_absolute() {
@@ -42,7 +43,7 @@ impl Options {
             supervisor: supervisor.into(),
             strict: false,
             hostname: rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
-            models: FetchOptions::default(),
+            models: FetchOptions::from_env(),
             model_cache: beside.join("model-cache"),
             state_folder,
         })

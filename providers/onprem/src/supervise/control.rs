@@ -149,7 +149,11 @@ async fn exchange(folder: &SiteFolder, ask: &Ask) -> std::io::Result<Status> {
     stream.write_all(&line).await?;
     let mut answer = Vec::new();
     BufReader::new(stream.take(LINE_MAX)).read_until(b'\n', &mut answer).await?;
-    serde_json::from_slice(&answer).map_err(std::io::Error::from)
+    let answer: serde_json::Value = serde_json::from_slice(&answer)?;
+    match (answer.get("pid"), answer.get("error").and_then(serde_json::Value::as_str)) {
+        (None, Some(refused)) => Err(std::io::Error::other(refused.to_owned())),
+        _ => serde_json::from_value(answer).map_err(std::io::Error::from),
+    }
 }
 
 /// Reads one request of a client. Its sender must be us.

@@ -26,6 +26,8 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 const PROBE_STARTING: Duration = Duration::from_millis(200);
 /// Between two probes of one that is.
 const PROBE_READY: Duration = Duration::from_secs(2);
+/// A program whose pid file is not there by then is not known to be the right one.
+const UNKNOWN_FOR: Duration = Duration::from_secs(3);
 /// Between two SIGKILLs, for a process that hangs in the kernel.
 const KILL_EVERY: Duration = Duration::from_secs(1);
 
@@ -51,6 +53,8 @@ pub(super) struct Kept {
     child: Option<Child>,
     pid: Option<u32>,
     running: Option<Running>,
+    /// Since when a program lives that wrote nothing of itself.
+    unknown_since: Option<Instant>,
     pause: Duration,
     restarts: u32,
     failures: u32,
@@ -78,6 +82,7 @@ impl Kept {
             child: None,
             pid: None,
             running: None,
+            unknown_since: None,
             pause: PAUSE_FIRST,
             restarts: 0,
             failures: 0,
@@ -210,9 +215,14 @@ impl Kept {
         } else if holder.is_some() && self.running.is_none() {
             self.running = holder.and_then(|pid| Running::of_holder(folder, &name, pid));
         }
+        if self.running.is_some() {
+            self.unknown_since = None;
+        }
         // Before it holds its lock a child has not become its program yet.
         let Some(pid) = holder else { return };
-        let restart = self.asked == Some(Asked::Restart) || (self.running.is_some() && !self.is_current());
+        let unknown = self.running.is_none() && now.duration_since(*self.unknown_since.get_or_insert(now)) >= UNKNOWN_FOR;
+        let outdated = self.running.is_some() && !self.is_current();
+        let restart = self.asked == Some(Asked::Restart) || outdated || unknown;
         if !self.wants_to_run() || (restart && may_roll) {
             notes.say(&format!("{name} is told to end, pid {pid}"));
             self.signal(holder, Signal::TERM, false);
@@ -286,6 +296,7 @@ impl Kept {
 
     fn start(&mut self, folder: &SiteFolder, now: Instant, notes: &mut Notes) {
         self.running = None;
+        self.unknown_since = None;
         self.pid = None;
         self.drop_probe();
         if self.asked == Some(Asked::Restart) {

@@ -1,10 +1,11 @@
 //! What is done to a database by the server's own program: its schema, its first key. Nobody else writes to its tables.
 
 use std::fs::File;
+use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
 use textnlp_provider::{Error, Progress, Result, Sort};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,6 +68,12 @@ async fn migrate(folder: SiteFolder, spec: SchemaSpec, subject: String) -> Resul
     Ok(facts)
 }
 
+/// Whether a database has nothing in it, not even a schema.
+fn is_empty(path: &Utf8Path) -> Result<bool> {
+    let there = Stamp::of(path).map_err(|error| Error::io("look at", path.as_str(), error))?;
+    Ok(there.is_none_or(|stamp| stamp.bytes == 0 && !Utf8PathBuf::from(format!("{path}-wal")).exists()))
+}
+
 /// Which file a database is: another one in its place has another schema.
 fn identity(path: &Utf8Path) -> Option<u64> {
     Stamp::of(path).ok().flatten().map(|stamp| stamp.inode)
@@ -75,8 +82,7 @@ fn identity(path: &Utf8Path) -> Option<u64> {
 pub(super) fn look_at_schema(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
     let spec: SchemaSpec = marker.spec.typed().map_err(|error| unreadable(marker, error))?;
     let path = folder.inside(&spec.database)?;
-    let there = Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))?;
-    if there.is_none_or(|stamp| stamp.bytes == 0 && !path.with_extension("db-wal").exists()) {
+    if is_empty(&path)? {
         return Ok(Seen::Absent);
     }
     let mut look = Look::default();
@@ -94,7 +100,8 @@ pub(super) async fn put_key(work: &Work<'_>) -> Result<Progress> {
     let command = json!({
         "do": "put", "public_id": spec.public_id, "sha256": spec.sha256, "name": spec.name, "tenant": "default",
     });
-    keys(&work.folder, &spec, &command, work.op.resource.as_str()).await?;
+    let config = work.folder.join(&spec.config);
+    keys(&work.folder.join(&spec.program), &config, &command, work.op.resource.as_str()).await?;
     let marker = work.complete(&cloud_id, Map::new())?;
     work.done(&marker).await
 }
@@ -107,26 +114,30 @@ pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
         return Ok(());
     }
     let command = json!({ "do": "revoke", "public_id": spec.public_id });
-    keys(&work.folder, &spec, &command, work.op.resource.as_str()).await.map(|_| ())
+    let config = work.folder.join(&spec.config);
+    keys(&work.folder.join(&spec.program), &config, &command, work.op.resource.as_str()).await.map(|_| ())
 }
 
 pub(super) async fn look_at_key(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
     let spec: ApiKeySpec = marker.spec.typed().map_err(|error| unreadable(marker, error))?;
     let path = folder.inside(&spec.database)?;
-    if Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))?.is_none() {
+    if is_empty(&path)? {
         return Ok(Seen::Absent);
     }
-    for needed in [&spec.program, &spec.config] {
-        if !folder.join(needed).exists() {
-            return Ok(Seen::Hidden(format!("without {needed} nobody can read the keys")));
-        }
-    }
-    let answer = keys(folder, &spec, &json!({ "do": "list" }), marker.resource.as_str()).await?;
+    let mut look = Look::default();
+    look.output("public_id", spec.public_id.as_str()).output("revoked_at", Value::Null);
+    let program = folder.join(&spec.program);
+    let Some(config) = config_as_applied(folder, marker, &spec).filter(|_| program.is_file()) else {
+        // The program or its configuration is gone, which is told at its own place. The marker says that the key was put.
+        look.trouble = Some("nobody can read the keys at the moment".to_owned());
+        return Ok(Seen::There(look));
+    };
+    // The configuration may be gone or be changed by hand; the program reads what was applied, and nothing is written.
+    let lent = lend(&config).map_err(|error| Error::io("lend configuration for", marker.resource.to_string(), error))?;
+    let answer = keys(&program, &lent.path, &json!({ "do": "list" }), marker.resource.as_str()).await?;
     let listed = answer.get("keys").and_then(Value::as_array);
     let is_it = |key: &&Value| key.get("public_id").and_then(Value::as_str) == Some(&spec.public_id);
     let Some(key) = listed.and_then(|keys| keys.iter().find(is_it)) else { return Ok(Seen::Absent) };
-    let mut look = Look::default();
-    look.output("public_id", spec.public_id.as_str());
     // Whoever revoked it meant it: that is nothing to mend.
     look.output("revoked_at", key.get("revoked_at").cloned().unwrap_or_default());
     Ok(Seen::There(look))
@@ -136,10 +147,36 @@ fn unreadable(marker: &Marker, error: impl std::error::Error + Send + Sync + 'st
     Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error)
 }
 
-async fn keys(folder: &SiteFolder, spec: &ApiKeySpec, command: &Value, subject: &str) -> Result<Value> {
-    let config = folder.join(&spec.config).into_string();
-    let arguments = ["serve", "--role", "keys", "--config", &config].map(str::to_owned);
-    ask(&folder.join(&spec.program), &arguments, Input::Text(command.to_string()), KEYS_WITHIN, subject).await
+async fn keys(program: &Utf8Path, config: &Utf8Path, command: &Value, subject: &str) -> Result<Value> {
+    let arguments = ["serve", "--role", "keys", "--config", config.as_str()].map(str::to_owned);
+    ask(program, &arguments, Input::Text(command.to_string()), KEYS_WITHIN, subject).await
+}
+
+/// The configuration that the program was given, with the database where it is now.
+fn config_as_applied(folder: &SiteFolder, marker: &Marker, spec: &ApiKeySpec) -> Option<Value> {
+    let all = Marker::all(folder).ok()?;
+    let file = all.iter().find(|other| other.spec.get("path").and_then(Value::as_str) == Some(&spec.config))?;
+    let mut document = file.spec.get("document")?.clone();
+    if file.lineage != marker.lineage {
+        return None;
+    }
+    let database = document.get_mut("textnlp")?.get_mut("database")?.as_object_mut()?;
+    database.insert("url".to_owned(), json!(format!("sqlite://{}", folder.join(&spec.database))));
+    Some(document)
+}
+
+/// A file that is nowhere: the child reads it through our open descriptor.
+struct Lent {
+    path: Utf8PathBuf,
+    _file: File,
+}
+
+fn lend(document: &Value) -> std::io::Result<Lent> {
+    let text = serde_yaml::to_string(document).map_err(std::io::Error::other)?;
+    let mut file = File::from(rustix::fs::memfd_create("server.yaml", rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&file));
+    Ok(Lent { path: path.into(), _file: file })
 }
 
 enum Input {

@@ -43,8 +43,6 @@ pub(crate) enum Seen {
     Absent,
     /// It is.
     There(Look),
-    /// It could not be seen.
-    Hidden(String),
 }
 
 /// What an object shows besides what was applied.
@@ -129,6 +127,9 @@ impl<'a> Work<'a> {
     }
 
     async fn put(&self) -> Result<Progress> {
+        if let Some(object) = self.done_before().await {
+            return Ok(Progress::Done(object));
+        }
         self.prepare()?;
         match self.noun {
             Noun::Directory => directory::put(self).await,
@@ -143,6 +144,19 @@ impl<'a> Work<'a> {
             Noun::Schema => child::put_schema(self).await,
             Noun::ApiKey => child::put_key(self).await,
             Noun::Process => process::put(self).await,
+        }
+    }
+
+    /// What this very operation made when it came to its end before and nobody heard of it.
+    async fn done_before(&self) -> Option<Object> {
+        let marker = self.marker.as_ref()?;
+        if !marker.complete || marker.operation != self.op.id || marker.spec != self.op.spec {
+            return None;
+        }
+        let supervisor = Supervisor::of(&self.folder).await;
+        match look(self.onprem, &self.folder, marker, &supervisor).await {
+            Observed::Present(object) if object.health == Health::Ready => Some(object),
+            _ => None,
         }
     }
 
@@ -316,7 +330,6 @@ pub(crate) async fn look(onprem: &OnPrem, folder: &SiteFolder, marker: &Marker, 
     };
     match seen {
         Err(error) => Observed::Unknown(Why(said(&error))),
-        Ok(Seen::Hidden(why)) => Observed::Unknown(Why(why)),
         Ok(Seen::Absent) => Observed::Absent,
         Ok(Seen::There(look)) => Observed::Present(object(marker, look)),
     }

@@ -2,7 +2,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
-use textnlp_models::{Digest, Event, FetchOptions, Source, Store};
+use textnlp_models::{Digest, Event, FetchOptions, Model, Source, Store};
 use textnlp_provider::{Error, Progress, Result, Sort};
 
 use super::{Look, Seen, Work};
@@ -94,11 +94,25 @@ async fn fetch_and_place(
     options.max_cache_bytes = Some(spec.max_cache_bytes).filter(|bytes| *bytes > 0);
     let store = Store::open(cache)?;
     let model = store.fetch(&source, &options, &|event| saying.say(told(&event))).await?;
-    saying.say("puts its files in place".to_owned());
+    let digest = model.manifest.digest.clone();
+    match put_in_place(model, path, saying).await {
+        // The site and the cache share the files: what was damaged here was damaged there. It is fetched once more.
+        Err(Failed::Models(textnlp_models::Error::Corrupt { .. })) => {
+            store.remove(&digest)?;
+            let model = store.fetch(&source, &options, &|event| saying.say(told(&event))).await?;
+            put_in_place(model, path, saying).await
+        }
+        other => other,
+    }
+}
+
+async fn put_in_place(model: Model, path: &Utf8Path, saying: &Saying) -> Result<Map<String, Value>, Failed> {
+    saying.say("puts its files in place and checks them".to_owned());
     let path = path.to_owned();
     let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, Failed> {
         let digest = model.manifest.digest.to_string();
         place(&path, &digest, |new| Ok(model.place(new)?))?;
+        textnlp_models::verify(&path)?;
         facts(&path).map_err(Failed::Io)
     });
     placed.await.map_err(|error| Failed::Io(std::io::Error::other(error)))?
@@ -106,9 +120,8 @@ async fn fetch_and_place(
 
 /// Puts a model where another may lie: prepared beside it, then two renames. Programs that read the old files keep them.
 fn place(path: &Utf8Path, digest: &str, fill: impl FnOnce(&Utf8Path) -> Result<(), Failed>) -> Result<(), Failed> {
-    if textnlp_models::read_manifest(path).ok().flatten().is_some_and(|manifest| manifest.digest.to_string() == digest)
-        && textnlp_models::verify(path).is_ok()
-    {
+    let there = textnlp_models::verify(path).ok();
+    if there.is_some_and(|manifest| manifest.digest.to_string() == digest) {
         return Ok(());
     }
     let (folder, new) = files::beside(path)?;
