@@ -10,7 +10,7 @@ use textnlp_provider::{
     ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
 };
 
-use super::facts::{World, degraded, needs_of, recorded_needs};
+use super::facts::{World, degraded, needs_of};
 use super::{Branch, Note};
 use crate::state::{Old, within};
 
@@ -84,21 +84,30 @@ enum Known {
     Never,
 }
 
-struct Deciding<'w, 'a> {
-    world: &'w World<'a>,
+pub(super) struct Deciding<'w, 'a> {
+    pub(super) world: &'w World<'a>,
     known: BTreeMap<ResourceId, Known>,
-    all: BTreeMap<ResourceId, Decided>,
+    pub(super) all: BTreeMap<ResourceId, Decided>,
     warnings: Vec<Problem>,
+    /// What others are to be reached through.
+    hosts: BTreeSet<ResourceId>,
+    /// Hosts through which something is reached that holds data nobody agreed to lose.
+    precious_hosts: BTreeSet<ResourceId>,
 }
 
 /// What a provider's answers about one resource come to.
-struct Sight {
-    seen: Option<Object>,
-    strays: Vec<Object>,
+pub(super) struct Sight {
+    pub(super) seen: Option<Object>,
+    pub(super) strays: Vec<Object>,
 }
 
 pub(super) fn decide(world: &World<'_>) -> Decisions {
-    let mut deciding = Deciding { world, known: BTreeMap::new(), all: BTreeMap::new(), warnings: Vec::new() };
+    let recorded = world.holdings.values().filter_map(|(site, holding)| Some((*site, holding.current.as_ref()?)));
+    let precious = recorded.filter(|(site, child)| is_kept(world, child, site));
+    let precious_hosts = precious.filter_map(|(_, child)| child.via.clone()).map(|host| host.0).collect();
+    let hosts = world.wanted.values().filter_map(|wanted| wanted.via.clone()).map(|host| host.0).collect();
+    let (known, all, warnings) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    let mut deciding = Deciding { world, known, all, warnings, hosts, precious_hosts };
     for id in &world.order {
         let decided = deciding.wanted(world.wanted[*id]);
         deciding.all.insert((*id).clone(), decided);
@@ -157,7 +166,7 @@ impl Deciding<'_, '_> {
     }
 
     /// What there is behind a resource, or why nobody can say.
-    fn sight(&self, id: &ResourceId, current: Option<&Recorded>) -> Result<Sight, String> {
+    pub(super) fn sight(&self, id: &ResourceId, current: Option<&Recorded>) -> Result<Sight, String> {
         if let Some(op) = self.world.open.get(id) {
             return Err(format!("operation {op} on it is still open"));
         }
@@ -415,8 +424,7 @@ impl Deciding<'_, '_> {
 
     /// In which order a replacement happens. A new object cannot come first when something it needs must go first.
     fn order(&self, wanted: &Wanted, kind: &Kind) -> ReplaceOrder {
-        let is_host =
-            self.world.wanted.values().any(|other| other.via.as_ref().is_some_and(|host| host.0 == wanted.id));
+        let is_host = self.hosts.contains(&wanted.id);
         let after = needs_of(wanted).iter().any(|need| {
             let replaced = self.all.get(need).map(|decided| &decided.what);
             matches!(
@@ -439,13 +447,7 @@ impl Deciding<'_, '_> {
         let precious = |recorded: &Recorded, kind: &Kind, site: &SiteName| {
             recorded.protected || (kind.data == DataClass::Precious && self.world.site(site).protect_data)
         };
-        let child_is_precious = self.world.holdings.iter().any(|(_, (site, holding))| {
-            holding.current.as_ref().is_some_and(|child| {
-                child.via.as_ref().is_some_and(|host| host.0 == wanted.id)
-                    && self.world.kind(site, &child.kind).is_some_and(|kind| precious(child, kind, site))
-            })
-        });
-        !precious(recorded, kind, &wanted.site) && !wanted.protected && !child_is_precious
+        !precious(recorded, kind, &wanted.site) && !wanted.protected && !self.precious_hosts.contains(&wanted.id)
     }
 
     /// Nothing is changed on the strength of something that could not be seen or may not change.
@@ -470,130 +472,6 @@ impl Deciding<'_, '_> {
     fn refreshed(&self, wanted: &Wanted, spec: &Spec, seen: &Object, tainted: bool) -> Recorded {
         let schema = self.kind(wanted).map_or(1, |kind| kind.schema);
         refreshed(wanted, spec, seen, schema, tainted)
-    }
-
-    /// Everything that is recorded or seen and not wanted.
-    fn unwanted(&mut self) {
-        let mut ids: BTreeSet<ResourceId> = self.world.holdings.keys().map(|id| (*id).clone()).collect();
-        ids.extend(self.world.observed.keys().map(|id| (*id).clone()));
-        ids.retain(|id| !self.world.wanted.contains_key(id));
-        // Hosts come before what is reached through them, as far as records tell.
-        let hosts: BTreeSet<ResourceId> = self
-            .world
-            .holdings
-            .values()
-            .filter_map(|(_, holding)| holding.current.as_ref()?.via.clone())
-            .map(|host| host.0)
-            .collect();
-        let (first, then): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| hosts.contains(id));
-        for id in first.into_iter().chain(then) {
-            if let Some(decided) = self.unwanted_one(&id) {
-                self.all.insert(id, decided);
-            }
-        }
-        self.keep_what_is_needed();
-    }
-
-    fn unwanted_one(&self, id: &ResourceId) -> Option<Decided> {
-        let holding = self.world.holdings.get(id);
-        let site = holding.map(|(site, _)| *site).or(self.world.observed.get(id).map(|(site, _)| *site))?.clone();
-        let current = holding.and_then(|(_, holding)| holding.current.clone());
-        let mut decided = Decided {
-            what: Decision::Leftovers,
-            wanted: None,
-            site: site.clone(),
-            changes: Vec::new(),
-            because: "it is not wanted any more".to_owned(),
-            old: holding.map(|(_, holding)| holding.old.clone()).unwrap_or_default(),
-            strays: Vec::new(),
-        };
-        if let Some(Recorded { ownership: Ownership::External(_), .. }) = &current {
-            decided.what = Decision::Forget { recorded: current? };
-            return Some(decided);
-        }
-        // What was reached through a host that is gone went with it.
-        let host = current.as_ref().and_then(|current| current.via.as_ref()).and_then(|host| self.all.get(&host.0));
-        if let (Some(Decision::Forget { .. } | Decision::Create), Some(recorded)) =
-            (host.map(|host| &host.what), &current)
-        {
-            decided.because = "it went with its host".to_owned();
-            decided.what = Decision::Forget { recorded: recorded.clone() };
-            return Some(decided);
-        }
-        let sight = match self.sight(id, current.as_ref()) {
-            Ok(sight) => sight,
-            Err(because) => {
-                (decided.what, decided.because) = (Decision::Blocked, because);
-                return (current.is_some() || !decided.old.is_empty()).then_some(decided);
-            }
-        };
-        for object in sight.strays {
-            if object.lineage == Some(self.world.facts.lineage) {
-                let schema = self
-                    .world
-                    .kind(self.world.facts.sites.get_key_value(&site)?.0, &object.kind)
-                    .map_or(1, |kind| kind.schema);
-                decided.strays.push(record_of(id, site.clone(), None, schema, &object));
-            }
-        }
-        match (current, sight.seen) {
-            (Some(recorded), Some(_)) => {
-                decided.what = if self.is_kept(&recorded, &site) {
-                    Decision::Retain { recorded }
-                } else {
-                    Decision::Delete { recorded }
-                };
-            }
-            (Some(recorded), None) => {
-                decided.because = "it is gone".to_owned();
-                decided.what = Decision::Forget { recorded };
-            }
-            (None, _) if decided.strays.is_empty() && decided.old.is_empty() => return None,
-            (None, _) => {}
-        }
-        Some(decided)
-    }
-
-    /// Whether a record says that the object holds data which nobody agreed to lose.
-    fn is_kept(&self, recorded: &Recorded, site: &SiteName) -> bool {
-        is_kept(self.world, recorded, site)
-    }
-
-    /// What a kept or unseen resource needs is kept too.
-    fn keep_what_is_needed(&mut self) {
-        let mut reasons: Vec<(ResourceId, ResourceId)> = Vec::new();
-        let mut todo: Vec<ResourceId> = self
-            .all
-            .iter()
-            .filter(|(id, decided)| {
-                !self.world.wanted.contains_key(*id)
-                    && matches!(decided.what, Decision::Retain { .. } | Decision::Blocked)
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        while let Some(id) = todo.pop() {
-            let Some(recorded) = self.world.holdings.get(&id).and_then(|(_, holding)| holding.current.as_ref()) else {
-                continue;
-            };
-            for need in recorded_needs(recorded) {
-                if matches!(self.all.get(&need).map(|decided| &decided.what), Some(Decision::Delete { .. }))
-                    && !reasons.iter().any(|(kept, _)| *kept == need)
-                {
-                    reasons.push((need.clone(), id.clone()));
-                    todo.push(need);
-                }
-            }
-        }
-        for (need, by) in reasons {
-            let kept_for_data = matches!(self.all.get(&by).map(|by| &by.what), Some(Decision::Retain { .. }));
-            if let Some(decided) = self.all.get_mut(&need)
-                && let Decision::Delete { recorded } = &decided.what
-            {
-                decided.because = format!("`{by}` needs it");
-                decided.what =
-                    if kept_for_data { Decision::Retain { recorded: recorded.clone() } } else { Decision::Blocked };
-            }
-        }
     }
 }
 
@@ -630,7 +508,7 @@ pub(crate) fn sorted_needs(wanted: &Wanted) -> Vec<textnlp_provider::Need> {
     needs.into_iter().map(textnlp_provider::Need::on).collect()
 }
 
-fn record_of(
+pub(super) fn record_of(
     id: &ResourceId,
     site: SiteName,
     via: Option<textnlp_provider::Ref>,

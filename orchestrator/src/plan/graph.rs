@@ -343,7 +343,8 @@ impl<'w, 'a> Graph<'w, 'a> {
 
     /// The steps that stand in a circle or wait for one.
     fn stuck(&self) -> BTreeSet<&Key> {
-        let mut waits: BTreeMap<&Key, usize> = self.drafts.iter().map(|(key, draft)| (key, draft.after.len())).collect();
+        let mut waits: BTreeMap<&Key, usize> =
+            self.drafts.iter().map(|(key, draft)| (key, draft.after.len())).collect();
         let mut dependents: BTreeMap<&Key, Vec<&Key>> = BTreeMap::new();
         for (key, draft) in &self.drafts {
             for before in &draft.after {

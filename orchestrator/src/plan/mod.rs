@@ -1,6 +1,6 @@
 //! From facts to an explicit graph of steps. Pure: the same facts give the same bytes.
 //!
-//! Read in this order: this file (the words), `decide` (one resource: what must happen to it), `graph` (all of them: in
+//! Read in this order: this file (the words), `decide` (one resource: what must happen to it), `unwanted` (the same for what is not wanted any more), `graph` (all of them: in
 //! which order), [`audit`](audit()) (a second opinion on the finished plan), [`approve`]. What the plan leaves open stands in it as
 //! [`Node::OneOf`]: apply chooses by what it sees and makes no call outside the alternatives.
 
@@ -9,6 +9,7 @@ mod audit;
 mod decide;
 mod facts;
 mod graph;
+mod unwanted;
 
 use std::collections::BTreeMap;
 use std::fmt;

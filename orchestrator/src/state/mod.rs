@@ -67,7 +67,8 @@ struct Journal {
     head: Head,
     bodies_len: u64,
     fold: Fold,
-    bodies: BTreeMap<String, Vec<u8>>,
+    /// The bodies at hand, by their SHA-256; those that no record names any more are let go from time to time.
+    bodies: BTreeMap<String, (BodyRef, Vec<u8>)>,
     torn: Option<Torn>,
 }
 
@@ -298,24 +299,27 @@ impl Locked {
         }
         write(&mut pen);
         let Pen { mut batch, entries, fresh, .. } = pen;
-        let (mut head, mut fold) = (journal.head.clone(), journal.fold.clone());
+        let mut head = journal.head.clone();
         batch.log_at = head.len;
         batch.bodies_at = journal.bodies_len;
         let at = self.clock.now();
+        let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
             let (by, reason, tool) =
                 (self.operator.by.clone(), self.operator.reason.clone(), self.operator.tool.clone());
             let record = Record { n: head.n + 1, at, by, reason, tool, fence: self.lock.fence, entry };
             head.push(&record, &mut batch.lines)
                 .map_err(|source| StateError::TooLong { site: site.clone(), source })?;
-            fold.apply(&record).map_err(|unfit| unfit_error(site, record.n, head.len, unfit))?;
+            records.push(record);
         }
         self.state.store.append(&self.lock, site, &batch).await?;
         journal.bodies_len += batch.bodies.len() as u64;
-        (journal.head, journal.fold) = (head, fold);
+        journal.head = head;
         journal.bodies.extend(fresh);
-        let needed: BTreeSet<String> = journal.fold.needed().map(|body| body.sha256.clone()).collect();
-        journal.bodies.retain(|sha256, _| needed.contains(sha256));
+        for record in &records {
+            journal.fold.apply(record).map_err(|unfit| unfit_error(site, record.n, batch.log_at, unfit))?;
+        }
+        journal.let_bodies_go();
         self.touched.insert(site.clone());
         Ok(())
     }
@@ -374,7 +378,7 @@ pub struct Pen<'a> {
     journal: &'a Journal,
     batch: Batch,
     entries: Vec<Entry>,
-    fresh: BTreeMap<String, Vec<u8>>,
+    fresh: BTreeMap<String, (BodyRef, Vec<u8>)>,
 }
 
 impl Pen<'_> {
@@ -382,15 +386,14 @@ impl Pen<'_> {
     pub fn body<T: Serialize>(&mut self, value: &T) -> BodyRef {
         let bytes = serde_json::to_vec(value).expect("bodies are plain data");
         let sha256 = record::sha256(&bytes);
-        let known = self.journal.fold.needed().chain(&self.batch.names).find(|body| body.sha256 == sha256).cloned();
-        if let Some(known) = known {
-            return known;
+        if let Some((known, _)) = self.journal.bodies.get(&sha256).or_else(|| self.fresh.get(&sha256)) {
+            return known.clone();
         }
         let at = self.journal.bodies_len + self.batch.bodies.len() as u64;
         let body = BodyRef { sha256: sha256.clone(), at, len: bytes.len() as u32 };
         self.batch.bodies.extend_from_slice(&bytes);
         self.batch.names.push(body.clone());
-        self.fresh.insert(sha256, bytes);
+        self.fresh.insert(sha256, (body.clone(), bytes));
         body
     }
 
@@ -402,8 +405,17 @@ impl Pen<'_> {
 
 impl Journal {
     fn body<T: DeserializeOwned>(&self, site: &SiteName, body: &BodyRef) -> Result<T, StateError> {
-        let bytes = self.bodies.get(&body.sha256).map(Vec::as_slice).unwrap_or_default();
+        let bytes = self.bodies.get(&body.sha256).map(|(_, bytes)| bytes.as_slice()).unwrap_or_default();
         parse(site, body, bytes)
+    }
+
+    /// Lets go of bodies that no record needs any more, when they are the greater part.
+    fn let_bodies_go(&mut self) {
+        let few = self.fold.slots.len() + 2 * self.fold.open.len() + 64;
+        if self.bodies.len() > 2 * few {
+            let needed: BTreeSet<String> = self.fold.needed().map(|body| body.sha256.clone()).collect();
+            self.bodies.retain(|sha256, _| needed.contains(sha256));
+        }
     }
 }
 
@@ -441,7 +453,7 @@ async fn read_journal(store: &dyn Store, site: &SiteName) -> Result<Journal, Sta
     let needed: Vec<BodyRef> = journal.fold.needed().cloned().collect();
     for body in needed {
         let bytes = read_body(store, site, &body).await?;
-        journal.bodies.insert(body.sha256, bytes);
+        journal.bodies.insert(body.sha256.clone(), (body, bytes));
     }
     Ok(journal)
 }

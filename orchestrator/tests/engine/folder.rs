@@ -153,3 +153,27 @@ fn a_lost_lineage_beside_journals_is_not_taken_for_a_new_deployment() {
     std::fs::remove_file(disk.path().join("lineage.json")).unwrap();
     assert!(matches!(disk.load(), Err(StateError::Unreadable { .. })));
 }
+
+#[test]
+fn a_thousand_resources_share_their_waits_for_the_disk() {
+    let disk = OnDisk::new();
+    let all: Vec<Wanted> = (0..1_000)
+        .map(|number| {
+            let uses = if number < 50 {
+                serde_json::json!({})
+            } else {
+                serde_json::json!({"uses": output(&format!("r{}", number - 50), "id")})
+            };
+            want(&format!("r{number}"), "vault", uses)
+        })
+        .collect();
+    let began = std::time::Instant::now();
+    assert!(disk.go(UP, &all, &Fuse::default()).unwrap().unwrap().is_complete());
+    let up = began.elapsed();
+    let opened = std::time::Instant::now();
+    assert_eq!(disk.load().unwrap().holdings(&here()).unwrap().len(), 1_000);
+    let open = opened.elapsed();
+    let again = std::time::Instant::now();
+    assert!(disk.go(UP, &all, &Fuse::default()).unwrap().unwrap().plan.unwrap().steps.is_empty());
+    println!("1,000 resources: up {up:?}, open {open:?}, second up {:?}", again.elapsed());
+}

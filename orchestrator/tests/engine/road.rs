@@ -436,3 +436,18 @@ fn each_operation_makes_at_most_one_change_per_call() {
     let creates = calls.iter().filter(|call| call.verb == Verb::Create && call.stage == "begin").count();
     assert_eq!(creates, 12, "one call for each");
 }
+
+#[test]
+fn what_a_blocked_resource_uses_stays_until_it_can_be_seen_again() {
+    let world = World::new();
+    let before = [want("a", "vault", json!({})), want("b", "gateway", json!({"uses": output("a", "id")}))];
+    world.up(&before);
+    let after = [want("b", "gateway", json!({}))];
+    world.cloud.hide(&id("here/b"));
+    let arrival = world.try_up(&after).unwrap();
+    assert!(!arrival.is_complete());
+    assert_eq!(world.ours().len(), 2, "`a` is still in use by what could not be seen");
+    world.cloud.heal();
+    world.up(&after);
+    world.check(&after);
+}
