@@ -20,17 +20,31 @@ const TEMPERATURE: f64 = 0.8;
 
 /// One answer, whole or as a stream.
 pub(super) async fn generate(call: Call) -> Result<Response, ApiError> {
-    answer(call, false).await
+    answer(call, Form::Whole).await
 }
 
 /// One answer as a stream.
 pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
-    answer(call, true).await
+    answer(call, Form::Stream).await
 }
 
-async fn answer(mut call: Call, always_stream: bool) -> Result<Response, ApiError> {
+/// The same asked for in the query, for clients that can only GET: a browser's `EventSource` behind a proxy that adds the key.
+pub(super) async fn stream_of_query(call: Call) -> Result<Response, ApiError> {
+    answer(call, Form::StreamOfQuery).await
+}
+
+/// How an answer was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Whole,
+    Stream,
+    StreamOfQuery,
+}
+
+async fn answer(mut call: Call, form: Form) -> Result<Response, ApiError> {
+    let always_stream = form != Form::Whole;
     let caller = call.enter("generate").await?;
-    let fields = call.fields().await?;
+    let fields = if form == Form::StreamOfQuery { call.query()? } else { call.fields().await? };
     let prompt = fields.needed("prompt", fields.text("prompt").map(str::to_owned)).unwrap_or_default();
     let model = fields.text("model").map(str::to_owned);
     let logprobs = fields.integer("logprobs", 0..=20).map(|n| n as u8);

@@ -10,7 +10,11 @@ use crate::work;
 pub(super) async fn tokenize(mut call: Call) -> Result<Json<Value>, ApiError> {
     call.enter("tokenize").await?;
     let fields = call.fields().await?;
-    let text = fields.text("text").or_else(|| fields.text("prompt")).map(str::to_owned);
+    let (text, prompt) = (fields.text("text"), fields.text("prompt"));
+    if text.is_some() && prompt.is_some() {
+        fields.wrong("prompt", "stands beside `text`", Some("they are two names of one field"));
+    }
+    let text = text.or(prompt).map(str::to_owned);
     let tokens = fields.get("tokens").cloned();
     let special = fields.flag("add_special_tokens").unwrap_or(true);
     let model = fields.text("model").map(str::to_owned);

@@ -4,6 +4,8 @@
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
 
+use axum::extract::Query;
+use axum::http::Uri;
 use serde_json::{Map, Value};
 
 use crate::config::nearest;
@@ -22,6 +24,30 @@ impl Fields {
             Value::Object(map) => Ok(Self { map, known: RefCell::default(), wrong: RefCell::default() }),
             other => Err(ApiError::invalid(format!("the body must be a JSON object, not {}", kind(&other)))),
         }
+    }
+
+    /// The pairs of a query. `prompt`, `model` and `stop` are texts whatever they look like; of the others numbers and `true` or `false` are
+    /// what they look like. A field that stands several times is a list.
+    pub(crate) fn of_query(uri: &Uri) -> Result<Self, ApiError> {
+        const TEXTS: [&str; 3] = ["prompt", "model", "stop"];
+        let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| {
+            ApiError::invalid("the query cannot be read").hint("write it as name=value&name=value, percent-encoded")
+        })?;
+        let mut map = Map::new();
+        for (name, text) in pairs.0 {
+            let value = match serde_json::from_str::<Value>(&text) {
+                Ok(value) if !TEXTS.contains(&name.as_str()) && (value.is_number() || value.is_boolean()) => value,
+                _ => Value::String(text),
+            };
+            match map.get_mut(&name) {
+                Some(Value::Array(several)) => several.push(value),
+                Some(one) => *one = Value::Array(vec![one.take(), value]),
+                None => {
+                    map.insert(name, value);
+                }
+            }
+        }
+        Self::new(Value::Object(map))
     }
 
     /// Notes a mistake.

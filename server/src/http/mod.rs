@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt as _;
@@ -40,6 +40,7 @@ pub(crate) struct Call {
     pub(crate) app: Arc<App>,
     pub(crate) record: Arc<Record>,
     pub(crate) headers: HeaderMap,
+    uri: Uri,
     /// In a lock only because bodies cannot be shared between threads, and a call is.
     body: Mutex<Body>,
 }
@@ -56,6 +57,7 @@ impl FromRequest<Arc<App>> for Call {
             app: app.clone(),
             record: record.ok_or_else(missing)?,
             headers: parts.headers,
+            uri: parts.uri,
             body: Mutex::new(body),
         })
     }
@@ -87,6 +89,11 @@ impl Call {
                 .hint("try again in a moment")
         };
         tokio::time::timeout_at(deadline, self.app.models.get(name)).await.map_err(|_| late())?
+    }
+
+    /// Reads the query's fields; they are read as strictly as a body's.
+    pub(crate) fn query(&self) -> Result<Fields, ApiError> {
+        Fields::of_query(&self.uri)
     }
 
     /// Reads the body's fields.
