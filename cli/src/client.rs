@@ -178,7 +178,8 @@ impl Events {
         while let Some(end) = self.buffer.windows(2).position(|w| w == b"\n\n") {
             let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
             let text = String::from_utf8_lossy(&event);
-            let name = text.lines().find_map(|l| l.strip_prefix("event:")).map_or(String::new(), |n| n.trim().to_owned());
+            let name =
+                text.lines().find_map(|l| l.strip_prefix("event:")).map_or(String::new(), |n| n.trim().to_owned());
             let data: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("data:")).map(str::trim_start).collect();
             if !data.is_empty() {
                 found.push((name, data.join("\n")));

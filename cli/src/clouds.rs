@@ -28,7 +28,17 @@ pub const PROVIDERS: &[Row] = &[
         name: "onprem",
         about: "your own machines: local processes under a supervisor",
         runtimes: &["process"],
-        choices: &["database.kind=sqlite", "cache.kind=memory", "tls.mode=local-ca", "tls.mode=existing", "tls.mode=off", "gpu.size=none", "dr.mode=none", "traffic.mode=gateway", "monitoring.stack=false"],
+        choices: &[
+            "database.kind=sqlite",
+            "cache.kind=memory",
+            "tls.mode=local-ca",
+            "tls.mode=existing",
+            "tls.mode=off",
+            "gpu.size=none",
+            "dr.mode=none",
+            "traffic.mode=gateway",
+            "monitoring.stack=false",
+        ],
         missing: None,
     },
     Row {

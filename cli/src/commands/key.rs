@@ -58,12 +58,19 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             Ok(Success::new(text, listed))
         }
         Key::Rotate { id } => {
+            not_our_own(&running, id)?;
             let made = ask(&running, &json!({ "do": "rotate", "public_id": id })).await?;
             console.say("This is the only time that the new key is shown; the old one no longer works.");
             Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
         }
         Key::Revoke { id } => {
+            not_our_own(&running, id)?;
             let done = ask(&running, &json!({ "do": "revoke", "public_id": id })).await?;
+            // A mistyped id must not look like a key that has ended.
+            if done["found"] == json!(false) {
+                return Err(Failure::usage("no_such_key", anyhow::anyhow!("there is no key `{id}`"))
+                    .hint(format!("textnlp-deploy key list --env {}", chosen.name)));
+            }
             let text = if done["revoked"] == json!(true) {
                 format!("{id} is revoked")
             } else {
@@ -72,6 +79,16 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             Ok(Success::new(text, done))
         }
     }
+}
+
+/// The environment's own first key is a resource: its secret is in the store, and commands talk to the service with it.
+fn not_our_own(running: &Running, id: &str) -> Result<(), Failure> {
+    if running.key_id.as_deref() != Some(id) {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("`{id}` is the environment's own key, which `up` made and these commands use");
+    Err(Failure::refused("own_key", error)
+        .hint("make keys for people and programs with `textnlp-deploy key create NAME`, and rotate those"))
 }
 
 /// Has the server program do one command about keys.

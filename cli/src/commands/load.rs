@@ -103,8 +103,7 @@ async fn measure(goal: &Goal, args: &Load, console: Console) -> Result<Success, 
         load: Some(measured.clone()),
         limit: limit.clone(),
     };
-    let written =
-        report.write(&goal.reports, "load").context("write the report")?;
+    let written = report.write(&goal.reports, "load").context("write the report")?;
     let document = json!({
         "requests": measured.requests, "errors": measured.errors, "errors_by_kind": measured.errors_by_kind,
         "p50_ms": measured.generate.p50_ms, "p95_ms": measured.generate.p95_ms, "p99_ms": measured.generate.p99_ms,

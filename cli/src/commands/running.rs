@@ -28,6 +28,8 @@ pub struct Running {
     pub key_file: Option<Utf8PathBuf>,
     /// The first API key's reference.
     pub key: Option<SecretRef>,
+    /// The first API key's public id.
+    pub key_id: Option<String>,
     /// The program that serves, by path.
     pub program: Option<Utf8PathBuf>,
     /// The configuration of the first replica.
@@ -55,8 +57,8 @@ pub async fn running(environment: &EnvironmentName, folder: &Utf8Path) -> Result
         let text = |outputs: &Option<Outputs>, field: &str| outputs.as_ref()?.get(field)?.as_str().map(str::to_owned);
         let gateway = outputs(&format!("{}/process", names::GATEWAY));
         let Some(address) = text(&gateway, "address") else { continue };
-        let secret =
-            outputs(&format!("{}/{API_KEY}", names::SECRETS)).and_then(|o| SecretRef::from_value(o.get("secret")?));
+        let first_key = outputs(&format!("{}/{API_KEY}", names::SECRETS));
+        let secret = first_key.as_ref().and_then(|o| SecretRef::from_value(o.get("secret")?));
         let program = outputs(&format!("{}/program", names::SERVER));
         let config = outputs(&format!("{}/config-0", names::SERVER));
         let key_file = match &secret {
@@ -69,6 +71,7 @@ pub async fn running(environment: &EnvironmentName, folder: &Utf8Path) -> Result
             ca_file: text(&gateway, "ca_file").map(Utf8PathBuf::from),
             key_file,
             key: secret,
+            key_id: text(&first_key, "public_id"),
             program: text(&program, "path").map(Utf8PathBuf::from),
             config: text(&config, "path").map(Utf8PathBuf::from),
             lineage: state.lineage(),
@@ -150,6 +153,7 @@ mod tests {
             ca_file: Some("/a b/ca.pem".into()),
             key_file: Some("/a b/key".into()),
             key: None,
+            key_id: None,
             program: None,
             config: None,
             lineage: Lineage(Uuid::nil()),

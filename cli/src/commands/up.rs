@@ -81,7 +81,12 @@ pub async fn go(deployment: &Deployment<'_>, ask: Ask, console: Console) -> Resu
     let stop = signals::stop(console);
     let arrived = travel(&deployment.road(&progress), ask, &mut agree, &stop).await;
     progress.finish();
-    arrived.map_err(|e| road_failed(e, deployment.chosen.name.as_str()))
+    let arrival = arrived.map_err(|e| road_failed(e, deployment.chosen.name.as_str()))?;
+    // Without changes nobody was asked, so nobody has seen the plan.
+    if let Some(plan) = arrival.plan.as_ref().filter(|p| !p.has_changes()) {
+        console.say(plan_view::text(plan));
+    }
+    Ok(arrival)
 }
 
 /// Asks on a terminal; off a terminal nothing is asked and nothing is agreed to.
@@ -156,7 +161,8 @@ async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<
     let there = Lock::read(&deployment.lock_path).map_err(|e| Failure::usage("broken_lock", e))?;
     let mut lock = there.clone().unwrap_or_else(|| release.lock.clone());
     let models = &deployment.chosen.loaded.environment.models;
-    let fresh: Vec<_> = models.iter().filter(|m| !lock.models.contains_key(&m.name) || !lock.holds(&m.name, m.source())).collect();
+    let fresh: Vec<_> =
+        models.iter().filter(|m| !lock.models.contains_key(&m.name) || !lock.holds(&m.name, m.source())).collect();
     if there.is_some() && fresh.is_empty() {
         return Ok(());
     }
