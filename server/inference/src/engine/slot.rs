@@ -121,6 +121,10 @@ impl Slot {
     /// ones. Only where nothing runs at all, so that waiting frees nothing, the others are tried.
     pub(super) fn admit(&mut self, books: &mut Books, options: &EngineOptions, now: Instant) {
         let was_blocked = std::mem::replace(&mut self.blocked, false);
+        if !self.running.is_empty() {
+            // Whoever waits now waits for others, not for room that never was.
+            self.waiting.iter_mut().for_each(|run| run.homeless_since = None);
+        }
         let mut passed_over: Vec<u64> = Vec::new();
         loop {
             let able = |run: &&Run| !run.is_paused() && !passed_over.contains(&run.id);

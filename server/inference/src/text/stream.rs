@@ -168,6 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn the_stop_string_that_is_complete_first_ends_the_text() {
+        // Byte by byte `b` is seen before `abc`; at once it must be the same.
+        assert_eq!(run(&[b"x", b"a", b"b", b"c"], &["abc", "b"]).0.concat(), "xa");
+        assert_eq!(run(&[b"xabc"], &["abc", "b"]).0.concat(), "xa");
+        // At the same place the longest counts.
+        assert_eq!(run(&[b"xab"], &["b", "ab"]).0.concat(), "x");
+    }
+
+    #[test]
     fn nothing_is_held_longer_than_it_could_matter() {
         let (deltas, _) = run(&[b"abab", b"c"], &["ababd"]);
         assert_eq!(deltas, ["", "ababc", ""]);

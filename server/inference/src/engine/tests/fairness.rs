@@ -78,7 +78,9 @@ fn a_tenant_with_long_answers_cannot_keep_all_room() {
         let want = alone(&Request { prompt: vec![n, 1], ..endless.clone() }, &bench.tokenizer, 100_000).0;
         assert!(hog.inbox().tokens() == want, "losing its room changes nothing in the answer");
     }
-    assert!(bench.door.stats(bench.now()).preempted > 0);
+    let stats = bench.door.stats(bench.now());
+    assert!(stats.preempted > 0);
+    assert_eq!(stats.prompt_tokens, 6, "rows that are computed again are neither counted nor charged");
 }
 
 #[test]

@@ -184,6 +184,25 @@ fn a_request_waits_for_room_and_gives_up_only_when_there_never_is_any() {
 }
 
 #[test]
+fn patience_for_room_counts_only_while_nothing_else_runs() {
+    let mut bench = Bench::new(EngineOptions { max_running: 1, ..options() });
+    let watch = bench.load("m", Script::default());
+    let first = bench.send(request(bytes("ab"), 20), Client::Reads).unwrap();
+    let second = bench.send(request(bytes("ac"), 20), Client::Reads).unwrap();
+    // Both find no room, then the first has it for longer than anybody would wait for none.
+    watch.lock().unwrap().full = 2;
+    bench.scheduler.turn();
+    bench.scheduler.turn();
+    assert_eq!(watch.lock().unwrap().open, 1);
+    bench.advance(Duration::from_secs(60));
+    watch.lock().unwrap().full = 4;
+    bench.run();
+    assert!(first.inbox().finish().is_some());
+    assert_eq!(second.inbox().failure(), None);
+    assert!(second.inbox().finish().is_some());
+}
+
+#[test]
 fn draining_finishes_what_was_accepted_and_then_refuses() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());

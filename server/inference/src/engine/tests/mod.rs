@@ -300,6 +300,20 @@ fn a_request_generates_what_the_model_says_and_then_the_engine_rests() {
 }
 
 #[test]
+fn a_seed_gives_its_text_whatever_came_before() {
+    let mut bench = Bench::new(options());
+    bench.load("m", Script::default());
+    let sampled = Request { sampling: sampling(0.9, 7), ignore_end: true, ..request(bytes("abc"), 30) };
+    let other = Request { sampling: sampling(0.9, 8), ..sampled.clone() };
+    let sent: Vec<Sent> = [&sampled, &other, &sampled].map(|r| bench.send(r.clone(), Client::Reads).unwrap()).into();
+    bench.run();
+    let tokens: Vec<Vec<u32>> = sent.iter().map(|sent| sent.inbox().tokens()).collect();
+    assert_eq!(tokens[0], alone(&sampled, &bench.tokenizer, 1024).0);
+    assert_eq!(tokens[0], tokens[2]);
+    assert_ne!(tokens[0], tokens[1]);
+}
+
+#[test]
 fn the_end_token_ends_and_can_be_ignored() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());

@@ -186,11 +186,11 @@ fn play(acts: Vec<Act>, max_running: usize, capacity: usize) {
         watch.open + watch.reserved
     };
     assert!(watches.iter().all(|watch| held(watch) == 0), "nothing leaks");
-    assert!(watches.iter().rev().skip(1).all(|watch| is_gone(watch)), "replaced models are gone");
+    assert!(watches.iter().rev().skip(1).all(is_gone), "replaced models are gone");
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_schedules_keep_every_promise(
