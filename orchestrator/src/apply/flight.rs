@@ -26,12 +26,8 @@ pub(super) struct Flight {
     pub(super) last: String,
 }
 
-/// What a call came back with.
-pub(super) enum Landing {
-    Answer(Answered<Progress>),
-    /// It was not made: somebody asked to stop while it was waiting for its turn.
-    Stopped,
-}
+/// What a call came back with; nothing if it was not made because somebody asked to stop while it was waiting for its turn.
+pub(super) type Landing = Option<Answered<Progress>>;
 
 /// What an answer comes to.
 pub(super) enum Verdict {
@@ -87,7 +83,7 @@ impl Flight {
             if !pause.is_zero() {
                 tokio::select! {
                     biased;
-                    () = stop.cancelled() => return Landing::Stopped,
+                    () = stop.cancelled() => return None,
                     () = clock.sleep(pause) => {}
                 }
             }
@@ -100,10 +96,10 @@ impl Flight {
             };
             tokio::select! {
                 biased;
-                answer = call => Landing::Answer(answer),
+                answer = call => Some(answer),
                 () = clock.sleep(limits.call) => {
                     let error = Error::new(Sort::Unavailable, op.verb.to_string(), op.resource.as_str());
-                    Landing::Answer(Err(error.because(format!("no answer within {} s", limits.call.as_secs()))))
+                    Some(Err(error.because(format!("no answer within {} s", limits.call.as_secs()))))
                 }
             }
         })

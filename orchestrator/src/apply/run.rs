@@ -309,12 +309,12 @@ impl<'a> Air<'a> {
             let op = flight.operation().clone();
             let here = writes.entry(op.site.clone()).or_default();
             let verdict = match landing {
-                Landing::Answer(answer) => {
+                Some(answer) => {
                     let late = self.drive.clock.steady().saturating_sub(flight.began)
                         > self.deadline(&op.site, op.kind.as_str());
                     flight.judge(answer, late, self.drive.limits)
                 }
-                Landing::Stopped => Verdict::LeaveOpen { error: None, because: flight.last.clone() },
+                None => Verdict::LeaveOpen { error: None, because: flight.last.clone() },
             };
             match verdict {
                 Verdict::Done(object) => {

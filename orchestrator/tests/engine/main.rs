@@ -2,7 +2,7 @@
 //!
 //! Time is virtual and everything is deterministic, so a failing case fails again.
 
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
 mod crash;
 mod folder;

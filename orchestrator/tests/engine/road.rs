@@ -383,7 +383,7 @@ fn a_clock_that_jumps_disturbs_nothing() {
         let sites = world.site(&service(), &Fuse::default());
         let environment = environment();
         let jump = |_event| {
-            if calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 3 == 0 {
+            if calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst).is_multiple_of(3) {
                 world.clock.jump(SignedDuration::from_hours(hours));
             }
         };
