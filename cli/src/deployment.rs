@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
+use textnlp_models::{Catalogue, Source, bundled_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::{self, Environment};
@@ -177,7 +178,11 @@ async fn resolve(
 pub fn artifacts(session: &Session, environment: &Environment) -> Result<Artifacts, Failure> {
     let path = server_program(session)?;
     let digest = file_digest(&path)?;
-    let models = environment.models.iter().filter_map(|m| Some((m.name.clone(), m.digest.clone()?))).collect();
+    let models = environment
+        .models
+        .iter()
+        .filter_map(|m| Some((m.name.clone(), m.digest.clone().or_else(|| carried(m.source()))?)));
+    let models = models.collect();
     Ok(Artifacts {
         program: Program { path: path.to_string(), digest },
         models,
@@ -185,6 +190,15 @@ pub fn artifacts(session: &Session, environment: &Environment) -> Result<Artifac
         templates: release::digest(b""),
         schema: None,
     })
+}
+
+/// The digest of a model that this program carries; of others the digest is known once they are here.
+fn carried(source: &str) -> Option<String> {
+    let source = match Catalogue::embedded().get(source) {
+        Some(entry) => entry.source.clone(),
+        None => source.parse().ok()?,
+    };
+    matches!(source, Source::Bundled).then(bundled_digest)?.map(|digest| digest.to_string())
 }
 
 /// The server artifact: `--server`, else `textnlp-server` beside this program, else this program.
@@ -257,7 +271,14 @@ pub fn road_failed(error: RoadError, environment: &str) -> Failure {
                 }
                 _ => (Exit::Failed, "state"),
             };
-            Failure::new(exit, code, error)
+            let hint = match &error {
+                textnlp_orchestrator::state::StateError::Held { .. } => format!(
+                    "it lets go when it ends, also when it is killed; meanwhile look: textnlp-deploy status --env {environment}"
+                ),
+                _ => String::new(),
+            };
+            let failure = Failure::new(exit, code, error);
+            if hint.is_empty() { failure } else { failure.hint(hint) }
         }
         other => Failure::new(Exit::Failed, "road", other),
     }

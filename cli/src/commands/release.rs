@@ -18,9 +18,9 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
     let locked = Lock::read(&path).map_err(|e| Failure::usage("broken_lock", e))?;
     let mut here = Resolved::resolve(environment, &artifacts(session, environment)?).lock;
     if let Some(locked) = &locked {
-        // What is delivered by digest and was not asked to change stays.
-        for model in environment.models.iter().filter(|m| m.digest.is_none() && locked.holds(&m.name, m.source())) {
-            if let Some(digest) = locked.models.get(&model.name) {
+        // Of a model that is not part of this program, what was delivered stays; a new digest comes with a new source.
+        for model in environment.models.iter().filter(|m| locked.holds(&m.name, m.source())) {
+            if let (false, Some(digest)) = (here.models.contains_key(&model.name), locked.models.get(&model.name)) {
                 here.models.insert(model.name.clone(), digest.clone());
             }
         }

@@ -3,7 +3,7 @@
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::Pulled;
-use crate::manifest::FileEntry;
+use crate::manifest::{FileEntry, Manifest};
 use crate::store::Assembly;
 
 /// Its files: name and content.
@@ -15,7 +15,7 @@ pub(crate) fn unpack(assembly: &Assembly<'_>) -> Result<Pulled> {
 }
 
 fn unpack_files(assembly: &Assembly<'_>, files: &[(&str, &[u8])]) -> Result<Pulled> {
-    if !files.iter().any(|(name, _)| name.ends_with(".safetensors") || name.ends_with(".gguf")) {
+    if !files.iter().any(|(name, _)| is_weights(name)) {
         return Err(Error::NotFound {
             what: "the bundled model".to_owned(),
             why: "this build of the program carries none".to_owned(),
@@ -31,6 +31,23 @@ fn unpack_files(assembly: &Assembly<'_>, files: &[(&str, &[u8])]) -> Result<Pull
         entries.push(entry);
     }
     Ok(Pulled { files: entries, revision: None, license: Some("Apache-2.0".to_owned()) })
+}
+
+/// The digest of the model that is compiled into this program, before it is unpacked; `None` for a build that carries none.
+pub fn bundled_digest() -> Option<Digest> {
+    if !FILES.iter().any(|(name, _)| is_weights(name)) {
+        return None;
+    }
+    let entry = |(name, content): &(&str, &[u8])| FileEntry {
+        name: (*name).to_owned(),
+        digest: Digest::of(content),
+        bytes: content.len() as u64,
+    };
+    Some(Manifest::new("bundled".to_owned(), None, None, FILES.iter().map(entry).collect()).digest)
+}
+
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".gguf")
 }
 
 /// Tells versions of the bundled model apart: a newer program brings a newer model under the same source.

@@ -29,6 +29,7 @@ mod select;
 mod transport;
 mod web;
 
+pub use bundled::bundled_digest;
 pub use catalogue::{Catalogue, Entry};
 pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, Result};
