@@ -96,6 +96,22 @@ pub enum Output {
     Jsonl,
 }
 
+/// How results were wanted by a command line that is wrong: what it says of `--output`, else the variable.
+pub fn output_of(args: impl Iterator<Item = String>) -> Output {
+    let mut wanted = std::env::var("TEXTNLP_OUTPUT").ok();
+    let mut before = String::new();
+    for arg in args {
+        let value = arg.strip_prefix("--output=").or_else(|| arg.strip_prefix("-o").filter(|v| !v.is_empty()));
+        if let Some(value) = value {
+            wanted = Some(value.trim_start_matches('=').to_owned());
+        } else if before == "--output" || before == "-o" {
+            wanted = Some(arg.clone());
+        }
+        before = arg;
+    }
+    wanted.and_then(|word| Output::from_str(&word, true).ok()).unwrap_or(Output::Text)
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {

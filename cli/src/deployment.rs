@@ -14,7 +14,7 @@ use textnlp_orchestrator::environment::{self, Environment};
 use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::release::{self, Artifacts, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
-use textnlp_orchestrator::state::{Folder, Operator, Place, State};
+use textnlp_orchestrator::state::{Folder, Operator, Place, State, StateError};
 use textnlp_provider::component::Program;
 use textnlp_provider::{Lineage, Problem, Problems, SiteName};
 use uuid::Uuid;
@@ -147,7 +147,7 @@ async fn resolve(
 ) -> Result<Release, Failure> {
     let environment = &chosen.loaded.environment;
     let here = artifacts(session, environment)?;
-    let Some(lock) = Lock::read(lock_path).map_err(|e| Failure::usage("broken_lock", e))? else {
+    let Some(lock) = Lock::read(lock_path).map_err(|e| broken_lock(e, chosen.name.as_str()))? else {
         return Ok(Release::resolve(environment, &here));
     };
     match Release::locked(environment, &lock, &here) {
@@ -261,34 +261,67 @@ pub fn road_failed(error: RoadError, environment: &str) -> Failure {
             no @ textnlp_orchestrator::plan::Refused::NoConsent => Failure::refused("not_approved", no)
                 .hint(format!("look at it with `textnlp-deploy plan --env {environment}`, agree with --yes")),
         },
-        RoadError::State(error) => {
-            let (exit, code) = match &error {
-                textnlp_orchestrator::state::StateError::Held { .. } => (Exit::Refused, "locked"),
-                textnlp_orchestrator::state::StateError::OtherPlace { .. }
-                | textnlp_orchestrator::state::StateError::OtherLineage { .. }
-                | textnlp_orchestrator::state::StateError::OtherEnvironment { .. } => {
-                    (Exit::Refused, "other_deployment")
-                }
-                _ => (Exit::Failed, "state"),
-            };
-            let hint = match &error {
-                textnlp_orchestrator::state::StateError::Held { .. } => format!(
-                    "it lets go when it ends, also when it is killed; meanwhile look: textnlp-deploy status --env {environment}"
-                ),
-                _ => String::new(),
-            };
-            let failure = Failure::new(exit, code, error);
-            if hint.is_empty() { failure } else { failure.hint(hint) }
-        }
+        RoadError::State(error) => state_failed(error, environment),
         other => Failure::new(Exit::Failed, "road", other),
     }
 }
 
-/// One failure that names every problem with its place, cause and fix.
+/// Errors of the state, for people and programs.
+pub fn state_failed(error: StateError, environment: &str) -> Failure {
+    let (exit, code, hint) = match &error {
+        StateError::Held { .. } => (
+            Exit::Refused,
+            "locked",
+            format!(
+                "it lets go when it ends, also when it is killed; meanwhile look: textnlp-deploy status --env {environment}"
+            ),
+        ),
+        StateError::OtherPlace { .. } => (
+            Exit::Refused,
+            "other_deployment",
+            "put `sites` back as it was, or keep another state for the other place with --state-dir DIR".to_owned(),
+        ),
+        StateError::OtherLineage { .. } | StateError::OtherEnvironment { .. } => (
+            Exit::Refused,
+            "other_deployment",
+            "this folder was copied or mixed up: bring back the right one, or choose another with --state-dir DIR"
+                .to_owned(),
+        ),
+        StateError::Damaged { .. } | StateError::DamagedBody { .. } | StateError::Unreadable { .. } => (
+            Exit::Failed,
+            "damaged_state",
+            "nothing was changed, and what runs goes on: bring the state folder back from a copy, then run this again"
+                .to_owned(),
+        ),
+        StateError::Io(_) => (
+            Exit::Failed,
+            "state",
+            "state needs a folder that can be read and written: mend this one, or choose another with --state-dir DIR"
+                .to_owned(),
+        ),
+        _ => return Failure::new(Exit::Failed, "state", error),
+    };
+    Failure::new(exit, code, error).hint(hint)
+}
+
+/// A release lock that cannot be read.
+pub fn broken_lock(error: impl Into<anyhow::Error>, environment: &str) -> Failure {
+    Failure::usage("broken_lock", error)
+        .hint(format!("mend it, or remove it and release what is here: textnlp-deploy release set --env {environment}"))
+}
+
+/// One failure that names every problem with its place and cause; the fixes are the hint.
 pub fn stands_in_the_way(action: &str, code: &'static str, exit: Exit, problems: &[Problem]) -> Failure {
-    let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}\n{}", p.place, p.cause, p.fix)).collect();
+    let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.place, p.cause)).collect();
+    let mut fixes: Vec<&str> = Vec::new();
+    for problem in problems {
+        if !fixes.contains(&problem.fix.as_str()) {
+            fixes.push(&problem.fix);
+        }
+    }
     let many =
         if problems.len() == 1 { "one thing stands".to_owned() } else { format!("{} things stand", problems.len()) };
     Failure::new(exit, code, anyhow::anyhow!("{}", lines.join("\n")).context(format!("{action}: {many} in the way")))
+        .hint(fixes.join("\n"))
         .document(serde_json::json!({ "problems": crate::plan_view::problems(problems) }))
 }

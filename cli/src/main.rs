@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::{Cli, Command};
-use crate::report::{Console, Exit};
+use crate::report::{Console, Exit, Failure};
 
 fn main() -> ExitCode {
     // aws-lc is the only provider that is linked in; installing it twice is harmless.
@@ -28,9 +28,18 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
             // `--help` and `--version` are errors to clap, and done to a person.
-            return code(if error.use_stderr() { Exit::Usage } else { Exit::Done });
+            if !error.use_stderr() {
+                let _ = error.print();
+                return code(Exit::Done);
+            }
+            return code(match args::output_of(std::env::args().skip(1)) {
+                args::Output::Text => {
+                    let _ = error.print();
+                    Exit::Usage
+                }
+                output => Console::new(output, true).fail(&usage(&error)),
+            });
         }
     };
     // A server's own exit statuses and error lines; nothing of ours around them.
@@ -42,6 +51,13 @@ fn main() -> ExitCode {
         Ok(success) => console.finish(success),
         Err(failure) => console.fail(&failure),
     })
+}
+
+/// A mistyped command line, for programs: they get one document whatever happens.
+fn usage(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    Failure::usage("usage", anyhow::anyhow!("{message}")).hint("textnlp-deploy --help")
 }
 
 fn code(exit: Exit) -> ExitCode {

@@ -211,8 +211,12 @@ pub fn invalid(error: LoadError) -> Failure {
             let count = report.0.len();
             Failure::usage(
                 "invalid_environment",
-                anyhow::anyhow!("{report}").context(format!("the environment has {count} mistakes")),
+                anyhow::anyhow!("{report}").context(match count {
+                    1 => "the environment has a mistake".to_owned(),
+                    _ => format!("the environment has {count} mistakes"),
+                }),
             )
+            .hint("mend what is named, then look again: textnlp-deploy env check")
             .document(serde_json::json!({ "problems": problems }))
         }
         other => Failure::usage("unreadable_environment", other),

@@ -117,6 +117,12 @@ async fn measure(goal: &Goal, args: &Load, console: Console) -> Result<Success, 
         return Err(Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped early; measured so far:\n{text}"))
             .document(document));
     }
+    if measured.errors > 0 && measured.errors == measured.requests {
+        let error = anyhow::anyhow!("{text}").context(format!("{} answered no request", goal.address));
+        return Err(Failure::new(Exit::Failed, "nothing_answered", error)
+            .hint("is it running, and is the key right? textnlp-deploy health")
+            .document(document));
+    }
     Ok(Success::new(text, document))
 }
 

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::client::{self, Target};
 use crate::clouds;
+use crate::deployment::state_failed;
 use crate::report::Failure;
 
 /// What the journal says of a running environment's primary site.
@@ -41,7 +42,7 @@ pub struct Running {
 /// Reads the state of an environment without a lock.
 pub async fn state(environment: &EnvironmentName, folder: &Utf8Path) -> Result<State, Failure> {
     let store = Arc::new(Folder::at(folder));
-    Ok(State::load(store, environment, Lineage(Uuid::new_v4())).await?)
+    State::load(store, environment, Lineage(Uuid::new_v4())).await.map_err(|e| state_failed(e, environment.as_str()))
 }
 
 /// What runs, or that nothing does.

@@ -137,13 +137,9 @@ pub fn incomplete(arrival: &Arrival, verb: &str, environment: &str) -> Failure {
             .context(format!("{verb} {environment}: not everything could be done"));
         return Failure::new(Exit::Failed, "incomplete", error).hint(again);
     };
-    let mut error = anyhow::anyhow!("{}", first.message);
-    for cause in first.causes.iter().rev() {
-        error = anyhow::anyhow!("{cause}").context(error.to_string());
-    }
     let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::Failure::line).collect();
-    let error =
-        anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {environment}: {} steps failed", failed.len()));
+    let many = if failed.len() == 1 { "a step".to_owned() } else { format!("{} steps", failed.len()) };
+    let error = anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {environment}: {many} failed"));
     let hint = first
         .hint
         .clone()
