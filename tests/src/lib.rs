@@ -2,6 +2,8 @@
 //!
 //! A sandbox has its own folder, state, home and ports, and takes down what it put up, whatever happened in the story.
 
+pub mod http;
+
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -33,12 +35,12 @@ pub struct Said {
 impl Said {
     /// The JSON document on standard output.
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("no JSON document ({e}):\n{}\n{}", self.out, self.err))
+        serde_json::from_str(&self.out)
+            .unwrap_or_else(|e| panic!("no JSON document ({e}):\n{}\n{}", self.out, self.err))
     }
 
     /// Fails the story unless the status is this one.
     #[track_caller]
-    #[must_use = "or use `exits`"]
     pub fn expect(self, exit: i32) -> Self {
         assert_eq!(self.exit, exit, "\n--- stdout\n{}\n--- stderr\n{}", self.out, self.err);
         self
@@ -54,8 +56,15 @@ impl Default for Sandbox {
 impl Sandbox {
     /// An empty sandbox; `name` becomes part of its path.
     pub fn new(name: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix(name).tempdir().expect("make a folder");
-        Self { folder, port: free_port(), metrics_port: free_port() }
+        Self::at(tempfile::Builder::new().prefix(name).tempdir().expect("make a folder"))
+    }
+
+    /// A sandbox in a folder that the story made.
+    pub fn at(folder: TempDir) -> Self {
+        // Both are held until both are known, or they could be the same.
+        let ports = [free_port(), free_port()];
+        let [port, metrics_port] = ports.map(|held| held.local_addr().expect("ask for a port").port());
+        Self { folder, port, metrics_port }
     }
 
     /// Its folder.
@@ -94,6 +103,54 @@ impl Sandbox {
         self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the program")
     }
 
+    /// Puts an environment up without its gate.
+    #[track_caller]
+    pub fn up(&self, environment: &str) -> Said {
+        self.run(&["up", "--env", environment, "--yes", "--no-gate"]).expect(0)
+    }
+
+    /// The folder of the only site.
+    pub fn site(&self, environment: &str) -> Utf8PathBuf {
+        self.state(environment).join("sites/here")
+    }
+
+    /// The first API key of an environment.
+    pub fn first_key(&self, environment: &str) -> String {
+        let folder = self.state(environment).join("secrets/here.api-key");
+        let mut versions: Vec<_> = folder.read_dir_utf8().expect("list the key's versions").flatten().collect();
+        versions.sort_by_key(|entry| entry.file_name().to_owned());
+        let newest = versions.last().expect("a key is there");
+        std::fs::read_to_string(newest.path()).expect("read the key").trim().to_owned()
+    }
+
+    /// The id of the one process whose command line has this word.
+    pub fn pid(&self, word: &str) -> Option<u32> {
+        let found: Vec<_> = self.processes().into_iter().filter(|(_, line)| line.contains(word)).collect();
+        assert!(found.len() < 2, "more than one process of {word}: {found:?}");
+        found.first().map(|(pid, _)| *pid)
+    }
+
+    /// Ends a process at once.
+    pub fn kill(&self, pid: u32) {
+        signal(pid, rustix::process::Signal::KILL);
+    }
+
+    /// Every file below a folder of the sandbox, relative to it, sorted.
+    pub fn files(&self, folder: &Utf8Path) -> Vec<String> {
+        let (mut found, mut todo) = (Vec::new(), vec![folder.to_owned()]);
+        while let Some(next) = todo.pop() {
+            for entry in next.read_dir_utf8().into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    todo.push(entry.path().to_owned());
+                } else {
+                    found.push(entry.path().strip_prefix(folder).expect("it lies below").to_string());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
     /// Every process whose command line names this sandbox.
     pub fn processes(&self) -> Vec<(u32, String)> {
         let mut found = Vec::new();
@@ -114,13 +171,32 @@ impl Drop for Sandbox {
         // Supervisors first, or they would bring their children back.
         for only_supervisors in [true, false] {
             for (pid, line) in self.processes() {
-                if (!only_supervisors || line.contains("supervise"))
-                    && let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap_or(0))
-                {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                if !only_supervisors || line.contains("supervise") {
+                    self.kill(pid);
                 }
             }
         }
+    }
+}
+
+/// Sends a signal to a process; one that is gone already is fine.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Numbers that look random and are the same for the same seed (SplitMix64).
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
     }
 }
 
@@ -156,6 +232,6 @@ pub fn program() -> Utf8PathBuf {
     program
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("ask for a port").port()
+fn free_port() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("ask for a port")
 }

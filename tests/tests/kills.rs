@@ -1,0 +1,243 @@
+//! Killed anywhere, stopped anywhere, twice at once: the next `up` or `down` puts everything right.
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use textnlp_tests::{Dice, Said, Sandbox, eventually, http, said, signal};
+
+const UP: [&str; 5] = ["up", "--env", "development", "--yes", "--no-gate"];
+const DOWN: [&str; 4] = ["down", "--env", "development", "--yes"];
+const PROCESSES: usize = 3;
+
+/// The size of the site's journal, seen from outside.
+fn journal(sandbox: &Sandbox) -> u64 {
+    std::fs::metadata(sandbox.state("development").join("journal/here/log")).map_or(0, |m| m.len())
+}
+
+/// Runs a command and kills it as soon as `now` says so; what it said, and whether it was still running.
+fn killed(sandbox: &Sandbox, args: &[&str], mut now: impl FnMut() -> bool) -> (Said, bool) {
+    let mut child = sandbox.start(args);
+    let alive = loop {
+        if child.try_wait().expect("look at the program").is_some() {
+            break false;
+        }
+        if now() {
+            break true;
+        }
+        std::thread::park_timeout(Duration::from_micros(300));
+    };
+    let _ = child.kill();
+    (said(child.wait_with_output().expect("wait for the program")), alive)
+}
+
+/// Up without anybody's hand on it: everything is there, once, and answers.
+#[track_caller]
+fn up_is_right(sandbox: &Sandbox, story: &str) {
+    let up = sandbox.run(&UP);
+    assert_eq!(up.exit, 0, "{story}: {}\n{}", up.out, up.err);
+    let status = sandbox.run(&["status", "--env", "development", "-o", "json"]);
+    assert_eq!(status.exit, 0, "{story}: {}", status.out);
+    let status = status.json();
+    assert!(
+        status["ready"] == true && status["drift"] == json!([]) && status["open"] == json!([]),
+        "{story}: {status:#}"
+    );
+    let plan = sandbox.run(&["plan", "--env", "development", "--exit-code"]);
+    assert_eq!(plan.exit, 0, "{story}: {}", plan.out);
+    let running = sandbox.processes();
+    assert_eq!(running.len(), PROCESSES, "{story}: {running:?}");
+    let answer = http::post(sandbox.port, "/v1/generate", &json!({ "prompt": "Once", "max_tokens": 2 }));
+    assert_eq!(answer.expect(story).status, 200, "{story}");
+}
+
+/// Down without anybody's hand on it: nothing runs, and no file but the state's own is left.
+#[track_caller]
+fn down_is_right(sandbox: &Sandbox, story: &str) {
+    let down = sandbox.run(&[&DOWN[..], &["--delete-data", "development"]].concat());
+    assert_eq!(down.exit, 0, "{story}: {}\n{}", down.out, down.err);
+    assert!(sandbox.processes().is_empty(), "{story}: {:?}", sandbox.processes());
+    let state = sandbox.state("development");
+    let left = sandbox.files(&state.join("sites"));
+    assert!(left.is_empty(), "{story}: down left {left:?}");
+    let secrets: Vec<_> = sandbox.files(&state.join("secrets")).into_iter().filter(|f| f != ".lock").collect();
+    assert!(secrets.is_empty(), "{story}: down left {secrets:?}");
+    let known = [
+        "journal/",
+        "reports/",
+        "evidence/",
+        "lease.json",
+        "lineage.json",
+        "lock",
+        "development.lock",
+        "secrets/.lock",
+    ];
+    let other: Vec<_> = sandbox.files(&state).into_iter().filter(|f| !known.iter().any(|k| f.starts_with(k))).collect();
+    assert!(other.is_empty(), "{story}: down left {other:?}");
+    let status = sandbox.run(&["status", "--env", "development", "-o", "json"]).expect(0).json();
+    assert!(status["resources"] == json!([]) && status["open"] == json!([]), "{story}: {status:#}");
+}
+
+/// No run could need more: every run gets at least one record further.
+const MOST: usize = 300;
+
+fn records(sandbox: &Sandbox) -> usize {
+    let log = std::fs::read(sandbox.state("development").join("journal/here/log")).unwrap_or_default();
+    log.iter().filter(|b| **b == b'\n').count()
+}
+
+/// Every run is killed one to four records after it began: the first is the approval alone, the later ones are begins and ends.
+fn killed_at_every_growth(sandbox: &Sandbox, args: &[&str]) -> usize {
+    for kills in 0..MOST {
+        let enough = records(sandbox) + 1 + kills % 4;
+        let (said, alive) = killed(sandbox, args, || records(sandbox) >= enough);
+        if !alive && said.exit == 0 {
+            return kills;
+        }
+        assert!(alive, "after {kills} kills it failed by itself: {}\n{}", said.out, said.err);
+    }
+    panic!("{args:?} does not arrive when it is killed at every growth of the journal");
+}
+
+#[test]
+fn killed_at_every_growth_of_the_journal_up_and_down_still_arrive() {
+    let sandbox = Sandbox::new("growth");
+    let up = killed_at_every_growth(&sandbox, &UP);
+    assert!(up > 10, "{up} kills are too few for a story");
+    up_is_right(&sandbox, "after the last kill of up");
+    let down = killed_at_every_growth(&sandbox, &DOWN);
+    assert!(down > 10, "{down} kills are too few for a story");
+    down_is_right(&sandbox, "after the last kill of down");
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("TEXTNLP_TEST_SEED").ok().and_then(|s| s.parse().ok());
+    seed.unwrap_or_else(|| {
+        u64::from(std::process::id()) ^ u64::from(std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.subsec_nanos()))
+    })
+}
+
+/// A random record, or a random moment within so many milliseconds.
+fn moment(sandbox: &Sandbox, dice: &mut Dice, most: u64) -> impl FnMut() -> bool {
+    let record = usize::try_from(dice.below(40)).expect("a small number") + records(sandbox);
+    let at = Instant::now() + Duration::from_millis(dice.below(most));
+    let by_record = dice.below(2) == 0;
+    move || if by_record { records(sandbox) > record } else { Instant::now() > at }
+}
+
+/// One life: an `up` killed at a random record or moment, mended by `up` or swept by `down`, a `down` killed likewise.
+fn a_life_with_kills(sandbox: &Sandbox, dice: &mut Dice, story: &str) {
+    let now = moment(sandbox, dice, 1500);
+    killed(sandbox, &UP, now);
+    if dice.below(3) > 0 {
+        up_is_right(sandbox, story);
+    }
+    let now = moment(sandbox, dice, 800);
+    killed(sandbox, &DOWN, now);
+    if dice.below(2) == 0 {
+        up_is_right(sandbox, story);
+    }
+    down_is_right(sandbox, story);
+}
+
+#[test]
+fn killed_at_random_moments_the_next_run_puts_everything_right() {
+    let seed = seed();
+    println!("TEXTNLP_TEST_SEED={seed}");
+    let mut dice = Dice(seed);
+    let sandbox = Sandbox::new("random");
+    for life in 0..8 {
+        a_life_with_kills(&sandbox, &mut dice, &format!("TEXTNLP_TEST_SEED={seed}, life {life}"));
+    }
+}
+
+#[test]
+fn up_killed_together_with_everything_it_started() {
+    let seed = seed();
+    println!("TEXTNLP_TEST_SEED={seed}");
+    let mut dice = Dice(seed);
+    let sandbox = Sandbox::new("power");
+    for life in 0..2 {
+        let story = format!("TEXTNLP_TEST_SEED={seed}, life {life}");
+        let growth = journal(&sandbox) + 500 + dice.below(7_000);
+        killed(&sandbox, &UP, || journal(&sandbox) > growth);
+        // As if the power had failed: the supervisor and its children are gone too.
+        eventually("nothing runs", || {
+            let running = sandbox.processes();
+            running.iter().for_each(|(pid, _)| sandbox.kill(*pid));
+            running.is_empty().then_some(())
+        });
+        up_is_right(&sandbox, &story);
+        down_is_right(&sandbox, &story);
+    }
+}
+
+fn started_and_at_work(sandbox: &Sandbox, args: &[&str]) -> Child {
+    let before = journal(sandbox);
+    let mut child = sandbox.start(args);
+    eventually("it is at work", || {
+        assert!(child.try_wait().expect("look").is_none(), "it ended before it could be disturbed");
+        (journal(sandbox) > before + 400).then_some(())
+    });
+    child
+}
+
+#[test]
+fn a_signal_stops_up_and_down_and_the_same_command_goes_on() {
+    let sandbox = Sandbox::new("signal");
+    for (name, word) in [(Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM")] {
+        for (args, story) in [(&UP[..], "up"), (&DOWN[..], "down")] {
+            if story == "down" {
+                up_is_right(&sandbox, word);
+            }
+            let child = started_and_at_work(&sandbox, &[args, &["-o", "json"]].concat());
+            signal(child.id(), name);
+            let stopped = said(child.wait_with_output().expect("wait"));
+            let document = stopped.expect(5).json();
+            assert_eq!(document["error"]["code"], "stopped", "{word} {story}: {document:#}");
+            assert_eq!(document["error"]["hint"], format!("textnlp-deploy {story} --env development"));
+            assert!(document["outcome"]["stopped"] == true, "{document:#}");
+        }
+        down_is_right(&sandbox, word);
+    }
+}
+
+#[test]
+fn a_second_signal_leaves_at_once_and_that_is_safe_too() {
+    let sandbox = Sandbox::new("twice");
+    let child = started_and_at_work(&sandbox, &UP);
+    signal(child.id(), Signal::INT);
+    signal(child.id(), Signal::TERM);
+    said(child.wait_with_output().expect("wait")).expect(5);
+    up_is_right(&sandbox, "after two signals");
+    down_is_right(&sandbox, "after two signals");
+}
+
+#[test]
+fn two_at_once_are_one_too_many() {
+    let sandbox = Sandbox::new("both");
+    let first = started_and_at_work(&sandbox, &UP);
+    let holder = first.id();
+    // Stopped for a moment, so that it is at work for as long as this takes.
+    signal(holder, Signal::STOP);
+    let refused: Vec<_> =
+        [&UP[..], &DOWN[..]].iter().map(|args| sandbox.run(&[*args, &["-o", "json"]].concat())).collect();
+    let text = sandbox.run(&UP);
+    let looked = sandbox.run(&["status", "--env", "development", "-o", "json"]);
+    signal(holder, Signal::CONT);
+    let first = said(first.wait_with_output().expect("wait"));
+    for said in refused {
+        let document: Value = said.expect(4).json();
+        assert_eq!(document["error"]["code"], "locked", "{document:#}");
+        let message = document["error"].to_string();
+        assert!(message.contains(&holder.to_string()), "it names who holds it: {message}");
+    }
+    let text = text.expect(4);
+    assert!(text.err.contains("error: ") && text.err.contains("hint: "), "{}", text.err);
+    assert!(looked.exit == 0 || looked.exit == 1, "looking needs no lock: {looked:?}");
+    assert!(looked.json()["resources"].is_array());
+    let first = first.expect(0);
+    assert!(first.out.contains("development is up"), "{}", first.out);
+    up_is_right(&sandbox, "after two at once");
+}

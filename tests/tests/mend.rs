@@ -1,0 +1,236 @@
+//! What breaks by itself mends by itself; what somebody breaks is named by `status` and mended by `up`.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use textnlp_tests::{Sandbox, eventually, http};
+
+const SERVER: &str = "bin/server serve";
+const GATEWAY: &str = "--role gateway";
+const SUPERVISOR: &str = "supervise --folder";
+
+fn answers(sandbox: &Sandbox) -> Option<()> {
+    let body = json!({ "prompt": "Once", "max_tokens": 2 });
+    http::post(sandbox.port, "/v1/generate", &body).ok().filter(|a| a.status == 200).map(|_| ())
+}
+
+fn drifted(sandbox: &Sandbox, environment: &str) -> BTreeSet<String> {
+    let drift = sandbox.run(&["drift", "--env", environment, "-o", "json"]).expect(0).json();
+    let resources = drift["drift"].as_array().expect("a list");
+    resources.iter().map(|d| d["resource"].as_str().expect("a name").to_owned()).collect()
+}
+
+fn set_of(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|n| (*n).to_owned()).collect()
+}
+
+#[test]
+fn a_killed_server_and_a_killed_gateway_are_back_by_themselves() {
+    let sandbox = Sandbox::new("back");
+    sandbox.up("development");
+    for word in [SERVER, GATEWAY] {
+        let old = sandbox.pid(word).expect("it runs");
+        sandbox.kill(old);
+        eventually("another process takes its place", || sandbox.pid(word).filter(|new| *new != old));
+        eventually("the service answers again", || answers(&sandbox));
+    }
+    eventually("status is ready", || (sandbox.run(&["status", "--env", "development"]).exit == 0).then_some(()));
+    assert!(drifted(&sandbox, "development").is_empty());
+    let log = sandbox.run(&["logs", "supervisor"]).expect(0).out;
+    assert!(log.contains("server-0") && log.contains("gateway"), "{log}");
+}
+
+#[test]
+fn a_killed_supervisor_is_named_and_replaced_while_its_children_go_on() {
+    let sandbox = Sandbox::new("alone");
+    sandbox.up("development");
+    let children = [sandbox.pid(SERVER), sandbox.pid(GATEWAY)];
+    let old = sandbox.pid(SUPERVISOR).expect("it runs");
+    sandbox.kill(old);
+    let status = sandbox.run(&["status", "--env", "development"]).expect(1);
+    let line = status.out.lines().find(|l| l.contains("here/cluster ")).expect("the supervisor has a line");
+    assert!(line.contains("stopped"), "{line}");
+    assert!(status.out.contains("To mend it: textnlp-deploy up --env development"), "{}", status.out);
+    answers(&sandbox).expect("clients notice nothing");
+
+    sandbox.up("development");
+    assert_ne!(sandbox.pid(SUPERVISOR).expect("a new one"), old);
+    assert_eq!([sandbox.pid(SERVER), sandbox.pid(GATEWAY)], children, "nobody was restarted for it");
+    sandbox.run(&["status", "--env", "development"]).expect(0);
+    // The new one does its work, on children that it did not start.
+    let server = children[0].expect("it ran");
+    sandbox.kill(server);
+    eventually("another server", || sandbox.pid(SERVER).filter(|new| *new != server));
+    eventually("the service answers again", || answers(&sandbox));
+}
+
+#[test]
+fn everything_killed_is_put_up_again() {
+    let sandbox = Sandbox::new("reboot");
+    sandbox.up("development");
+    for word in [SUPERVISOR, SERVER, GATEWAY] {
+        sandbox.kill(sandbox.pid(word).expect("it runs"));
+    }
+    sandbox.run(&["status", "--env", "development"]).expect(1);
+    sandbox.up("development");
+    answers(&sandbox).expect("an answer");
+    sandbox.run(&["plan", "--env", "development", "--exit-code"]).expect(0);
+}
+
+/// What somebody does to a file of a site, and which resources that is about.
+type Harm = (&'static str, fn(&camino::Utf8Path), &'static [&'static str]);
+
+#[test]
+fn harmed_files_are_named_and_mended() {
+    let sandbox = Sandbox::new("harm");
+    sandbox.up("staging");
+    let site = sandbox.site("staging");
+    let remove = |path: &camino::Utf8Path| std::fs::remove_file(path).expect("remove a file");
+    let garble = |path: &camino::Utf8Path| std::fs::write(path, "garbage").expect("write a file");
+    let flip = |path: &camino::Utf8Path| {
+        let mut bytes = std::fs::read(path).expect("read a file");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(path, bytes).expect("write a file");
+    };
+    let harms: [Harm; 7] = [
+        ("config/server-0.yaml", remove, &["here/server/config-0"]),
+        ("config/gateway.yaml", garble, &["here/gateway/config"]),
+        ("certs/server.pem", garble, &["here/certificate/leaf"]),
+        ("certs/ca.pem", remove, &["here/certificate/authority"]),
+        ("models/textnlp-tiny/model.safetensors", remove, &["here/models/textnlp-tiny"]),
+        ("models/textnlp-tiny/tokenizer.json", flip, &["here/models/textnlp-tiny"]),
+        ("units/server-0.json", remove, &["here/server/replica-0"]),
+    ];
+    for (file, harm, resources) in harms {
+        harm(&site.join(file));
+        let named = drifted(&sandbox, "staging");
+        assert!(set_of(resources).is_subset(&named), "{file}: {named:?}");
+        let status = sandbox.run(&["status", "--env", "staging"]);
+        for resource in resources {
+            assert!(status.out.contains(&format!("drift {resource}")), "{file}: {}", status.out);
+        }
+        sandbox.up("staging");
+        assert!(drifted(&sandbox, "staging").is_empty(), "{file}: up mends it");
+        sandbox.run(&["status", "--env", "staging"]).expect(0);
+    }
+    // All of it at once.
+    for (file, harm, _) in harms.iter().filter(|(file, ..)| !file.ends_with("tokenizer.json")) {
+        harm(&site.join(file));
+    }
+    sandbox.up("staging");
+    assert!(drifted(&sandbox, "staging").is_empty());
+    sandbox.run(&["generate", "Once", "--max-tokens", "2", "--env", "staging"]).expect(0);
+    sandbox.run(&["plan", "--env", "staging", "--exit-code"]).expect(0);
+}
+
+#[test]
+fn a_changed_value_updates_in_place_exactly_as_planned() {
+    let sandbox = Sandbox::new("change");
+    sandbox.up("development");
+    let (server, gateway) = (sandbox.pid(SERVER), sandbox.pid(GATEWAY));
+    let change = ["--env", "development", "--set", "server.api.timeout=200"];
+    let plan = sandbox.run(&[&["plan", "-o", "json"], &change[..]].concat()).expect(0).json();
+    assert!(plan["plan"]["update"].as_i64() > Some(0), "{plan:#}");
+    for word in ["create", "replace", "delete"] {
+        assert_eq!(plan["plan"][word], 0, "{plan:#}");
+    }
+    let planned: BTreeSet<_> = steps(&plan).filter(|s| s["action"] == "update").map(name).collect();
+    let possible: BTreeSet<_> = steps(&plan).filter(|s| s["action"] == "possible").map(name).collect();
+
+    let up = sandbox.run(&[&["up", "--yes", "--no-gate", "-o", "json"], &change[..]].concat()).expect(0).json();
+    let done: BTreeSet<_> = up["outcome"]["done"].as_array().expect("a list").iter().map(name).collect();
+    assert!(planned.is_subset(&done), "planned {planned:?}, done {done:?}");
+    assert!(done.is_subset(&planned.union(&possible).cloned().collect()), "nothing outside the plan: {done:?}");
+    let config = std::fs::read_to_string(sandbox.site("development").join("config/server-0.yaml")).unwrap();
+    assert!(config.contains("timeout: 200"), "{config}");
+    assert_ne!(sandbox.pid(SERVER), server, "the server reads its configuration when it starts");
+    assert_eq!(sandbox.pid(GATEWAY), gateway, "the gateway reads it again while it runs");
+    sandbox.run(&[&["plan", "--exit-code"], &change[..]].concat()).expect(0);
+
+    // Back again: the environment's own value is wanted now.
+    sandbox.run(&["plan", "--env", "development", "--exit-code"]).expect(6);
+    sandbox.up("development");
+    sandbox.run(&["plan", "--env", "development", "--exit-code"]).expect(0);
+}
+
+fn steps(plan: &Value) -> impl Iterator<Item = &Value> {
+    plan["steps"].as_array().expect("a list").iter()
+}
+
+fn name(step: &Value) -> String {
+    step["resource"].as_str().or(step.as_str()).expect("a resource").to_owned()
+}
+
+#[test]
+fn two_replicas_roll_without_losing_a_request() {
+    let sandbox = Sandbox::new("roll");
+    let two = ["--env", "development", "--yes", "--no-gate", "--set", "scaling.min=2"];
+    sandbox.run(&[&["up"], &two[..]].concat()).expect(0);
+    let replicas = |word: &str| {
+        let found = sandbox.processes().into_iter().filter(|(_, line)| line.contains(word));
+        found.map(|(pid, _)| pid).collect::<BTreeSet<_>>()
+    };
+    let before = replicas(SERVER);
+    assert_eq!(before.len(), 2);
+
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let lost = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|client| {
+                let (sandbox, stop, answered) = (&sandbox, &stop, &answered);
+                scope.spawn(move || {
+                    let mut lost = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        let body = json!({ "prompt": "Once upon a time", "max_tokens": 24, "seed": client });
+                        match http::post(sandbox.port, "/v1/generate", &body) {
+                            Ok(answer)
+                                if answer.status == 200 && answer.json()["usage"]["completion_tokens"].is_u64() =>
+                            {
+                                answered.fetch_add(1, Ordering::Relaxed);
+                            }
+                            other => lost.push(format!("{other:?}")),
+                        }
+                    }
+                    lost
+                })
+            })
+            .collect();
+        eventually("requests are answered", || (answered.load(Ordering::Relaxed) > 20).then_some(()));
+        for timeout in ["server.api.timeout=200", "server.api.timeout=201"] {
+            let roll = sandbox.run(&[&["up"], &two[..], &["--set", timeout]].concat());
+            let seen = answered.load(Ordering::Relaxed);
+            eventually("requests are still answered", || (answered.load(Ordering::Relaxed) > seen + 20).then_some(()));
+            if roll.exit != 0 {
+                stop.store(true, Ordering::Relaxed);
+                let _ = roll.expect(0);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|c| c.join().expect("a client")).collect::<Vec<_>>()
+    });
+    let after = replicas(SERVER);
+    assert!(after.len() == 2 && after.is_disjoint(&before), "both were replaced: {before:?} {after:?}");
+    assert!(
+        lost.is_empty(),
+        "{} of {} lost: {:?}",
+        lost.len(),
+        answered.load(Ordering::Relaxed),
+        &lost[..lost.len().min(5)]
+    );
+}
+
+#[test]
+fn a_fresh_certificate_serves_without_a_restart() {
+    let sandbox = Sandbox::new("leaf");
+    sandbox.up("staging");
+    let gateway = sandbox.pid(GATEWAY);
+    let leaf = sandbox.site("staging").join("certs/server.pem");
+    let old = std::fs::read_to_string(&leaf).unwrap();
+    std::fs::remove_file(&leaf).unwrap();
+    sandbox.up("staging");
+    assert_ne!(std::fs::read_to_string(&leaf).unwrap(), old);
+    sandbox.run(&["health", "--env", "staging"]).expect(0);
+    assert_eq!(sandbox.pid(GATEWAY), gateway);
+}

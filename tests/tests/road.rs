@@ -1,0 +1,333 @@
+//! The road that every newcomer travels: check, plan, up, talk, look, down. The real program, as an operator types it.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use textnlp_tests::{Said, Sandbox, eventually, http, program, said};
+
+/// A gate that is over in seconds and that any machine opens: what it measures is told elsewhere, here it is travelled.
+const SMALL_GATE: [&str; 6] = ["--set", "gates.users=3", "--set", "gates.hold=1s", "--set", "gates.p95_ms=60000"];
+
+fn with_gate<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    args.iter().copied().chain(SMALL_GATE).collect()
+}
+
+#[track_caller]
+fn has(document: &Value, keys: &[&str]) {
+    for key in keys {
+        let pointer = format!("/{}", key.replace('.', "/"));
+        assert!(document.pointer(&pointer).is_some(), "no `{key}` in {document:#}");
+    }
+}
+
+fn counts(document: &Value) -> [i64; 5] {
+    ["create", "update", "replace", "delete", "unchanged"].map(|word| {
+        document["plan"][word].as_i64().unwrap_or_else(|| panic!("plan.{word} is no integer: {document:#}"))
+    })
+}
+
+fn typed(sandbox: &Sandbox, args: &[&str], input: &str) -> Said {
+    let mut child = sandbox
+        .command(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start the program");
+    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("type");
+    said(child.wait_with_output().expect("wait for the program"))
+}
+
+#[test]
+fn every_shipped_environment_passes_its_check() {
+    let sandbox = Sandbox::new("check");
+    let said = sandbox.run(&["env", "check"]).expect(0);
+    for name in [
+        "development",
+        "staging",
+        "pilot",
+        "scale-up",
+        "enterprise",
+        "multi-region",
+        "multi-region-clouds",
+        "air-gapped",
+        "optimized",
+    ] {
+        assert!(said.out.lines().any(|l| l.starts_with(&format!("{name}: valid"))), "{name} in {}", said.out);
+    }
+    assert!(sandbox.files(&sandbox.folder().join("state")).is_empty(), "a check writes nothing");
+}
+
+#[test]
+fn staging_from_the_first_plan_to_the_last_down() {
+    let sandbox = Sandbox::new("staging");
+
+    // Looking changes nothing.
+    let plan = sandbox.run(&["plan", "--env", "staging"]).expect(0);
+    assert!(plan.out.contains("+ here/server/replica-0") && plan.out.contains("to create"), "{}", plan.out);
+    sandbox.run(&["plan", "--env", "staging", "--exit-code"]).expect(6);
+    let planned = sandbox.run(&["plan", "--env", "staging", "-o", "json"]).expect(0).json();
+    has(
+        &planned,
+        &[
+            "format",
+            "ok",
+            "exit",
+            "steps",
+            "plan",
+            "cost.monthly",
+            "cost.currency",
+            "cost.unknown",
+            "permissions",
+            "file",
+        ],
+    );
+    assert!(sandbox.processes().is_empty());
+
+    // Up: text from the model, then the gate's result.
+    let up = sandbox.run(&with_gate(&["up", "--env", "staging", "--yes", "-o", "json"])).expect(0).json();
+    has(
+        &up,
+        &[
+            "format",
+            "ok",
+            "exit",
+            "environment",
+            "phase",
+            "lineage",
+            "address",
+            "ca_file",
+            "key_file",
+            "region",
+            "sites",
+            "plan",
+            "gate.state",
+            "gate.checks",
+            "retained",
+            "report",
+            "seconds",
+            "text",
+        ],
+    );
+    assert_eq!(
+        counts(&up),
+        [planned["steps"].as_array().unwrap().len() as i64, 0, 0, 0, 0],
+        "what was planned is done"
+    );
+    assert_eq!(up["gate"]["state"], "open", "{up:#}");
+    assert!(!up["text"].as_str().unwrap().trim().is_empty());
+    for check in up["gate"]["checks"].as_array().unwrap() {
+        has(check, &["name", "measured", "limit", "unit", "ok"]);
+    }
+    assert!(std::fs::read_to_string(up["report"].as_str().unwrap()).unwrap().contains("<html"));
+
+    // Up again plans nothing, and people read how to go on.
+    sandbox.run(&["plan", "--env", "staging", "--exit-code"]).expect(0);
+    let again = sandbox.run(&with_gate(&["up", "--env", "staging", "--yes"])).expect(0);
+    assert!(again.err.contains("Nothing to do"), "{}", again.err);
+    assert!(again.out.contains("The staging gate is open"), "{}", again.out);
+    assert!(again.out.contains(up["text"].as_str().unwrap().trim()), "the first text is the same for the same seed");
+    pasted_curl_line_works(&sandbox, &again.out);
+
+    let status = sandbox.run(&["status", "--env", "staging", "-o", "json"]).expect(0).json();
+    has(&status, &["ready", "sites", "resources", "drift"]);
+    assert_eq!(status["ready"], true);
+    assert_eq!(status["resources"].as_array().unwrap().len() as i64, counts(&up)[0]);
+    let drift = sandbox.run(&["drift", "--env", "staging", "-o", "json"]).expect(0).json();
+    assert_eq!(drift["drift"], serde_json::json!([]));
+
+    let load = sandbox.run(&["load", "--users", "2", "--seconds", "1", "--ramp", "100", "-o", "json"]).expect(0).json();
+    has(&load, &["requests", "errors", "p50_ms", "p95_ms", "p99_ms", "rps", "tokens_per_second", "report"]);
+    assert!(load["requests"].as_u64().unwrap() > 0 && load["errors"] == 0, "{load:#}");
+
+    // Down leaves nothing that it does not name.
+    sandbox.run(&["plan", "--down", "--env", "staging"]).expect(0);
+    let down = sandbox.run(&["down", "--env", "staging", "--yes", "-o", "json"]).expect(0).json();
+    assert_eq!(counts(&down)[3], counts(&up)[0]);
+    assert_eq!(down["retained"], serde_json::json!([]));
+    nothing_runs(&sandbox, "staging");
+    let second = sandbox.run(&["down", "--env", "staging", "--yes", "-o", "json"]).expect(0).json();
+    assert_eq!(counts(&second), [0; 5]);
+    sandbox.run(&["status", "--env", "staging"]).expect(0);
+}
+
+#[test]
+fn protected_data_outlives_down_until_its_name_is_typed() {
+    let sandbox = Sandbox::new("kept");
+    let set = ["--env", "development", "--yes", "--set", "data=protected", "-o", "json"];
+    let run = |verb: &[&str]| sandbox.run(&verb.iter().chain(&set).copied().collect::<Vec<_>>());
+    run(&["up", "--no-gate"]).expect(0);
+    let created = sandbox.run(&["key", "create", "before", "-o", "json"]).expect(0).json();
+    let down = run(&["down"]).expect(0).json();
+    let retained: Vec<_> =
+        down["retained"].as_array().unwrap().iter().map(|r| r["resource"].as_str().unwrap()).collect();
+    assert!(retained.contains(&"here/database"), "{down:#}");
+    assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
+    assert!(sandbox.site("development").join("data/textnlp.db").exists());
+
+    // What was kept is used again.
+    run(&["up", "--no-gate"]).expect(0);
+    let keys = sandbox.run(&["key", "list", "-o", "json"]).expect(0).json();
+    assert!(keys["keys"].as_array().unwrap().iter().any(|k| k["public_id"] == created["public_id"]), "{keys:#}");
+
+    run(&["down"]).expect(0);
+    let down = run(&["down", "--delete-data", "development"]).expect(0).json();
+    assert_eq!(down["retained"], serde_json::json!([]));
+    nothing_runs(&sandbox, "development");
+}
+
+#[test]
+fn development_answers_plainly_and_without_a_key() {
+    let sandbox = Sandbox::new("development");
+    let up = sandbox.run(&with_gate(&["up", "--env", "development", "--yes", "-o", "json"])).expect(0).json();
+    assert_eq!(up["address"], format!("http://127.0.0.1:{}", sandbox.port));
+    assert_eq!(up["ca_file"], Value::Null);
+    assert_eq!(up["gate"]["state"], "open");
+    let body = serde_json::json!({ "prompt": "Once upon a time", "max_tokens": 8, "seed": 1 });
+    let answer = http::post(sandbox.port, "/v1/generate", &body).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 8);
+    let metrics = http::get(sandbox.metrics_port, "/metrics").unwrap();
+    assert!(metrics.status == 200 && metrics.text().contains("# TYPE"), "{}", metrics.text());
+    sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
+    nothing_runs(&sandbox, "development");
+    eventually("the port is free", || std::net::TcpListener::bind(("127.0.0.1", sandbox.port)).ok());
+}
+
+#[test]
+fn keys_let_in_and_keep_out() {
+    let sandbox = Sandbox::new("keys");
+    sandbox.up("staging");
+    let enters = |key: &str| sandbox.run(&["generate", "Once", "--max-tokens", "2", "--no-stream", "--api-key", key]);
+    let first = sandbox.first_key("staging");
+    enters(&first).expect(0);
+
+    let made = sandbox.run(&["key", "create", "visitor", "--rate-limit", "2/hour", "-o", "json"]).expect(0).json();
+    let (id, key) = (made["public_id"].as_str().unwrap().to_owned(), made["key"].as_str().unwrap().to_owned());
+    enters(&key).expect(0);
+    enters(&key).expect(0);
+    let third = enters(&key).expect(1);
+    assert!(third.err.contains("status 429"), "two an hour are two: {}", third.err);
+
+    let rotated = sandbox.run(&["key", "rotate", &id]).expect(0);
+    assert!(enters(&key).expect(1).err.contains("status 401"));
+    let new = rotated.out.trim();
+    assert_ne!(new, key);
+
+    let listed = sandbox.run(&["key", "list", "-o", "json"]).expect(0);
+    assert!(!listed.out.contains(&key) && !listed.out.contains(new), "a list shows no secrets");
+    let person = sandbox.run(&["key", "list"]).expect(0).out;
+    assert!(person.lines().any(|l| l.contains("visitor") && l.contains("active")), "{person}");
+
+    let other = sandbox.run(&["key", "create", "other"]).expect(0).out.trim().to_owned();
+    enters(&other).expect(0);
+    let other_id = other.split('_').nth(1).unwrap();
+    sandbox.run(&["key", "revoke", other_id]).expect(0);
+    assert!(enters(&other).expect(1).err.contains("status 401"), "a revoked key is refused at once");
+    let unknown = sandbox.run(&["key", "revoke", "0123456789abcdef"]).expect(2);
+    assert!(unknown.err.contains("0123456789abcdef"), "a mistyped id must not look revoked: {}", unknown.err);
+
+    for secret in [&first, &key, &new.to_owned(), &other] {
+        let leaks: Vec<_> = sandbox
+            .files(sandbox.folder())
+            .into_iter()
+            .filter(|f| !f.contains("/secrets/"))
+            .filter(|f| contains(&std::fs::read(sandbox.folder().join(f)).unwrap_or_default(), secret.as_bytes()))
+            .collect();
+        assert!(leaks.is_empty(), "a key lies open in {leaks:?}");
+    }
+}
+
+#[test]
+fn people_talk_to_what_runs_and_look_into_it() {
+    let sandbox = Sandbox::new("talk");
+    let not_up = sandbox.run(&["generate", "Once upon a time", "--env", "staging"]).expect(2);
+    assert!(not_up.err.contains("hint: textnlp-deploy up --env staging"), "{}", not_up.err);
+    sandbox.up("staging");
+
+    let generate = ["generate", "Once upon a time", "--max-tokens", "16", "--seed", "5"];
+    let (once, twice) = (sandbox.run(&generate).expect(0), sandbox.run(&generate).expect(0));
+    assert!(!once.out.trim().is_empty());
+    assert_eq!(once.out, twice.out, "the same seed gives the same text");
+    let whole = sandbox.run(&[&generate[..], &["--no-stream"]].concat()).expect(0);
+    assert_eq!(once.out.trim_end(), whole.out.trim_end(), "streamed or not");
+    let read = typed(&sandbox, &["generate", "-", "--max-tokens", "16", "--seed", "5"], "Once upon a time").expect(0);
+    assert_eq!(read.out, once.out);
+    let document = sandbox.run(&[&generate[..], &["-o", "json"]].concat()).expect(0).json();
+    assert_eq!(document["usage"]["completion_tokens"], 16);
+
+    let chat = typed(&sandbox, &["chat", "--max-tokens", "24", "--seed", "2", "-o", "json"], "hello\n\nwho are you?\n")
+        .expect(0)
+        .json();
+    assert_eq!(chat["turns"], 2);
+    let roles: Vec<_> = chat["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
+
+    let tokens = sandbox.run(&["tokenize", "Once upon a time"]).expect(0);
+    assert!(tokens.out.trim_end().ends_with("tokens") && tokens.out.contains("Once"), "{}", tokens.out);
+    let close = sandbox.run(&[
+        "validate",
+        "--reference",
+        "the cat sat on the mat",
+        "--candidate",
+        "the cat sat on the mat",
+        "-o",
+        "json",
+    ]);
+    assert!((close.expect(0).json()["bleu"]["score"].as_f64().unwrap() - 100.0).abs() < 1e-9);
+    let health = sandbox.run(&["health"]).expect(0);
+    assert!(health.out.contains("ok") && health.out.contains("ready"), "{}", health.out);
+
+    let explained = sandbox.run(&["explain", "here/server/replica-0"]).expect(0);
+    assert!(explained.out.contains("create here/server/replica-0 done"), "{}", explained.out);
+    let logs = sandbox.run(&["logs"]).expect(0);
+    assert!(logs.out.contains("server-0") && logs.out.contains("/v1/generate"), "{}", logs.out);
+    assert!(sandbox.run(&["logs", "supervisor", "-n", "1"]).expect(0).out.lines().count() == 1);
+
+    let release = sandbox.run(&["release", "show", "-o", "json"]).expect(0).json();
+    assert_eq!(release["differences"], serde_json::json!([]), "{release:#}");
+    sandbox.run(&["release", "set"]).expect(0);
+    sandbox.run(&["plan", "--env", "staging", "--exit-code"]).expect(0);
+}
+
+fn nothing_runs(sandbox: &Sandbox, environment: &str) {
+    assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
+    let left = sandbox.files(&sandbox.state(environment).join("sites"));
+    assert!(left.is_empty(), "down left {left:?}");
+    let secrets = sandbox.files(&sandbox.state(environment).join("secrets"));
+    assert!(secrets.iter().all(|f| f == ".lock"), "down left secrets: {secrets:?}");
+}
+
+fn pasted_curl_line_works(sandbox: &Sandbox, said: &str) {
+    let line = said.lines().find_map(|l| l.trim().strip_prefix("try ")).expect("a line to try").trim();
+    if Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_err() {
+        eprintln!("SKIPPED: no curl here, so the printed line cannot be pasted: {line}");
+        return;
+    }
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", line])
+        .current_dir(sandbox.folder())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    let pasted = crate::said(shell.output().expect("start a shell")).expect(0);
+    assert!(!pasted.json()["text"].as_str().unwrap_or_default().is_empty(), "{}", pasted.out);
+}
+
+fn contains(hay: &[u8], needle: &[u8]) -> bool {
+    hay.windows(needle.len()).any(|w| w == needle)
+}
+
+#[test]
+fn the_program_says_its_version_and_completes_in_shells() {
+    assert!(program().exists());
+    let sandbox = Sandbox::new("words");
+    assert!(sandbox.run(&["--version"]).expect(0).out.contains(env!("CARGO_PKG_VERSION")));
+    assert!(sandbox.run(&["completions", "bash"]).expect(0).out.contains("textnlp-deploy"));
+    let help = sandbox.run(&["--help"]).expect(0);
+    assert!(help.out.contains("up --env staging"), "{}", help.out);
+    sandbox.run(&[]).expect(2);
+    let providers = sandbox.run(&["providers"]).expect(0);
+    assert!(providers.out.contains("onprem"), "{}", providers.out);
+}
