@@ -63,7 +63,7 @@ impl<'a> Deployment<'a> {
         if !problems.is_empty() {
             return Err(stands_in_the_way("lower", "not_available", Exit::Usage, &problems));
         }
-        Ok(Deployment { session, chosen, sites, release: Some(release), lock_path }.only_site()?)
+        Deployment { session, chosen, sites, release: Some(release), lock_path }.only_site()
     }
 
     /// With nothing wanted: for looking at what is recorded and for taking it down.

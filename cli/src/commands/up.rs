@@ -21,7 +21,7 @@ use crate::session::Session;
 use crate::signals;
 
 /// What the first text begins with, in the domain of the model that ships.
-const PROMPT: &str = "Once upon a time";
+const PROMPT: &str = "Mira walked to the harbour";
 
 /// `up`.
 pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Success, Failure> {
