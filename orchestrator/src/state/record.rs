@@ -412,4 +412,17 @@ mod tests {
         assert!(Head::default().push(&record, &mut out).is_err());
         assert!(out.is_empty());
     }
+
+    #[test]
+    fn a_record_of_a_holder_that_had_lost_the_lock_is_noticed() {
+        let (mut head, mut bytes) = (Head::default(), Vec::new());
+        for (n, fence) in [(1, 1), (2, 3), (3, 2)] {
+            let entry = Entry::Mended { offset: 0, bytes: 1 };
+            let (by, tool) = ("ada".to_owned(), "test".to_owned());
+            head.push(&Record { n, at: Timestamp::MAX, by, reason: None, tool, fence, entry }, &mut bytes).unwrap();
+        }
+        let damage = read(&bytes).unwrap_err();
+        assert_eq!(damage.n, 3);
+        assert!(damage.what.contains("under lock 2 after lock 3"), "{damage}");
+    }
 }

@@ -244,3 +244,16 @@ fn a_new_object_beside_the_old_one_gives_way_where_it_would_close_a_circle() {
     world.up(&after);
     world.check(&after);
 }
+
+#[test]
+fn not_found_right_after_a_create_plans_nothing() {
+    let world = World::new();
+    let cache = [want("cache", "cache", json!({"engine": "redis"}))];
+    world.up(&cache);
+    let (_, mut facts) = world.plan(UP, &cache).unwrap();
+    facts.sites.get_mut(&here()).unwrap().observed = vec![(id("here/cache"), textnlp_provider::Observed::Absent)];
+    let young = plan::plan(&facts).unwrap();
+    assert!(young.steps.is_empty() && young.blocked[0].because.contains("not visible yet"), "{young:?}");
+    facts.now = "2026-01-01T00:01:00Z".parse().unwrap();
+    assert_eq!(plan::plan(&facts).unwrap().summary.create, 1, "a minute later it is gone");
+}

@@ -238,7 +238,8 @@ fn a_create_without_an_answer_stays_open_and_the_next_run_finishes_it() {
     assert_eq!(arrival.outcome.open.len(), 1);
     assert_eq!(world.state().open(&here()).unwrap().len(), 1);
     assert!(arrival.outcome.done.iter().any(|did| did.resource == id("here/db")), "independent work went on");
-    assert!(arrival.outcome.skipped.iter().any(|skipped| skipped.resource == id("here/gateway")));
+    let skipped = arrival.outcome.skipped.iter().find(|skipped| skipped.resource == id("here/gateway")).unwrap();
+    assert_eq!(skipped.because, "`here/net` is not ready");
     world.cloud.heal();
     let arrival = world.up(&service());
     assert_eq!(arrival.recovered, 1);
