@@ -1,6 +1,6 @@
 //! Which texts a step reads: windows of the corpus as a pure function of the run's seed and the window's number.
 
-use crate::corpus::{MARKERS, Split, document};
+use crate::corpus::{Kind, MARKERS, Split, document};
 use crate::error::Result;
 use crate::net::Shard;
 use crate::rng::Rng;
@@ -51,7 +51,7 @@ impl Windows<'_> {
         let mut rng = Rng::new(self.seed ^ 0x0057_1d04, number);
         let end = self.tokens.end_of_text()?;
         let mut ids: Vec<u32> = Vec::with_capacity(length + 512);
-        // A third of the windows begin inside a document, so late parts of long ones are read as often as early parts. Half of
+        // A third of the windows may begin inside a story, so late parts of long ones are read as often as early parts. Half of
         // the others begin without the marker between documents, as a prompt does.
         let start = rng.below(6);
         if start >= 4 {
@@ -59,9 +59,10 @@ impl Windows<'_> {
         }
         while ids.len() <= length {
             let first = ids.is_empty();
-            let text = document(self.seed, Split::Train, rng.below(self.documents as usize) as u64).text;
-            let tokens = self.tokens.encode(&text)?;
-            let cut = if first && start < 2 { rng.below(tokens.len()) } else { 0 };
+            let document = document(self.seed, Split::Train, rng.below(self.documents as usize) as u64);
+            let tokens = self.tokens.encode(&document.text)?;
+            // Only stories are cut: half an answer at the beginning would look like a prompt.
+            let cut = if first && start < 2 && document.kind == Kind::Story { rng.below(tokens.len()) } else { 0 };
             ids.extend_from_slice(&tokens[cut..]);
             ids.push(end);
         }

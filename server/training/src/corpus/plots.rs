@@ -37,6 +37,8 @@ fn lost(w: &mut Tale) {
         "{S} <have> {aO}, [a gift from {his} mother|which {he} <love>|and {he} never <go> anywhere without it]. [One day|Now|But suddenly] it <be> gone.",
         "{S} <put> a hand into {his} [pocket|bag], but the {O} <be> not there.",
         "{S} <want> to use {his} {lO}, but {he} <can> not find it.",
+        "{S} <lose> {his} {lO}[| on the way| somewhere].",
+        "{S} <have> lost {his} {lO}.",
     ]);
     w.t.maybe(
         0.5,

@@ -376,7 +376,10 @@ pub(crate) fn paragraph(t: &mut Teller) {
 
 /// One question about the product and its answer.
 pub(crate) fn exchange(t: &mut Teller) {
-    let at = t.choose(HOW_TO.len() + ABOUT.len());
+    // What everybody asks first is asked four times as often: starting, stopping, and what all this is.
+    let often = |at: usize| at < 2 || at == HOW_TO.len();
+    let weights: Vec<f64> = (0..HOW_TO.len() + ABOUT.len()).map(|at| if often(at) { 4.0 } else { 1.0 }).collect();
+    let at = t.weighted(&weights);
     if let Some((wishes, answers)) = HOW_TO.get(at) {
         let wish = t.pick(wishes);
         // The question may name the environment; then the answer is about the same one.

@@ -20,7 +20,7 @@ pub(crate) fn tell(mut t: Teller, split: Split) -> (Teller, Vec<Combination>) {
             ],
         );
     }
-    match t.weighted(&[0.40, 0.22, 0.20, 0.18]) {
+    match t.weighted(&[0.46, 0.2, 0.18, 0.16]) {
         0 => {
             let turns = 1 + t.weighted(&[0.6, 0.3, 0.1]);
             if t.chance(0.12) {
