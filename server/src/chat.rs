@@ -134,7 +134,7 @@ mod tests {
         let source = "{{ bos_token }}{% for m in messages %}{% for k, v in m.items() %}{{ k.upper() }}={{ v.strip('x').replace('a', 'b') }};{% endfor %}\
                       {{ m.get('name', 'nobody') }}{{ m.content.startswith('x') }}{{ m.content.split('a')[0] }}{% endfor %}";
         let template = ChatTemplate::new(source, Some("<s>".into()), None).unwrap();
-        assert_eq!(template.render(&[said("user", "xxaxx")]).unwrap(), "<s>ROLE=user;CONTENT=b;nobodytruexx");
+        assert_eq!(template.render(&[said("user", "xxaxx")]).unwrap(), "<s>ROLE=user;CONTENT=b;nobodyTruexx");
     }
 
     #[test]

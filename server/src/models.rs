@@ -277,7 +277,7 @@ impl Models {
             }
             let held: u64 = loaded.iter().map(|(_, bytes)| bytes).sum();
             if held + needed <= self.budget.0 {
-                return Ok(());
+                return fits_in_memory(needed);
             }
             // There is one: with none loaded, `held` is 0 and the check above ended it.
             let Some((oldest, _)) = loaded.iter().min_by_key(|(other, _)| other.asked.load(Ordering::Relaxed)) else {
@@ -288,6 +288,21 @@ impl Models {
             oldest.stand(Standing::Idle);
         }
     }
+}
+
+/// A load that would only end with the kernel killing the process is not begun.
+fn fits_in_memory(needed: u64) -> Result<(), String> {
+    let memory = textnlp_models::Memory::here();
+    if needed <= memory.available || memory.total == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "it needs about {}, and {} of {} are free ({}); quantize it (q8_0) or serve fewer models",
+        ByteSize(needed),
+        ByteSize(memory.available),
+        ByteSize(memory.total),
+        memory.bound_by
+    ))
 }
 
 impl Entry {
@@ -382,4 +397,15 @@ fn load(config: &config::Model, opened: Opened, engine: &Handle, threads: usize)
     engine.load(&config.name, model).map_err(|failure| failure.to_string())?;
     let info = engine.model(&config.name).ok_or("the engine let go of it")?;
     Ok(Ready { info, chat, chat_problem, notes, parameters, longest_token, load_ms: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits_in_memory;
+
+    #[test]
+    fn a_model_larger_than_the_machine_is_not_even_begun() {
+        assert_eq!(fits_in_memory(1), Ok(()));
+        assert!(fits_in_memory(u64::MAX).unwrap_err().contains("quantize it"));
+    }
 }

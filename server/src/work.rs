@@ -97,10 +97,12 @@ pub(crate) async fn start(
             app.models.no_outcome(&name);
             match failure {
                 // Between being found and being asked it made room for another.
-                Failure::NoModel(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", "the model was just unloaded")
-                    .param("model")
-                    .hint("try again: it is loaded anew")
-                    .retry_after(Duration::from_secs(1)),
+                Failure::NoModel(_) => {
+                    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", "the model was just unloaded")
+                        .param("model")
+                        .hint("try again: it is loaded anew")
+                        .retry_after(Duration::from_secs(1))
+                }
                 other => other.into(),
             }
         })

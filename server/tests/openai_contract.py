@@ -89,9 +89,10 @@ def _():
 
 @check("stop strings stop")
 def _():
-    whole = client.completions.create(model="tiny", prompt="Tell", max_tokens=40, temperature=0, extra_body={"ignore_eos": True}).choices[0].text
+    common = dict(model="tiny", prompt="Tell", max_tokens=120, seed=11, extra_body={"ignore_eos": True})
+    whole = client.completions.create(**common).choices[0].text
     stop = next(c for c in whole if c.isascii() and c.isprintable())
-    answer = client.completions.create(model="tiny", prompt="Tell", max_tokens=40, temperature=0, stop=[stop], extra_body={"ignore_eos": True}).choices[0]
+    answer = client.completions.create(**common, stop=[stop]).choices[0]
     assert answer.text == whole[: whole.index(stop)] and answer.finish_reason == "stop"
 
 

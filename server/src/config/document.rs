@@ -277,7 +277,7 @@ impl<'a> Section<'a> {
         let known = self.known.borrow();
         for key in self.map.into_iter().flat_map(Mapping::keys) {
             match key.as_str() {
-                Some(name) if known.iter().any(|k| *k == name) => {}
+                Some(name) if known.contains(&name) => {}
                 Some(name) => {
                     let hint = match nearest(name, &known) {
                         Some(word) => format!("did you mean `{word}`?"),
@@ -322,8 +322,8 @@ fn distance(a: &str, b: &str) -> usize {
     for (i, row) in rows.iter_mut().enumerate() {
         row[0] = i;
     }
-    for j in 0..=b.len() {
-        rows[0][j] = j;
+    for (j, first) in rows[0].iter_mut().enumerate() {
+        *first = j;
     }
     for i in 1..=a.len() {
         for j in 1..=b.len() {

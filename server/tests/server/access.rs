@@ -72,7 +72,10 @@ async fn a_key_comes_by_either_header_and_only_as_it_is() {
 async fn a_revoked_rotated_or_expired_key_is_refused_at_once() {
     let site = start(Setup::default()).await.ready().await;
     let public = site.key.split('_').nth(1).unwrap().to_owned();
-    let token = site.client.send("POST", "/auth/token", &[("x-api-key", &site.key)], b"").await.json()["token"].as_str().unwrap().to_owned();
+    let token = site.client.send("POST", "/auth/token", &[("x-api-key", &site.key)], b"").await.json()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_eq!(site.post_as(&token, "/v1/generate", short()).await.status, 200);
     let rotated = keys(&site.config, &json!({ "do": "rotate", "public_id": public }).to_string()).await.unwrap();
     assert_eq!(site.post("/v1/generate", short()).await.status, 401);
@@ -103,7 +106,10 @@ async fn a_key_is_exchanged_for_a_token_that_anybody_can_verify() {
     let reply = site.client.send("POST", "/auth/token", &[], body.to_string().as_bytes()).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     let issued = reply.json();
-    assert_eq!((&issued["token_type"], &issued["expires_in"], &issued["token_limit"]), (&json!("Bearer"), &json!(60), &json!(500)));
+    assert_eq!(
+        (&issued["token_type"], &issued["expires_in"], &issued["token_limit"]),
+        (&json!("Bearer"), &json!(60), &json!(500))
+    );
     let token = issued["token"].as_str().unwrap();
     let jwks: jsonwebtoken::jwk::JwkSet =
         serde_json::from_value(site.client.send("GET", "/.well-known/jwks.json", &[], b"").await.json()).unwrap();
@@ -129,7 +135,8 @@ async fn a_key_is_exchanged_for_a_token_that_anybody_can_verify() {
         let reply = site.client.send("POST", "/auth/token", &[], ask.to_string().as_bytes()).await;
         assert_eq!((reply.status, reply.error().1.as_deref()), (400, field), "{ask}");
     }
-    let reply = site.client.send("POST", "/auth/token", &[], json!({ "api_key": "tnlp_wrong" }).to_string().as_bytes()).await;
+    let reply =
+        site.client.send("POST", "/auth/token", &[], json!({ "api_key": "tnlp_wrong" }).to_string().as_bytes()).await;
     assert_eq!(reply.status, 401);
 }
 
@@ -137,7 +144,10 @@ async fn a_key_is_exchanged_for_a_token_that_anybody_can_verify() {
 async fn a_token_spends_prompt_and_answer_up_to_its_limit() {
     let site = start(Setup::default()).await.ready().await;
     let issue = json!({ "api_key": site.key, "token_limit": 20 });
-    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let ask = |n: u64| json!({ "prompt": "Once", "max_tokens": n, "ignore_end": true });
     let refused = site.post_as(&token, "/v1/generate", ask(17)).await;
     assert_eq!((refused.status, refused.error().0.as_str()), (403, "token_limit_exceeded"));
@@ -148,7 +158,10 @@ async fn a_token_spends_prompt_and_answer_up_to_its_limit() {
     assert_eq!(site.post("/v1/generate", ask(8)).await.status, 200, "the key itself goes on");
     // What fails costs nothing: an answer that was refused is not paid for.
     let issue = json!({ "api_key": site.key, "token_limit": 1000 });
-    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let long = json!({ "prompt": "x".repeat(400), "max_tokens": 4 });
     for _ in 0..5 {
         assert_eq!(site.post_as(&token, "/v1/generate", long.clone()).await.status, 400);
@@ -160,7 +173,10 @@ async fn a_token_spends_prompt_and_answer_up_to_its_limit() {
 async fn many_at_once_cannot_spend_a_token_twice() {
     let site = start(Setup::default()).await.ready().await;
     let issue = json!({ "api_key": site.key, "token_limit": 100 });
-    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let ask = json!({ "prompt": "Once", "max_tokens": 16, "ignore_end": true });
     let replies = futures::future::join_all((0..20).map(|_| site.post_as(&token, "/v1/generate", ask.clone()))).await;
     let paid = replies.iter().filter(|reply| reply.status == 200).count();
@@ -236,7 +252,8 @@ async fn credential_header_and_host_must_agree_about_the_tenant() {
         assert_eq!(reply.status, status, "{headers:?}: {}", reply.text());
     }
     for path in ["/health", "/ready", "/.well-known/jwks.json"] {
-        let reply = site.client.send("GET", path, &[("x-tenant-id", "../etc"), ("host", "globex.example.com.org")], b"").await;
+        let reply =
+            site.client.send("GET", path, &[("x-tenant-id", "../etc"), ("host", "globex.example.com.org")], b"").await;
         assert_eq!(reply.status, 200, "{path} is free of the rule");
     }
     let token = site.client.send("POST", "/auth/token", &[("x-api-key", &acme)], b"").await.json();
@@ -250,15 +267,29 @@ async fn credential_header_and_host_must_agree_about_the_tenant() {
 async fn with_a_base_domain_every_subdomain_is_a_tenant() {
     let site = start(Setup { api: "base_domain: example.com", ..Setup::default() }).await.ready().await;
     let key = site.key.clone();
-    for (host, status) in [("default.example.com", 200), ("nobody.example.com", 403), ("a_.b.example.com", 400), ("www.example.com", 200), ("other.org", 200)] {
+    for (host, status) in [
+        ("default.example.com", 200),
+        ("nobody.example.com", 403),
+        ("a_.b.example.com", 400),
+        ("www.example.com", 200),
+        ("other.org", 200),
+    ] {
         assert_eq!(with(&site, &[("host", host), ("x-api-key", &key)]).await.status, status, "{host}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_development_keys_can_be_off_and_then_anything_may_be_sent() {
-    let site = start(Setup { phase: Some("development"), security: "api_keys_enabled: false", ..Setup::default() }).await.ready().await;
-    for headers in [vec![], vec![("authorization", "Bearer none")], vec![("authorization", "Basic dTpw")], vec![("x-tenant-id", "acme")]] {
+    let site = start(Setup { phase: Some("development"), security: "api_keys_enabled: false", ..Setup::default() })
+        .await
+        .ready()
+        .await;
+    for headers in [
+        vec![],
+        vec![("authorization", "Bearer none")],
+        vec![("authorization", "Basic dTpw")],
+        vec![("x-tenant-id", "acme")],
+    ] {
         assert_eq!(with(&site, &headers).await.status, 200, "{headers:?}");
     }
     let revoked = format!("tnlp_0123456789abcdef_{}", "0".repeat(64));
@@ -290,7 +321,11 @@ async fn usage_is_written_down_without_any_text() {
     super::support::until("all three are written", async || store.usage_of(&public, 0).await.unwrap().0 == 3).await;
     assert_eq!(store.usage_of(&public, 0).await.unwrap().1, 2 * (secret.len() as u64 + 5));
     site.drain().await;
-    for file in std::fs::read_dir(site.folder.path()).unwrap().flatten().filter(|file| file.file_name().to_string_lossy().contains("textnlp.db")) {
+    for file in std::fs::read_dir(site.folder.path())
+        .unwrap()
+        .flatten()
+        .filter(|file| file.file_name().to_string_lossy().contains("textnlp.db"))
+    {
         let bytes = std::fs::read(file.path()).unwrap();
         assert!(!bytes.windows(secret.len()).any(|part| part == secret.as_bytes()), "{:?} holds a prompt", file.path());
         let key = &site.key[22..];
@@ -306,7 +341,10 @@ async fn two_replicas_share_keys_rates_and_tokens() {
     std::fs::write(&pem, textnlp_server::auth::jwt::generate_pem().unwrap()).unwrap();
     let mut config = site.config.clone();
     config.security.jwt_private_key_file = Some(pem);
-    let (a, b) = (textnlp_server::Server::start(config.clone()).await.unwrap(), textnlp_server::Server::start(config).await.unwrap());
+    let (a, b) = (
+        textnlp_server::Server::start(config.clone()).await.unwrap(),
+        textnlp_server::Server::start(config).await.unwrap(),
+    );
     let (one, two) = (Client::new(a.address()), Client::new(b.address()));
     let key = [("x-api-key", site.key.as_str())];
     let token = one.send("POST", "/auth/token", &key, b"").await.json()["token"].as_str().unwrap().to_owned();

@@ -30,7 +30,10 @@ async fn the_work_of_a_client_that_leaves_is_stopped_streaming_or_not_and_what_i
     warm(&site).await;
     let issue = json!({ "api_key": site.key, "token_limit": 4200 });
     for path in ["/v1/generate", "/v1/stream", "/v1/completions"] {
-        let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+        let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let mut body = long();
         if path == "/v1/completions" {
             body.as_object_mut().unwrap().remove("ignore_end");
@@ -53,7 +56,10 @@ async fn the_work_of_a_client_that_leaves_is_stopped_streaming_or_not_and_what_i
         let spent = site.metric("textnlp_tokens_generated_total{model=\"slow\"").await;
         assert!(spent > 5.0, "{path}: what was generated counts: {spent}");
     }
-    until("the left requests are counted", async || site.metric("textnlp_errors_total{type=\"client_left\"}").await == 3.0).await;
+    until("the left requests are counted", async || {
+        site.metric("textnlp_errors_total{type=\"client_left\"}").await == 3.0
+    })
+    .await;
     assert_eq!(site.metric("http_requests_in_flight").await, 0.0);
 }
 
@@ -68,7 +74,10 @@ async fn a_client_that_leaves_while_its_request_waits_gives_its_place_back() {
         crowd.push(send_only(&site, "/v1/generate", &long()).await);
     }
     drop(crowd);
-    until("nobody waits", async || site.metric("textnlp_queue_length").await + site.metric("textnlp_running_requests").await == 0.0).await;
+    until("nobody waits", async || {
+        site.metric("textnlp_queue_length").await + site.metric("textnlp_running_requests").await == 0.0
+    })
+    .await;
     warm(&site).await;
 }
 
@@ -131,7 +140,8 @@ async fn a_crowd_is_served_and_probes_answer_meanwhile() {
     for (n, reply) in crowd.iter().enumerate() {
         assert_eq!((reply.status, &reply.json()["usage"]["completion_tokens"]), (200, &json!(24)), "{n}");
     }
-    let ids: std::collections::HashSet<_> = crowd.iter().map(|reply| reply.header("x-request-id").unwrap().to_owned()).collect();
+    let ids: std::collections::HashSet<_> =
+        crowd.iter().map(|reply| reply.header("x-request-id").unwrap().to_owned()).collect();
     assert_eq!(ids.len(), 60);
 }
 

@@ -74,7 +74,6 @@ fn every_mistake_is_named_with_its_place_and_what_was_meant() {
     check("preload: [textnlp-tiny]", "preload: [textnlp-tinny]", &["models.preload", "did you mean `textnlp-tiny`"]);
     check("default: textnlp-tiny", "default: gpt2", &["models.default", "`gpt2`"]);
     check("q8_0", "q9", &["serve[0].quantize", "f32, f16, q8_0"]);
-    check("name: textnlp-tiny, ", "name: \"a b\", ", &["serve[0].name"]);
     check("unix:/tmp/s.sock", "nowhere", &["api.listen", "unix:/path"]);
     check("docs: true", "docs: yes please", &["api.docs", "`true` or `false`"]);
     check("cors_origins: []", "cors_origins: [\"example.com\"]", &["cors_origins", "https://app.example.com"]);
@@ -89,6 +88,14 @@ fn every_mistake_is_named_with_its_place_and_what_was_meant() {
     check("sqlite:///var/lib/textnlp.db", "redis://h", &["database.url", "Redis"]);
     check("sqlite:///var/lib/textnlp.db", "mysql://h", &["database.url", "no database address"]);
     check("sqlite:///var/lib/textnlp.db", "sqlite::memory:", &["names no file"]);
+}
+
+#[test]
+fn a_name_that_is_no_model_name_is_refused_and_so_is_one_that_stands_twice() {
+    let odd = problems(&GOOD.replace("name: textnlp-tiny, ", "name: \"a b\", "));
+    assert!(odd.iter().any(|p| p.contains("serve[0].name") && p.contains("no model name")), "{odd:#?}");
+    let twice = problems(&GOOD.replace("context: 1024 }", "context: 1024 }, { name: textnlp-tiny, path: other }"));
+    assert!(twice.len() == 1 && twice[0].contains("served already"), "{twice:#?}");
 }
 
 #[test]

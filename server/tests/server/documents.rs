@@ -10,7 +10,10 @@ use super::support::{Setup, start};
 async fn the_document_describes_every_route_and_no_other() {
     let site = start(Setup::default()).await.ready().await;
     let document = site.client.send("GET", "/openapi.json", &[], b"").await.json();
-    assert_eq!((&document["openapi"], &document["info"]["version"]), (&json!("3.1.0"), &json!(env!("CARGO_PKG_VERSION"))));
+    assert_eq!(
+        (&document["openapi"], &document["info"]["version"]),
+        (&json!("3.1.0"), &json!(env!("CARGO_PKG_VERSION")))
+    );
     // The routes as the source has them: the router itself cannot be listed.
     let source = include_str!("../../src/endpoints/mod.rs");
     let routes: BTreeSet<(String, String)> = source
@@ -26,7 +29,9 @@ async fn the_document_describes_every_route_and_no_other() {
         .as_object()
         .unwrap()
         .iter()
-        .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone())))
+        .flat_map(|(path, methods)| {
+            methods.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone()))
+        })
         .collect();
     assert_eq!(described, routes);
     assert!(routes.len() > 12);

@@ -12,7 +12,10 @@ use super::support::{Client, Setup, Shape, config, path, start, start_in, until,
 async fn health_says_where_and_how_old_it_is() {
     let site = start(Setup::default()).await.ready().await;
     let body = site.client.send("GET", "/health", &[], b"").await.json();
-    assert_eq!((&body["status"], &body["region"], &body["environment"]), (&json!("ok"), &json!("nowhere"), &json!("test")));
+    assert_eq!(
+        (&body["status"], &body["region"], &body["environment"]),
+        (&json!("ok"), &json!("nowhere"), &json!("test"))
+    );
     assert_eq!(body["version"], env!("CARGO_PKG_VERSION"));
     assert!(body["uptime_seconds"].is_u64() && body["memory_bytes"].as_u64().unwrap() > 1_000_000);
 }
@@ -39,7 +42,10 @@ async fn a_port_in_use_is_said_so() {
     let mut config = site.config.clone();
     config.api.listen = site.server.as_ref().unwrap().address().clone();
     let error = Server::start(config).await.err().unwrap();
-    assert!(matches!(&error, StartError::Listen { address: Address::Tcp(_), source } if source.kind() == std::io::ErrorKind::AddrInUse), "{error}");
+    assert!(
+        matches!(&error, StartError::Listen { address: Address::Tcp(_), source } if source.kind() == std::io::ErrorKind::AddrInUse),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,7 +54,10 @@ async fn a_drain_lets_running_answers_finish_and_takes_no_new_ones() {
     site.post("/v1/generate", json!({ "model": "slow", "prompt": "x", "max_tokens": 1 })).await;
     let body = json!({ "model": "slow", "prompt": "x", "max_tokens": 200, "ignore_end": true }).to_string();
     let mut stream = site.client.connect().await;
-    stream.write_all(Client::head("POST", "/v1/stream", &[("x-api-key", &site.key)], body.len()).as_bytes()).await.unwrap();
+    stream
+        .write_all(Client::head("POST", "/v1/stream", &[("x-api-key", &site.key)], body.len()).as_bytes())
+        .await
+        .unwrap();
     stream.write_all(body.as_bytes()).await.unwrap();
     until("it runs", async || site.metric("textnlp_running_requests").await == 1.0).await;
     let server = site.server.take().unwrap();
@@ -67,7 +76,10 @@ async fn a_drain_ends_in_its_time_although_an_answer_does_not() {
     site.post("/v1/generate", json!({ "model": "slow", "prompt": "x", "max_tokens": 1 })).await;
     let body = json!({ "model": "slow", "prompt": "x", "max_tokens": 4096, "ignore_end": true }).to_string();
     let mut stream = site.client.connect().await;
-    stream.write_all(Client::head("POST", "/v1/generate", &[("x-api-key", &site.key)], body.len()).as_bytes()).await.unwrap();
+    stream
+        .write_all(Client::head("POST", "/v1/generate", &[("x-api-key", &site.key)], body.len()).as_bytes())
+        .await
+        .unwrap();
     stream.write_all(body.as_bytes()).await.unwrap();
     until("it runs", async || site.metric("textnlp_running_requests").await == 1.0).await;
     assert!(!site.drain().await, "it was cut off, and that is said");
@@ -77,7 +89,10 @@ async fn a_drain_ends_in_its_time_although_an_answer_does_not() {
 async fn readiness_tells_loading_from_failing_and_failing_from_mended() {
     let models = "preload: [later]\n    serve: [ { name: later, path: later } ]";
     let site = start(Setup { models: Some(models), ..Setup::default() }).await;
-    until("the load has failed", async || site.client.send("GET", "/ready", &[], b"").await.json()["status"] == "failing").await;
+    until("the load has failed", async || {
+        site.client.send("GET", "/ready", &[], b"").await.json()["status"] == "failing"
+    })
+    .await;
     let reply = site.client.send("GET", "/ready", &[], b"").await;
     assert_eq!(reply.status, 503);
     assert!(reply.json()["reason"].as_str().unwrap().contains("later"), "{}", reply.text());
@@ -91,7 +106,8 @@ async fn readiness_tells_loading_from_failing_and_failing_from_mended() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_that_fails_again_and_again_is_left_alone() {
-    let models = "preload: []\n    default: tiny\n    serve: [ { name: tiny, path: tiny }, { name: gone, path: gone } ]";
+    let models =
+        "preload: []\n    default: tiny\n    serve: [ { name: tiny, path: tiny }, { name: gone, path: gone } ]";
     let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
     let ask = json!({ "model": "gone", "prompt": "x" });
     for _ in 0..5 {
@@ -129,7 +145,11 @@ async fn files_that_lie_are_refused_and_a_model_of_no_numbers_fails_alone() {
         let reply = site.post("/v1/generate", json!({ "model": name, "prompt": "x", "max_tokens": 3 })).await;
         assert!(reply.status == 503 || reply.status == 500, "{name}: {} {}", reply.status, reply.text());
         assert!(matches!(reply.error().0.as_str(), "model_unavailable" | "model_failed"), "{name}: {}", reply.text());
-        assert_eq!(site.post("/v1/generate", json!({ "prompt": "x", "max_tokens": 3 })).await.status, 200, "after {name}");
+        assert_eq!(
+            site.post("/v1/generate", json!({ "prompt": "x", "max_tokens": 3 })).await.status,
+            200,
+            "after {name}"
+        );
     }
 }
 
@@ -138,7 +158,10 @@ async fn a_locked_database_stops_no_generation_and_what_must_be_counted_is_refus
     use sqlx::Connection as _;
     let site = start(Setup { security: "rate_limit: 1000/hour", ..Setup::default() }).await.ready().await;
     let issue = json!({ "api_key": site.key });
-    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"].as_str().unwrap().to_owned();
+    let token = site.client.send("POST", "/auth/token", &[], issue.to_string().as_bytes()).await.json()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", site.config.database.file)).await.unwrap();
     sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
     let ask = json!({ "prompt": "x", "max_tokens": 3 });
@@ -177,7 +200,11 @@ async fn metrics_have_the_names_that_dashboards_ask_for() {
     ] {
         assert!(text.contains(name), "{name} is missing in {text}");
     }
-    assert_eq!(site.metrics.send("GET", "/v1/models", &[], b"").await.status, 404, "the listener of metrics has nothing else");
+    assert_eq!(
+        site.metrics.send("GET", "/v1/models", &[], b"").await.status,
+        404,
+        "the listener of metrics has nothing else"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,5 +217,8 @@ async fn a_database_of_a_later_server_is_refused() {
     let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", config.database.file)).await.unwrap();
     sqlx::raw_sql("INSERT INTO schema_version VALUES (99, 'later', '', 0)").execute(&mut other).await.unwrap();
     let error = Server::start(config).await.err().unwrap();
-    assert!(matches!(&error, StartError::Database { source, .. } if source.to_string().contains("newer server")), "{error}");
+    assert!(
+        matches!(&error, StartError::Database { source, .. } if source.to_string().contains("newer server")),
+        "{error}"
+    );
 }

@@ -5,6 +5,7 @@ mod support;
 
 mod access;
 mod answers;
+mod bundled;
 mod clients;
 mod configuration;
 mod documents;

@@ -15,13 +15,18 @@ fn python() -> Option<String> {
 async fn the_official_client_works_against_this_server() {
     let Ok(Some(python)) = tokio::task::spawn_blocking(python).await else {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "in CI the official client must be there");
-        eprintln!("\n*** SKIPPED: the official openai client could not be set up (python3, venv and its packages are needed) ***\n");
+        eprintln!(
+            "\n*** SKIPPED: the official openai client could not be set up (python3, venv and its packages are needed) ***\n"
+        );
         return;
     };
     let site = start(Setup::default()).await.ready().await;
     let base = format!("http://{}/v1", address(site.server.as_ref().unwrap().address()));
     let mut command = Command::new(python);
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openai_contract.py")).arg(base).env("OPENAI_API_KEY", &site.key);
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openai_contract.py"))
+        .arg(base)
+        .env("OPENAI_API_KEY", &site.key);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{told}");

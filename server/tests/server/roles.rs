@@ -36,8 +36,13 @@ impl Files {
     }
 
     fn run(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child =
-            self.command(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     }
@@ -69,7 +74,9 @@ fn migrate_says_from_where_to_where() {
 #[test]
 fn keys_are_made_listed_put_rotated_and_revoked_by_json() {
     let files = Files::new();
-    let (code, made) = files.keys(json!({ "do": "create", "name": "ci", "tenant": "acme", "rate_limit": "5/minute", "scopes": ["generate"] }));
+    let (code, made) = files.keys(
+        json!({ "do": "create", "name": "ci", "tenant": "acme", "rate_limit": "5/minute", "scopes": ["generate"] }),
+    );
     assert_eq!(code, Some(0));
     let key = made["key"].as_str().unwrap();
     let id = made["public_id"].as_str().unwrap();
@@ -83,7 +90,10 @@ fn keys_are_made_listed_put_rotated_and_revoked_by_json() {
     let rotated = files.keys(json!({ "do": "rotate", "public_id": id })).1;
     assert!(rotated["key"] != made["key"] && rotated["tenant"] == "acme" && rotated["public_id"] == id);
     assert_eq!(files.keys(json!({ "do": "revoke", "public_id": id })).1["revoked"], true);
-    assert_eq!(files.keys(json!({ "do": "revoke", "public_id": id })).1, json!({ "public_id": id, "found": true, "revoked": false }));
+    assert_eq!(
+        files.keys(json!({ "do": "revoke", "public_id": id })).1,
+        json!({ "public_id": id, "found": true, "revoked": false })
+    );
     assert_eq!(files.keys(json!({ "do": "revoke", "public_id": "nobody" })).1["found"], false);
     for (command, says) in [
         (json!({ "do": "crate" }), "did you mean `create`"),
@@ -108,12 +118,20 @@ fn keys_are_made_listed_put_rotated_and_revoked_by_json() {
 fn a_broken_configuration_is_a_matter_of_usage_and_all_of_it_is_shown() {
     let files = Files::new();
     let file = path(&files.folder, "server.yaml");
-    let text = std::fs::read_to_string(&file).unwrap().replace("drain_seconds", "drain_second").replace("phase: staging", "phase: stage");
+    let text = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace("drain_seconds", "drain_second")
+        .replace("phase: staging", "phase: stagin");
     std::fs::write(&file, text).unwrap();
     let output = files.run(&[], "");
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert!(error.contains("2 problems") && error.contains("did you mean `drain_seconds`") && error.contains("did you mean `staging`"), "{error}");
+    assert!(
+        error.contains("2 problems")
+            && error.contains("did you mean `drain_seconds`")
+            && error.contains("did you mean `staging`"),
+        "{error}"
+    );
     std::fs::remove_file(&file).unwrap();
     let output = files.run(&[], "");
     assert!(output.status.code() == Some(2) && String::from_utf8(output.stderr).unwrap().contains("No such file"));
@@ -126,7 +144,10 @@ async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero()
     let mut child = files.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let socket = path(&files.folder, "s.sock");
     let client = Client::new(&Address::Unix(socket.clone()));
-    until("it is ready", async || client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200).await;
+    until("it is ready", async || {
+        client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200
+    })
+    .await;
     let ask = json!({ "prompt": "nobody logs this", "max_tokens": 3, "ignore_end": true }).to_string();
     let headers = [("x-api-key", key.as_str()), ("x-request-id", "traced-1")];
     assert_eq!(client.send("POST", "/v1/generate", &headers, ask.as_bytes()).await.status, 200);
@@ -153,11 +174,17 @@ async fn a_second_signal_leaves_at_once() {
     let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();
     let mut child = files.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let client = Client::new(&Address::Unix(path(&files.folder, "s.sock")));
-    until("it is ready", async || client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200).await;
+    until("it is ready", async || {
+        client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200
+    })
+    .await;
     let body = json!({ "prompt": "x", "max_tokens": 4096, "ignore_end": true }).to_string();
     let mut stream = client.connect().await;
     use tokio::io::AsyncWriteExt as _;
-    stream.write_all(Client::head("POST", "/v1/generate", &[("x-api-key", &key)], body.len()).as_bytes()).await.unwrap();
+    stream
+        .write_all(Client::head("POST", "/v1/generate", &[("x-api-key", &key)], body.len()).as_bytes())
+        .await
+        .unwrap();
     stream.write_all(body.as_bytes()).await.unwrap();
     until("it runs", async || client.send("GET", "/health", &[], b"").await.json()["running"] == 1).await;
     let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();

@@ -7,36 +7,36 @@ use textnlp_server::config::Address;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 #[derive(Clone)]
-pub struct Client {
+pub(crate) struct Client {
     address: Address,
 }
 
 #[derive(Debug, Clone)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.clone()).unwrap()
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
     /// The data of a stream's events, with their names.
-    pub fn events(&self) -> Vec<(String, String)> {
+    pub(crate) fn events(&self) -> Vec<(String, String)> {
         let text = self.text();
         let events = text.split("\n\n").filter(|event| !event.is_empty() && !event.starts_with(':'));
         events
@@ -49,7 +49,7 @@ impl Reply {
     }
 
     /// The error's code, field and hint, checked to be in the shape that all errors have.
-    pub fn error(&self) -> (String, Option<String>, Option<String>) {
+    pub(crate) fn error(&self) -> (String, Option<String>, Option<String>) {
         let body = self.json();
         let error = &body["error"];
         assert!(error["message"].is_string() && error["type"].is_string(), "{body}");
@@ -59,25 +59,25 @@ impl Reply {
 }
 
 impl Client {
-    pub fn new(address: &Address) -> Self {
+    pub(crate) fn new(address: &Address) -> Self {
         Self { address: address.clone() }
     }
 
-    pub async fn connect(&self) -> Box<dyn Stream> {
+    pub(crate) async fn connect(&self) -> Box<dyn Stream> {
         match &self.address {
             Address::Tcp(address) => Box::new(TcpStream::connect(address).await.unwrap()),
             Address::Unix(path) => Box::new(UnixStream::connect(path).await.unwrap()),
         }
     }
 
-    pub async fn try_connect(&self) -> Option<Box<dyn Stream>> {
+    pub(crate) async fn try_connect(&self) -> Option<Box<dyn Stream>> {
         match &self.address {
             Address::Tcp(address) => TcpStream::connect(address).await.ok().map(|s| Box::new(s) as Box<dyn Stream>),
             Address::Unix(path) => UnixStream::connect(path).await.ok().map(|s| Box::new(s) as Box<dyn Stream>),
         }
     }
 
-    pub fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -> String {
+    pub(crate) fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -> String {
         let mut head = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             head.push_str("host: localhost\r\n");
@@ -91,7 +91,7 @@ impl Client {
         head + &format!("content-length: {length}\r\nconnection: close\r\n\r\n")
     }
 
-    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    pub(crate) async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
         let mut stream = self.connect().await;
         stream.write_all(Self::head(method, path, headers, body.len()).as_bytes()).await.unwrap();
         // A server that refuses may close before it has read everything.
@@ -101,7 +101,7 @@ impl Client {
 }
 
 /// Reads one whole answer.
-pub async fn read_reply(stream: &mut (dyn Stream + 'static)) -> Reply {
+pub(crate) async fn read_reply(stream: &mut (dyn Stream + 'static)) -> Reply {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut bytes))
         .await

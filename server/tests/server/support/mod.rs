@@ -1,8 +1,8 @@
 //! A whole server in this process, a tiny random model for it, and a client that sends exactly what it is told to.
 #![allow(dead_code, clippy::unwrap_used)]
 
-pub mod client;
-pub mod model;
+pub(crate) mod client;
+pub(crate) mod model;
 
 use std::time::{Duration, Instant};
 
@@ -11,38 +11,38 @@ use serde_json::{Value, json};
 use textnlp_server::config::{Address, Config};
 use textnlp_server::{Server, keys};
 
-pub use client::{Client, Reply};
-pub use model::{Shape, write_model};
+pub(crate) use client::{Client, Reply};
+pub(crate) use model::{Shape, write_model};
 
 /// A server under test, its folder, and a key that may do everything.
-pub struct Site {
-    pub folder: tempfile::TempDir,
-    pub config: Config,
-    pub server: Option<Server>,
-    pub client: Client,
-    pub metrics: Client,
-    pub key: String,
+pub(crate) struct Site {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) config: Config,
+    pub(crate) server: Option<Server>,
+    pub(crate) client: Client,
+    pub(crate) metrics: Client,
+    pub(crate) key: String,
 }
 
 /// What differs from the usual test server.
 #[derive(Default)]
-pub struct Setup<'a> {
+pub(crate) struct Setup<'a> {
     /// Lines under `api`.
-    pub api: &'a str,
+    pub(crate) api: &'a str,
     /// Lines under `security`.
-    pub security: &'a str,
+    pub(crate) security: &'a str,
     /// Lines under `models`, instead of the tiny model.
-    pub models: Option<&'a str>,
-    pub phase: Option<&'a str>,
-    pub unix: bool,
+    pub(crate) models: Option<&'a str>,
+    pub(crate) phase: Option<&'a str>,
+    pub(crate) unix: bool,
 }
 
-pub fn path(folder: &tempfile::TempDir, name: &str) -> Utf8PathBuf {
+pub(crate) fn path(folder: &tempfile::TempDir, name: &str) -> Utf8PathBuf {
     Utf8PathBuf::from_path_buf(folder.path().join(name)).unwrap()
 }
 
 /// The configuration of a test server whose models are in the folder: `tiny` (chats), `plain` (no template), `slow`.
-pub fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
+pub(crate) fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
     let listen = if setup.unix { format!("unix:{}", path(folder, "s.sock")) } else { "127.0.0.1:0".into() };
     let models = setup.models.map_or_else(
         || "default: tiny\n    preload: [tiny]\n    serve: [ { name: tiny, path: tiny }, { name: plain, path: plain, quantize: q8_0 }, { name: slow, path: slow } ]".to_owned(),
@@ -64,7 +64,7 @@ fn indent(lines: &str) -> String {
     lines.lines().map(|line| format!("    {}\n", line.trim())).collect()
 }
 
-pub async fn start(setup: Setup<'_>) -> Site {
+pub(crate) async fn start(setup: Setup<'_>) -> Site {
     let folder = tempfile::tempdir().unwrap();
     write_model(&path(&folder, "tiny"), Shape { chat: true, ..Shape::default() });
     write_model(&path(&folder, "plain"), Shape { seed: 2, ..Shape::default() });
@@ -73,7 +73,7 @@ pub async fn start(setup: Setup<'_>) -> Site {
     start_in(folder, config).await
 }
 
-pub async fn start_in(folder: tempfile::TempDir, config: Config) -> Site {
+pub(crate) async fn start_in(folder: tempfile::TempDir, config: Config) -> Site {
     let key = make_key(&config, json!({ "do": "create", "name": "test" })).await;
     let server = Server::start(config.clone()).await.unwrap();
     let client = Client::new(server.address());
@@ -81,39 +81,39 @@ pub async fn start_in(folder: tempfile::TempDir, config: Config) -> Site {
     Site { folder, config, server: Some(server), client, metrics, key }
 }
 
-pub async fn make_key(config: &Config, command: Value) -> String {
+pub(crate) async fn make_key(config: &Config, command: Value) -> String {
     let made = keys(config, &command.to_string()).await.unwrap();
     made["key"].as_str().unwrap().to_owned()
 }
 
 impl Site {
     /// Sends JSON with the key.
-    pub async fn post(&self, path: &str, body: Value) -> Reply {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Reply {
         self.post_as(&self.key, path, body).await
     }
 
-    pub async fn post_as(&self, key: &str, path: &str, body: Value) -> Reply {
+    pub(crate) async fn post_as(&self, key: &str, path: &str, body: Value) -> Reply {
         self.client
             .send("POST", path, &[("authorization", &format!("Bearer {key}"))], body.to_string().as_bytes())
             .await
     }
 
-    pub async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.client.send("GET", path, &[("authorization", &format!("Bearer {}", self.key))], b"").await
     }
 
     /// Waits until the server is ready.
-    pub async fn ready(self) -> Self {
+    pub(crate) async fn ready(self) -> Self {
         until("the server is ready", async || self.client.send("GET", "/ready", &[], b"").await.status == 200).await;
         self
     }
 
-    pub async fn drain(&mut self) -> bool {
+    pub(crate) async fn drain(&mut self) -> bool {
         self.server.take().unwrap().drain().await
     }
 
     /// The sum of a metric's series whose text begins so.
-    pub async fn metric(&self, series: &str) -> f64 {
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
         let text = self.metrics.send("GET", "/metrics", &[], b"").await.text();
         text.lines()
             .filter(|line| line.starts_with(series))
@@ -123,7 +123,7 @@ impl Site {
 }
 
 /// Polls until something is so.
-pub async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !so().await {
         assert!(Instant::now() < deadline, "waited a minute, and it is not so that {what}");
@@ -131,6 +131,6 @@ pub async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     }
 }
 
-pub fn address(address: &Address) -> String {
+pub(crate) fn address(address: &Address) -> String {
     address.to_string()
 }

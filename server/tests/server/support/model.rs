@@ -6,14 +6,14 @@ use camino::Utf8Path;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
-pub struct Shape {
-    pub width: usize,
-    pub layers: usize,
-    pub context: usize,
-    pub seed: u64,
-    pub chat: bool,
+pub(crate) struct Shape {
+    pub(crate) width: usize,
+    pub(crate) layers: usize,
+    pub(crate) context: usize,
+    pub(crate) seed: u64,
+    pub(crate) chat: bool,
     /// Weights that are no numbers.
-    pub broken: bool,
+    pub(crate) broken: bool,
 }
 
 impl Default for Shape {
@@ -22,11 +22,11 @@ impl Default for Shape {
     }
 }
 
-pub const END: u32 = 256;
+pub(crate) const END: u32 = 256;
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-pub const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+pub(crate) const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-pub fn write_model(folder: &Utf8Path, shape: Shape) {
+pub(crate) fn write_model(folder: &Utf8Path, shape: Shape) {
     std::fs::create_dir_all(folder).unwrap();
     let write = |name: &str, value: Value| std::fs::write(folder.join(name), value.to_string()).unwrap();
     let vocab = 256 + SPECIAL.len();
