@@ -1,7 +1,7 @@
 //! `up`: the whole road. Provision, deliver, speak, and prove by the gate that it is healthy.
 
 use std::io::IsTerminal;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::apply::Outcome;
@@ -177,9 +177,24 @@ async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<
     Ok(())
 }
 
+/// Replicas and gateway are ready each by itself; the gateway looks at its replicas twice a second.
+async fn until_ready(client: &Client) -> Result<(), Failure> {
+    const PATIENCE: Duration = Duration::from_secs(15);
+    const LOOK: Duration = Duration::from_millis(100);
+    let began = Instant::now();
+    loop {
+        match client.get("/ready").await {
+            Ok(_) => return Ok(()),
+            Err(failure) if began.elapsed() > PATIENCE => return Err(failure),
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
 /// A text from the model, streamed to people.
 async fn first_text(deployment: &Deployment<'_>, prompt: &str, console: Console) -> Result<String, Failure> {
     let client = Client::new(running::target(&deployment.chosen.name, &deployment.chosen.folder).await?)?;
+    until_ready(&client).await?;
     let mut whole = String::new();
     console.stream(&format!("\n{prompt}"));
     let body = json!({ "prompt": prompt, "max_tokens": 120, "temperature": 0.6, "seed": 7 });
