@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_models::Source;
 use textnlp_orchestrator::environment::{FlagValue, Library, LoadError, Loaded, Overrides};
 use textnlp_provider::{EnvironmentName, Secret};
 
@@ -74,6 +75,15 @@ impl Session {
             console.say(problem.to_string());
         }
         let name = loaded.environment.environment.clone();
+        if let Some(asked) =
+            self.global.env.as_deref().filter(|asked| *asked != name.as_str() && self.global.file.is_none())
+        {
+            let file = loaded.files.first().map_or("its file", String::as_str);
+            let error = anyhow::anyhow!("{file} says `environment: {name}`, and `{asked}` was asked for");
+            return Err(Failure::usage("other_environment", error)
+                .hint(format!("write `environment: {asked}` there, or ask for --env {name}")));
+        }
+        known_models(&loaded)?;
         let folder = self.state_folder(&name)?;
         Ok(Chosen { loaded, name, folder })
     }
@@ -197,6 +207,21 @@ impl Session {
         target.ca_pem = ca_pem.or(target.ca_pem);
         Ok(target)
     }
+}
+
+/// Refuses sources that no model can come from, all of them at once, before anything is done.
+pub fn known_models(loaded: &Loaded) -> Result<(), Failure> {
+    let wrong: Vec<String> = loaded
+        .environment
+        .models
+        .iter()
+        .filter_map(|m| Some(format!("models.{}.source: {}", m.name, Source::check(m.source()).err()?)))
+        .collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("{}", wrong.join("\n")).context("the environment names models that there are not");
+    Err(Failure::usage("no_such_model", error).hint("textnlp-deploy model list"))
 }
 
 /// Errors of loading, for people and programs.

@@ -11,7 +11,7 @@ use textnlp_provider::EnvironmentName;
 use crate::args::{Env, Init};
 use crate::clouds;
 use crate::report::{Console, Exit, Failure, Success};
-use crate::session::{Session, invalid};
+use crate::session::{Session, invalid, known_models};
 
 /// `init [DIR]`.
 pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
@@ -106,6 +106,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
                 ),
             };
             let loaded = loaded.map_err(invalid)?;
+            known_models(&loaded)?;
             let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0);
             return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
         }
@@ -116,6 +117,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
     for name in &names {
         match session.library.load(name, &session.overrides(), &clouds::catalogue()) {
             Ok(loaded) => {
+                known_models(&loaded)?;
                 text.push_str(&verdict(name, &loaded.report.0));
                 rows.push(json!({ "name": name, "ok": true, "problems": loaded.report.0 }));
             }
