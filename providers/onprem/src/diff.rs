@@ -18,7 +18,9 @@ pub(crate) fn diff(wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<F
         (Noun::Model, "digest") => seen.outputs.get(field),
         _ => seen.spec.get(field).or_else(|| recorded.spec.get(field)),
     };
-    for (field, after) in wanted.spec.fields().filter(|(field, after)| !is_told_only(noun, field) && !is_any(noun, field, after)) {
+    for (field, after) in
+        wanted.spec.fields().filter(|(field, after)| !is_told_only(noun, field) && !is_any(noun, field, after))
+    {
         walk(field, applied(field), Some(after), &mut |path, before, after| {
             let effect = effect(noun, field);
             changes.push(FieldChange { field: path, before: before.cloned(), after: after.cloned(), effect });
@@ -26,7 +28,12 @@ pub(crate) fn diff(wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<F
     }
     for (field, before) in before_fields(&seen.spec, &recorded.spec) {
         if wanted.spec.get(field).is_none() && !is_told_only(noun, field) && !before.is_null() {
-            let change = FieldChange { field: field.clone(), before: Some(before.clone()), after: None, effect: effect(noun, field) };
+            let change = FieldChange {
+                field: field.clone(),
+                before: Some(before.clone()),
+                after: None,
+                effect: effect(noun, field),
+            };
             changes.push(change);
         }
     }
@@ -90,7 +97,9 @@ fn walk<'a>(
         (Some(before), Some(after)) if before == after => {}
         // An empty member and one that is not there say the same.
         (None, Some(Value::Null)) | (Some(Value::Null), None) | (None, None) => {}
-        (Some(Value::Object(old)), Some(Value::Object(new))) if !stands_for_something(new) && !stands_for_something(old) => {
+        (Some(Value::Object(old)), Some(Value::Object(new)))
+            if !stands_for_something(new) && !stands_for_something(old) =>
+        {
             for (name, value) in new {
                 walk(&format!("{path}.{name}"), old.get(name), Some(value), found);
             }
@@ -155,19 +164,29 @@ mod tests {
         };
         let got: Vec<(String, Effect)> =
             diff(&wanted, &recorded, &seen).into_iter().map(|change| (change.field, change.effect)).collect();
-        let expect: Vec<(String, Effect)> = expect.iter().map(|(field, effect)| ((*field).to_owned(), effect.clone())).collect();
+        let expect: Vec<(String, Effect)> =
+            expect.iter().map(|(field, effect)| ((*field).to_owned(), effect.clone())).collect();
         assert_eq!(got, expect);
     }
 
     #[test]
     fn equal_specs_differ_in_nothing() {
-        check(Noun::File, json!({"path": "a", "document": {"x": [1]}}), json!({"path": "a", "document": {"x": [1]}}), &[]);
+        check(
+            Noun::File,
+            json!({"path": "a", "document": {"x": [1]}}),
+            json!({"path": "a", "document": {"x": [1]}}),
+            &[],
+        );
     }
 
     #[test]
     fn the_smallest_field_is_named() {
-        let (before, after) = (json!({"document": {"a": {"b": 1, "c": 1, "d": 1}}}), json!({"document": {"a": {"b": 2, "c": 1, "e": 1}}}));
-        let expect = [("document.a.b", Effect::InPlace), ("document.a.e", Effect::InPlace), ("document.a.d", Effect::InPlace)];
+        let (before, after) = (
+            json!({"document": {"a": {"b": 1, "c": 1, "d": 1}}}),
+            json!({"document": {"a": {"b": 2, "c": 1, "e": 1}}}),
+        );
+        let expect =
+            [("document.a.b", Effect::InPlace), ("document.a.e", Effect::InPlace), ("document.a.d", Effect::InPlace)];
         check(Noun::File, after, before, &expect);
     }
 
@@ -186,6 +205,11 @@ mod tests {
 
     #[test]
     fn a_field_that_nobody_wants_any_more_is_a_change() {
-        check(Noun::File, json!({"path": "a"}), json!({"path": "a", "secret": {"$secret": "x", "version": "1"}}), &[("secret", Effect::InPlace)]);
+        check(
+            Noun::File,
+            json!({"path": "a"}),
+            json!({"path": "a", "secret": {"$secret": "x", "version": "1"}}),
+            &[("secret", Effect::InPlace)],
+        );
     }
 }

@@ -58,7 +58,9 @@ impl Jobs {
         });
         match tokio::time::timeout(WAIT, &mut job.task).await {
             Ok(Ok(ended)) => ended.map(Standing::Ended),
-            Ok(Err(error)) => Err(Error::new(Sort::Unavailable, "finish work on", op.resource.to_string()).because(error)),
+            Ok(Err(error)) => {
+                Err(Error::new(Sort::Unavailable, "finish work on", op.resource.to_string()).because(error))
+            }
             Err(_) => {
                 let says = job.saying.get();
                 self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(op.token.clone(), job);

@@ -5,8 +5,7 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::{CloudId, Error, ResourceId, Result, SiteName, Sort};
 
 /// The folders of a site, in the order in which they are made.
-pub(crate) const FOLDERS: [&str; 9] =
-    ["objects", "units", "run", "log", "data", "config", "models", "certs", "bin"];
+pub(crate) const FOLDERS: [&str; 9] = ["objects", "units", "run", "log", "data", "config", "models", "certs", "bin"];
 
 /// The longest path that a Unix socket may have, without the closing zero.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;

@@ -29,8 +29,14 @@ pub(crate) fn holder(path: &Utf8Path) -> io::Result<Option<u32>> {
 /// Takes the lock of a file for as long as this process lives and the file stays open. `WouldBlock` when another holds it.
 pub(crate) fn take(path: &Utf8Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(path)?;
     match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         // POSIX allows either for a lock that is held.

@@ -33,7 +33,9 @@ impl Options {
     pub fn new(state_folder: impl Into<Utf8PathBuf>, supervisor: impl Into<Utf8PathBuf>) -> Result<Self> {
         let state_folder = state_folder.into();
         if !state_folder.is_absolute() {
-            return Err(Error::new(Sort::Invalid, "use state folder", state_folder.as_str()).because("it is not absolute"));
+            return Err(
+                Error::new(Sort::Invalid, "use state folder", state_folder.as_str()).because("it is not absolute")
+            );
         }
         // A folder reached by another name is the same folder, and sockets and locks must agree on it.
         let state_folder = canonical(state_folder);

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use camino::Utf8Path;
 use serde_json::json;
 use textnlp_provider::{
-    CloudId, Component, Error, FieldChange, Handle, Health, Kind, KindName, Object, Observed, Operation, Ownership, Problem,
-    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Site, SiteName, Spec, Wanted, Why,
+    CloudId, Component, Error, FieldChange, Handle, Health, Kind, KindName, Object, Observed, Operation, Ownership,
+    Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Site, SiteName, Spec, Wanted, Why,
 };
 
 use crate::diff::{self, DRIFT};
@@ -48,7 +48,13 @@ impl OnPrem {
         SiteFolder::of(&self.options.state_folder, site)
     }
 
-    async fn observe_one(&self, asked: Asked<'_>, folder: &SiteFolder, supervisor: &Supervisor, scope: &Scope<'_>) -> Observed {
+    async fn observe_one(
+        &self,
+        asked: Asked<'_>,
+        folder: &SiteFolder,
+        supervisor: &Supervisor,
+        scope: &Scope<'_>,
+    ) -> Observed {
         let ownership = asked.wanted.map(|w| &w.ownership).or(asked.recorded.map(|r| &r.ownership));
         if let Some(Ownership::External(file)) = ownership {
             return verbs::look_at_existing_certificate(file);
@@ -67,7 +73,20 @@ impl OnPrem {
     }
 
     /// We wrote it down and its marker is gone: what is there is looked at as it was recorded, and the marker is missed.
-    async fn observe_unmarked(&self, recorded: &Recorded, folder: &SiteFolder, supervisor: &Supervisor, scope: &Scope<'_>) -> Observed {
+    async fn observe_unmarked(
+        &self,
+        recorded: &Recorded,
+        folder: &SiteFolder,
+        supervisor: &Supervisor,
+        scope: &Scope<'_>,
+    ) -> Observed {
+        match (Noun::of(&recorded.kind), supervisor) {
+            // A part is put again in the same words whether or not it is there.
+            (Some(Noun::Schema | Noun::ApiKey), _) => return Observed::Absent,
+            // A supervisor is a process: without marker and process there is nothing.
+            (Some(Noun::Supervisor), Supervisor::Stopped) => return Observed::Absent,
+            _ => {}
+        }
         let facts = recorded.outputs.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let mut marker = Marker {
             lineage: scope.lineage,
@@ -136,7 +155,8 @@ impl Provider for OnPrem {
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
         let folder = self.folder(scope.site);
-        let markers = Marker::all(&folder).map_err(|error| textnlp_provider::Error::io("read site", folder.root().as_str(), error))?;
+        let markers = Marker::all(&folder)
+            .map_err(|error| textnlp_provider::Error::io("read site", folder.root().as_str(), error))?;
         let supervisor = Supervisor::of(&folder).await;
         let mut asked: BTreeMap<&ResourceId, Asked<'_>> = BTreeMap::new();
         for wanted in scope.wanted.iter().filter(|wanted| wanted.site == *scope.site) {

@@ -77,7 +77,9 @@ impl FileSecretStore {
         let entries = self.entries(name)?;
         if let Some(there) = entries.iter().find(|entry| entry.version == *version) {
             let same = files::read_bounded(&there.path, VALUE_MAX).map_err(fails)? == value.expose();
-            let taken = || Error::new(Sort::Conflict, "store secret", name.to_string()).because("the version has another value");
+            let taken = || {
+                Error::new(Sort::Conflict, "store secret", name.to_string()).because("the version has another value")
+            };
             return if same { Ok(()) } else { Err(taken()) };
         }
         files::make_folder(&folder).map_err(fails)?;
@@ -216,7 +218,7 @@ mod tests {
         let versions: Vec<String> = store.versions(&name).await.unwrap().into_iter().map(|version| version.0).collect();
         assert_eq!(versions, ["9", "10", "../../x"]);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert_eq!(store.list("../").await.unwrap(), [name.clone()]);
+        assert_eq!(store.list("../").await.unwrap(), std::slice::from_ref(&name));
         store.delete(&name).await.unwrap();
         store.delete(&name).await.unwrap();
         assert_eq!(store.list("").await.unwrap(), []);

@@ -29,7 +29,13 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
 /// The table itself.
 pub(crate) static KINDS: [Kind; 12] = [
     kind("onprem.directory", "the folder of a site", Identity::Named, DataClass::None, SECOND.saturating_mul(30)),
-    kind("onprem.supervisor", "the process that keeps a site's programs running", Identity::Named, DataClass::None, MINUTE),
+    kind(
+        "onprem.supervisor",
+        "the process that keeps a site's programs running",
+        Identity::Named,
+        DataClass::None,
+        MINUTE,
+    ),
     kind("onprem.secret", "a generated secret", Identity::Named, DataClass::Precious, MINUTE),
     kind("onprem.authority", "a certificate authority of one's own", Identity::Named, DataClass::Precious, MINUTE),
     kind("onprem.certificate", "the certificate that clients see", Identity::Named, DataClass::Derived, MINUTE),
@@ -41,7 +47,13 @@ pub(crate) static KINDS: [Kind; 12] = [
     kind("onprem.api-key", "an API key in a database", Identity::Part, DataClass::Derived, MINUTE),
     Kind {
         one_by_one: true,
-        ..kind("onprem.process", "a program that is kept running", Identity::Named, DataClass::None, MINUTE.saturating_mul(20))
+        ..kind(
+            "onprem.process",
+            "a program that is kept running",
+            Identity::Named,
+            DataClass::None,
+            MINUTE.saturating_mul(20),
+        )
     },
 ];
 

@@ -118,7 +118,8 @@ pub(crate) fn look(pem: &[u8], authority: Option<&[u8]>, key: Option<&Secret>) -
     let key_matches = key.map(|key| {
         key_pair(key).is_ok_and(|pair| *pair.public_key_raw() == *certificate.public_key().subject_public_key.data)
     });
-    let time = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).map_err(|_| TrustError::Time);
+    let time =
+        |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp()).map_err(|_| TrustError::Time);
     Ok(Seen {
         sha256: hex::encode(Sha256::digest(&der)),
         not_before: time(certificate.validity().not_before)?,
@@ -133,7 +134,9 @@ pub(crate) fn look(pem: &[u8], authority: Option<&[u8]>, key: Option<&Secret>) -
 pub(crate) fn sorted_names(names: &[String]) -> Vec<String> {
     let mut sorted: Vec<String> = names
         .iter()
-        .map(|name| name.parse::<std::net::IpAddr>().map_or_else(|_| name.to_lowercase(), |address| address.to_string()))
+        .map(|name| {
+            name.parse::<std::net::IpAddr>().map_or_else(|_| name.to_lowercase(), |address| address.to_string())
+        })
         .collect();
     sorted.sort();
     sorted.dedup();

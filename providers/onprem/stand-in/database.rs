@@ -13,7 +13,9 @@ fn path(config: &Value) -> String {
 
 fn load(config: &Value) -> Value {
     let bytes = std::fs::read(path(config)).unwrap();
-    bytes.strip_prefix(HEADER).map_or_else(|| json!({ "version": 0, "keys": {} }), |rest| serde_json::from_slice(rest).unwrap())
+    bytes
+        .strip_prefix(HEADER)
+        .map_or_else(|| json!({ "version": 0, "keys": {} }), |rest| serde_json::from_slice(rest).unwrap())
 }
 
 fn store(config: &Value, database: &Value) {

@@ -18,7 +18,8 @@ struct Arguments {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let value = |flag: &str| arguments.iter().position(|argument| argument == flag).map(|place| arguments[place + 1].clone());
+    let value =
+        |flag: &str| arguments.iter().position(|argument| argument == flag).map(|place| arguments[place + 1].clone());
     match arguments.get(1).map(String::as_str) {
         Some("supervise") => {
             let folder = value("--folder").unwrap();

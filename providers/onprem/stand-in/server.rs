@@ -16,7 +16,8 @@ pub(crate) async fn serve(config: &Value) {
     }
     let socket = config["api"]["listen"].as_str().unwrap().strip_prefix("unix:").unwrap();
     let wait = Duration::from_millis(behaviour["answer_after_ms"].as_u64().unwrap_or(0));
-    let ready_at = tokio::time::Instant::now() + Duration::from_millis(behaviour["ready_after_ms"].as_u64().unwrap_or(0));
+    let ready_at =
+        tokio::time::Instant::now() + Duration::from_millis(behaviour["ready_after_ms"].as_u64().unwrap_or(0));
     let mut terminate = signal(SignalKind::terminate()).unwrap();
     let listener = UnixListener::bind(socket).unwrap();
     let colour = behaviour["colour"].as_str().unwrap_or("none").to_owned();

@@ -85,9 +85,11 @@ async fn a_supervisor_and_its_programs_need_no_home() {
     let first = machine.status().await.pid;
     kill(first, Signal::KILL);
     kill(machine_pid(&machine, "server-0"), Signal::KILL);
-    machine.wait_until("no supervisor", async |m| {
-        textnlp_onprem::supervise::status(&m.folder()).await.is_ok_and(|status| status.is_none())
-    }).await;
+    machine
+        .wait_until("no supervisor", async |m| {
+            textnlp_onprem::supervise::status(&m.folder()).await.is_ok_and(|status| status.is_none())
+        })
+        .await;
     let mut bare = Command::new(stand_in())
         .args(["supervise", "--folder", machine.folder().as_str()])
         .env_clear()
@@ -196,7 +198,8 @@ async fn what_somebody_put_into_the_site_stays() {
     std::fs::write(&notes, "mine").unwrap();
     machine.down().await;
     assert_eq!(std::fs::read_to_string(&notes).unwrap(), "mine");
-    let left: Vec<String> = machine.folder().read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned()).collect();
+    let left: Vec<String> =
+        machine.folder().read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned()).collect();
     assert_eq!(left, ["data"]);
 }
 

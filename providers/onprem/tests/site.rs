@@ -30,20 +30,33 @@ async fn a_site_comes_up_answers_and_goes_without_a_trace() {
     let mut machine = Machine::new(2);
     let steps = machine.up().await;
     assert!(steps.iter().all(|step| step.starts_with("create ")), "{steps:#?}");
-    for made in ["here/network", "here/cluster", "here/server/replica-1", "here/gateway/process", "here/server/api-key"] {
+    for made in ["here/network", "here/cluster", "here/server/replica-1", "here/gateway/process", "here/server/api-key"]
+    {
         assert!(steps.contains(&format!("create {made}")), "{made} in {steps:#?}");
     }
     assert!(get(&mut machine, "/x").unwrap().contains("200 OK"));
     assert_eq!(machine.up().await, [] as [String; 0], "a second up plans nothing");
-    let children: Vec<u32> = vec![machine.pid_of("server-0").await, machine.pid_of("gateway").await, machine.status().await.pid];
+    let children: Vec<u32> =
+        vec![machine.pid_of("server-0").await, machine.pid_of("gateway").await, machine.status().await.pid];
     machine.down().await;
-    assert!(!machine.state.join("sites").exists(), "{:?}", std::fs::read_dir(machine.state.join("sites")).map(|d| d.count()));
+    assert!(
+        !machine.state.join("sites").exists(),
+        "{:?}",
+        std::fs::read_dir(machine.state.join("sites")).map(|d| d.count())
+    );
     for pid in children {
         let gone = rustix::process::test_kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap());
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         assert!(gone.is_err() || stat.contains(") Z "), "{pid} lives: {stat}");
     }
-    assert_eq!(std::fs::read_dir(machine.state.join("secrets")).unwrap().flatten().filter(|e| !e.file_name().to_string_lossy().starts_with('.')).count(), 0);
+    assert_eq!(
+        std::fs::read_dir(machine.state.join("secrets"))
+            .unwrap()
+            .flatten()
+            .filter(|e| !e.file_name().to_string_lossy().starts_with('.'))
+            .count(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -59,7 +72,11 @@ async fn what_is_broken_is_seen_and_mended() {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(folder.join("certs/server-jwt-key.pem"), std::fs::Permissions::from_mode(0o644)).unwrap();
     std::fs::remove_file(folder.join("objects/database.json")).unwrap();
-    std::fs::write(folder.join("models").read_dir_utf8().unwrap().next().unwrap().unwrap().path().join("config.json"), "{}").unwrap();
+    std::fs::write(
+        folder.join("models").read_dir_utf8().unwrap().next().unwrap().unwrap().path().join("config.json"),
+        "{}",
+    )
+    .unwrap();
     let seen = machine.observe().await;
     assert_eq!(seen[&id("here/server/config-0")], Observed::Absent);
     for broken in ["here/gateway/config", "here/certificate/leaf", "here/server/jwt-key", "here/database"] {
@@ -76,7 +93,10 @@ async fn what_is_broken_is_seen_and_mended() {
     ] {
         assert!(steps.contains(&step.to_owned()), "{step} in {steps:#?}");
     }
-    assert!(steps.iter().any(|step| step.starts_with("update here/models/") && step.ends_with(": files")), "{steps:#?}");
+    assert!(
+        steps.iter().any(|step| step.starts_with("update here/models/") && step.ends_with(": files")),
+        "{steps:#?}"
+    );
     assert_eq!(machine.up().await, [] as [String; 0]);
     machine.down().await;
 }
@@ -87,9 +107,11 @@ async fn a_killed_child_is_back_by_itself() {
     machine.up().await;
     let before = machine.pid_of("server-0").await;
     kill(before, Signal::KILL);
-    machine.wait_until("another server", async |machine| {
-        machine.is_ready("server-0").await && machine.pid_of("server-0").await != before
-    }).await;
+    machine
+        .wait_until("another server", async |machine| {
+            machine.ready_pid("server-0").await.is_some_and(|pid| pid != before)
+        })
+        .await;
     assert_eq!(machine.up().await, [] as [String; 0]);
     machine.down().await;
 }
@@ -101,21 +123,29 @@ async fn children_survive_their_supervisor_and_the_next_adopts_them() {
     let (server, gateway) = (machine.pid_of("server-0").await, machine.pid_of("gateway").await);
     let supervisor = machine.status().await.pid;
     kill(supervisor, Signal::KILL);
-    machine.wait_until("no supervisor", async |machine| {
-        textnlp_onprem::supervise::status(&machine.folder()).await.is_ok_and(|status| status.is_none())
-    }).await;
+    machine
+        .wait_until("no supervisor", async |machine| {
+            textnlp_onprem::supervise::status(&machine.folder()).await.is_ok_and(|status| status.is_none())
+        })
+        .await;
     assert!(get(&mut machine, "/x").unwrap().contains(&format!("pid {server}")), "the service goes on");
     let seen = machine.observe().await;
     let Observed::Present(object) = &seen[&id("here/cluster")] else { panic!() };
     assert_eq!(object.health, Health::Degraded("state: stopped".to_owned()));
     assert_eq!(machine.up().await, ["update here/cluster: state"]);
-    machine.wait_until("adopted", async |machine| machine.is_ready("server-0").await && machine.is_ready("gateway").await).await;
-    assert_eq!((machine.pid_of("server-0").await, machine.pid_of("gateway").await), (server, gateway), "no double was started");
+    machine
+        .wait_until("adopted", async |machine| machine.is_ready("server-0").await && machine.is_ready("gateway").await)
+        .await;
+    assert_eq!(
+        (machine.pid_of("server-0").await, machine.pid_of("gateway").await),
+        (server, gateway),
+        "no double was started"
+    );
     assert_ne!(machine.status().await.pid, supervisor);
     kill(server, Signal::KILL);
-    machine.wait_until("restarted", async |machine| {
-        machine.is_ready("server-0").await && machine.pid_of("server-0").await != server
-    }).await;
+    machine
+        .wait_until("restarted", async |machine| machine.ready_pid("server-0").await.is_some_and(|pid| pid != server))
+        .await;
     machine.down().await;
 }
 
@@ -162,7 +192,10 @@ async fn a_changed_value_rolls_two_replicas_without_a_dropped_request() {
     let pids = (machine.pid_of("server-0").await, machine.pid_of("server-1").await);
     machine.behave("colour", json!("blue"));
     let steps = machine.up().await;
-    assert!(steps.contains(&"update here/server/config-1: document.textnlp.api.stand_in.colour".to_owned()), "{steps:#?}");
+    assert!(
+        steps.contains(&"update here/server/config-1: document.textnlp.api.stand_in.colour".to_owned()),
+        "{steps:#?}"
+    );
     assert!(steps.iter().any(|step| step.starts_with("update here/server/replica-1: config_sha256")), "{steps:#?}");
     assert!(!steps.iter().any(|step| step.contains("gateway")), "{steps:#?}");
     stop.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -193,22 +226,26 @@ async fn both_replicas_are_never_down_even_when_both_units_change_at_once() {
         let one = wanted.iter().find(|w| w.id == id(replica)).unwrap().clone();
         let op = machine.operation(Verb::Update, &one, machine.resolved(&one), Vec::new());
         use textnlp_provider::Provider;
-        let textnlp_provider::Progress::Pending { handle, .. } = machine.onprem.begin(&op).await.unwrap() else { panic!() };
+        let textnlp_provider::Progress::Pending { handle, .. } = machine.onprem.begin(&op).await.unwrap() else {
+            panic!()
+        };
         pending.push((op, handle));
     }
     let mut done = 0;
-    machine.wait_until("both updated", async |machine| {
-        use textnlp_provider::{Progress, Provider};
-        let up = machine.is_ready("server-0").await || machine.is_ready("server-1").await;
-        assert!(up, "{:#?}", machine.status().await);
-        if let Some((op, handle)) = pending.first()
-            && let Progress::Done(_) = machine.onprem.advance(op, handle).await.unwrap()
-        {
-            pending.remove(0);
-            done += 1;
-        }
-        done == 2
-    }).await;
+    machine
+        .wait_until("both updated", async |machine| {
+            use textnlp_provider::{Progress, Provider};
+            let up = machine.is_ready("server-0").await || machine.is_ready("server-1").await;
+            assert!(up, "{:#?}", machine.status().await);
+            if let Some((op, handle)) = pending.first()
+                && let Progress::Done(_) = machine.onprem.advance(op, handle).await.unwrap()
+            {
+                pending.remove(0);
+                done += 1;
+            }
+            done == 2
+        })
+        .await;
     machine.up().await;
     machine.down().await;
 }
@@ -261,7 +298,12 @@ async fn a_hostile_unit_file_is_refused_and_the_others_go_on() {
     machine.up().await;
     let units = machine.folder().join("units");
     let server = machine.pid_of("server-0").await;
-    for (file, text) in [("evil.json", "{"), ("argv.json", "[]"), ("big.json", &"x".repeat(400_000)), ("server-0.json", "{\"name\":\"../../x\"}")] {
+    for (file, text) in [
+        ("evil.json", "{"),
+        ("argv.json", "[]"),
+        ("big.json", &"x".repeat(400_000)),
+        ("server-0.json", "{\"name\":\"../../x\"}"),
+    ] {
         std::fs::write(units.join(file), text).unwrap();
     }
     std::os::unix::fs::symlink("/etc/passwd", units.join("link.json")).unwrap();
@@ -362,7 +404,10 @@ async fn preflight_names_every_problem_at_once() {
         ("here/server/program", "the release names sha256:0000".to_owned()),
         ("here/models/", "/nowhere/at/all".to_owned()),
     ] {
-        assert!(blocking.iter().any(|p| p.starts_with(place) && p.contains(&cause)), "{place} {cause} in {blocking:#?}");
+        assert!(
+            blocking.iter().any(|p| p.starts_with(place) && p.contains(&cause)),
+            "{place} {cause} in {blocking:#?}"
+        );
     }
     assert_eq!(blocking.len(), 3, "{blocking:#?}");
 }
@@ -402,8 +447,11 @@ async fn watched_certificates_are_told_of() {
     let mut machine = Machine::new(1);
     machine.up().await;
     let gateway = machine.pid_of("gateway").await;
-    let Some(textnlp_provider::component::Part::Certificate(certificate)) =
-        machine.components.iter_mut().map(|c| &mut c.part).find(|p| matches!(p, textnlp_provider::component::Part::Certificate(_)))
+    let Some(textnlp_provider::component::Part::Certificate(certificate)) = machine
+        .components
+        .iter_mut()
+        .map(|c| &mut c.part)
+        .find(|p| matches!(p, textnlp_provider::component::Part::Certificate(_)))
     else {
         panic!()
     };
@@ -446,6 +494,28 @@ async fn one_step_changes_one_thing_and_may_be_repeated() {
         };
         machine.record(&wanted, spec, object);
     }
+    assert_eq!(machine.up().await, [] as [String; 0]);
+    machine.down().await;
+}
+
+#[tokio::test]
+async fn a_database_that_was_put_back_older_is_migrated_and_gets_its_key() {
+    let mut machine = Machine::new(1);
+    machine.up().await;
+    let file = machine.folder().join("data/textnlp.db");
+    // As a restore does: another file, of before the first migration.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, b"SQLite format 3\0{\"version\":0,\"keys\":{}}").unwrap();
+    let steps = machine.up().await;
+    assert_eq!(
+        steps,
+        ["update here/database: mode", "update here/server/schema: database", "update here/server/api-key: key"]
+    );
+    assert_eq!(machine.up().await, [] as [String; 0]);
+    assert!(std::fs::read_to_string(&file).unwrap().contains("public_id"));
+    // Or the same file, written over.
+    std::fs::write(&file, b"SQLite format 3\0{\"version\":0,\"keys\":{}}").unwrap();
+    assert_eq!(machine.up().await, ["update here/server/api-key: key"]);
     assert_eq!(machine.up().await, [] as [String; 0]);
     machine.down().await;
 }

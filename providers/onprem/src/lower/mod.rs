@@ -9,8 +9,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use textnlp_provider::component::{Certificate, Cluster, Database, ModelStore, Network, Part, Secrets};
 use textnlp_provider::{
-    CloudId, Component, ComponentName, Need, OutputRef, Ownership, Problem, Problems, Ref, ResourceId, SecretName, Site,
-    Spec, Wanted,
+    CloudId, Component, ComponentName, Need, OutputRef, Ownership, Problem, Problems, Ref, ResourceId, SecretName,
+    Site, Spec, Wanted,
 };
 
 use crate::layout::{FOLDERS, SiteFolder};
@@ -43,7 +43,12 @@ pub(crate) struct Lowering<'a> {
 }
 
 /// What a component of a site becomes on this machine.
-pub(crate) fn lower(component: &Component, site: &Site, folder: SiteFolder, hostname: &str) -> Result<Vec<Wanted>, Problems> {
+pub(crate) fn lower(
+    component: &Component,
+    site: &Site,
+    folder: SiteFolder,
+    hostname: &str,
+) -> Result<Vec<Wanted>, Problems> {
     let mut lowering = Lowering { component, site, folder, hostname, wanted: Vec::new(), problems: Vec::new() };
     lowering.lower();
     if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
@@ -52,7 +57,8 @@ pub(crate) fn lower(component: &Component, site: &Site, folder: SiteFolder, host
 impl Lowering<'_> {
     fn lower(&mut self) {
         if self.site.runtime != "process" {
-            let cause = format!("the on-prem provider runs programs as local processes, not by `{}`", self.site.runtime);
+            let cause =
+                format!("the on-prem provider runs programs as local processes, not by `{}`", self.site.runtime);
             return self.problem("runtime", cause, "set `runtime: process` for this site");
         }
         let existing_is_read = matches!(&self.component.part, Part::Certificate(_));
@@ -121,7 +127,8 @@ impl Lowering<'_> {
         match (certificate.mode.as_str(), &self.component.existing) {
             ("existing", Some(file)) => self.existing_certificate(leaf, file.clone()),
             ("existing", None) => {
-                let fix = "set `tls: { existing: /path/to/certificate.pem }`; its key lies beside it, with the ending `.key`";
+                let fix =
+                    "set `tls: { existing: /path/to/certificate.pem }`; its key lies beside it, with the ending `.key`";
                 self.problem("existing", "no certificate file is named", fix);
             }
             ("local-ca", None) => self.local_authority(certificate, authority, leaf),
@@ -248,10 +255,19 @@ impl Lowering<'_> {
         self.problems.push(Problem::new(format!("{place}: {field}"), cause, fix));
     }
 
-    pub(crate) fn want(&mut self, id: ResourceId, noun: Noun, spec: &impl Serialize, needs: impl IntoIterator<Item = ResourceId>) {
+    pub(crate) fn want(
+        &mut self,
+        id: ResourceId,
+        noun: Noun,
+        spec: &impl Serialize,
+        needs: impl IntoIterator<Item = ResourceId>,
+    ) {
         let spec = Spec::of(spec);
-        let mut needs: Vec<Need> =
-            needs.into_iter().chain(spec.outputs_needed().into_iter().map(|output| output.resource)).map(Need::on).collect();
+        let mut needs: Vec<Need> = needs
+            .into_iter()
+            .chain(spec.outputs_needed().into_iter().map(|output| output.resource))
+            .map(Need::on)
+            .collect();
         needs.sort();
         needs.dedup();
         self.wanted.push(Wanted {
@@ -266,7 +282,13 @@ impl Lowering<'_> {
         });
     }
 
-    fn want_protected(&mut self, id: ResourceId, noun: Noun, spec: &impl Serialize, needs: impl IntoIterator<Item = ResourceId>) {
+    fn want_protected(
+        &mut self,
+        id: ResourceId,
+        noun: Noun,
+        spec: &impl Serialize,
+        needs: impl IntoIterator<Item = ResourceId>,
+    ) {
         self.want(id, noun, spec, needs);
         if let Some(last) = self.wanted.last_mut() {
             last.protected = self.site.protect_data;
@@ -279,11 +301,8 @@ pub(crate) fn label_of(name: &str) -> String {
     if ComponentName::new(name).is_ok() {
         return name.to_owned();
     }
-    let letters: String = name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
-        .take(28)
-        .collect();
+    let letters: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).take(28).collect();
     let digest = hex::encode(Sha256::digest(name.as_bytes()));
     format!("m-{}-{}", letters.trim_matches('-'), &digest[..8]).replace("--", "-")
 }

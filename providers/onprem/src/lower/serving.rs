@@ -24,12 +24,17 @@ impl Lowering<'_> {
             return self.problem("replicas", cause, format!("choose 1 to {REPLICAS_MAX}"));
         }
         let Some(config) = config_tree(&workload.config) else {
-            return self.problem("config", "the server's configuration is not a tree", "it must hold `api`, `models`, …");
+            return self.problem(
+                "config",
+                "the server's configuration is not a tree",
+                "it must hold `api`, `models`, …",
+            );
         };
         let name = self.component.name.clone();
         let parts = ["program", "schema", API_KEY, "jwt-key", "backends"].map(|part| self.part(part));
         let [Some(program), Some(schema), Some(key), Some(jwt_file), Some(backends)] = parts else { return };
-        let (Some(api_key), Some(jwt)) = (self.part_of(&workload.secrets, API_KEY), self.part_of(&workload.secrets, JWT_KEY))
+        let (Some(api_key), Some(jwt)) =
+            (self.part_of(&workload.secrets, API_KEY), self.part_of(&workload.secrets, JWT_KEY))
         else {
             return;
         };
@@ -48,16 +53,32 @@ impl Lowering<'_> {
         let mut listed = Vec::new();
         for number in 0..workload.replicas {
             let unit = format!("{name}-{number}");
-            let (Some(config_id), Some(process)) = (self.part(&format!("config-{number}")), self.part(&format!("replica-{number}")))
+            let (Some(config_id), Some(process)) =
+                (self.part(&format!("config-{number}")), self.part(&format!("replica-{number}")))
             else {
                 return;
             };
-            let (Some(listen), Some(metrics)) = (self.unix(&unit), self.unix(&format!("{unit}-metrics"))) else { return };
+            let (Some(listen), Some(metrics)) = (self.unix(&unit), self.unix(&format!("{unit}-metrics"))) else {
+                return;
+            };
             let config_file = format!("config/{unit}.yaml");
             let filled = self.fill(&config, &listen, &metrics, &jwt_path);
-            self.want(config_id.clone(), Noun::File, &json!({ "path": config_file, "document": filled }), [network.clone()]);
+            self.want(
+                config_id.clone(),
+                Noun::File,
+                &json!({ "path": config_file, "document": filled }),
+                [network.clone()],
+            );
             if number == 0 {
-                self.database_parts(&schema, &key, &api_key, &database, &program, &config_id, (&bin, &digest, &config_file));
+                self.database_parts(
+                    &schema,
+                    &key,
+                    &api_key,
+                    &database,
+                    &program,
+                    &config_id,
+                    (&bin, &digest, &config_file),
+                );
             }
             let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
             inputs.insert("jwt-key".to_owned(), json!(OutputRef::new(jwt_file.clone(), "sha256")));
@@ -156,12 +177,18 @@ impl Lowering<'_> {
         let mut ca_file = Value::Null;
         if endpoint.tls {
             let certificate = OutputRef::new(leaf.clone(), "certificate_file");
-            tree["tls"] = json!({ "certificate_file": certificate, "key_file": OutputRef::new(leaf.clone(), "key_file") });
+            tree["tls"] =
+                json!({ "certificate_file": certificate, "key_file": OutputRef::new(leaf.clone(), "key_file") });
             watch.push(json!(certificate));
             ca_file = json!(OutputRef::new(leaf, "ca_file"));
         }
         let network = self.network_id();
-        self.want(config_id.clone(), Noun::File, &json!({ "path": config_file, "document": { "gateway": tree } }), [network]);
+        self.want(
+            config_id.clone(),
+            Noun::File,
+            &json!({ "path": config_file, "document": { "gateway": tree } }),
+            [network],
+        );
         // A client on this machine reaches a gateway that listens everywhere by its loopback address.
         let reached = if host.is_unspecified() { "127.0.0.1".parse().unwrap_or(host) } else { host };
         let scheme = if endpoint.tls { "https" } else { "http" };
@@ -187,7 +214,12 @@ impl Lowering<'_> {
     }
 
     /// The program by its digest, copied to where nobody builds over it. Says the digest as plain hex.
-    fn program(&mut self, id: &ResourceId, program: &textnlp_provider::component::Program, path: &str) -> Option<String> {
+    fn program(
+        &mut self,
+        id: &ResourceId,
+        program: &textnlp_provider::component::Program,
+        path: &str,
+    ) -> Option<String> {
         let digest = program.digest.strip_prefix("sha256:").unwrap_or(&program.digest).to_owned();
         if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             self.problem("program", format!("`{}` is not a SHA-256 digest", program.digest), "lock the release again");

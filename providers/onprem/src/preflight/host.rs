@@ -73,13 +73,17 @@ pub(super) fn check(facts: &Facts, strict: bool, problems: &mut Vec<Problem>) {
     }
     if let Some(memory) = facts.memory_bytes.filter(|memory| *memory < (minimum.memory_gib << 30) / 10 * 9) {
         let gib = memory as f64 / f64::from(1 << 30);
-        let cause = format!("it has {gib:.1} GiB of memory; the minimum for {} is {}", minimum.says, minimum.memory_gib);
+        let cause =
+            format!("it has {gib:.1} GiB of memory; the minimum for {} is {}", minimum.says, minimum.memory_gib);
         short(cause, "use a larger machine, or small models; `model fit` tells what fits");
     }
     if let Some((id, version)) = &facts.system {
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         match SYSTEMS.iter().find(|(known, _, _)| known == id) {
-            None => short(format!("`{id}` is not among the tested systems"), "it may well work; the tested ones are in the guide"),
+            None => short(
+                format!("`{id}` is not among the tested systems"),
+                "it may well work; the tested ones are in the guide",
+            ),
             Some((_, least, says)) if major.is_some_and(|major| major < *least) => {
                 short(format!("`{id}` {version} is older than {says}"), "upgrade the system");
             }

@@ -76,7 +76,11 @@ fn strangers(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) 
     let unmarked = matches!(Marker::read(&folder.marker(&wanted.id)), Ok(None));
     if let Some(path) = in_the_way(wanted, folder).filter(|_| unmarked && wanted.ownership == Ownership::Ours) {
         let cause = format!("{path} is there and is not marked as ours");
-        problems.push(Problem::new(wanted.id.as_str(), cause, "look at it and move it away, or choose another `--state-dir`"));
+        problems.push(Problem::new(
+            wanted.id.as_str(),
+            cause,
+            "look at it and move it away, or choose another `--state-dir`",
+        ));
     }
     if Noun::of(&wanted.kind) != Some(Noun::Directory) {
         return;
@@ -89,8 +93,17 @@ fn strangers(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) 
         Ok(markers) => {
             let first = markers.first().map(|marker| marker.lineage);
             if let Some(other) = markers.iter().find(|marker| Some(marker.lineage) != first) {
-                let cause = format!("{} holds objects of two lineages; {} is one of {}", folder.root(), other.resource, other.lineage);
-                problems.push(Problem::new(wanted.id.as_str(), cause, "choose another `--state-dir` for this environment"));
+                let cause = format!(
+                    "{} holds objects of two lineages; {} is one of {}",
+                    folder.root(),
+                    other.resource,
+                    other.lineage
+                );
+                problems.push(Problem::new(
+                    wanted.id.as_str(),
+                    cause,
+                    "choose another `--state-dir` for this environment",
+                ));
             }
         }
     }
@@ -99,7 +112,9 @@ fn strangers(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) 
 fn state_folder(options: &Options, problems: &mut Vec<Problem>) {
     let folder = &options.state_folder;
     let nearest = nearest(folder);
-    if let Err(error) = rustix::fs::access(nearest.as_std_path(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK) {
+    if let Err(error) =
+        rustix::fs::access(nearest.as_std_path(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+    {
         let cause = format!("{nearest} cannot be written: {}", std::io::Error::from(error));
         problems.push(Problem::new("state folder", cause, "choose a folder of yours with `--state-dir`"));
     }
@@ -130,7 +145,8 @@ async fn program(wanted: &Wanted, folder: &SiteFolder, needed: &mut Needed, prob
         Ok((digest, bytes)) => {
             needed.site_bytes += bytes;
             if digest != spec.sha256 {
-                let cause = format!("{} has the digest sha256:{digest}, the release names sha256:{}", spec.source, spec.sha256);
+                let cause =
+                    format!("{} has the digest sha256:{digest}, the release names sha256:{}", spec.source, spec.sha256);
                 let fix = "give the released file with `--server FILE`, or lock this one with `release set`";
                 problems.push(Problem::new(wanted.id.as_str(), cause, fix));
             }
@@ -157,7 +173,9 @@ fn model(wanted: &Wanted, options: &Options, folder: &SiteFolder, needed: &mut N
     };
     // What the cache holds already is only linked into the site.
     let cached = options.model_cache.exists()
-        && textnlp_models::Store::open(&options.model_cache).and_then(|store| store.find(&source)).is_ok_and(|found| found.is_some());
+        && textnlp_models::Store::open(&options.model_cache)
+            .and_then(|store| store.find(&source))
+            .is_ok_and(|found| found.is_some());
     if !cached {
         let bytes = size_of(&source).unwrap_or(UNKNOWN_MODEL_BYTES);
         // A download is written once and may be unpacked or repacked beside itself.
@@ -198,7 +216,8 @@ fn folder_bytes(path: &Utf8Path) -> std::io::Result<u64> {
 fn space(options: &Options, needed: &Needed, problems: &mut Vec<Problem>) {
     let site = nearest(&options.state_folder);
     let cache = nearest(&options.model_cache);
-    let device = |path: &Utf8Path| std::fs::metadata(path).map(|found| std::os::unix::fs::MetadataExt::dev(&found)).ok();
+    let device =
+        |path: &Utf8Path| std::fs::metadata(path).map(|found| std::os::unix::fs::MetadataExt::dev(&found)).ok();
     let site_bytes = needed.site_bytes.saturating_add(SLACK_BYTES);
     let wants = if device(&site) == device(&cache) {
         vec![(site, site_bytes.saturating_add(needed.cache_bytes))]

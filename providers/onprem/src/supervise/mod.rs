@@ -299,7 +299,11 @@ impl Supervisor {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             units: self.units.values().map(Kept::status).collect(),
-            rejected: self.rejected.iter().map(|(name, why)| Rejected { name: name.clone(), why: why.clone() }).collect(),
+            rejected: self
+                .rejected
+                .iter()
+                .map(|(name, why)| Rejected { name: name.clone(), why: why.clone() })
+                .collect(),
             certificates: self.renewal.status(),
             error,
         }

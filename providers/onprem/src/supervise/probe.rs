@@ -31,7 +31,8 @@ async fn exchange(ready: &Ready) -> std::io::Result<String> {
 }
 
 fn verdict(answer: &str) -> Result<(), String> {
-    let status = answer.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse::<u16>().ok());
+    let status =
+        answer.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse::<u16>().ok());
     match status {
         Some(200) => Ok(()),
         Some(code) => {

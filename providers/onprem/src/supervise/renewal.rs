@@ -120,14 +120,20 @@ impl Renewal {
 
 /// Issues the certificate of an order for the key that is there. The key stays: only one file changes, so a reader never
 /// sees a certificate beside the key of another.
-pub(crate) fn reissue(folder: &SiteFolder, order: &Order, authority_key: &Secret, now: Timestamp) -> Result<(), String> {
+pub(crate) fn reissue(
+    folder: &SiteFolder,
+    order: &Order,
+    authority_key: &Secret,
+    now: Timestamp,
+) -> Result<(), String> {
     let read = |path: &str| {
         let path = folder.inside(path).map_err(|error| error.to_string())?;
         files::read_bounded(&path, files::TEXT_MAX).map_err(|error| format!("read {path}: {error}"))
     };
     let authority = String::from_utf8(read(&order.ca_file)?).map_err(|error| error.to_string())?;
     let key = Secret::new(read(&order.key_file)?);
-    let pem = trust::issue(&authority, authority_key, &key, &order.names, order.days, now).map_err(|e| e.to_string())?;
+    let pem =
+        trust::issue(&authority, authority_key, &key, &order.names, order.days, now).map_err(|e| e.to_string())?;
     let path = folder.inside(&order.certificate_file).map_err(|error| error.to_string())?;
     files::put(&path, pem.as_bytes(), 0o644).map_err(|error| format!("write {path}: {error}"))
 }
@@ -149,8 +155,7 @@ mod tests {
         }
         let now = Timestamp::now();
         let authority_key = trust::new_key().unwrap();
-        let secret =
-            SecretRef { name: SecretName("here/ca-key".to_owned()), version: SecretVersion("1".to_owned()) };
+        let secret = SecretRef { name: SecretName("here/ca-key".to_owned()), version: SecretVersion("1".to_owned()) };
         FileSecretStore::new(state.join("secrets")).put(&secret.name, &secret.version, &authority_key).await.unwrap();
         let ca = trust::authority(&authority_key, "a", 99, now).unwrap();
         files::put(&folder.join("certs/ca.pem"), ca.as_bytes(), 0o644).unwrap();

@@ -23,7 +23,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A program that was ready this long begins with the first pause again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// Between two probes of a program that is not ready yet.
-const PROBE_STARTING: Duration = Duration::from_millis(200);
+const PROBE_STARTING: Duration = Duration::from_millis(100);
 /// Between two probes of one that is.
 const PROBE_READY: Duration = Duration::from_secs(2);
 /// A program whose pid file is not there by then is not known to be the right one.
@@ -35,11 +35,17 @@ const KILL_EVERY: Duration = Duration::from_secs(1);
 enum Phase {
     /// Nothing is known yet: it may run already.
     New,
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+    },
     Starting,
-    Ready { since: Instant },
+    Ready {
+        since: Instant,
+    },
     Unready,
-    Stopping { kill_at: Instant },
+    Stopping {
+        kill_at: Instant,
+    },
     Stopped,
 }
 
@@ -205,7 +211,14 @@ impl Kept {
     }
 
     /// A program that lives: is it the right one, is it ready, should it go?
-    async fn tend(&mut self, folder: &SiteFolder, holder: Option<u32>, now: Instant, may_roll: bool, notes: &mut Notes) {
+    async fn tend(
+        &mut self,
+        folder: &SiteFolder,
+        holder: Option<u32>,
+        now: Instant,
+        may_roll: bool,
+        notes: &mut Notes,
+    ) {
         let name = self.unit.name.clone();
         if let Some(pid) = holder
             && self.pid != Some(pid)
@@ -220,7 +233,8 @@ impl Kept {
         }
         // Before it holds its lock a child has not become its program yet.
         let Some(pid) = holder else { return };
-        let unknown = self.running.is_none() && now.duration_since(*self.unknown_since.get_or_insert(now)) >= UNKNOWN_FOR;
+        let unknown =
+            self.running.is_none() && now.duration_since(*self.unknown_since.get_or_insert(now)) >= UNKNOWN_FOR;
         let outdated = self.running.is_some() && !self.is_current();
         let restart = self.asked == Some(Asked::Restart) || outdated || unknown;
         if !self.wants_to_run() || (restart && may_roll) {

@@ -95,7 +95,9 @@ impl Unit {
             return Err(format!("its name is `{}`, not that of the file", short(&self.name)));
         }
         let texts = self.argv.iter().chain(self.env.keys()).chain(self.env.values()).chain([&self.lineage]);
-        if texts.clone().any(|text| text.contains('\0')) || self.env.keys().any(|key| key.is_empty() || key.contains('=')) {
+        if texts.clone().any(|text| text.contains('\0'))
+            || self.env.keys().any(|key| key.is_empty() || key.contains('='))
+        {
             return Err("a text in it cannot be handed to a program".to_owned());
         }
         if !self.argv.first().is_some_and(|program| program.starts_with('/')) {

@@ -49,7 +49,11 @@ pub(super) async fn certify(work: &Work<'_>) -> Result<Progress> {
     let now = jiff::Timestamp::now();
     let same_days = work.marker.as_ref().is_some_and(|marker| marker.spec.get("days") == work.op.spec.get("days"));
     let good = seen.filter(|seen| {
-        seen.signed == Some(true) && seen.key_matches == Some(true) && seen.not_after > now && same_days && !changes_days(work)
+        seen.signed == Some(true)
+            && seen.key_matches == Some(true)
+            && seen.not_after > now
+            && same_days
+            && !changes_days(work)
     });
     let sha256 = match good {
         Some(seen) => seen.sha256,
@@ -80,8 +84,10 @@ pub(super) async fn remove(work: &Work<'_>) -> Result<()> {
 }
 
 pub(super) async fn look(onprem: &OnPrem, folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
-    let spec: AuthoritySpec =
-        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let spec: AuthoritySpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.certificate_file)?;
     let pem = match files::read_bounded(&path, files::TEXT_MAX) {
         Ok(pem) => Some(pem),
@@ -114,7 +120,8 @@ pub(super) async fn look(onprem: &OnPrem, folder: &SiteFolder, marker: &Marker) 
     match trust::look(&pem, Some(&pem), key.as_ref()) {
         Err(error) => drop(look.drift("certificate", error.to_string())),
         Ok(seen) => {
-            look.output("not_after", seen.not_after.to_string()).output("ca_pem", String::from_utf8_lossy(&pem).into_owned());
+            look.output("not_after", seen.not_after.to_string())
+                .output("ca_pem", String::from_utf8_lossy(&pem).into_owned());
             if seen.key_matches == Some(false) || seen.signed == Some(false) {
                 look.drift("certificate", "it is not the one of our key");
             } else if seen.not_after <= jiff::Timestamp::now() {

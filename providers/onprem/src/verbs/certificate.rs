@@ -22,7 +22,8 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let authority_key = work.onprem.options().secrets.get(&spec.authority_key).await?;
     work.claim(&cloud_id, Map::new())?;
     // A key that can be used stays, so that certificate and key never disagree while one of them is written.
-    let usable = files::read_bounded(&key_path, files::TEXT_MAX).is_ok_and(|pem| trust::public_pem(&Secret::new(pem)).is_ok());
+    let usable =
+        files::read_bounded(&key_path, files::TEXT_MAX).is_ok_and(|pem| trust::public_pem(&Secret::new(pem)).is_ok());
     if !usable {
         let key = trust::new_key().map_err(|error| work.fails(error))?;
         files::make_folder(&work.folder.join("certs")).map_err(work.io(&key_path))?;
@@ -56,8 +57,10 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
 }
 
 pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
-    let spec: CertificateSpec =
-        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let spec: CertificateSpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.certificate_file)?;
     let key_path = folder.inside(&spec.key_file)?;
     let pem = read(&path)?;
@@ -101,16 +104,11 @@ pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
 /// A certificate that somebody else made: read and checked, never changed.
 pub(super) fn look_at_existing(file: &CloudId) -> Observed {
     let path = Utf8PathBuf::from(file.as_str());
-    let read_all = || -> Result<Option<(Vec<u8>, Utf8PathBuf, Option<Vec<u8>>)>> {
-        let Some(pem) = read(&path)? else { return Ok(None) };
-        let key_path = key_beside(&path);
-        let key = read(&key_path)?;
-        Ok(Some((pem, key_path, key)))
-    };
-    let (pem, key_path, key) = match read_all() {
-        Ok(Some(found)) => found,
-        Ok(None) => return Observed::Absent,
-        Err(error) => return Observed::Unknown(Why(super::said(&error))),
+    let key_path = key_beside(&path);
+    let (pem, key) = match (read(&path), read(&key_path)) {
+        (Ok(Some(pem)), Ok(key)) => (pem, key),
+        (Ok(None), _) => return Observed::Absent,
+        (Err(error), _) | (_, Err(error)) => return Observed::Unknown(Why(super::said(&error))),
     };
     let key = key.map(Secret::new);
     let mut look = Look::default();

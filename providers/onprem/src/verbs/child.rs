@@ -18,6 +18,7 @@ use crate::layout::SiteFolder;
 use crate::marker::Marker;
 use crate::spec::{ApiKeySpec, SchemaSpec};
 use crate::supervise::clean_environment;
+use crate::table::Noun;
 
 /// A question about keys is answered at once.
 const KEYS_WITHIN: Duration = Duration::from_secs(8);
@@ -74,9 +75,13 @@ fn is_empty(path: &Utf8Path) -> Result<bool> {
     Ok(there.is_none_or(|stamp| stamp.bytes == 0 && !Utf8PathBuf::from(format!("{path}-wal")).exists()))
 }
 
-/// Which file a database is: another one in its place has another schema.
-fn identity(path: &Utf8Path) -> Option<u64> {
-    Stamp::of(path).ok().flatten().map(|stamp| stamp.inode)
+/// Which file a database is: another one in its place has another schema. Numbers of inodes are used again, so the time of
+/// birth belongs to it where the filesystem tells one.
+fn identity(path: &Utf8Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::symlink_metadata(path).ok()?;
+    let born = found.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    Some(format!("{}.{}", found.ino(), born.unwrap_or_default().as_nanos()))
 }
 
 pub(super) fn look_at_schema(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
@@ -100,8 +105,17 @@ pub(super) async fn put_key(work: &Work<'_>) -> Result<Progress> {
     let command = json!({
         "do": "put", "public_id": spec.public_id, "sha256": spec.sha256, "name": spec.name, "tenant": "default",
     });
-    let config = work.folder.join(&spec.config);
-    keys(&work.folder.join(&spec.program), &config, &command, work.op.resource.as_str()).await?;
+    let (program, config) = (work.folder.join(&spec.program), work.folder.join(&spec.config));
+    let subject = work.op.resource.as_str();
+    let put = keys(&program, &config, &command, subject).await;
+    match (put, schema_of(&work.folder, &spec)) {
+        // An older database was written over ours: its schema is not what the marker says.
+        (Err(error), Some(schema)) if error.sort == Sort::Invalid => {
+            migrate(work.folder.clone(), schema, subject.to_owned()).await?;
+            keys(&program, &config, &command, subject).await?;
+        }
+        (put, _) => drop(put?),
+    }
     let marker = work.complete(&cloud_id, Map::new())?;
     work.done(&marker).await
 }
@@ -133,8 +147,16 @@ pub(super) async fn look_at_key(folder: &SiteFolder, marker: &Marker) -> Result<
         return Ok(Seen::There(look));
     };
     // The configuration may be gone or be changed by hand; the program reads what was applied, and nothing is written.
-    let lent = lend(&config).map_err(|error| Error::io("lend configuration for", marker.resource.to_string(), error))?;
-    let answer = keys(&program, &lent.path, &json!({ "do": "list" }), marker.resource.as_str()).await?;
+    let lent =
+        lend(&config).map_err(|error| Error::io("lend configuration for", marker.resource.to_string(), error))?;
+    let answer = match keys(&program, &lent.path, &json!({ "do": "list" }), marker.resource.as_str()).await {
+        // The program refuses the database: an older one was put back, say. The key is put once more behind the migration.
+        Err(error) if error.sort == Sort::Invalid => {
+            look.drift("key", super::said(&error));
+            return Ok(Seen::There(look));
+        }
+        other => other?,
+    };
     let listed = answer.get("keys").and_then(Value::as_array);
     let is_it = |key: &&Value| key.get("public_id").and_then(Value::as_str) == Some(&spec.public_id);
     let Some(key) = listed.and_then(|keys| keys.iter().find(is_it)) else { return Ok(Seen::Absent) };
@@ -150,6 +172,12 @@ fn unreadable(marker: &Marker, error: impl std::error::Error + Send + Sync + 'st
 async fn keys(program: &Utf8Path, config: &Utf8Path, command: &Value, subject: &str) -> Result<Value> {
     let arguments = ["serve", "--role", "keys", "--config", config.as_str()].map(str::to_owned);
     ask(program, &arguments, Input::Text(command.to_string()), KEYS_WITHIN, subject).await
+}
+
+/// How the schema of a key's database is made.
+fn schema_of(folder: &SiteFolder, spec: &ApiKeySpec) -> Option<SchemaSpec> {
+    let schemas = Marker::all(folder).ok()?.into_iter().filter(|marker| marker.kind == Noun::Schema.kind());
+    schemas.filter_map(|marker| marker.spec.typed::<SchemaSpec>().ok()).find(|schema| schema.database == spec.database)
 }
 
 /// The configuration that the program was given, with the database where it is now.
@@ -228,7 +256,10 @@ async fn ask(program: &Utf8Path, arguments: &[String], input: Input, within: Dur
     };
     let ended = tokio::time::timeout(within, exchange).await;
     let (status, out, err) = ended
-        .map_err(|_| Error::new(Sort::Unavailable, "run program for", subject).because(format!("no answer in {} s", within.as_secs())))?
+        .map_err(|_| {
+            Error::new(Sort::Unavailable, "run program for", subject)
+                .because(format!("no answer in {} s", within.as_secs()))
+        })?
         .map_err(fails)?;
     // The last line: a program may have something to say before.
     let answer = String::from_utf8_lossy(&out);

@@ -41,8 +41,10 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
 
 pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
     use std::os::unix::fs::PermissionsExt;
-    let spec: DatabaseSpec =
-        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let spec: DatabaseSpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
     let mut file = match files::open_plain(&path) {
         Ok(file) => file,

@@ -96,8 +96,13 @@ fn remove_leftovers(folder: &camino::Utf8Path) -> std::io::Result<()> {
 
 pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
     use std::os::unix::fs::PermissionsExt;
-    let spec: DirectorySpec =
-        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let spec: DirectorySpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    if std::fs::symlink_metadata(folder.root()).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(Seen::Absent);
+    }
     let mut look = Look::default();
     look.output("path", folder.root().as_str());
     for name in &spec.folders {

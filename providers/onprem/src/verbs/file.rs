@@ -37,8 +37,10 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
 }
 
 pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
-    let spec: FileSpec =
-        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let spec: FileSpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
     let bytes = match files::read_bounded(&path, files::TEXT_MAX) {
         Ok(bytes) => bytes,
@@ -72,5 +74,7 @@ fn private(path: &camino::Utf8Path) -> Result<bool> {
 /// YAML with a line on top for whoever opens it.
 fn rendered(document: &Value) -> Result<String, serde_yaml::Error> {
     let yaml = serde_yaml::to_string(document)?;
-    Ok(format!("# Written by textnlp-deploy from the environment file; a change made here is undone by the next `up`.\n{yaml}"))
+    Ok(format!(
+        "# Written by textnlp-deploy from the environment file; a change made here is undone by the next `up`.\n{yaml}"
+    ))
 }

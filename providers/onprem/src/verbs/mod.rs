@@ -18,7 +18,8 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use textnlp_provider::{
-    CloudId, Error, Handle, Health, Object, Observed, Operation, Outputs, Ownership, Progress, Result, Sort, Spec, Verb, Why,
+    CloudId, Error, Handle, Health, Object, Observed, Operation, Outputs, Ownership, Progress, Result, Sort, Spec,
+    Verb, Why,
 };
 
 use crate::OnPrem;
@@ -87,8 +88,9 @@ impl Supervisor {
 impl<'a> Work<'a> {
     /// Reads what is known of an operation's object and refuses objects of others.
     pub(crate) fn on(onprem: &'a OnPrem, op: &'a Operation) -> Result<Self> {
-        let noun = Noun::of(&op.kind)
-            .ok_or_else(|| Error::new(Sort::Invalid, "change", op.resource.to_string()).because("its kind is not ours"))?;
+        let noun = Noun::of(&op.kind).ok_or_else(|| {
+            Error::new(Sort::Invalid, "change", op.resource.to_string()).because("its kind is not ours")
+        })?;
         if op.resource.site() != op.site.as_str() {
             return Err(Error::new(Sort::Invalid, "change", op.resource.to_string()).because("it is of another site"));
         }
@@ -271,9 +273,15 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// More to wait for.
+    /// More to do or to wait for.
     pub(crate) fn pending(&self, handle: Value, says: impl Into<String>) -> Progress {
-        Progress::Pending { handle: Handle(handle), says: says.into(), again_in: Duration::from_millis(200) }
+        let again_in = match self.noun {
+            // Nothing is waited for: the second call may follow at once.
+            Noun::Authority => Duration::ZERO,
+            Noun::Supervisor => Duration::from_millis(25),
+            _ => Duration::from_millis(100),
+        };
+        Progress::Pending { handle: Handle(handle), says: says.into(), again_in }
     }
 
     /// The object before it is removed: as seen, else as it was written down.
@@ -304,7 +312,8 @@ fn refuse_foreign(op: &Operation, marker: &Marker) -> Result<()> {
     if marker.lineage == op.lineage && marker.kind == op.kind {
         return Ok(());
     }
-    let why = format!("it belongs to lineage {} of environment {} as {}", marker.lineage, marker.environment, marker.kind);
+    let why =
+        format!("it belongs to lineage {} of environment {} as {}", marker.lineage, marker.environment, marker.kind);
     let error = Error::new(Sort::Exists, op.verb.to_string(), op.resource.to_string()).because(why);
     Err(error.hint("give this environment another `--state-dir`"))
 }
@@ -354,7 +363,14 @@ fn object(marker: &Marker, mut look: Look) -> Object {
         Spec::of(&spec)
     };
     let kind = marker.kind.clone();
-    Object { kind, cloud_id: marker.cloud_id.clone(), spec, outputs: look.outputs, lineage: Some(marker.lineage), health }
+    Object {
+        kind,
+        cloud_id: marker.cloud_id.clone(),
+        spec,
+        outputs: look.outputs,
+        lineage: Some(marker.lineage),
+        health,
+    }
 }
 
 /// What an `existing:` certificate shows.

@@ -87,14 +87,15 @@ async fn fetch_and_place(
     path: &Utf8Path,
     saying: &Saying,
 ) -> Result<Map<String, Value>, Failed> {
-    let source: Source = spec.source.parse().map_err(|error: textnlp_models::SourceError| Failed::Source(error.to_string()))?;
+    let source: Source =
+        spec.source.parse().map_err(|error: textnlp_models::SourceError| Failed::Source(error.to_string()))?;
     if let Some(digest) = &spec.digest {
         options.expect = Some(digest.parse::<Digest>().map_err(|error| Failed::Source(error.to_string()))?);
     }
     options.max_cache_bytes = Some(spec.max_cache_bytes).filter(|bytes| *bytes > 0);
     let store = Store::open(cache)?;
     let model = store.fetch(&source, &options, &|event| saying.say(told(&event))).await?;
-    let digest = model.manifest.digest.clone();
+    let digest = model.manifest.digest;
     match put_in_place(model, path, saying).await {
         // The site and the cache share the files: what was damaged here was damaged there. It is fetched once more.
         Err(Failed::Models(textnlp_models::Error::Corrupt { .. })) => {
@@ -194,8 +195,10 @@ fn remove_folder_or_link(path: &Utf8Path) -> std::io::Result<()> {
 }
 
 pub(super) async fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
-    let spec: ModelSpec =
-        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let spec: ModelSpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
     match std::fs::symlink_metadata(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
@@ -211,7 +214,8 @@ pub(super) async fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
         // Only a file that looks changed is worth reading gigabytes for.
         let applied = marker.fact("digest").unwrap_or_default().to_owned();
         let verified = tokio::task::spawn_blocking(move || verdict(&path, &applied)).await;
-        let verified = verified.map_err(|error| Error::new(Sort::Unavailable, "verify", marker.resource.to_string()).because(error))?;
+        let verified = verified
+            .map_err(|error| Error::new(Sort::Unavailable, "verify", marker.resource.to_string()).because(error))?;
         if let Err(why) = verified {
             look.drift("files", format!("{what}: {why}"));
         }
@@ -237,7 +241,9 @@ fn changed_file(path: &Utf8Path, marker: &Marker) -> Result<Option<String>> {
         let now = Stamp::of(&file).map_err(|error| Error::io("look at", file.as_str(), error))?;
         // Not the time of the last change of state: the cache links and unlinks the same file.
         let same = now.is_some_and(|now| {
-            json!(now.bytes) == stamp["bytes"] && json!(now.inode) == stamp["inode"] && json!(now.modified_ns) == stamp["modified_ns"]
+            json!(now.bytes) == stamp["bytes"]
+                && json!(now.inode) == stamp["inode"]
+                && json!(now.modified_ns) == stamp["modified_ns"]
         });
         if !same {
             return Ok(Some(format!("`{name}` was changed")));

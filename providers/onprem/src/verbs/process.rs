@@ -32,7 +32,9 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
         return Err(error.hint(format!("look at {}", work.folder.log("supervisor"))));
     }
     // One that ended too often waits; a new `up` is a reason to try at once.
-    supervise::ask(work.folder.root(), &Ask::Start { name: spec.unit.clone() }).await.map_err(|error| work.fails(error))?;
+    supervise::ask(work.folder.root(), &Ask::Start { name: spec.unit.clone() })
+        .await
+        .map_err(|error| work.fails(error))?;
     Ok(work.pending(json!({ "step": "start" }), format!("{} becomes ready", spec.unit)))
 }
 
@@ -76,7 +78,8 @@ pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
     let mut stopped = unit(&work.folder, &spec, work.op.id.0, &work.op.lineage.to_string());
     if let Ok(there) = Unit::read(&work.folder, &spec.unit) {
         if there.lineage != stopped.lineage {
-            return Err(Error::new(Sort::Exists, "delete", work.op.resource.to_string()).because("the unit is another lineage's"));
+            return Err(Error::new(Sort::Exists, "delete", work.op.resource.to_string())
+                .because("the unit is another lineage's"));
         }
         stopped = there;
         stopped.operation = work.op.id.0;
@@ -112,7 +115,11 @@ pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progres
     let last = work.last_seen().await?;
     let folder = &work.folder;
     let mut gone = vec![folder.unit(&spec.unit), folder.pid(&spec.unit), folder.lock(&spec.unit)];
-    gone.extend([folder.socket(&spec.unit), folder.socket(&format!("{}-metrics", spec.unit)), folder.socket(&spec.ready.socket)]);
+    gone.extend([
+        folder.socket(&spec.unit),
+        folder.socket(&format!("{}-metrics", spec.unit)),
+        folder.socket(&spec.ready.socket),
+    ]);
     for path in gone {
         files::remove_file(&path).map_err(work.io(&path))?;
     }
@@ -197,7 +204,14 @@ fn without_operation(unit: &Unit) -> Unit {
     Unit { operation: 0, ..unit.clone() }
 }
 
-fn state(folder: &SiteFolder, spec: &ProcessSpec, wanted: &Unit, holder: Option<u32>, supervisor: &Supervisor, look: &mut Look) {
+fn state(
+    folder: &SiteFolder,
+    spec: &ProcessSpec,
+    wanted: &Unit,
+    holder: Option<u32>,
+    supervisor: &Supervisor,
+    look: &mut Look,
+) {
     let Supervisor::Runs(status) = supervisor else {
         // Programs go on without their supervisor, whose own absence is told at its own place.
         match holder {
@@ -227,7 +241,6 @@ fn state(folder: &SiteFolder, spec: &ProcessSpec, wanted: &Unit, holder: Option<
         PhaseName::Stopped => drop(look.drift("state", "stopped")),
     }
 }
-
 
 #[cfg(test)]
 mod tests {

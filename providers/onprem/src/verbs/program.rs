@@ -61,8 +61,10 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
 }
 
 pub(super) async fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
-    let spec: ProgramSpec =
-        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let spec: ProgramSpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
     let path = folder.inside(&spec.path)?;
     let Some(stamp) = Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))? else {
         return Ok(Seen::Absent);

@@ -50,7 +50,8 @@ pub(super) async fn version_for(work: &Work<'_>, name: &SecretName, fact: &str) 
         // We wrote it down, so it is ours although its marker is gone.
         (Some(newest), Some(_)) => Ok(newest.clone()),
         (Some(_), None) => {
-            let error = Error::new(Sort::Exists, "create secret", name.to_string()).because("the store holds one of that name");
+            let error =
+                Error::new(Sort::Exists, "create secret", name.to_string()).because("the store holds one of that name");
             Err(error.hint("it was left by another environment: remove it from the state folder's `secrets`"))
         }
     }
@@ -62,8 +63,10 @@ pub(super) async fn remove(work: &Work<'_>) -> Result<()> {
 }
 
 pub(super) async fn look(onprem: &OnPrem, marker: &Marker) -> Result<Seen> {
-    let spec: SecretSpec =
-        marker.spec.typed().map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let spec: SecretSpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
     let Some(version) = marker.fact("version") else { return Ok(Seen::Absent) };
     let secret = SecretRef { name: spec.name, version: SecretVersion(version.to_owned()) };
     let value = match onprem.options().secrets.get(&secret).await {
@@ -115,7 +118,9 @@ fn generate(recipe: &SecretRecipe) -> Result<Secret, String> {
             let bytes = random(*length as usize)?;
             Ok(Secret::new(bytes.iter().map(|byte| LETTERS[usize::from(byte & 63)]).collect::<Vec<u8>>()))
         }
-        SecretRecipe::Random(bytes) if (1..=RANDOM_MAX).contains(bytes) => Ok(Secret::new(hex::encode(random(*bytes as usize)?))),
+        SecretRecipe::Random(bytes) if (1..=RANDOM_MAX).contains(bytes) => {
+            Ok(Secret::new(hex::encode(random(*bytes as usize)?)))
+        }
         SecretRecipe::Password(_) => Err(format!("a password has 8 to {RANDOM_MAX} characters")),
         SecretRecipe::Random(_) => Err(format!("a random secret has 1 to {RANDOM_MAX} bytes")),
         SecretRecipe::RsaSigningKey => trust::new_rsa_key().map_err(|error| error.to_string()),

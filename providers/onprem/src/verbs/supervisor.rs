@@ -64,7 +64,10 @@ pub(super) async fn starting(work: &Work<'_>, handle: &Handle) -> Result<Progres
             let last = output::tail(&work.folder.log("supervisor"), 3);
             let why = format!("it did not come up; its last words: {last}");
             let left = work.last_seen().await.ok().filter(|object| object.health != Health::Ready);
-            Ok(Progress::Failed { left, error: work.fails(why).hint(format!("look at {}", work.folder.log("supervisor"))) })
+            Ok(Progress::Failed {
+                left,
+                error: work.fails(why).hint(format!("look at {}", work.folder.log("supervisor"))),
+            })
         }
     }
 }
@@ -107,20 +110,23 @@ pub(super) fn look(folder: &SiteFolder, supervisor: &Supervisor) -> Result<Seen>
     look.output("folder", folder.root().as_str()).output("control", folder.control().as_str());
     match supervisor {
         Supervisor::Runs(status) => {
-            let troubles: Vec<String> = status
-                .rejected
-                .iter()
-                .map(|rejected| format!("unit {}: {}", rejected.name, rejected.why))
-                .chain(status.certificates.iter().filter_map(|file| {
-                    file.error.as_ref().map(|error| format!("certificate {}: {error}", file.file))
-                }))
-                .collect();
+            let troubles: Vec<String> =
+                status
+                    .rejected
+                    .iter()
+                    .map(|rejected| format!("unit {}: {}", rejected.name, rejected.why))
+                    .chain(status.certificates.iter().filter_map(|file| {
+                        file.error.as_ref().map(|error| format!("certificate {}: {error}", file.file))
+                    }))
+                    .collect();
             look.trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
         }
         Supervisor::Stopped => drop(look.drift("state", "stopped")),
         Supervisor::Silent(why) => {
             if lock::holder(&folder.lock("supervisor")).map_err(|error| unseen(folder, error))?.is_some() {
-                return Err(Error::new(Sort::Unavailable, "ask supervisor", folder.root().as_str()).because(why.clone()));
+                return Err(
+                    Error::new(Sort::Unavailable, "ask supervisor", folder.root().as_str()).because(why.clone())
+                );
             }
             look.drift("state", "stopped");
         }

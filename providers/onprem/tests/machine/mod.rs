@@ -41,23 +41,33 @@ fn name(name: &str) -> ComponentName {
     ComponentName::new(name).unwrap()
 }
 
-/// A model with two parameters: enough for a store, too little for an engine.
-fn make_model(dir: &Utf8Path) {
+/// A model with a handful of parameters: enough for a store, too little for an engine.
+pub fn make_model(dir: &Utf8Path, parameters: usize) {
     std::fs::create_dir_all(dir).unwrap();
-    let header = r#"{"wte.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    let bytes = parameters * 4;
+    let header =
+        json!({ "wte.weight": { "dtype": "F32", "shape": [parameters], "data_offsets": [0, bytes] } }).to_string();
     let mut weights = (header.len() as u64).to_le_bytes().to_vec();
     weights.extend(header.as_bytes());
-    weights.extend([0u8; 8]);
+    weights.extend(vec![0u8; bytes]);
     std::fs::write(dir.join("model.safetensors"), weights).unwrap();
-    std::fs::write(dir.join("config.json"), r#"{"model_type":"gpt2","n_embd":2,"n_layer":1,"n_head":1,"vocab_size":2,"n_positions":8}"#).unwrap();
-    std::fs::write(dir.join("tokenizer.json"), r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}}"#).unwrap();
+    std::fs::write(
+        dir.join("config.json"),
+        r#"{"model_type":"gpt2","n_embd":2,"n_layer":1,"n_head":1,"vocab_size":2,"n_positions":8}"#,
+    )
+    .unwrap();
+    std::fs::write(
+        dir.join("tokenizer.json"),
+        r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}}"#,
+    )
+    .unwrap();
 }
 
 impl Machine {
     pub fn new(replicas: u32) -> Self {
         let dir = tempfile::Builder::new().prefix("onprem test ").tempdir().unwrap();
         let base = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
-        make_model(&base.join("the model"));
+        make_model(&base.join("the model"), 2);
         let state = base.join("state of it");
         let mut options = Options::new(state.clone(), stand_in()).unwrap();
         options.model_cache = base.join("cache");
@@ -78,7 +88,14 @@ impl Machine {
             part("network", Part::Network(Network { cidr: None })),
             part("cluster", Part::Cluster(Cluster { network: name("network"), gpu: None })),
             part("secrets", Part::Secrets(Secrets { generate: generate.map(|(n, r)| (n.to_owned(), r)).into() })),
-            part("certificate", Part::Certificate(Certificate { mode: "local-ca".to_owned(), names: vec!["a.example".to_owned()], days: 30 })),
+            part(
+                "certificate",
+                Part::Certificate(Certificate {
+                    mode: "local-ca".to_owned(),
+                    names: vec!["a.example".to_owned()],
+                    days: 30,
+                }),
+            ),
             part(
                 "models",
                 Part::ModelStore(ModelStore {
@@ -168,7 +185,8 @@ impl Machine {
         let mut ordered: Vec<Wanted> = Vec::new();
         while !left.is_empty() {
             let done: BTreeSet<ResourceId> = ordered.iter().map(|w| w.id.clone()).collect();
-            let (ready, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|w| w.needs.iter().all(|n| done.contains(&n.on)));
+            let (ready, rest): (Vec<_>, Vec<_>) =
+                left.into_iter().partition(|w| w.needs.iter().all(|n| done.contains(&n.on)));
             assert!(!ready.is_empty(), "needs that nobody meets: {rest:?}");
             ordered.extend(ready);
             left = rest;
@@ -208,12 +226,22 @@ impl Machine {
     }
 
     pub fn resolved(&self, wanted: &Wanted) -> Spec {
-        wanted.spec.resolve(|id| self.recorded.get(id).map(|r| &r.outputs)).unwrap_or_else(|e| panic!("{}: {e}", wanted.id))
+        wanted
+            .spec
+            .resolve(|id| self.recorded.get(id).map(|r| &r.outputs))
+            .unwrap_or_else(|e| panic!("{}: {e}", wanted.id))
     }
 
     /// Drives one operation to its end.
     pub async fn drive(&self, op: &Operation) -> std::result::Result<Object, String> {
-        let told = |e: Error| format!("{} {}: {e:?} {}", op.verb, op.resource, e.source.as_ref().map(ToString::to_string).unwrap_or_default());
+        let told = |e: Error| {
+            format!(
+                "{} {}: {e:?} {}",
+                op.verb,
+                op.resource,
+                e.source.as_ref().map(ToString::to_string).unwrap_or_default()
+            )
+        };
         let begun = Instant::now();
         let mut progress = self.onprem.begin(op).await.map_err(told)?;
         loop {
@@ -296,8 +324,15 @@ impl Machine {
     }
 
     pub async fn pid_of(&self, unit: &str) -> u32 {
-        let status = self.status().await;
-        status.units.iter().find(|u| u.name == unit).and_then(|u| u.pid).unwrap()
+        self.ready_pid(unit).await.expect("it is ready")
+    }
+
+    /// The process of a unit that is ready.
+    pub async fn ready_pid(&self, unit: &str) -> Option<u32> {
+        use textnlp_onprem::supervise::PhaseName;
+        let status = textnlp_onprem::supervise::status(&self.folder()).await.ok()??;
+        let unit = status.units.into_iter().find(|u| u.name == unit && u.phase == PhaseName::Ready)?;
+        unit.pid
     }
 
     pub async fn wait_until(&self, what: &str, mut is_so: impl AsyncFnMut(&Self) -> bool) {
@@ -309,9 +344,7 @@ impl Machine {
     }
 
     pub async fn is_ready(&self, unit: &str) -> bool {
-        use textnlp_onprem::supervise::PhaseName;
-        let status = textnlp_onprem::supervise::status(&self.folder()).await;
-        status.is_ok_and(|s| s.is_some_and(|s| s.units.iter().any(|u| u.name == unit && u.phase == PhaseName::Ready)))
+        self.ready_pid(unit).await.is_some()
     }
 }
 
