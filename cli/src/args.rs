@@ -358,6 +358,15 @@ pub enum Model {
     },
 }
 
+/// JSON has no NaN and no Infinity: sent on, they would quietly become the server's default.
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(_) => Err("it must be a finite number".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// How the next token is chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
@@ -365,13 +374,13 @@ pub struct SamplingArgs {
     #[arg(long, short = 'm')]
     pub model: Option<String>,
     /// The most tokens to generate
-    #[arg(long, default_value_t = 160)]
+    #[arg(long, default_value_t = 160, allow_negative_numbers = true)]
     pub max_tokens: u32,
     /// 0 is greedy
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true, value_parser = finite)]
     pub temperature: f64,
     /// The likeliest tokens that make up this probability
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = finite)]
     pub top_p: Option<f64>,
     /// The same seed gives the same text
     #[arg(long)]
@@ -449,7 +458,7 @@ pub struct Load {
     #[arg(long, default_value_t = 100)]
     pub users: u32,
     /// Users that come each second
-    #[arg(long, default_value_t = 10.0)]
+    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true, value_parser = finite)]
     pub ramp: f64,
     /// How long, in seconds, once all users are there
     #[arg(long, default_value_t = 30)]
@@ -458,7 +467,7 @@ pub struct Load {
     #[arg(long)]
     pub find_limit: bool,
     /// The p95 that still counts as good, in milliseconds
-    #[arg(long, default_value_t = 500.0)]
+    #[arg(long, default_value_t = 500.0, allow_negative_numbers = true, value_parser = finite)]
     pub p95_ms: f64,
 }
 

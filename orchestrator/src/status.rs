@@ -54,6 +54,7 @@ pub struct ResourceStatus {
     /// Where.
     pub site: SiteName,
     /// How it stands.
+    #[serde(flatten)]
     pub standing: Standing,
     /// What the provider calls it.
     pub cloud_id: CloudId,

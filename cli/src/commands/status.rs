@@ -27,13 +27,13 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     }
     let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
     for resource in &status.resources {
-        let (mark, why) = match &resource.standing {
-            Standing::Ready => (console.paint("32", "✓"), String::new()),
-            Standing::Degraded(why) => (console.paint("33", "!"), format!("degraded: {why}")),
-            Standing::Gone => (console.paint("31", "✗"), "gone".to_owned()),
-            Standing::Unknown(why) => (console.paint("33", "?"), format!("unknown: {why}")),
-            Standing::Tainted => (console.paint("31", "✗"), "its creation failed half-way".to_owned()),
+        let mark = match &resource.standing {
+            Standing::Ready => console.paint("32", "✓"),
+            Standing::Degraded(_) => console.paint("33", "!"),
+            Standing::Unknown(_) => console.paint("33", "?"),
+            Standing::Gone | Standing::Tainted => console.paint("31", "✗"),
         };
+        let why = if resource.standing == Standing::Ready { String::new() } else { standing_text(&resource.standing) };
         let _ = writeln!(text, "  {mark} {:<34} {:<22} {why}", resource.resource.as_str(), resource.kind.as_str());
     }
     for open in &status.open {
@@ -82,7 +82,7 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
         }
     }
     if let Some(standing) = &told.standing {
-        let _ = writeln!(text, "  stands     {}", serde_json::to_value(standing)?);
+        let _ = writeln!(text, "  stands     {}", standing_text(standing));
     }
     if let Some(drift) = &told.drift {
         text.push_str(&drift_text(std::slice::from_ref(drift)));
@@ -125,4 +125,14 @@ fn drift_text(drift: &[Drift]) -> String {
         }
     }
     text
+}
+
+fn standing_text(standing: &Standing) -> String {
+    match standing {
+        Standing::Ready => "ready".to_owned(),
+        Standing::Degraded(why) => format!("degraded: {why}"),
+        Standing::Gone => "gone".to_owned(),
+        Standing::Unknown(why) => format!("unknown: {why}"),
+        Standing::Tainted => "its creation failed half-way".to_owned(),
+    }
 }
