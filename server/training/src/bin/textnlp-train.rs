@@ -21,7 +21,7 @@ use textnlp_training::train::{Recipe, Run, read_recipe, write_whole};
 /// Everything is a function of the recipe and its seed. The whole road:
 ///
 ///   textnlp-train tokenizer --out tokenizer.json
-///   textnlp-train train run/ --tokenizer tokenizer.json --steps 12000
+///   textnlp-train train run/ --tokenizer tokenizer.json --steps 10000
 ///   textnlp-train export run/ --out model/
 ///   textnlp-train evaluate model/ --card
 #[derive(Parser)]
@@ -74,7 +74,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Steps of a new run, of 8,192 tokens each.
-        #[arg(long, default_value_t = 12_000)]
+        #[arg(long, default_value_t = 10_000)]
         steps: u64,
         /// Numbers per token.
         #[arg(long, default_value_t = 192)]

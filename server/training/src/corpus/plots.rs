@@ -322,7 +322,7 @@ fn rescue(w: &mut Tale) {
     w.opening();
     w.t.say_one(&[
         "Suddenly {S} <hear> a [small|thin|sad|loud] cry.",
-        "Then {S} <hear> something [crying|calling] [|nearby].",
+        "Then {S} <hear> something [crying|calling][| nearby].",
         "There {S} <see> {aX} in trouble.",
     ]);
     let (trouble, help, deed) = [

@@ -138,7 +138,7 @@ impl Teller {
             return;
         }
         let start = self.out.rfind('>').map_or(0, |at| at + 1);
-        let said = self.out[start..].trim_end_matches(['.', '?', '!']).to_owned();
+        let said = self.out[start..].trim_end_matches(['.', '?', '!', ' ']).to_owned();
         let small = self.chance(0.5);
         self.out.truncate(start);
         self.out.push_str(&if small { said.to_lowercase() } else { said });
