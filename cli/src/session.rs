@@ -244,7 +244,8 @@ pub fn invalid(error: LoadError) -> Failure {
             .hint("mend what is named, then look again: textnlp-deploy env check")
             .document(serde_json::json!({ "problems": problems }))
         }
-        other => Failure::usage("unreadable_environment", other),
+        other => Failure::usage("unreadable_environment", other)
+            .hint("name one that is there: textnlp-deploy env list, or --file PATH"),
     }
 }
 

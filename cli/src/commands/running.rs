@@ -120,7 +120,8 @@ pub fn curl(running: &Running, prompt: &str) -> String {
         line.push_str(&format!(" --cacert {}", quoted(ca.as_str())));
     }
     if let Some(key) = &running.key_file {
-        line.push_str(&format!(" -H \"Authorization: Bearer $(cat {})\"", quoted(key.as_str()).replace('"', "\\\"")));
+        // Quotes begin anew inside `$(…)`.
+        line.push_str(&format!(" -H \"Authorization: Bearer $(cat {})\"", quoted(key.as_str())));
     }
     let body = serde_json::json!({ "prompt": prompt, "max_tokens": 60 }).to_string();
     line.push_str(&format!(
