@@ -44,6 +44,7 @@ const FIELDS: &[&str] = &[
     "token_limit",
     "expires_at",
     "expires_in",
+    "reinstate",
 ];
 
 /// Does one command.
@@ -84,8 +85,16 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             }
             let wanted = wanted(fields, &public_id()?, digest)?;
             let done = put(&wanted).await?;
+            // A key is put again where a kept database remembers that it was once taken back: whoever puts it says that it is to open.
+            let reinstated = match fields.get("reinstate") {
+                None | Some(Value::Bool(false)) => false,
+                Some(Value::Bool(true)) => {
+                    retry(Backoff::DATABASE, StoreError::passes, || store.reinstate_key(&wanted.public_id)).await?
+                }
+                Some(_) => return wrong("`reinstate` is not true or false", "leave it out, or write true"),
+            };
             let mut answer = shown(&wanted, None);
-            answer["changed"] = json!(done != KeyPut::Unchanged);
+            answer["changed"] = json!(done != KeyPut::Unchanged || reinstated);
             answer
         }
         Some("revoke") => {

@@ -145,6 +145,18 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
+    /// Lets a revoked key in again; says whether it was revoked.
+    pub async fn reinstate_key(&self, public_id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.write().await?;
+        let done = sqlx::query("UPDATE api_keys SET revoked_at = NULL WHERE public_id = ? AND revoked_at IS NOT NULL")
+            .bind(public_id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::sort)?;
+        transaction.commit().await.map_err(StoreError::sort)?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// Whether a tenant is known.
     pub async fn has_tenant(&self, id: &str) -> Result<bool, StoreError> {
         let row = sqlx::query("SELECT 1 FROM tenants WHERE id = ?")
@@ -186,7 +198,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked() {
+    async fn a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated() {
         let (_folder, store) = store().await;
         store.prepare().await.unwrap();
         let wanted = key("0123456789abcdef");
@@ -201,6 +213,9 @@ mod tests {
         assert!(!store.revoke_key(&wanted.public_id).await.unwrap());
         assert_eq!(store.put_key(&other).await.unwrap(), KeyPut::Unchanged);
         assert!(!store.key(&wanted.public_id).await.unwrap().unwrap().is_valid(now_ms()));
+        assert!(store.reinstate_key(&wanted.public_id).await.unwrap());
+        assert!(!store.reinstate_key(&wanted.public_id).await.unwrap());
+        assert!(store.key(&wanted.public_id).await.unwrap().unwrap().is_valid(now_ms()));
         assert_eq!(store.key("nobody").await.unwrap(), None);
         assert_eq!(store.keys().await.unwrap().len(), 1);
     }

@@ -104,6 +104,7 @@ pub(super) async fn put_key(work: &Work<'_>) -> Result<Progress> {
     work.claim(&cloud_id, Map::new())?;
     let command = json!({
         "do": "put", "public_id": spec.public_id, "sha256": spec.sha256, "name": spec.name, "tenant": "default",
+        "reinstate": true,
     });
     let (program, config) = (work.folder.join(&spec.program), work.folder.join(&spec.config));
     let subject = work.op.resource.as_str();

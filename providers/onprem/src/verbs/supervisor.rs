@@ -15,6 +15,8 @@ use crate::supervise::{self, Ask, clean_environment, output};
 
 /// A supervisor that has not come up by then does not.
 const UP_WITHIN_MS: i64 = 15_000;
+/// Processes that ran already are asked whether they are ready; one that is not by then shows so itself.
+const ADOPTED_WITHIN_MS: i64 = 5_000;
 /// One that was asked to leave and does not is told by a signal.
 const GONE_WITHIN_MS: i64 = 5_000;
 
@@ -55,6 +57,9 @@ fn start(work: &Work<'_>) -> Result<()> {
 
 pub(super) async fn starting(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
     match Supervisor::of(&work.folder).await {
+        Supervisor::Runs(status) if waited_ms(handle) < ADOPTED_WITHIN_MS && looks_at_adopted(&status) => {
+            Ok(work.pending(handle.0.clone(), "the supervisor looks at the processes that it found running"))
+        }
         Supervisor::Runs(_) => {
             let marker = work.complete(&work.folder.cloud_id("run/supervisor.lock")?, Map::new())?;
             work.done(&marker).await
@@ -70,6 +75,10 @@ pub(super) async fn starting(work: &Work<'_>, handle: &Handle) -> Result<Progres
             })
         }
     }
+}
+
+fn looks_at_adopted(status: &supervise::Status) -> bool {
+    status.units.iter().any(|unit| unit.phase == supervise::PhaseName::Starting && unit.pid.is_some())
 }
 
 pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
