@@ -206,14 +206,17 @@ fn server_program(session: &Session) -> Result<Utf8PathBuf, Failure> {
     if let Some(path) = &session.global.server {
         let path = session.here.join(path);
         if !path.is_file() {
-            return Err(Failure::usage("no_such_file", anyhow::anyhow!("--server {path} is not a file")));
+            return Err(Failure::usage("no_such_file", anyhow::anyhow!("--server {path} is not a file"))
+                .hint("leave it out to serve with this program itself"));
         }
         return Ok(path);
     }
     let this =
         Utf8PathBuf::try_from(std::env::current_exe().context("find this program")?).context("find this program")?;
     let beside = this.with_file_name("textnlp-server");
-    Ok(if beside.is_file() { beside } else { this })
+    // In a build folder the one beside may be of another day: cargo builds only what was asked for.
+    let is_build_folder = this.with_file_name("deps").is_dir();
+    Ok(if beside.is_file() && !is_build_folder { beside } else { this })
 }
 
 fn file_digest(path: &Utf8Path) -> anyhow::Result<String> {
