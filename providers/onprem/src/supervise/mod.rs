@@ -212,7 +212,7 @@ impl Supervisor {
         }
         let names: Vec<String> = self.units.keys().cloned().collect();
         for name in &names {
-            let may_roll = self.may_roll(name);
+            let may_roll = self.may_roll(name, now);
             if let Some(kept) = self.units.get_mut(name) {
                 kept.step(&self.folder, now, may_roll, &mut self.notes).await;
             }
@@ -262,14 +262,15 @@ impl Supervisor {
         }
     }
 
-    /// Whether a unit may be restarted for a change: while it does its work, only when all others of its group do theirs.
-    fn may_roll(&self, name: &str) -> bool {
+    /// Whether a unit may be restarted for a change: while it does its work, only when all others of its group do theirs, and have
+    /// done so for long enough to be sent requests.
+    fn may_roll(&self, name: &str, now: Instant) -> bool {
         let Some(kept) = self.units.get(name) else { return false };
         let Some(group) = &kept.unit.group else { return true };
         let others = self.units.iter().filter(|(other, kept)| {
             other.as_str() != name && kept.unit.group.as_ref() == Some(group) && kept.unit.state == State::Running
         });
-        !kept.is_ready() || others.into_iter().all(|(_, other)| other.is_ready())
+        !kept.is_ready() || others.into_iter().all(|(_, other)| other.is_settled(now))
     }
 
     async fn keep_house(&mut self) {

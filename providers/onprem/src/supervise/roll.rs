@@ -26,6 +26,8 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 const PROBE_STARTING: Duration = Duration::from_millis(100);
 /// Between two probes of one that is.
 const PROBE_READY: Duration = Duration::from_secs(2);
+/// A gateway looks at its replicas twice a second; on a busy machine a look may come late.
+const SETTLED: Duration = Duration::from_secs(2);
 /// A program whose pid file is not there by then is not known to be the right one.
 const UNKNOWN_FOR: Duration = Duration::from_secs(3);
 /// Between two SIGKILLs, for a process that hangs in the kernel.
@@ -116,6 +118,11 @@ impl Kept {
 
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.phase, Phase::Ready { .. })
+    }
+
+    /// Ready for so long that whoever sends it requests has seen it.
+    pub(super) fn is_settled(&self, now: Instant) -> bool {
+        matches!(self.phase, Phase::Ready { since } if now.duration_since(since) >= SETTLED)
     }
 
     pub(super) fn is_over(&self) -> bool {
