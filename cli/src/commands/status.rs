@@ -66,7 +66,10 @@ pub async fn drift(session: &Session, console: Console) -> Result<Success, Failu
 /// `explain RESOURCE`.
 pub async fn explain(session: &Session, args: &Explain, console: Console) -> Result<Success, Failure> {
     let deployment = Deployment::recorded(session, session.load(console)?)?;
-    let resource = ResourceId::new(args.resource.clone()).map_err(|e| Failure::usage("invalid_name", e))?;
+    let resource = ResourceId::new(args.resource.clone()).map_err(|e| {
+        Failure::usage("invalid_name", e)
+            .hint(format!("names are as in: textnlp-deploy status --env {}", deployment.chosen.name))
+    })?;
     let (state, facts) = look(&deployment).await?;
     let told = status::explain(&state, &facts, &resource).await?;
     if told.holding.is_none() && told.history.is_empty() {
