@@ -86,6 +86,8 @@ impl Sandbox {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.folder().join("home"))
+            // Not a `textnlp-server` that another build may have left beside it.
+            .env("TEXTNLP_SERVER", program())
             .env("TEXTNLP_STATE_DIR", self.folder().join("state"))
             .env("TEXTNLP_SET__server__api__port", self.port.to_string())
             .env("TEXTNLP_SET__server__monitoring__metrics_port", self.metrics_port.to_string())

@@ -111,16 +111,18 @@ fn harmed_files_are_named_and_mended() {
         for resource in resources {
             assert!(status.out.contains(&format!("drift {resource}")), "{file}: {}", status.out);
         }
-        sandbox.up("staging");
-        assert!(drifted(&sandbox, "staging").is_empty(), "{file}: up mends it");
+        let up = sandbox.up("staging");
+        let named = drifted(&sandbox, "staging");
+        assert!(named.is_empty(), "{file}: {named:?}\n{}", up.err);
         sandbox.run(&["status", "--env", "staging"]).expect(0);
     }
     // All of it at once.
     for (file, harm, _) in harms.iter().filter(|(file, ..)| !file.ends_with("tokenizer.json")) {
         harm(&site.join(file));
     }
-    sandbox.up("staging");
-    assert!(drifted(&sandbox, "staging").is_empty());
+    let up = sandbox.up("staging");
+    let named = drifted(&sandbox, "staging");
+    assert!(named.is_empty(), "{named:?}\n{}\n{}", up.err, sandbox.run(&["status", "--env", "staging"]).out);
     sandbox.run(&["generate", "Once", "--max-tokens", "2", "--env", "staging"]).expect(0);
     sandbox.run(&["plan", "--env", "staging", "--exit-code"]).expect(0);
 }

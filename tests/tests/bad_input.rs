@@ -1,0 +1,473 @@
+//! What people and files get wrong before anything runs: each ends with its status, its sentence and what to do next, and changes nothing.
+
+use std::net::TcpListener;
+
+use camino::Utf8Path;
+use serde_json::{Value, json};
+use textnlp_tests::{Sandbox, http};
+
+/// One wrong command: what is typed, how it ends, its code for programs, and what its text must say.
+struct Wrong<'a> {
+    typed: &'a [&'a str],
+    exit: i32,
+    code: &'a str,
+    says: &'a [&'a str],
+}
+
+fn wrong<'a>(typed: &'a [&'a str], exit: i32, code: &'a str, says: &'a [&'a str]) -> Wrong<'a> {
+    Wrong { typed, exit, code, says }
+}
+
+/// For people: error, cause and hint on stderr. For programs: one document with the same words. Nothing on the wrong stream.
+#[track_caller]
+fn refused(sandbox: &Sandbox, wrong: &Wrong<'_>) {
+    let Wrong { typed, exit, code, says } = wrong;
+    let person = sandbox.run(typed);
+    assert_eq!(person.exit, *exit, "{typed:?}\n{}\n{}", person.out, person.err);
+    assert!(person.err.contains("error: "), "{typed:?}: {}", person.err);
+    assert!(person.out.is_empty(), "{typed:?}: an error is no result: {}", person.out);
+    assert!(!person.err.contains("panicked"), "{typed:?}: {}", person.err);
+    for word in *says {
+        assert!(person.err.contains(word), "{typed:?} does not say `{word}`: {}", person.err);
+    }
+    let program = sandbox.run(&[typed, &["-o", "json"][..]].concat());
+    assert_eq!(program.exit, *exit, "{typed:?}\n{}\n{}", program.out, program.err);
+    let document = program.json();
+    assert!(document["ok"] == false && document["exit"] == *exit && document["format"] == 1, "{typed:?}: {document:#}");
+    assert_eq!(document["error"]["code"], *code, "{typed:?}: {document:#}");
+    let hint = document["error"]["hint"].as_str().unwrap_or_default();
+    assert!(!hint.is_empty(), "{typed:?} has no hint: {document:#}");
+    assert!(document["error"]["message"].is_string() && document["error"]["causes"].is_array(), "{document:#}");
+    if *code != "usage" {
+        assert!(person.err.contains("hint: "), "{typed:?}: {}", person.err);
+    }
+}
+
+#[test]
+fn wrong_environment_files_are_explained_with_their_place() {
+    let sandbox = Sandbox::new("files");
+    let folder = sandbox.folder().join("environments");
+    std::fs::create_dir(&folder).unwrap();
+    let site = "sites: [ { name: here, role: primary, provider: onprem, runtime: process, region: local } ]";
+    let files: &[(&str, Vec<u8>, &[&str])] = &[
+        ("broken", b"extends: base\nenvironment: [broken\n".to_vec(), &["broken.yaml:2:14", "not YAML"]),
+        ("tabs", b"extends: base\nenvironment: tabs\nsites:\n\t- a".to_vec(), &["tabs.yaml:4:2", "indent with spaces"]),
+        (
+            "unknown",
+            format!("extends: base\nenvironment: unknown\nphase: staging\n{site}\nscalling: {{ min: 2 }}\nserver: {{ api: {{ prot: 1 }} }}").into(),
+            &["unknown.yaml:5:1", "did you mean `scaling`?", "unknown.yaml:6:18", "did you mean `port`?"],
+        ),
+        (
+            "double",
+            format!("extends: base\nenvironment: double\nenvironment: double\nphase: staging\n{site}").into(),
+            &["double.yaml:3:1", "twice", "double.yaml:2:1"],
+        ),
+        (
+            "types",
+            format!(
+                "extends: base\nenvironment: types\nphase: staging\n{site}\nscaling: {{ min: two }}\n\
+                 server: {{ api: {{ port: 99999, timeout: 5 parsecs, max_request_size: 10XB, drain: -3s }} }}\n\
+                 gates: {{ p95_ms: -1, error_rate: 7 }}"
+            )
+            .into(),
+            &["types.yaml:5:17", "whole number", "1 to 65535", "`parsecs`", "`XB`", "`-3s`", "gates.p95_ms", "gates.error_rate", "7 mistakes"],
+        ),
+        ("variable", b"extends: staging\nenvironment: variable\ndescription: \"${NOT_THERE}\"".to_vec(), &["variable.yaml:3", "`NOT_THERE` is not set"]),
+        ("circle", b"extends: circle\nenvironment: circle".to_vec(), &["circle.yaml:1:10", "extends itself"]),
+        ("orphan", b"extends: nobody\nenvironment: orphan".to_vec(), &["orphan.yaml:1", "nobody"]),
+        ("empty", Vec::new(), &["empty.yaml:1:1", "`environment`"]),
+        ("binary", vec![0xff, 0xfe, 0], &["binary.yaml:1:1", "UTF-8"]),
+    ];
+    for (name, content, says) in files {
+        std::fs::write(folder.join(format!("{name}.yaml")), content).unwrap();
+        for verb in [&["plan"][..], &["up", "--yes"], &["down", "--yes"], &["env", "check"]] {
+            let env = [verb, &["--env", name]].concat();
+            refused(&sandbox, &wrong(&env, 2, "invalid_environment", says));
+        }
+    }
+    let all = sandbox.run(&["env", "check"]).expect(2);
+    for (_, _, says) in files {
+        assert!(all.err.contains(says[0]), "one look shows every file: {}", all.err);
+    }
+    nothing_was_made(&sandbox);
+}
+
+#[test]
+fn wrong_words_are_refused_before_anything_happens() {
+    let sandbox = Sandbox::new("words");
+    let table = [
+        wrong(&["plan", "--env", "stagng"], 2, "no_such_environment", &["`stagng`", "did you mean `staging`?"]),
+        wrong(&["up", "--yes"], 2, "no_environment", &["--env staging"]),
+        wrong(&["plan", "--file", "nowhere.yaml"], 2, "unreadable_environment", &["nowhere.yaml"]),
+        wrong(&["plan", "--env", "staging", "--site", "there"], 2, "no_such_site", &["`there`", "here"]),
+        wrong(&["plan", "--env", "staging", "--provider", "aws"], 2, "not_available", &["`aws`"]),
+        wrong(
+            &["plan", "--env", "staging", "--provider", "cloudy"],
+            2,
+            "invalid_environment",
+            &["`cloudy`", "`onprem`"],
+        ),
+        wrong(&["up", "--env", "pilot", "--yes"], 2, "not_available", &["`kubernetes`", "env check pilot"]),
+        wrong(
+            &["up", "--env", "staging", "--yes", "--set", "gates.usres=5"],
+            2,
+            "invalid_environment",
+            &["did you mean `users`?"],
+        ),
+        wrong(&["up", "--env", "staging", "--yes", "--set", "nonsense"], 2, "invalid_environment", &["no `=`"]),
+        wrong(
+            &["up", "--env", "staging", "--yes", "--set", "scaling.min=-1"],
+            2,
+            "invalid_environment",
+            &["scaling.min"],
+        ),
+        wrong(
+            &["up", "--env", "staging", "--yes", "--server", "/nowhere/server"],
+            2,
+            "no_such_file",
+            &["/nowhere/server"],
+        ),
+        wrong(
+            &["explain", "here/none", "--env", "staging"],
+            2,
+            "no_such_resource",
+            &["`here/none`", "status --env staging"],
+        ),
+        wrong(&["explain", "BAD NAME", "--env", "staging"], 2, "invalid_name", &["`BAD NAME`"]),
+        wrong(&["logs", "--env", "staging"], 2, "no_logs", &["status --env staging"]),
+        wrong(&["generate", "hi", "--env", "staging"], 2, "not_up", &["up --env staging"]),
+        wrong(&["key", "list", "--env", "staging"], 2, "not_up", &["up --env staging"]),
+        wrong(
+            &["down", "--env", "staging", "--yes", "--delete-data", "stagging"],
+            4,
+            "wrong_name",
+            &["--delete-data staging"],
+        ),
+        wrong(&["up", "--env", "staging"], 4, "not_approved", &["nobody agreed", "--yes"]),
+        wrong(&["stauts"], 2, "usage", &["'status'"]),
+        wrong(&["generate"], 2, "usage", &["<PROMPT>"]),
+        wrong(&["plan", "--env", "a", "--file", "b"], 2, "usage", &["--file"]),
+        wrong(&["generate", "hi", "--temperature", "NaN"], 2, "usage", &["finite number"]),
+        wrong(&["generate", "hi", "--max-tokens", "-5"], 2, "usage", &["-5", "--max-tokens"]),
+        wrong(
+            &["generate", "hi", "--address", "http://127.0.0.1:1"],
+            1,
+            "unreachable",
+            &["Connection refused", "status"],
+        ),
+        wrong(
+            &["generate", "hi", "--ca-file", "none.pem", "--address", "https://127.0.0.1:1"],
+            1,
+            "failed",
+            &["none.pem"],
+        ),
+    ];
+    for wrong in &table[..table.len() - 1] {
+        refused(&sandbox, wrong);
+    }
+    let last = &table[table.len() - 1];
+    assert!(sandbox.run(last.typed).expect(last.exit).err.contains(last.says[0]));
+    nothing_was_made(&sandbox);
+}
+
+/// Nothing runs, and there is nothing but what a look leaves: locks, and the lineage that a refused `up` may have drawn.
+#[track_caller]
+fn nothing_was_made(sandbox: &Sandbox) {
+    assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
+    let made: Vec<_> = sandbox
+        .files(&sandbox.folder().join("state"))
+        .into_iter()
+        .filter(|f| f.contains("/sites/") || f.contains("/journal/"))
+        .collect();
+    assert!(made.is_empty(), "{made:?}");
+}
+
+#[test]
+fn a_port_in_use_is_named_with_its_holder_and_never_moved() {
+    let sandbox = Sandbox::new("port");
+    let taken = TcpListener::bind(("127.0.0.1", sandbox.port)).unwrap();
+    let pid = std::process::id().to_string();
+    let port = format!("127.0.0.1:{}", sandbox.port);
+    let up = ["up", "--env", "development", "--yes", "--no-gate"];
+    refused(&sandbox, &wrong(&up, 1, "preflight", &[&port, "taken", &pid, "choose another `port`"]));
+    nothing_was_made(&sandbox);
+    drop(taken);
+    sandbox.up("development");
+}
+
+#[test]
+fn no_home_and_no_environments_folder() {
+    let sandbox = Sandbox::new("homeless");
+    let bare = |args: &[&str]| {
+        let mut command = sandbox.command(args);
+        command.env_remove("HOME").env_remove("TEXTNLP_STATE_DIR");
+        textnlp_tests::said(command.output().unwrap())
+    };
+    bare(&["env", "check", "staging"]).expect(0);
+    bare(&["providers"]).expect(0);
+    for verb in [
+        &["plan", "--env", "development"][..],
+        &["up", "--env", "development", "--yes"],
+        &["status", "--env", "development"],
+        &["generate", "hi"],
+    ] {
+        let said = bare(verb).expect(2);
+        assert!(said.err.contains("hint: say where with --state-dir DIR"), "{verb:?}: {}", said.err);
+    }
+    bare(&["plan", "--env", "development", "--state-dir", "here"]).expect(0);
+}
+
+#[test]
+fn a_path_with_spaces_and_umlauts_is_a_path() {
+    let folder = tempfile::Builder::new().prefix("Überall ist's \"schön\" $HOME ").tempdir().unwrap();
+    let sandbox = Sandbox::at(folder);
+    let up = sandbox.up("staging");
+    let line = up.out.lines().find_map(|l| l.trim().strip_prefix("try ")).expect("a line to try").trim();
+    let mut shell = std::process::Command::new("sh");
+    match shell.args(["-c", line]).output() {
+        Ok(pasted) if pasted.status.code() != Some(127) => {
+            let pasted = textnlp_tests::said(pasted).expect(0);
+            assert!(pasted.json()["text"].is_string(), "{}", pasted.out);
+        }
+        _ => eprintln!("SKIPPED: no curl here, so the printed line cannot be pasted: {line}"),
+    }
+    sandbox.run(&["generate", "Once", "--max-tokens", "2"]).expect(0);
+    sandbox.run(&["down", "--env", "staging", "--yes"]).expect(0);
+    assert!(sandbox.processes().is_empty());
+}
+
+#[test]
+fn a_disk_too_small_is_refused_with_sizes() {
+    let sandbox = Sandbox::new("disk");
+    let small = sandbox.folder().join("state");
+    std::fs::create_dir(&small).unwrap();
+    let mount = |args: &[&str]| std::process::Command::new("mount").args(args).arg(small.as_str()).output();
+    if !mount(&["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: only root may mount a small disk here");
+        return;
+    }
+    let _unmount = Unmount(&small);
+    let up = ["up", "--env", "development", "--yes", "--no-gate"];
+    refused(&sandbox, &wrong(&up, 1, "preflight", &["MB free", "are needed", "--state-dir"]));
+    nothing_was_made(&sandbox);
+}
+
+struct Unmount<'a>(&'a Utf8Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["-l", self.0.as_str()]).status();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_while_it_runs_loses_nothing() {
+    let sandbox = Sandbox::new("full");
+    let small = sandbox.folder().join("state");
+    std::fs::create_dir(&small).unwrap();
+    let mount =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=700m", "tmpfs", small.as_str()]).output();
+    if !mount.is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: only root may mount a small disk here");
+        return;
+    }
+    let _unmount = Unmount(&small);
+    sandbox.up("development");
+    let fill = small.join("fill");
+    let mut file = std::fs::File::create(&fill).unwrap();
+    let _ = std::io::copy(&mut std::io::repeat(1), &mut file);
+    // Now not a byte is free: changes are refused or fail in words, and what runs goes on.
+    let change = ["up", "--env", "development", "--yes", "--no-gate", "--set", "server.api.timeout=200"];
+    let said = sandbox.run(&change);
+    assert!(said.exit == 1 && said.err.contains("error: ") && !said.err.contains("panicked"), "{said:?}");
+    let answer = http::post(sandbox.port, "/v1/generate", &json!({ "prompt": "Once", "max_tokens": 2 })).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    drop(file);
+    std::fs::remove_file(&fill).unwrap();
+    sandbox.run(&change).expect(0);
+    sandbox.run(&["status", "--env", "development"]).expect(0);
+    sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
+    assert!(sandbox.processes().is_empty());
+}
+
+/// What is wrong with a state, and how every command that needs it says so.
+type Damage = (&'static str, fn(&Utf8Path), &'static str, i32, &'static [&'static str]);
+
+#[test]
+fn a_damaged_or_foreign_state_is_refused_and_left_alone() {
+    let sandbox = Sandbox::new("state");
+    sandbox.up("development");
+    let state = sandbox.state("development");
+    let saved = sandbox.folder().join("saved");
+    copy(&state.join("journal"), &saved.join("journal"));
+    std::fs::copy(state.join("lineage.json"), saved.join("lineage.json")).unwrap();
+    let before = sandbox.processes();
+
+    fn edit(path: &Utf8Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = std::fs::read(path).unwrap();
+        change(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+    }
+    let damages: [Damage; 9] = [
+        (
+            "garbage",
+            |s| edit(&s.join("journal/here/log"), |b| b.extend(b"garbage\n")),
+            "damaged_state",
+            1,
+            &["no checksum"],
+        ),
+        (
+            "a bit of the journal",
+            |s| {
+                edit(&s.join("journal/here/log"), |b| {
+                    let m = b.len() / 2;
+                    b[m] ^= 4
+                })
+            },
+            "damaged_state",
+            1,
+            &["record", "at byte"],
+        ),
+        (
+            "a bit of a body",
+            |s| {
+                edit(&s.join("journal/here/bodies"), |b| {
+                    let m = b.len() / 2;
+                    b[m] ^= 4
+                })
+            },
+            "damaged_state",
+            1,
+            &["bodies"],
+        ),
+        (
+            "a cut journal",
+            |s| edit(&s.join("journal/here/log"), |b| b.truncate(3000)),
+            "damaged_state",
+            1,
+            &["missing"],
+        ),
+        ("no journal", |s| std::fs::remove_file(s.join("journal/here/log")).unwrap(), "damaged_state", 1, &["missing"]),
+        (
+            "no lineage",
+            |s| std::fs::remove_file(s.join("lineage.json")).unwrap(),
+            "damaged_state",
+            1,
+            &["lineage.json"],
+        ),
+        (
+            "half a lineage",
+            |s| std::fs::write(s.join("lineage.json"), "{\"format\"").unwrap(),
+            "damaged_state",
+            1,
+            &["lineage.json"],
+        ),
+        (
+            "another lineage",
+            |s| {
+                edit(&s.join("lineage.json"), |b| {
+                    let mut v: Value = serde_json::from_slice(b).unwrap();
+                    v["lineage"] = json!("00000000-0000-4000-8000-000000000000");
+                    *b = v.to_string().into();
+                })
+            },
+            "other_deployment",
+            4,
+            &["belongs to deployment"],
+        ),
+        (
+            "another account",
+            |s| {
+                edit(&s.join("lineage.json"), |b| {
+                    let mut v: Value = serde_json::from_slice(b).unwrap();
+                    v["sites"]["here"]["account"] = json!("machine-elsewhere");
+                    *b = v.to_string().into();
+                })
+            },
+            "other_deployment",
+            4,
+            &["machine-elsewhere"],
+        ),
+    ];
+    for (name, damage, code, exit, says) in damages {
+        damage(&state);
+        let journal = std::fs::read(state.join("journal/here/log")).ok();
+        for verb in [&["up", "--no-gate"][..], &["down"]] {
+            println!("{name}: {verb:?}");
+            refused(&sandbox, &wrong(&[verb, &["--env", "development", "--yes"]].concat(), exit, code, says));
+        }
+        assert_eq!(
+            std::fs::read(state.join("journal/here/log")).ok(),
+            journal,
+            "{name}: a damaged journal is evidence"
+        );
+        assert_eq!(sandbox.processes(), before, "{name}: what runs goes on");
+        std::fs::remove_dir_all(state.join("journal")).unwrap();
+        copy(&saved.join("journal"), &state.join("journal"));
+        std::fs::copy(saved.join("lineage.json"), state.join("lineage.json")).unwrap();
+        sandbox.run(&["status", "--env", "development"]).expect(0);
+    }
+
+    // A copied folder under another name is another environment's.
+    copy(&state, &sandbox.state("staging"));
+    for verb in [&["up", "--yes"][..], &["down", "--yes"], &["status"]] {
+        refused(
+            &sandbox,
+            &wrong(&[verb, &["--env", "staging"]].concat(), 4, "other_deployment", &["`development`", "`staging`"]),
+        );
+    }
+    assert_eq!(sandbox.processes(), before);
+    sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
+}
+
+#[test]
+fn a_copied_state_never_touches_what_the_original_runs() {
+    let sandbox = Sandbox::new("twin");
+    sandbox.up("development");
+    let before = sandbox.processes();
+    let twin = sandbox.folder().join("twin");
+    copy(&sandbox.state("development"), &twin.join("development"));
+    let twin = ["--env", "development", "--yes", "--state-dir", twin.as_str()];
+    let up = sandbox.run(&[&["up", "--no-gate"], &twin[..]].concat()).expect(1);
+    assert!(up.err.contains("taken by"), "{}", up.err);
+    sandbox.run(&[&["down"], &twin[..]].concat());
+    assert_eq!(sandbox.processes(), before);
+    sandbox.run(&["status", "--env", "development"]).expect(0);
+}
+
+#[test]
+fn a_file_in_the_place_of_the_state_folder() {
+    let sandbox = Sandbox::new("file");
+    std::fs::write(sandbox.folder().join("state"), "not a folder").unwrap();
+    for verb in [&["up", "--no-gate"][..], &["down"], &["plan"], &["status"]] {
+        let said = sandbox.run(&[verb, &["--env", "development", "--yes"]].concat());
+        assert!(matches!(said.exit, 1 | 2), "{said:?}");
+        assert!(
+            said.err.contains("error: ") && said.err.contains("hint: ") && said.err.contains("Not a directory"),
+            "{said:?}"
+        );
+    }
+    assert!(sandbox.processes().is_empty());
+}
+
+fn copy(from: &Utf8Path, to: &Utf8Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in from.read_dir_utf8().unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy(entry.path(), &to),
+            kind if kind.is_file() => drop(std::fs::copy(entry.path(), to).unwrap()),
+            // Sockets live with their processes.
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_secret_that_is_written_out_is_refused_and_not_repeated() {
+    let sandbox = Sandbox::new("secret");
+    let typed = ["plan", "--env", "staging", "--set", "server.security.jwt_secret=hunter2hunter2"];
+    refused(&sandbox, &wrong(&typed, 2, "invalid_environment", &["server.security.jwt_secret", "secret:env:NAME"]));
+    let said = sandbox.run(&typed);
+    assert!(!said.err.contains("hunter2"), "{}", said.err);
+}
