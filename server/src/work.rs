@@ -79,7 +79,6 @@ pub(crate) async fn start(
     let room = model.info.context - prompt_tokens;
     let max_tokens = ask.max_tokens.unwrap_or(app.config.api.max_tokens).min(room);
     let seed = ask.sampling.seed;
-    let reservation = allowance::reserve(app, caller, (prompt_tokens + max_tokens) as u64).await?;
     let request = Request {
         model: name.clone(),
         tenant: caller.tenant.clone(),
@@ -91,6 +90,24 @@ pub(crate) async fn start(
         logprobs: ask.logprobs,
         deadline: Some(deadline),
     };
+    let (out, events) = mpsc::channel(EVENTS);
+    // A task of its own from here on: a client that leaves now must find its tokens neither set aside for ever nor unpaid.
+    let submitted = app.tasks.spawn(submit(app.clone(), record.clone(), caller.clone(), request, out));
+    let gone = |_| ApiError::from(Failure::Model("the request broke off".into()));
+    submitted.await.map_err(gone)??;
+    Ok(Running { model, events, seed, record: record.clone() })
+}
+
+/// Sets tokens aside, hands the request to the engine and lets a task drive it.
+async fn submit(
+    app: Arc<App>,
+    record: Arc<Record>,
+    caller: Caller,
+    request: Request,
+    out: mpsc::Sender<Event>,
+) -> Result<(), ApiError> {
+    let (name, prompt_tokens) = (request.model.clone(), request.prompt.len() as u64);
+    let reservation = allowance::reserve(&app, &caller, prompt_tokens + request.max_tokens as u64).await?;
     let (outlet, inbox) = mpsc::channel(EVENTS);
     let submitted = app.models.may_ask(&name).and_then(|()| {
         app.engine.submit(request, Box::new(Outlet(outlet))).map_err(|failure| {
@@ -110,23 +127,15 @@ pub(crate) async fn start(
     let ticket = match submitted {
         Ok(ticket) => ticket,
         Err(error) => {
-            allowance::settle(app, reservation, 0).await;
+            allowance::settle(&app, reservation, 0).await;
             return Err(error);
         }
     };
-    record.note(|known| known.prompt_tokens = prompt_tokens as u64);
-    let (out, events) = mpsc::channel(EVENTS);
-    let drive = Drive {
-        app: app.clone(),
-        record: record.clone(),
-        model: name,
-        user: caller.user.clone(),
-        prompt_tokens: prompt_tokens as u64,
-        reservation,
-        ticket,
-    };
-    app.tasks.spawn(drive.run(inbox, out));
-    Ok(Running { model, events, seed, record: record.clone() })
+    record.note(|known| known.prompt_tokens = prompt_tokens);
+    let tasks = app.tasks.clone();
+    let drive = Drive { app, record, model: name, user: caller.user, prompt_tokens, reservation, ticket };
+    tasks.spawn(drive.run(inbox, out));
+    Ok(())
 }
 
 /// Turns a prompt into tokens; long texts on a thread of their own, few at a time.
