@@ -112,6 +112,8 @@ async fn put_in_place(model: Model, path: &Utf8Path, saying: &Saying) -> Result<
     let path = path.to_owned();
     let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, Failed> {
         let digest = model.manifest.digest.to_string();
+        // Bytes can be exactly what the source has and still be no model: its headers are read before anybody serves it.
+        textnlp_models::inspect(&model.dir)?;
         place(&path, &digest, |new| Ok(model.place(new)?))?;
         textnlp_models::verify(&path)?;
         facts(&path).map_err(Failed::Io)

@@ -38,6 +38,9 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     Ok(work.pending(json!({ "step": "start" }), format!("{} becomes ready", spec.unit)))
 }
 
+/// How `/ready` of a server says that it runs and cannot serve.
+const FAILING: &str = "\"status\":\"failing\"";
+
 pub(super) async fn starting(work: &Work<'_>) -> Result<Progress> {
     let spec: ProcessSpec = work.spec()?;
     let cloud_id = work.folder.cloud_id(&format!("units/{}.json", spec.unit))?;
@@ -62,6 +65,12 @@ pub(super) async fn starting(work: &Work<'_>) -> Result<Progress> {
         let why = format!("it ended {} times; its last words:\n{}", seen.failures, output::tail(&log, 5));
         let left = work.last_seen().await.ok();
         return Ok(Progress::Failed { left, error: work.fails(why).hint(format!("look at {log}")) });
+    }
+    // The program itself says that waiting does not help: a model that cannot be loaded, for one.
+    if current && seen.phase != PhaseName::Ready && seen.says.contains(FAILING) {
+        let left = work.last_seen().await.ok();
+        let log = work.folder.log(&spec.unit);
+        return Ok(Progress::Failed { left, error: work.invalid(seen.says.clone()).hint(format!("look at {log}")) });
     }
     let says = match (seen.phase, current) {
         (PhaseName::Ready | PhaseName::Unready, false) => format!("{} waits for its turn to restart", spec.unit),
