@@ -97,7 +97,11 @@ fn a_newer_tool_does_not_replace_what_is_locked() {
     assert_eq!(lock.differences(&release.lock), []);
     let elsewhere = staging(&["models[0].source=file:/models/other"]);
     let release = Release::locked(&elsewhere, &lock, &old).unwrap();
-    assert_eq!(release.lock.models["textnlp-tiny"], digest(b"newer tiny"), "another source is not held to the old digest");
+    assert_eq!(
+        release.lock.models["textnlp-tiny"],
+        digest(b"newer tiny"),
+        "another source is not held to the old digest"
+    );
     let difference = Release::locked(&environment, &lock, &artifacts("server-2")).unwrap_err();
     assert_eq!(difference.what, "server");
     let newer = Release::resolve(&staging(&["models[0].context=512"]), &artifacts("server-2")).lock;

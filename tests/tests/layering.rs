@@ -19,7 +19,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-server", &["textnlp-inference", "textnlp-models", "textnlp-bundle"]),
     (
         "textnlp-deploy",
-        &["textnlp-provider", "textnlp-models", "textnlp-inference", "textnlp-onprem", "textnlp-orchestrator", "textnlp-server"],
+        &[
+            "textnlp-provider",
+            "textnlp-models",
+            "textnlp-inference",
+            "textnlp-onprem",
+            "textnlp-orchestrator",
+            "textnlp-server",
+        ],
     ),
     ("textnlp-bench", &["textnlp-inference"]),
     ("textnlp-tests", &[]),
@@ -29,7 +36,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("textnlp-provider", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "reqwest"]),
     ("textnlp-models", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
-    ("textnlp-inference", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "hyper", "axum", "reqwest", "tokio", "sqlx"]),
+    (
+        "textnlp-inference",
+        &["aws-sdk", "google-cloud", "azure", "kube", "clap", "hyper", "axum", "reqwest", "tokio", "sqlx"],
+    ),
     ("textnlp-onprem", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-orchestrator", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
     ("textnlp-training", &["axum", "hyper", "reqwest"]),
@@ -76,7 +86,10 @@ fn the_orchestrator_names_no_cloud() {
         let text = std::fs::read_to_string(&file).unwrap();
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            if ["textnlp_onprem", "textnlp_aws", "textnlp_gcp", "textnlp_azure", "println!", "eprintln!"].iter().any(|w| code.contains(w)) {
+            if ["textnlp_onprem", "textnlp_aws", "textnlp_gcp", "textnlp_azure", "println!", "eprintln!"]
+                .iter()
+                .any(|w| code.contains(w))
+            {
                 wrong.push(format!("{}:{}: {}", file.display(), number + 1, line.trim()));
             }
         }

@@ -61,7 +61,15 @@ pub struct Error {
 impl Error {
     /// An error without a provider's code.
     pub fn new(sort: Sort, action: impl Into<String>, subject: impl Into<String>) -> Self {
-        Self { sort, action: action.into(), subject: subject.into(), code: None, request_id: None, hint: None, source: None }
+        Self {
+            sort,
+            action: action.into(),
+            subject: subject.into(),
+            code: None,
+            request_id: None,
+            hint: None,
+            source: None,
+        }
     }
 
     /// Adds what lies under it.

@@ -21,7 +21,11 @@ pub struct InvalidName {
 /// Hostile names can be megabytes long; a report shows their beginning.
 fn shown(name: &str) -> String {
     const SHOWN: usize = 60;
-    if name.chars().count() <= SHOWN { name.to_owned() } else { format!("{}…", name.chars().take(SHOWN).collect::<String>()) }
+    if name.chars().count() <= SHOWN {
+        name.to_owned()
+    } else {
+        format!("{}…", name.chars().take(SHOWN).collect::<String>())
+    }
 }
 
 macro_rules! checked_name {

@@ -172,7 +172,10 @@ fn resolve<'a>(value: &Value, look_up: &impl Fn(&ResourceId) -> Option<&'a Outpu
     Ok(match value {
         Value::Array(items) => Value::Array(items.iter().map(|item| resolve(item, look_up)).collect::<Result<_, _>>()?),
         Value::Object(fields) => Value::Object(
-            fields.iter().map(|(name, field)| Ok((name.clone(), resolve(field, look_up)?))).collect::<Result<_, SpecError>>()?,
+            fields
+                .iter()
+                .map(|(name, field)| Ok((name.clone(), resolve(field, look_up)?)))
+                .collect::<Result<_, SpecError>>()?,
         ),
         plain => plain.clone(),
     })

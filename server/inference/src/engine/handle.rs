@@ -154,7 +154,7 @@ impl Drop for Engine {
 }
 
 /// The engine's thread: turns while there is work, sleep while there is none.
-fn run<C: Fn() -> Instant>(mut scheduler: Scheduler<C>, inbox: &Receiver<Command>) {
+pub(super) fn run<C: Fn() -> Instant>(mut scheduler: Scheduler<C>, inbox: &Receiver<Command>) {
     while turns(&mut scheduler, inbox) {}
     // Who came through the door before it closed is on the way here and is owed an answer.
     while scheduler.is_awaited() {

@@ -148,6 +148,23 @@ fn within_a_tenant_the_oldest_goes_first() {
 }
 
 #[test]
+fn short_requests_do_not_starve_a_long_one() {
+    let mut bench = Bench::new(options());
+    let watch = bench.load("m", Script { capacity: 100, ..Script::default() });
+    let long = |n: u32| Request { ignore_end: true, ..request(vec![n; 40], 30) };
+    let _first = bench.send(long(1), Client::Reads).unwrap();
+    bench.scheduler.turn();
+    let second = bench.send(long(2), Client::Reads).unwrap();
+    let short = bench.send(Request { ignore_end: true, ..request(vec![3; 5], 5) }, Client::Reads).unwrap();
+    for _ in 0..5 {
+        bench.scheduler.turn();
+        assert_eq!(watch.lock().unwrap().open, 1, "the short one fits, and waits for its turn");
+    }
+    bench.run();
+    assert!(second.inbox().finish().is_some() && short.inbox().finish().is_some());
+}
+
+#[test]
 fn a_full_queue_refuses_with_the_pace_that_it_has() {
     let mut bench = Bench::new(EngineOptions { queue: 10, max_running: 1, ..options() });
     bench.load("m", Script { row_cost: Duration::from_millis(10), ..Script::default() });

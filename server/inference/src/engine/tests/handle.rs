@@ -181,6 +181,30 @@ fn everybody_who_was_accepted_is_answered_while_others_crowd_in_and_it_closes() 
 }
 
 #[test]
+fn who_came_through_the_door_before_it_closed_is_answered() {
+    let door = Arc::new(Door::new(4, Instant::now()));
+    let (commands, inbox) = mpsc::sync_channel(4);
+    let mut scheduler = Scheduler::new(options(), Arc::clone(&door), Instant::now);
+    let slot = door.next_slot().unwrap();
+    let tokenizer = Arc::new(crate::text::tests::byte_tokenizer());
+    let model = LoadedModel { executor: Box::new(Script::default()), tokenizer: Arc::clone(&tokenizer), context: None };
+    let architecture = Arc::new(model.executor.architecture().clone());
+    let load = Command::Load { slot, name: "m".to_owned(), context: 1024, model: Box::new(model) };
+    scheduler.command(load);
+    let loaded = std::time::SystemTime::now();
+    let (name, memory) = ("m".to_owned(), Memory::default());
+    door.list(slot, ModelInfo { name, architecture, tokenizer, context: 1024, memory, loaded });
+    // The stop overtakes a request that already has its place in the queue.
+    let entry = door.enter("m", "a", Instant::now()).unwrap();
+    let (sender, events) = mpsc::channel();
+    let run = Box::new(Run::answer(endless(), Box::new(Pipe(sender)), entry.tenant, Arc::default(), Instant::now()));
+    commands.send(Command::Stop).unwrap();
+    commands.send(Command::Add { slot, model: "m".to_owned(), displaces: false, run }).unwrap();
+    super::super::handle::run(scheduler, &inbox);
+    assert_eq!(events.try_recv(), Ok(Event::Failed(Failure::Draining)));
+}
+
+#[test]
 fn draining_waits_for_what_runs() {
     let (engine, _) = engine();
     let (_ticket, events) = submit(&engine, request(bytes("ab"), 40));

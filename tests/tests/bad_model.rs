@@ -1,0 +1,79 @@
+//! Models that are broken in every way that a disk or a download breaks them: named, refused at once, and mended by a whole one.
+
+use camino::Utf8Path;
+use textnlp_tests::Sandbox;
+
+/// `up` with a model that was spoiled; a run that does not end within a minute fails the story.
+fn up_with_model(sandbox: &Sandbox, folder: &Utf8Path) -> textnlp_tests::Said {
+    let source = format!("models.0.source=file:{folder}");
+    let mut child = sandbox.start(&["up", "--env", "development", "--yes", "--no-gate", "--set", &source]);
+    textnlp_tests::eventually("up with a broken model ends by itself", || {
+        child.try_wait().expect("look at the program")
+    });
+    textnlp_tests::said(child.wait_with_output().expect("wait for the program"))
+}
+
+#[test]
+fn a_broken_model_is_refused_by_its_name_and_a_mended_one_is_served() {
+    let sandbox = Sandbox::new("model");
+    let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
+    let folder = sandbox.folder().join("model");
+    type Spoil = (&'static str, fn(&Utf8Path), &'static str);
+    let spoils: [Spoil; 6] = [
+        (
+            "truncated",
+            |m| {
+                let file = std::fs::OpenOptions::new().write(true).open(m.join("model.safetensors")).unwrap();
+                file.set_len(100_000).unwrap();
+            },
+            "model.safetensors",
+        ),
+        (
+            "a header that lies about its length",
+            |m| {
+                let mut bytes = std::fs::read(m.join("model.safetensors")).unwrap();
+                bytes[..8].copy_from_slice(&(i64::MAX as u64).to_le_bytes());
+                std::fs::write(m.join("model.safetensors"), bytes).unwrap();
+            },
+            "model.safetensors",
+        ),
+        ("half a configuration", |m| std::fs::write(m.join("config.json"), "{").unwrap(), "config.json"),
+        ("no tokenizer", |m| std::fs::remove_file(m.join("tokenizer.json")).unwrap(), "tokenizer.json"),
+        (
+            "a GGUF that is none",
+            |m| {
+                std::fs::remove_dir_all(m).unwrap();
+                std::fs::create_dir(m).unwrap();
+                std::fs::write(m.join("a.gguf"), b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\x7f").unwrap();
+            },
+            "a.gguf",
+        ),
+        ("nothing at all", |m| std::fs::remove_dir_all(m).unwrap(), "no file"),
+    ];
+    for (name, spoil, says) in spoils {
+        let _ = std::fs::remove_dir_all(&folder);
+        copy(&whole, &folder);
+        spoil(&folder);
+        let said = up_with_model(&sandbox, &folder);
+        assert_eq!(said.exit, 1, "{name}: {}\n{}", said.out, said.err);
+        assert!(said.err.contains("error: ") && said.err.contains("hint: "), "{name}: {}", said.err);
+        assert!(said.err.contains(says), "{name} does not say `{says}`: {}", said.err);
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+    copy(&whole, &folder);
+    assert_eq!(up_with_model(&sandbox, &folder).exit, 0, "the mended model is served");
+    sandbox.run(&["generate", "Once", "--max-tokens", "2", "--env", "development"]).expect(0);
+}
+
+fn copy(from: &Utf8Path, to: &Utf8Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in from.read_dir_utf8().unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy(entry.path(), &to),
+            kind if kind.is_file() => drop(std::fs::copy(entry.path(), to).unwrap()),
+            // Sockets live with their processes.
+            _ => {}
+        }
+    }
+}
