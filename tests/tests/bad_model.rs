@@ -1,4 +1,6 @@
 //! Models that are broken in every way that a disk or a download breaks them: named, refused at once, and mended by a whole one.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
 
 use camino::Utf8Path;
 use textnlp_tests::Sandbox;

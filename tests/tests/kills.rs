@@ -1,4 +1,5 @@
 //! Killed anywhere, stopped anywhere, twice at once: the next `up` or `down` puts everything right.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::process::Child;
 use std::time::{Duration, Instant};

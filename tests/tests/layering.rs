@@ -2,7 +2,7 @@
 //!
 //! A new edge between our crates is a design change: it is written into this table, and why into the commit.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
