@@ -1,6 +1,5 @@
 //! What people and files get wrong before anything runs: each ends with its status, its sentence and what to do next, and changes nothing.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
-#![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
 

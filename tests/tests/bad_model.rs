@@ -1,6 +1,5 @@
 //! Models that are broken in every way that a disk or a download breaks them: named, refused at once, and mended by a whole one.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
-#![allow(clippy::unwrap_used)]
 
 use camino::Utf8Path;
 use textnlp_tests::Sandbox;
@@ -16,10 +15,9 @@ fn up_with_model(sandbox: &Sandbox, folder: &Utf8Path) -> textnlp_tests::Said {
 }
 
 #[test]
-fn a_broken_model_is_refused_by_its_name_and_a_mended_one_is_served() {
+fn a_broken_model_is_refused_by_its_name_and_a_whole_one_is_served() {
     let sandbox = Sandbox::new("model");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
-    let folder = sandbox.folder().join("model");
     type Spoil = (&'static str, fn(&Utf8Path), &'static str);
     let spoils: [Spoil; 6] = [
         (
@@ -52,8 +50,8 @@ fn a_broken_model_is_refused_by_its_name_and_a_mended_one_is_served() {
         ),
         ("nothing at all", |m| std::fs::remove_dir_all(m).unwrap(), "no file"),
     ];
-    for (name, spoil, says) in spoils {
-        let _ = std::fs::remove_dir_all(&folder);
+    for (n, (name, spoil, says)) in spoils.into_iter().enumerate() {
+        let folder = sandbox.folder().join(format!("model-{n}"));
         copy(&whole, &folder);
         spoil(&folder);
         let said = up_with_model(&sandbox, &folder);
@@ -61,10 +59,21 @@ fn a_broken_model_is_refused_by_its_name_and_a_mended_one_is_served() {
         assert!(said.err.contains("error: ") && said.err.contains("hint: "), "{name}: {}", said.err);
         assert!(said.err.contains(says), "{name} does not say `{says}`: {}", said.err);
     }
-    let _ = std::fs::remove_dir_all(&folder);
-    copy(&whole, &folder);
-    assert_eq!(up_with_model(&sandbox, &folder).exit, 0, "the mended model is served");
+    assert_eq!(up_with_model(&sandbox, &whole).exit, 0, "a whole model is served");
     sandbox.run(&["generate", "Once", "--max-tokens", "2", "--env", "development"]).expect(0);
+}
+
+#[test]
+fn a_model_that_is_mended_where_it_lies_is_served() {
+    let sandbox = Sandbox::new("mended");
+    let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
+    let folder = sandbox.folder().join("model");
+    copy(&whole, &folder);
+    std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    assert_eq!(up_with_model(&sandbox, &folder).exit, 1);
+    copy(&whole, &folder);
+    let said = up_with_model(&sandbox, &folder);
+    assert_eq!(said.exit, 0, "{}\n{}", said.out, said.err);
 }
 
 fn copy(from: &Utf8Path, to: &Utf8Path) {

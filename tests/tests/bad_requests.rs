@@ -1,6 +1,5 @@
 //! What clients get wrong, or do on purpose: each is refused in words, and nobody else notices.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
-#![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
 

@@ -1,6 +1,5 @@
 //! What breaks by itself mends by itself; what somebody breaks is named by `status` and mended by `up`.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,6 +1,5 @@
 //! The road that every newcomer travels: check, plan, up, talk, look, down. The real program, as an operator types it.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
-#![allow(clippy::unwrap_used)]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
