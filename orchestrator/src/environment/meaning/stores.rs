@@ -1,7 +1,7 @@
 //! The database, the cache, the state and the network that they are reached by.
 
 use super::super::model::*;
-use super::super::problem::nearest;
+use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
 use super::Meaning;
 
@@ -121,6 +121,15 @@ impl Meaning<'_> {
                 |near| format!("did you mean `{near}`?"),
             );
             self.error("state.store", format!("`{}` is not a place for state", cut(store)), fix);
+        }
+        if e.state.encryption_key.is_some() {
+            // A journal in the clear is not what was asked for.
+            self.say(
+                Severity::Refusal,
+                "state.encryption_key",
+                "the state cannot be encrypted yet",
+                "remove it, and keep the state folder on an encrypted disk",
+            );
         }
         if let Some(cidr) = &e.network.cidr
             && !is_private_range(cidr)
