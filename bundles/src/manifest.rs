@@ -1,0 +1,151 @@
+//! What a bundle says of itself: the items that it brings, and every file with the digest of each of its chunks.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use serde::{Deserialize, Serialize};
+use textnlp_models::Digest;
+
+/// The only format there is so far. A reader refuses a higher one by name.
+pub const FORMAT: u32 = 1;
+
+/// The first member of a bundle. Canonical JSON: keys in this order, no spaces, files sorted by path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Whether the bundle holds all of its content or what changed since another.
+    pub kind: Kind,
+    /// The release's version, as a person names it: `1.0.0`.
+    pub version: String,
+    /// From `SOURCE_DATE_EPOCH`: seconds since 1970, the time that every member carries.
+    pub epoch: u64,
+    /// What the bundle is for, sorted by kind and name.
+    pub items: Vec<Item>,
+    /// Every file of the content in the order of the archive, which is: install.sh, bin, configs, scripts, packages, sbom, images, models; within
+    /// them by path. In a delta: the files that are new or changed, as they are afterwards.
+    pub files: Vec<File>,
+    /// Of a delta only: what must be there before, and what is taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta: Option<Delta>,
+}
+
+/// Whole or part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Installs on a bare machine.
+    Full,
+    /// Applies onto an installed site that holds what [`Delta::expects`] names.
+    Delta,
+}
+
+/// One thing that a person would name: a model, an image, the program, an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Item {
+    /// What it is.
+    pub kind: ItemKind,
+    /// `textnlp-tiny`, `textnlp`, `air-gapped`.
+    pub name: String,
+    /// Version, tag or revision, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The digest that others know it by: of an image its manifest, of a model its files' list, of a program its file.
+    pub digest: Digest,
+    /// `linux/amd64`; none for what runs anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// SPDX expression, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// Where it came from: `bundled`, `hf:org/name@rev`, `docker.io/library/postgres:15`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The files that belong to it; a blob may belong to several images.
+    pub paths: Vec<String>,
+}
+
+/// The kinds of items, in the order in which they are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ItemKind {
+    /// The static program of one platform.
+    Program,
+    /// A container image, in the OCI layout under `images/`.
+    Image,
+    /// A model folder under `models/`.
+    Model,
+    /// A rendered environment under `configs/`.
+    Environment,
+    /// An operating-system or language package under `packages/`.
+    Package,
+    /// Software lists under `sbom/`, scripts, and whatever else stands for itself.
+    Document,
+}
+
+/// One file of the content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Relative, `/` between parts, no `.` or `..`, no empty part, printable UTF-8.
+    pub path: String,
+    /// Whether the mode is 0755 or 0644.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub executable: bool,
+    /// Bytes.
+    pub size: u64,
+    /// Of all its bytes.
+    pub digest: Digest,
+    /// Its chunks in order; their sizes add up to `size`. An empty file has none.
+    pub chunks: Vec<Chunk>,
+}
+
+/// A piece of a file, cut where content says so (or where a tensor begins).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "(u32, String)", into = "(u32, String)")]
+pub struct Chunk {
+    /// Bytes; never zero.
+    pub size: u32,
+    /// SHA-256 of the bytes, written as 43 characters of unpadded base64url.
+    pub digest: [u8; 32],
+}
+
+/// The part of a manifest that only a delta has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delta {
+    /// For each path that the delta replaces, removes or copies chunks from: the file that must be there (none: no such file may be there).
+    pub expects: BTreeMap<String, Option<Digest>>,
+    /// Paths to be taken away.
+    pub removes: Vec<String>,
+    /// Items to be taken away, by kind and name.
+    pub drops: Vec<(ItemKind, String)>,
+    /// The chunks that the delta carries, in the order in which they stand in its one data member, `delta/chunks`.
+    pub carries: Vec<Chunk>,
+}
+
+/// A chunk's text that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("a chunk is [size, 43 characters of base64url], not [{0}, `{1}`]")]
+pub struct InvalidChunk(u32, String);
+
+impl TryFrom<(u32, String)> for Chunk {
+    type Error = InvalidChunk;
+
+    fn try_from((size, text): (u32, String)) -> Result<Chunk, InvalidChunk> {
+        let bytes = BASE64.decode(&text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        match bytes {
+            Some(digest) if size > 0 => Ok(Chunk { size, digest }),
+            _ => Err(InvalidChunk(size, text)),
+        }
+    }
+}
+
+impl From<Chunk> for (u32, String) {
+    fn from(chunk: Chunk) -> (u32, String) {
+        (chunk.size, BASE64.encode(chunk.digest))
+    }
+}
