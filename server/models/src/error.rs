@@ -154,6 +154,16 @@ impl Error {
         Error::Mismatch { what: what.into(), expected: expected.to_string(), found: found.to_string() }
     }
 
+    /// What to do about it when the model lies in a folder of somebody else's, not in the store.
+    pub fn hint_for_folder(&self) -> Option<String> {
+        match self {
+            Error::Corrupt { path, .. } => {
+                Some(format!("put a whole {} in its place", path.file_name().unwrap_or("file")))
+            }
+            _ => self.hint(),
+        }
+    }
+
     /// What to do about it, if we know.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -4,6 +4,7 @@ use std::fs;
 
 use camino::Utf8Path;
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{FileEntry, Manifest};
 use crate::options::FetchOptions;
@@ -124,6 +125,24 @@ impl Store {
         self.open_model(&reference.digest)
     }
 
+    /// The digest that a fetch of a source on this machine would bring now; `None` for one that others keep. Bytes are read
+    /// only when the files are not those that were read before.
+    pub fn local_digest(&self, source: &Source) -> Result<Option<Digest>> {
+        let resolved = source.resolve()?;
+        if !matches!(resolved, Source::File(_)) {
+            return local_digest(&resolved);
+        }
+        let now = fingerprint(&resolved)?;
+        if let Some(known) = self.reference(&resolved)?.filter(|known| known.fingerprint == now) {
+            return Ok(Some(known.digest));
+        }
+        let digest = local_digest(&resolved)?;
+        if let Some(digest) = digest {
+            self.refer(&resolved, digest, now)?;
+        }
+        Ok(digest)
+    }
+
     async fn hit(&self, resolved: &Source, options: &FetchOptions, progress: &Progress<'_>) -> Result<Option<Model>> {
         let found = match options.expect {
             // A locked digest is what is wanted, whatever the branch means today.
@@ -161,7 +180,24 @@ impl Store {
     }
 }
 
-/// What tells versions of a local source apart without reading it.
+/// The digest that a fetch of a source on this machine would bring now, read from its bytes; `None` for one that others keep.
+pub fn local_digest(source: &Source) -> Result<Option<Digest>> {
+    match source.resolve()? {
+        Source::Bundled => Ok(bundled::bundled_digest()),
+        Source::File(path) => {
+            let mut files = Vec::new();
+            for (name, path) in local_files(&path)? {
+                let (digest, bytes) = crate::manifest::hash_file(&path)?;
+                files.push(FileEntry { name, digest, bytes });
+            }
+            Ok(Some(Manifest::new(source.to_string(), None, None, files).digest))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// What tells versions of a local source apart without reading it. The time of the last change of state is in it: a file may
+/// be overwritten and given its old time back.
 fn fingerprint(source: &Source) -> Result<Option<String>> {
     match source {
         Source::Bundled => Ok(Some(bundled::fingerprint())),
@@ -171,11 +207,13 @@ fn fingerprint(source: &Source) -> Result<Option<String>> {
             for (name, path) in local_files(path)? {
                 let found = fs::metadata(&path).map_err(Error::io("look at", &path))?;
                 text.push_str(&format!(
-                    "{name} {} {} {} {}\n",
+                    "{name} {} {} {}.{} {}.{}\n",
                     found.len(),
                     found.ino(),
                     found.mtime(),
-                    found.mtime_nsec()
+                    found.mtime_nsec(),
+                    found.ctime(),
+                    found.ctime_nsec()
                 ));
             }
             Ok(Some(crate::Digest::of(text.as_bytes()).to_string()))

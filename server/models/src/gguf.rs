@@ -76,6 +76,9 @@ impl Facts {
             ("vocab_size", vocab),
         ];
         plausible(path, &sizes)?;
+        if !self.counts.contains_key("tokenizer.ggml.tokens") {
+            return Err(Error::corrupt(path, "it has no tokenizer.ggml.tokens, without which no text can be read"));
+        }
         Ok(Summary {
             family: plain(&family),
             format: Format::Gguf,

@@ -67,7 +67,7 @@ const MOST: u64 = 1 << 24;
 /// The format's own bound.
 const MOST_HEADER: u64 = 100 << 20;
 
-/// Reads configuration and headers of the model in this folder.
+/// Reads configuration, headers and tokenizer of the model in this folder; refuses what cannot be served.
 pub fn inspect(dir: &Utf8Path) -> Result<Summary> {
     let names = local::file_names(dir)?;
     let manifest = read_manifest(dir)?;
@@ -140,6 +140,7 @@ fn safetensors(dir: &Utf8Path, weights: &[&String]) -> Result<Summary> {
     for name in weights {
         header(&dir.join(name), tied, &mut counted)?;
     }
+    crate::tokenizer::check(dir)?;
     Ok(Summary {
         family: if config.model_type.is_empty() { "unknown".to_owned() } else { plain(&config.model_type) },
         format: Format::Safetensors,

@@ -26,6 +26,7 @@ mod manifest;
 mod names;
 mod options;
 mod select;
+mod tokenizer;
 mod transport;
 mod web;
 
@@ -33,7 +34,7 @@ pub use bundled::bundled_digest;
 pub use catalogue::{Catalogue, Entry};
 pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, Result};
-pub use fetch::{Event, Progress};
+pub use fetch::{Event, Progress, local_digest};
 pub use fit::{Fit, Memory, Quantize, UnknownQuantize, Verdict, Want, fit};
 pub use inspect::{Format, Summary, inspect};
 pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, read_manifest, verify};

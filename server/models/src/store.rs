@@ -168,11 +168,16 @@ impl Store {
     }
 
     pub(crate) fn remember(&self, source: &Source, model: &Model, fingerprint: Option<String>) -> Result<()> {
-        let path = self.folder("refs").join(format!("{}.json", Reference::key(source)));
-        let reference = Reference { source: source.to_string(), digest: model.manifest.digest, fingerprint };
-        let text = serde_json::to_vec_pretty(&reference).expect("texts alone");
-        local::write_durably(&path, &text)?;
+        self.refer(source, model.manifest.digest, fingerprint)?;
         self.touch(&model.manifest.digest)
+    }
+
+    /// Notes which model a source means; the store need not have it.
+    pub(crate) fn refer(&self, source: &Source, digest: Digest, fingerprint: Option<String>) -> Result<()> {
+        let path = self.folder("refs").join(format!("{}.json", Reference::key(source)));
+        let reference = Reference { source: source.to_string(), digest, fingerprint };
+        let text = serde_json::to_vec_pretty(&reference).expect("texts alone");
+        local::write_durably(&path, &text)
     }
 
     /// Notes that the model was asked for now.

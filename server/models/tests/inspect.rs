@@ -34,6 +34,8 @@ impl Folder {
 
 const GPT2: &str = r#"{"model_type":"gpt2","n_layer":2,"n_embd":8,"n_head":2,"n_positions":16,"vocab_size":10}"#;
 
+const WORDS: &str = r#"{"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
+
 fn safetensors(header: &str, data: usize) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header.as_bytes());
@@ -49,7 +51,10 @@ fn a_hugging_face_folder_is_summarized_without_buffers_and_copies() {
         "h.0.attn.bias":{"dtype":"F32","shape":[1,1,16,16],"data_offsets":[160,1184]},
         "h.0.ln_1.weight":{"dtype":"F32","shape":[8],"data_offsets":[1184,1216]}}"#;
     let folder = Folder::new();
-    folder.write("config.json", GPT2).write("model.safetensors", safetensors(header, 1216));
+    folder
+        .write("config.json", GPT2)
+        .write("model.safetensors", safetensors(header, 1216))
+        .write("tokenizer.json", WORDS);
     folder.write("tokenizer_config.json", r#"{"chat_template":"{{ x }}"}"#);
     let found = folder.inspect().unwrap();
     assert_eq!((found.family.as_str(), found.format, found.dtype.as_str()), ("gpt2", Format::Safetensors, "f16"));
@@ -92,6 +97,22 @@ fn impossible_configurations_are_refused() {
     with("[]".to_owned()).refuses("config.json is corrupt");
     let empty = Folder::new();
     empty.refuses("neither config.json with *.safetensors nor exactly one .gguf");
+}
+
+#[test]
+fn a_folder_without_a_usable_tokenizer_is_refused() {
+    let with = |tokenizer: Option<&str>| {
+        let folder = Folder::new();
+        folder.write("config.json", GPT2).write("model.safetensors", safetensors("{}", 0));
+        tokenizer.map(|text| folder.write("tokenizer.json", text));
+        folder
+    };
+    with(None).refuses("it has no tokenizer.json");
+    with(Some("{")).refuses("tokenizer.json is corrupt: it is no tokenizer");
+    with(Some(r#"{"model":{}}"#)).refuses("tokenizer.json is corrupt: it is no tokenizer");
+    with(Some(r#"{"model":{"vocab":{}}}"#)).refuses("it knows no token");
+    assert!(with(Some(WORDS)).inspect().is_ok());
+    assert!(with(Some(r#"{"model":{"type":"Unigram","vocab":[["a",0.5]]}}"#)).inspect().is_ok());
 }
 
 /// A GGUF header with these keys and tensors.

@@ -7,7 +7,7 @@ use std::fs;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use standin::{Fault, Standin, noise, sha256};
-use textnlp_models::{Error, FetchOptions, Limits, Model, Source, Store, read_manifest, verify};
+use textnlp_models::{Error, FetchOptions, Limits, Model, Source, Store, local_digest, read_manifest, verify};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -65,6 +65,25 @@ async fn a_local_folder_is_imported_and_a_changed_one_again() {
     assert_ne!(second.manifest.digest, first.manifest.digest);
     // The store's copy is its own: what happens to the original does not reach it.
     verify(&first.dir).unwrap();
+}
+
+#[tokio::test]
+async fn what_a_fetch_would_bring_is_known_before_and_after_a_change() {
+    let place = Place::new();
+    let source = place.model("m", 1000, 1);
+    let before = place.store.local_digest(&source).unwrap();
+    assert!(before.is_some());
+    assert_eq!(before, local_digest(&source).unwrap());
+    assert_eq!(before, Some(place.fetch(&source, None).await.unwrap().manifest.digest));
+
+    place.model("m", 1000, 2);
+    let after = place.store.local_digest(&source).unwrap();
+    assert_ne!(after, before);
+    // Asked twice, it is remembered, and the store has not got it yet.
+    assert_eq!(place.store.local_digest(&source).unwrap(), after);
+    assert!(!place.has(&source));
+    assert_eq!(after, Some(place.fetch(&source, None).await.unwrap().manifest.digest));
+    assert_eq!(place.store.local_digest(&"hf:a/b".parse().unwrap()).unwrap(), None);
 }
 
 #[tokio::test]
