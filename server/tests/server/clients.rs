@@ -1,5 +1,9 @@
 //! Clients that leave, read nothing, or come in crowds.
 
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -85,12 +89,14 @@ async fn a_client_that_leaves_while_its_request_waits_gives_its_place_back() {
 async fn a_full_queue_says_when_to_come_back_and_the_server_stays_ready() {
     let site = start(Setup { api: "queue: 2", ..Setup::default() }).await.ready().await;
     warm(&site).await;
-    let mut crowd = Vec::new();
+    // The queue is full for moments only while running requests end: whoever is refused is seen by the refusal itself.
+    let mut crowd = FuturesUnordered::new();
     let refused = loop {
         assert!(crowd.len() < 400, "nobody was ever refused");
-        crowd.push(send_only(&site, "/v1/generate", &long()).await);
-        if site.metric("textnlp_queue_length").await >= 2.0 {
-            let reply = site.post("/v1/generate", long()).await;
+        crowd.push(site.post("/v1/generate", long()));
+        if let Ok(Some(reply)) = tokio::time::timeout(Duration::from_millis(20), crowd.next()).await
+            && reply.status != 200
+        {
             break reply;
         }
     };
@@ -159,4 +165,22 @@ async fn one_connection_serves_many_requests() {
         }
         assert!(seen.starts_with(b"HTTP/1.1 200"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_stops_all_prompts_of_the_request_and_one_that_is_refused_stops_the_others() {
+    let site = start(Setup::default()).await.ready().await;
+    warm(&site).await;
+    let running = async || site.metric("textnlp_running_requests").await;
+    for streamed in [false, true] {
+        let body = json!({ "model": "slow", "prompt": ["x", "y", "z"], "max_tokens": 4000, "ignore_eos": true, "stream": streamed });
+        let stream = send_only(&site, "/v1/completions", &body).await;
+        until("the engine works on all", async || running().await == 3.0).await;
+        drop(stream);
+        until("the engine has stopped", async || running().await == 0.0).await;
+    }
+    let body = json!({ "model": "slow", "prompt": [[97], [99999]], "max_tokens": 4000, "ignore_eos": true });
+    let reply = site.post("/v1/completions", body).await;
+    assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some("prompt[1]")));
+    until("the engine has stopped", async || running().await == 0.0).await;
 }
