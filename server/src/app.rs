@@ -1,7 +1,6 @@
 //! What all requests share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use textnlp_inference::engine::Handle;
@@ -12,6 +11,7 @@ use crate::allowance::LocalRates;
 use crate::auth::jwt::Signer;
 use crate::config::Config;
 use crate::database::{Store, UsageLog};
+use crate::leaving::Leaving;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::ready::Readiness;
@@ -32,7 +32,7 @@ pub(crate) struct App {
     pub(crate) tasks: TaskTracker,
     /// Long texts being turned into tokens, each on a thread of its own.
     pub(crate) tokenizing: Semaphore,
-    pub(crate) stopping: AtomicBool,
+    pub(crate) leaving: Arc<Leaving>,
 }
 
 /// Long texts being tokenized at once.
@@ -40,6 +40,6 @@ pub(crate) const TOKENIZING: usize = 2;
 
 impl App {
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.leaving.is_going()
     }
 }

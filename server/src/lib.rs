@@ -25,6 +25,7 @@ mod work;
 
 pub mod breaker;
 mod keys_role;
+mod leaving;
 mod log;
 pub mod metrics;
 pub mod quality;

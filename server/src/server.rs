@@ -1,7 +1,6 @@
 //! One server replica: built from its configuration, run until it is stopped, drained on the way out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -59,10 +58,14 @@ pub struct Server {
     leave: CancellationToken,
     metrics_stop: CancellationToken,
     connections: TaskTracker,
-    listeners: Vec<JoinHandle<()>>,
+    metrics_connections: TaskTracker,
+    listener: JoinHandle<()>,
     metrics_listener: Option<JoinHandle<()>>,
     usage_writer: JoinHandle<()>,
 }
+
+/// Readers of metrics at once.
+const MOST_METRICS: usize = 64;
 
 /// What is left of the drain for the database and the usage log.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -107,24 +110,33 @@ impl Server {
             began: Instant::now(),
             tasks,
             tokenizing: tokio::sync::Semaphore::new(TOKENIZING),
-            stopping: AtomicBool::new(false),
+            leaving: Arc::default(),
             config,
         });
         let (stop, metrics_stop, leave) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let connections = TaskTracker::new();
-        let serving = |stop: &CancellationToken, most: usize| Serving {
+        let (connections, metrics_connections) = (TaskTracker::new(), TaskTracker::new());
+        let routes = http::surround(endpoints::routes(&app), &app);
+        let serving = Serving {
             header_timeout: app.config.api.header_timeout,
-            max_connections: most,
+            max_connections: app.config.api.max_connections,
+            leaving: app.leaving.clone(),
             stop: stop.clone(),
             leave: leave.clone(),
             connections: connections.clone(),
         };
-        let routes = http::surround(endpoints::routes(&app), &app);
-        let listeners = vec![tokio::spawn(public.serve(routes, serving(&stop, app.config.api.max_connections)))];
+        let for_metrics = Serving {
+            max_connections: MOST_METRICS,
+            // Who reads metrics neither sends work nor is told to go elsewhere.
+            leaving: Arc::default(),
+            stop: metrics_stop.clone(),
+            connections: metrics_connections.clone(),
+            ..serving.clone()
+        };
+        let listener = tokio::spawn(public.serve(routes, serving));
         let metrics_listener = operators.map(|listener| {
             let routes = Router::new().route("/metrics", get(endpoints::metrics)).with_state(app.clone());
-            tokio::spawn(listener.serve(routes, serving(&metrics_stop, 64)))
+            tokio::spawn(listener.serve(routes, for_metrics))
         });
         let models = app.models.clone();
         app.tasks.spawn(async move { models.preload().await });
@@ -144,7 +156,8 @@ impl Server {
             leave,
             metrics_stop,
             connections,
-            listeners,
+            metrics_connections,
+            listener,
             metrics_listener,
             usage_writer,
         })
@@ -165,26 +178,24 @@ impl Server {
         &self.app.store
     }
 
-    /// Stops accepting, lets what is running finish up to the configured time, writes everything down and ends. Answers whether
-    /// everything could finish.
+    /// Says that it goes and serves on until those who send requests know, stops accepting, lets what is running finish up to the
+    /// configured time, writes everything down and ends. Answers whether everything could finish.
     pub async fn drain(self) -> bool {
         let app = self.app;
-        app.stopping.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + app.config.api.drain;
         tracing::info!(seconds = app.config.api.drain.as_secs(), "draining");
+        app.leaving.go(app.config.api.lame_duck, app.config.api.drain).await;
         self.stop.cancel();
-        for listener in self.listeners {
-            let _ = listener.await;
-        }
-        // Metrics are answered until the end: an operator wants to see the drain.
-        self.metrics_stop.cancel();
-        if let Some(listener) = self.metrics_listener {
-            let _ = listener.await;
-        }
+        let _ = self.listener.await;
         self.connections.close();
         app.tasks.close();
         let until = tokio::time::Instant::from_std(deadline);
         let mut clean = tokio::time::timeout_at(until, self.connections.wait()).await.is_ok();
+        // Metrics are answered until here: an operator wants to see the drain.
+        self.metrics_stop.cancel();
+        if let Some(listener) = self.metrics_listener {
+            let _ = listener.await;
+        }
         self.leave.cancel();
         let handle = app.engine.clone();
         let emptied = tokio::task::spawn_blocking(move || {
@@ -195,6 +206,8 @@ impl Server {
         // Whatever was cut off is settled too.
         clean &= tokio::time::timeout(LAST_WRITES, app.tasks.wait()).await.is_ok();
         let _ = tokio::time::timeout(LAST_WRITES, self.connections.wait()).await;
+        self.metrics_connections.close();
+        let _ = tokio::time::timeout(LAST_WRITES, self.metrics_connections.wait()).await;
         app.usage.close();
         clean &= tokio::time::timeout(LAST_WRITES, self.usage_writer).await.is_ok();
         let _ = tokio::task::spawn_blocking(move || self.engine.shutdown()).await;

@@ -100,6 +100,8 @@ pub struct Api {
     pub cors_origins: Vec<String>,
     /// Whether `/docs` and `/openapi.json` are served (never in production phases).
     pub docs: bool,
+    /// How long it serves on after SIGTERM while it says that it goes, where somebody looks and has connections open.
+    pub lame_duck: Duration,
     /// How long a stopping server waits for requests that are running.
     pub drain: Duration,
     /// Refuse what did not come by HTTPS.
@@ -212,6 +214,9 @@ pub enum ConfigError {
     },
 }
 
+/// Longer than two looks of the gateway, which looks every half second.
+const LAME_DUCK: Duration = Duration::from_millis(1200);
+
 /// The largest configuration file.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -304,6 +309,7 @@ fn api(section: Section<'_>, metrics_port: Option<u64>, phase: Phase) -> Api {
         max_tokens: section.integer("max_tokens", 1..=1_000_000).unwrap_or(4096) as usize,
         cors_origins,
         docs: section.flag("docs").unwrap_or(true) && !phase.is_production(),
+        lame_duck: section.parsed::<Span>("lame_duck").map_or(LAME_DUCK, |span| span.0),
         drain: Duration::from_secs(section.integer("drain_seconds", 0..=3600).unwrap_or(30)),
         require_https: section.flag("require_https").unwrap_or(false),
         base_domain: section.text("base_domain").map(|domain| domain.to_ascii_lowercase()),

@@ -37,7 +37,9 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 /// Whether requests can be sent here.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     let database = if app.store.check().await.is_ok() { "ok" } else { "unavailable" };
-    let (status, body) = match ready::verdict(&app).await {
+    let verdict = ready::verdict(&app).await;
+    app.leaving.asked(verdict == Verdict::Draining);
+    let (status, body) = match verdict {
         Verdict::Ready => (StatusCode::OK, json!({ "status": "ready", "database": database })),
         Verdict::Loading(progress) => {
             (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "loading", "progress": progress }))

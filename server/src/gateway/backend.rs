@@ -60,6 +60,8 @@ pub(super) enum State {
     Unknown,
     Healthy,
     Unhealthy,
+    /// It says that it goes: it is asked only if nobody else is left, and none of its connections is kept.
+    Draining,
 }
 
 /// A connection in the hands of one request. Dropped, it is closed: that is how the backend learns that nobody waits.
@@ -134,8 +136,8 @@ impl Backend {
                 known.good_in_a_row = 0;
                 known.bad_in_a_row = known.bad_in_a_row.saturating_add(1);
                 known.last_error = Some(why);
-                // One that never was healthy need not fail twice.
-                if known.bad_in_a_row >= health.unhealthy_after || before == State::Unknown {
+                // One that never was healthy need not fail twice, nor one that said that it goes.
+                if known.bad_in_a_row >= health.unhealthy_after || matches!(before, State::Unknown | State::Draining) {
                     known.state = State::Unhealthy;
                 }
             }
@@ -144,7 +146,7 @@ impl Backend {
         drop(known);
         match (before, now) {
             (State::Healthy, State::Unhealthy) => tracing::warn!(backend = %self.name, %why, "gets no more requests"),
-            (State::Unknown | State::Unhealthy, State::Healthy) => {
+            (State::Unknown | State::Unhealthy | State::Draining, State::Healthy) => {
                 tracing::info!(backend = %self.name, "gets requests")
             }
             _ => {}
@@ -153,6 +155,19 @@ impl Backend {
             // A draining server closes them under our hands otherwise.
             self.idle().clear();
         }
+    }
+
+    /// It says that it goes, as an answer to a look or with any other answer. To close our connections is for us: it could only close them
+    /// under our hands. It is one of those who get requests again when the next look finds it well.
+    pub(super) fn drains(&self) {
+        let mut known = self.known();
+        if known.state != State::Draining {
+            tracing::info!(backend = %self.name, "is draining: gets no more requests");
+        }
+        known.state = State::Draining;
+        known.good_in_a_row = 0;
+        drop(known);
+        self.idle().clear();
     }
 
     /// A request found out that it takes none: it cannot be connected to, or it says that it is draining. It gets
@@ -222,13 +237,10 @@ impl Backend {
         lease.deadline.send_replace(None);
         lease.idle_since = Instant::now();
         lease.reused = true;
+        let leaves = matches!(self.state(), State::Unhealthy | State::Draining);
         let mut idle = self.idle();
         idle.retain(|lease| lease.idle_since.elapsed() < IDLE_FOR && !lease.sender.is_closed());
-        if idle.len() < MOST_IDLE
-            && !lease.sender.is_closed()
-            && !self.retired.is_cancelled()
-            && self.state() != State::Unhealthy
-        {
+        if idle.len() < MOST_IDLE && !lease.sender.is_closed() && !self.retired.is_cancelled() && !leaves {
             idle.push(lease);
         }
     }

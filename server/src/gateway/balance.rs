@@ -28,9 +28,9 @@ impl Backends {
     }
 
     /// The next one that is not among `tried`. Those that nobody has looked at yet are asked when no healthy one is left:
-    /// just after a start that is better than a refusal.
+    /// just after a start that is better than a refusal. So are those that go: they serve until nobody asks them any more.
     pub(super) fn pick(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
-        [State::Healthy, State::Unknown].into_iter().find_map(|state| self.pick_among(state, tried))
+        [State::Healthy, State::Unknown, State::Draining].into_iter().find_map(|state| self.pick_among(state, tried))
     }
 
     /// Everybody's credit grows by the weight; the richest is chosen and pays what all got together. So a weight of 3
@@ -102,7 +102,12 @@ mod tests {
         assert_eq!(turns(&all, 1), "-");
         all.all()[0].looked(Ok(()), &health);
         assert_eq!(turns(&all, 1), "a");
-        all.all()[0].takes_no_requests("connect".to_owned());
-        assert_eq!(turns(&all, 1), "-");
+        all.all()[0].drains();
+        assert_eq!(turns(&all, 1), "a", "it goes, and there is nobody else");
+        all.all()[1].looked(Ok(()), &health);
+        assert_eq!(turns(&all, 2), "bb");
+        all.all()[1].takes_no_requests("connect".to_owned());
+        all.all()[0].looked(Err("gone".to_owned()), &health);
+        assert_eq!(turns(&all, 1), "-", "one that said so is gone after one failure");
     }
 }

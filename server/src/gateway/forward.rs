@@ -214,10 +214,22 @@ impl Road<'_> {
                 return Tried::Again(Taken::Whole(bytes));
             }
         }
+        if goes(&response) {
+            backend.drains();
+        }
         let (mut head, body) = response.into_parts();
         remove_hop_by_hop(&mut head.headers);
         Tried::Answer(Response::from_parts(head, Download::backend(body, backend.clone(), lease, in_flight)))
     }
+}
+
+/// An answer that ends its connection although nothing was wrong with the request.
+fn goes(response: &Response<Incoming>) -> bool {
+    let status = response.status();
+    !status.is_client_error()
+        && status != StatusCode::SERVICE_UNAVAILABLE
+        && response.version() == Version::HTTP_11
+        && closes(response.headers())
 }
 
 fn closes(headers: &HeaderMap) -> bool {

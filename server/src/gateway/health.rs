@@ -28,12 +28,18 @@ pub(super) async fn watch(gateway: Arc<Gateway>, backend: Arc<Backend>) {
 /// Looks once.
 pub(super) async fn look(gateway: &Gateway, health: &Health, backend: &Backend) {
     let answer = plain::get(&backend.address, &health.path, Duration::from_millis(health.timeout_ms), 64 << 10).await;
-    let result = answer.and_then(|(status, _, _)| match status.is_success() {
-        true => Ok(()),
-        false => Err(format!("{} answers {status}", health.path)),
-    });
-    backend.looked(result, health);
+    match answer {
+        Ok((status, _, _)) if status.is_success() => backend.looked(Ok(()), health),
+        Ok((_, _, body)) if says_draining(&body) => backend.drains(),
+        Ok((status, _, _)) => backend.looked(Err(format!("{} answers {status}", health.path)), health),
+        Err(why) => backend.looked(Err(why), health),
+    }
     if !backend.retired.is_cancelled() {
         gateway.metrics.healthy(&backend.name, backend.state() == State::Healthy);
     }
+}
+
+/// What `/ready` of our server says after SIGTERM, while it still serves.
+fn says_draining(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|body| body["status"] == "draining")
 }

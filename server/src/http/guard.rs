@@ -29,10 +29,13 @@ pub(crate) struct Guarded<I> {
     read_timer: Pin<Box<Sleep>>,
     write_timer: Pin<Box<Sleep>>,
     stalled: bool,
+    /// A Unix socket that is closed as a whole, over a request that nobody has read, tells its writer so; one that is shut for writing
+    /// first looks for a moment as if the request had been read and dropped.
+    at_once: bool,
 }
 
 impl<I> Guarded<I> {
-    pub(crate) fn new(io: I, busy: Arc<AtomicBool>, header_timeout: Duration) -> Self {
+    pub(crate) fn new(io: I, busy: Arc<AtomicBool>, header_timeout: Duration, at_once: bool) -> Self {
         Self {
             io,
             busy,
@@ -42,6 +45,7 @@ impl<I> Guarded<I> {
             read_timer: Box::pin(tokio::time::sleep(header_timeout)),
             write_timer: Box::pin(tokio::time::sleep(UNREAD)),
             stalled: false,
+            at_once,
         }
     }
 
@@ -115,7 +119,10 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.io).poll_shutdown(context);
+        let shut = match self.at_once {
+            true => Pin::new(&mut self.io).poll_flush(context),
+            false => Pin::new(&mut self.io).poll_shutdown(context),
+        };
         self.stalled(context, shut)
     }
 }

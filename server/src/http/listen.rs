@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::Request;
+use axum::http::{HeaderValue, Request, header};
 use camino::Utf8PathBuf;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
@@ -24,6 +24,7 @@ use tower::ServiceExt as _;
 
 use super::guard::Guarded;
 use crate::config::Address;
+use crate::leaving::Leaving;
 
 /// An open listener.
 pub(crate) enum Listener {
@@ -36,6 +37,7 @@ pub(crate) enum Listener {
 pub(crate) struct Serving {
     pub(crate) header_timeout: Duration,
     pub(crate) max_connections: usize,
+    pub(crate) leaving: Arc<Leaving>,
     /// No new connections; those that are open end after the request that they are in.
     pub(crate) stop: CancellationToken,
     /// Those that are open end now.
@@ -79,6 +81,7 @@ impl Listener {
     /// Serves until it is stopped.
     pub(crate) async fn serve(self, router: Router, serving: Serving) {
         let slots = Arc::new(Semaphore::new(serving.max_connections));
+        let at_once = matches!(self, Self::Unix(..));
         loop {
             let accepted = tokio::select! {
                 () = serving.stop.cancelled() => break,
@@ -94,10 +97,11 @@ impl Listener {
                 }
             };
             let (router, serving) = (router.clone(), serving.clone());
+            let held = (permit, serving.leaving.connected());
             serving.connections.clone().spawn(async move {
-                let _permit = permit;
+                let _held = held;
                 tokio::select! {
-                    () = connection(stream, router, &serving) => {}
+                    () = connection(stream, at_once, router, &serving) => {}
                     () = serving.leave.cancelled() => {}
                 }
             });
@@ -131,15 +135,24 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn connection(stream: Box<dyn Stream>, router: Router, serving: &Serving) {
+async fn connection(stream: Box<dyn Stream>, at_once: bool, router: Router, serving: &Serving) {
     let busy = Arc::new(AtomicBool::new(false));
-    let io = TokioIo::new(Guarded::new(stream, busy.clone(), serving.header_timeout));
+    let io = TokioIo::new(Guarded::new(stream, busy.clone(), serving.header_timeout, at_once));
+    let leaving = serving.leaving.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         busy.store(true, Ordering::Relaxed);
+        // Those who only look do not keep a replica that goes.
+        if !matches!(request.uri().path(), "/health" | "/ready") {
+            leaving.requested();
+        }
+        let leaving = leaving.clone();
         let busy = Busy(busy.clone());
         let answer = router.clone().oneshot(request.map(Body::new));
         async move {
-            let response = answer.await.unwrap_or_else(|never| match never {});
+            let mut response = answer.await.unwrap_or_else(|never| match never {});
+            if leaving.is_going() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, Infallible>(response.map(|body| Held { body, _busy: busy }))
         }
     });

@@ -39,9 +39,12 @@ impl Permits {
 pub(crate) struct State {
     name: String,
     pub(crate) sick: AtomicBool,
+    /// It says so when it is looked at, and goes on answering.
+    pub(crate) draining: AtomicBool,
     /// Requests other than looks.
     pub(crate) requests: AtomicU64,
     pub(crate) connections: AtomicU64,
+    pub(crate) open: AtomicU64,
     pub(crate) left: AtomicU64,
     pub(crate) sent: AtomicU64,
     pub(crate) waiting: AtomicU64,
@@ -108,6 +111,15 @@ impl State {
     }
 }
 
+/// Counts a connection while it is open.
+struct Open(Arc<State>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, SeqCst);
+    }
+}
+
 struct Asked {
     method: String,
     path: String,
@@ -118,6 +130,8 @@ struct Asked {
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<State>) {
     state.connections.fetch_add(1, SeqCst);
     let mut stream = BufReader::new(stream);
+    let open = Open(state.clone());
+    open.0.open.fetch_add(1, SeqCst);
     while let Some(asked) = read(&mut stream).await {
         if asked.path != "/ready" && asked.path != "/metrics" {
             state.requests.fetch_add(1, SeqCst);
@@ -179,6 +193,9 @@ async fn behave(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), state: &Stat
     let name = &state.name;
     let path = asked.path.split('?').next().unwrap();
     match path {
+        "/ready" if state.draining.load(SeqCst) => {
+            answer(stream, "503 Draining", "connection: close\r\n", "{\"status\":\"draining\"}").await
+        }
         "/ready" if state.sick.load(SeqCst) => answer(stream, "503 Sick", "", "sick").await,
         "/ready" => answer(stream, "200 OK", "", "ready").await,
         "/metrics" => {
@@ -232,6 +249,11 @@ async fn behave(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), state: &Stat
         "/reset" => None,
         "/draining" => {
             answer(stream, "503 Draining", "connection: close\r\n", "draining").await;
+            None
+        }
+        // Answers, and says that it is the last answer on this connection.
+        "/last" => {
+            answer(stream, "200 OK", "connection: close\r\n", name).await;
             None
         }
         "/busy" => answer(stream, "503 Busy", "retry-after: 7\r\n", "busy").await,

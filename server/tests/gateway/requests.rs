@@ -123,6 +123,40 @@ async fn a_draining_backend_passes_its_requests_on_and_a_busy_one_does_not() {
 }
 
 #[tokio::test]
+async fn a_backend_that_says_that_it_goes_keeps_no_connection_and_is_asked_only_when_nobody_else_is_left() {
+    let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
+    let site = Site::new(&[&a, &b]).await;
+    site.get("/x").await;
+    site.get("/x").await;
+    eventually(async || a.state.open.load(SeqCst) > 0).await;
+    a.state.draining.store(true, SeqCst);
+    site.until("a", "draining").await;
+    // A look's own connection comes and goes.
+    eventually(async || a.state.open.load(SeqCst) == 0).await;
+    let before = a.requests();
+    for _ in 0..6 {
+        assert_eq!(site.post("/x", "").await.0, 200);
+    }
+    assert_eq!(a.requests(), before);
+    b.kill().await;
+    assert_eq!(site.post("/x", "").await.1, "a POST /x 0", "it serves until it is gone");
+    eventually(async || a.state.open.load(SeqCst) == 0).await;
+    a.state.draining.store(false, SeqCst);
+    site.until("a", "healthy").await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_the_last_of_its_connection_tells_that_its_backend_goes() {
+    let (a, b) = (Backend::tcp("a").await, Backend::tcp("b").await);
+    let site = Site::with(&[&a, &b], "  health: { interval_ms: 3600000 }\n").await;
+    let (status, who) = site.post("/last", "").await;
+    assert_eq!((status, who.as_str()), (200, "a"));
+    for _ in 0..4 {
+        assert_eq!(site.post("/x", "").await.1, "b POST /x 0");
+    }
+}
+
+#[tokio::test]
 async fn without_a_backend_the_answer_says_when_to_come_back() {
     let site = Site::new(&[]).await;
     let response = site.open(Request::post("/v1/generate"), "{}").await;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use textnlp_server::config::{Address, Config};
 use textnlp_server::{Server, StartError};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::client::read_reply;
 use super::support::{Client, Setup, Shape, config, path, start, start_in, until, write_model};
@@ -68,6 +68,40 @@ async fn a_drain_lets_running_answers_finish_and_takes_no_new_ones() {
     let (name, data) = events.last().unwrap();
     assert!(name == "done" && data.contains("\"completion_tokens\":200"), "{name} {data}");
     assert!(drain.await.unwrap(), "everything could finish");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_says_so_and_serves_on_until_kept_connections_are_closed_by_their_owners() {
+    let mut site = start(Setup { api: "lame_duck: 3600\ndrain_seconds: 3600", unix: true, ..Setup::default() })
+        .await
+        .ready()
+        .await;
+    let keep = Client::head("GET", "/health", &[], 0).replace("connection: close", "connection: keep-alive");
+    let mut kept = site.client.connect().await;
+    kept.write_all(keep.as_bytes()).await.unwrap();
+    let mut byte = [0; 4096];
+    assert!(kept.read(&mut byte).await.unwrap() > 0);
+    let drain = tokio::spawn(site.server.take().unwrap().drain());
+    let client = site.client.clone();
+    until("it says that it goes", async || {
+        let reply = client.send("GET", "/ready", &[], b"").await;
+        reply.status == 503 && reply.json()["status"] == "draining"
+    })
+    .await;
+    assert_eq!(site.post("/v1/generate", json!({ "prompt": "x", "max_tokens": 2 })).await.status, 200, "it serves on");
+    kept.write_all(keep.as_bytes()).await.unwrap();
+    let last = read_reply(&mut *kept).await;
+    assert_eq!((last.status, last.header("connection")), (200, Some("close")));
+    drop(kept);
+    let drained = tokio::time::timeout(std::time::Duration::from_secs(60), drain).await;
+    assert!(drained.expect("nobody is connected: it need not wait for an hour").unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_kept_by_somebody_who_does_not_listen_is_closed_in_the_end() {
+    let mut site = start(Setup { api: "lame_duck: 50ms", ..Setup::default() }).await.ready().await;
+    let _kept = site.client.connect().await;
+    assert!(site.drain().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
