@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 
 use super::fields::Fields;
+use super::strict::{self, Refused};
 use crate::app::App;
 use crate::config::ByteSize;
 use crate::error::ApiError;
@@ -51,7 +52,16 @@ pub(crate) async fn read_fields(app: &App, headers: &HeaderMap, body: Body) -> R
     if text.trim().is_empty() {
         return Err(ApiError::invalid("the body is empty").hint("send a JSON object"));
     }
-    Fields::new(serde_json::from_str(text).map_err(|error| broken(text, &error))?)
+    Fields::new(strict::parse(text).map_err(|refused| {
+        match refused {
+            Refused::Broken(error) => broken(text, &error),
+            Refused::Twice { path, line, column } => {
+                ApiError::invalid(format!("`{path}` stands twice, again at line {line} column {column}"))
+                    .param(path)
+                    .hint("each key of an object may stand once")
+            }
+        }
+    })?)
 }
 
 async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {

@@ -4,6 +4,7 @@ mod body;
 mod fields;
 mod guard;
 mod listen;
+mod strict;
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -94,6 +95,12 @@ impl Call {
     /// Reads the query's fields; they are read as strictly as a body's.
     pub(crate) fn query(&self) -> Result<Fields, ApiError> {
         Fields::of_query(&self.uri)
+    }
+
+    /// Whether a body comes with it.
+    pub(crate) fn has_body(&self) -> bool {
+        self.headers.contains_key(header::TRANSFER_ENCODING)
+            || self.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
     }
 
     /// Reads the body's fields.

@@ -1,0 +1,175 @@
+//! JSON whose objects say each thing once. A key that stands twice means two things to two readers (a proxy that checks the first, a
+//! server that takes the last), so it is found while the value is built: nothing is read a second time.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
+use serde_json::{Map, Number, Value};
+
+/// Why a text was not taken.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// It is no JSON.
+    Broken(serde_json::Error),
+    /// This key stands twice, written as the path to it.
+    Twice { path: String, line: usize, column: usize },
+}
+
+/// Reads a text.
+pub(crate) fn parse(text: &str) -> Result<Value, Refused> {
+    let twice = RefCell::new(None);
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let read = Once { twice: &twice }.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
+    read.map_err(|error| match twice.take() {
+        Some(path) => Refused::Twice { path, line: error.line(), column: error.column() },
+        None => Refused::Broken(error),
+    })
+}
+
+/// Builds a value. The path of a key that stands twice is left in the cell, and grows on the way out.
+#[derive(Clone, Copy)]
+struct Once<'a> {
+    twice: &'a RefCell<Option<String>>,
+}
+
+/// How much of one key is shown, and about how much of the way to it.
+const SHOWN: usize = 64;
+const MOST_PATH: usize = 256;
+
+impl Once<'_> {
+    fn within(self, outer: impl FnOnce() -> String) {
+        if let Some(path) = self.twice.borrow_mut().as_mut().filter(|path| path.len() < MOST_PATH) {
+            let dot = if path.starts_with('[') { "" } else { "." };
+            *path = format!("{}{dot}{path}", outer());
+        }
+    }
+}
+
+fn shown(key: &str) -> String {
+    key.chars().take(SHOWN).collect()
+}
+
+impl<'de> DeserializeSeed<'de> for Once<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Once<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        loop {
+            match access.next_element_seed(self) {
+                Ok(Some(value)) => list.push(value),
+                Ok(None) => return Ok(Value::Array(list)),
+                Err(error) => {
+                    self.within(|| format!("[{}]", list.len()));
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            let entry = match map.entry(key) {
+                Entry::Vacant(entry) => entry,
+                Entry::Occupied(entry) => {
+                    self.twice.replace(Some(shown(entry.key())));
+                    return Err(A::Error::custom("a key stands twice"));
+                }
+            };
+            match access.next_value_seed(self) {
+                Ok(value) => {
+                    entry.insert(value);
+                }
+                Err(error) => {
+                    self.within(|| shown(entry.key()));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_says_each_thing_once_is_read_as_it_is() {
+        for text in [
+            r#"{"a":1,"b":[{"a":-1},{"a":1.5}],"c":{"a":null,"b":{"a":true}},"ü\n":"é","big":18446744073709551615,"e":1e10}"#,
+            "[]",
+            "null",
+            r#"  "x" "#,
+        ] {
+            assert_eq!(parse(text).unwrap(), serde_json::from_str::<Value>(text).unwrap(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_named_with_the_way_to_it() {
+        for (text, wanted) in [
+            (r#"{"prompt":"a","prompt":"b"}"#, "prompt"),
+            (r#"{"prompt":"a","pr\u006fmpt":"a"}"#, "prompt"),
+            (r#"{"a":{"b":1,"c":2,"b":3}}"#, "a.b"),
+            (r#"{"messages":[{"role":"a"},{"role":"a","role":"b"}]}"#, "messages[1].role"),
+            (r#"[[{"x":1,"x":1}]]"#, "[0][0].x"),
+        ] {
+            match parse(text).unwrap_err() {
+                Refused::Twice { path, line: 1, column } => {
+                    assert!(path == wanted && column > 5, "{path} {column}");
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_is_broken_and_depth_is_bounded() {
+        for text in ["", "{", "{} x", "{\"a\":1e999}", &"[".repeat(50_000), &"{\"a\":".repeat(50_000)] {
+            assert!(matches!(parse(text), Err(Refused::Broken(_))), "{text:.20}");
+        }
+    }
+}
