@@ -131,7 +131,7 @@ async fn submit(
             return Err(error);
         }
     };
-    record.note(|known| known.prompt_tokens = prompt_tokens);
+    record.note(|known| known.prompt_tokens += prompt_tokens);
     let tasks = app.tasks.clone();
     let drive = Drive { app, record, model: name, user: caller.user, prompt_tokens, reservation, ticket };
     tasks.spawn(drive.run(inbox, out));
@@ -252,9 +252,10 @@ impl Drive {
                     let first = Duration::from_secs_f64(done.first_token_ms.max(0.0) / 1000.0);
                     self.app.metrics.record_first_token(&self.model, first);
                 }
+                // A request may hold several generations: the slowest to begin tells how long it waited.
                 self.record.note(|known| {
-                    known.queued_ms = Some(done.queued_ms);
-                    known.first_token_ms = Some(done.first_token_ms);
+                    known.queued_ms = Some(known.queued_ms.unwrap_or(0.0).max(done.queued_ms));
+                    known.first_token_ms = Some(known.first_token_ms.unwrap_or(0.0).max(done.first_token_ms));
                 });
                 done.generated_tokens as u64
             }
@@ -276,7 +277,7 @@ impl Drive {
             _ => self.record.began.elapsed(),
         };
         self.app.metrics.record_generation(&self.model, &self.user, self.prompt_tokens, generated, took);
-        self.record.note(|known| known.generated_tokens = generated);
+        self.record.note(|known| known.generated_tokens += generated);
         // A prompt that was refused or never begun costs nothing.
         if generated == 0 && !matches!(end, Some(Event::Done(_))) { 0 } else { self.prompt_tokens + generated }
     }
@@ -317,6 +318,12 @@ pub(crate) async fn collect(running: &mut Running, keep_tokens: bool) -> Result<
         }
     }
     Err(broke_off())
+}
+
+/// Waits for the whole answers of several, side by side: one that nobody reads would hold its place in the engine. The first failure
+/// ends all.
+pub(crate) async fn collect_all(running: &mut [Running], keep_tokens: bool) -> Result<Vec<Answer>, ApiError> {
+    futures::future::try_join_all(running.iter_mut().map(|one| collect(one, keep_tokens))).await
 }
 
 /// The engine let go of a request without a word.

@@ -60,6 +60,22 @@ def _():
     assert client.completions.create(model="tiny", prompt=[79, 110, 99, 101], max_tokens=2).usage.prompt_tokens == 4
 
 
+@check("several prompts are several choices")
+def _():
+    common = dict(model="tiny", max_tokens=6, seed=5, extra_body={"ignore_eos": True})
+    prompts = ["Once", "upon", "a time"]
+    alone = [client.completions.create(prompt=prompt, **common).choices[0].text for prompt in prompts]
+    answer = client.completions.create(prompt=prompts, **common)
+    assert [(c.index, c.text) for c in answer.choices] == list(enumerate(alone)), answer
+    assert answer.usage.prompt_tokens == 14 and answer.usage.completion_tokens == 18
+    texts = [""] * 3
+    for chunk in client.completions.create(prompt=prompts, stream=True, **common):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == alone, (texts, alone)
+    ids = client.completions.create(prompt=[[79, 110, 99, 101], [97]], **common)
+    assert [c.index for c in ids.choices] == [0, 1] and ids.choices[0].text == alone[0]
+
+
 @check("a chat has a message, a reason and usage")
 def _():
     answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_completion_tokens=8, seed=3, user="somebody", n=1)

@@ -3,9 +3,8 @@
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use textnlp_inference::engine::Token;
+use textnlp_inference::engine::{Done, Token};
 
-use super::generate::usage;
 use super::sampling::{self, finite, spelled};
 use super::streaming::{self, Moment};
 use crate::error::ApiError;
@@ -16,16 +15,19 @@ use crate::work::{self, Ask, Prompt, finish_reason};
 /// OpenAI's default.
 const MAX_TOKENS: usize = 16;
 
+/// The most prompts of one request. More would let one request fill the queue.
+const MAX_PROMPTS: usize = 16;
+
 pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     let caller = call.enter("generate").await?;
     let fields = call.fields().await?;
-    let prompt = fields.needed("prompt", prompt(&fields)).unwrap_or(Prompt::Tokens(Vec::new()));
+    let prompts = fields.needed("prompt", prompts(&fields)).unwrap_or_default();
     let model = fields.text("model").map(str::to_owned);
     let logprobs = fields.integer("logprobs", 0..=5).map(|n| n as u8);
     let streamed = fields.flag("stream").unwrap_or(false);
     let with_usage = include_usage(&fields, streamed);
     let ask = Ask {
-        prompt,
+        prompt: Prompt::Tokens(Vec::new()),
         max_tokens: Some(sampling::max_tokens(&fields, "max_tokens", &call.app).unwrap_or(MAX_TOKENS)),
         sampling: sampling::sampling(&fields, 1.0),
         stop: sampling::stops(&fields),
@@ -38,83 +40,147 @@ pub(super) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     fields.only("suffix", &[json!("")], "these models continue a text, they do not fill one in");
     fields.finish()?;
     let model = call.model(model.as_deref()).await?;
-    let mut running = work::start(&call.app, &call.record, &caller, model, ask).await?;
-    let (id, created, name) = (format!("cmpl-{}", call.record.id), super::now(), running.model.info.name.clone());
-    let shape = move |text: &str, logprobs: Value, finish: Option<&str>| {
+    let several = prompts.len();
+    let mut running = Vec::with_capacity(several);
+    for (place, prompt) in prompts.into_iter().enumerate() {
+        let ask = Ask { prompt, ..ask.clone() };
+        // Dropped with an error, those that are running already are cancelled.
+        let begun = work::start(&call.app, &call.record, &caller, model.clone(), ask).await;
+        running.push(begun.map_err(|error| placed(error, place, several))?);
+    }
+    let (id, created, name) = (format!("cmpl-{}", call.record.id), super::now(), model.info.name.clone());
+    let shape = move |choices: Value| {
         json!({
             "id": id,
             "object": "text_completion",
             "created": created,
             "model": name,
             "system_fingerprint": concat!("textnlp-", env!("CARGO_PKG_VERSION")),
-            "choices": [{ "index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish }],
+            "choices": choices,
         })
     };
     if !streamed {
-        let answer = work::collect(&mut running, logprobs.is_some()).await?;
-        let mut shown = Value::Null;
-        if logprobs.is_some() {
-            shown = Logprobs::default().of(&running.model, &answer.tokens);
-        }
-        let mut body = shape(&answer.text, shown, Some(finish_reason(answer.done.finish)));
-        body["usage"] = usage(&answer.done);
+        let answers = work::collect_all(&mut running, logprobs.is_some()).await?;
+        let mut total = Usage::default();
+        let choices = answers.iter().enumerate().map(|(place, answer)| {
+            total.add(&answer.done);
+            let shown = logprobs.map_or(Value::Null, |_| Logprobs::default().of(&model, &answer.tokens));
+            choice(place, &answer.text, shown, Some(finish_reason(answer.done.finish)))
+        });
+        let mut body = shape(choices.collect());
+        body["usage"] = total.shown();
         return Ok(Json(body).into_response());
     }
-    let mut offsets = Logprobs::default();
-    let said = move |moment: Moment<'_>| match moment {
+    let mut offsets: Vec<Logprobs> = (0..several).map(|_| Logprobs::default()).collect();
+    let (mut total, mut ended) = (Usage::default(), 0);
+    let chunk = move |choice: Value| {
+        let mut chunk = shape(json!([choice]));
+        if with_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    };
+    let said = move |place: usize, moment: Moment<'_>| match moment {
         Moment::Begin => String::new(),
         Moment::Token(model, token) => {
             if token.text.is_empty() && logprobs.is_none() {
                 return String::new();
             }
-            let shown = if logprobs.is_some() { offsets.of(model, std::slice::from_ref(token)) } else { Value::Null };
-            let mut chunk = shape(&token.text, shown, None);
-            if with_usage {
-                chunk["usage"] = Value::Null;
-            }
-            streaming::data(&chunk)
+            let shown = match (logprobs, offsets.get_mut(place)) {
+                (Some(_), Some(offsets)) => offsets.of(model, std::slice::from_ref(token)),
+                _ => Value::Null,
+            };
+            streaming::data(&chunk(choice(place, &token.text, shown, None)))
         }
         Moment::Done(done) => {
-            let mut last = shape(&done.text, Value::Null, Some(finish_reason(done.finish)));
-            let mut words = String::new();
-            if with_usage {
-                last["usage"] = Value::Null;
-                let mut total = shape("", Value::Null, None);
-                total["choices"] = json!([]);
-                total["usage"] = usage(done);
-                words = streaming::data(&total);
+            total.add(done);
+            ended += 1;
+            let reason = Some(finish_reason(done.finish));
+            let mut words = streaming::data(&chunk(choice(place, &done.text, Value::Null, reason)));
+            if ended < several {
+                return words;
             }
-            streaming::data(&last) + &words + streaming::END
+            if with_usage {
+                let mut last = chunk(Value::Null);
+                last["choices"] = json!([]);
+                last["usage"] = total.shown();
+                words += &streaming::data(&last);
+            }
+            words + streaming::END
         }
-        Moment::Failed(error) => streaming::data(&error.body()) + streaming::END,
+        Moment::Failed(error) => streaming::data(&placed(error, place, several).body()) + streaming::END,
     };
-    streaming::respond(running, said).await
+    streaming::respond_all(running, said).await
 }
 
-/// A text, one text in a list, or tokens.
-fn prompt(fields: &Fields) -> Option<Prompt> {
-    let several = || fields.wrong("prompt", "holds several prompts", Some("send one request for each"));
-    let prompt = match fields.get("prompt")? {
-        Value::String(text) => Some(Prompt::Text(text.clone())),
-        Value::Array(list) => match list.as_slice() {
-            [Value::String(text)] => Some(Prompt::Text(text.clone())),
-            [Value::Array(tokens)] => ids(tokens).map(Prompt::Tokens),
-            [Value::String(_) | Value::Array(_), ..] => {
-                several();
+fn choice(place: usize, text: &str, logprobs: Value, finish: Option<&str>) -> Value {
+    json!({ "index": place, "text": text, "logprobs": logprobs, "finish_reason": finish })
+}
+
+/// Says which of several prompts it was.
+fn placed(mut error: ApiError, place: usize, several: usize) -> ApiError {
+    if several > 1 && error.param.as_deref() == Some("prompt") {
+        error.message = format!("prompt {place}: {}", error.message);
+        error.param = Some(format!("prompt[{place}]"));
+    }
+    error
+}
+
+/// What all prompts of a request used together.
+#[derive(Default)]
+struct Usage {
+    prompt: usize,
+    generated: usize,
+}
+
+impl Usage {
+    fn add(&mut self, done: &Done) {
+        self.prompt += done.prompt_tokens;
+        self.generated += done.generated_tokens;
+    }
+
+    fn shown(&self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": self.prompt + self.generated,
+        })
+    }
+}
+
+/// A text, tokens, or a list of either.
+fn prompts(fields: &Fields) -> Option<Vec<Prompt>> {
+    let text = |item: &Value| item.as_str().map(|text| Prompt::Text(text.to_owned()));
+    let tokens = |item: &Value| ids(item.as_array()?).map(Prompt::Tokens);
+    let prompts = match fields.get("prompt")? {
+        Value::String(text) => Some(vec![Prompt::Text(text.clone())]),
+        Value::Array(list) => match list.first() {
+            None => None,
+            Some(Value::String(_) | Value::Array(_)) if list.len() > MAX_PROMPTS => {
+                fields.wrong(
+                    "prompt",
+                    format!("holds {} prompts; one request may hold {MAX_PROMPTS}", list.len()),
+                    Some("send the rest in further requests"),
+                );
                 return None;
             }
-            [] => None,
-            tokens => ids(tokens).map(Prompt::Tokens),
+            Some(Value::String(_)) => list.iter().map(text).collect(),
+            Some(Value::Array(_)) => list.iter().map(tokens).collect(),
+            Some(_) => ids(list).map(|ids| vec![Prompt::Tokens(ids)]),
         },
         _ => None,
     };
-    if prompt.is_none() {
-        fields.wrong("prompt", "must be a text or a list of token ids", None);
+    if prompts.is_none() {
+        fields.wrong("prompt", "must be a text, a list of token ids, or a list of several of one of these", None);
     }
-    prompt
+    prompts
 }
 
+/// At least one: a list of nothing is a mistake, an empty text is not.
 fn ids(list: &[Value]) -> Option<Vec<u32>> {
+    if list.is_empty() {
+        return None;
+    }
     list.iter().map(|item| item.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
 }
 

@@ -337,3 +337,45 @@ async fn texts_are_scored_by_name() {
         200
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_prompts_are_several_choices_each_as_if_it_were_alone() {
+    let site = start(Setup::default()).await.ready().await;
+    let ask =
+        |prompt: Value| json!({ "prompt": prompt, "max_tokens": 9, "seed": 3, "logprobs": 1, "ignore_eos": true });
+    let (texts, ids) = (["abc", "", "Once upon"], [[97, 98, 99], [100, 101, 102]]);
+    let whole = site.post("/v1/completions", ask(json!(texts))).await.json();
+    for (place, prompt) in texts.iter().enumerate() {
+        let mut alone = site.post("/v1/completions", ask(json!(prompt))).await.json()["choices"][0].clone();
+        alone["index"] = json!(place);
+        assert_eq!(whole["choices"][place], alone, "{prompt:?}");
+    }
+    assert_eq!(whole["choices"].as_array().unwrap().len(), 3);
+    assert_eq!(whole["usage"], json!({ "prompt_tokens": 3 + 1 + 9, "completion_tokens": 27, "total_tokens": 40 }));
+    let of_ids = site.post("/v1/completions", ask(json!(ids))).await.json();
+    assert_eq!(of_ids["choices"][0], whole["choices"][0]);
+    assert_eq!(of_ids["choices"][1]["index"], 1);
+    assert_eq!(site.metric("textnlp_tokens_generated_total{model=\"tiny\"").await, 27.0 + 27.0 + 18.0);
+
+    let mut streamed = ask(json!(texts));
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({ "include_usage": true });
+    let events = site.post("/v1/completions", streamed).await.events();
+    assert_eq!(events.last().unwrap().1, "[DONE]");
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+    for (place, choice) in whole["choices"].as_array().unwrap().iter().enumerate() {
+        let mine: Vec<&Value> =
+            chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == json!(place)).collect();
+        let text: String = mine.iter().filter_map(|choice| choice["text"].as_str()).collect();
+        assert_eq!(json!(text), choice["text"]);
+        let offsets: Vec<Value> =
+            mine.iter().filter_map(|choice| choice["logprobs"]["text_offset"].as_array()).flatten().cloned().collect();
+        assert_eq!(json!(offsets), choice["logprobs"]["text_offset"], "each has its own places");
+        let reasons: Vec<&str> = mine.iter().filter_map(|choice| choice["finish_reason"].as_str()).collect();
+        assert_eq!(reasons, ["length"], "each ends once");
+    }
+    let usages: Vec<&Value> = chunks.iter().filter(|chunk| !chunk["usage"].is_null()).collect();
+    assert_eq!(usages.len(), 1);
+    assert_eq!((&usages[0]["usage"], &usages[0]["choices"]), (&whole["usage"], &json!([])));
+}

@@ -44,7 +44,13 @@ async fn every_wrong_field_is_named() {
         (generate(json!({ "temprature": 1 })), "temprature"),
         (generate(json!({ "max_new_tokens": 1 })), "max_new_tokens"),
         (generate(json!({ "model": 7 })), "model"),
-        (complete(json!({ "prompt": ["a", "b"] })), "prompt"),
+        (complete(json!({ "prompt": ["a", 5] })), "prompt"),
+        (complete(json!({ "prompt": ["a", [5]] })), "prompt"),
+        (complete(json!({ "prompt": [[5], "a"] })), "prompt"),
+        (complete(json!({ "prompt": [[5], []] })), "prompt"),
+        (complete(json!({ "prompt": vec!["a"; 17] })), "prompt"),
+        (complete(json!({ "prompt": [[97], [97, 99999]] })), "prompt[1]"),
+        (complete(json!({ "prompt": ["a", "a".repeat(5000)] })), "prompt[1]"),
         (complete(json!({ "prompt": [] })), "prompt"),
         (complete(json!({ "prompt": [1, -2] })), "prompt"),
         (complete(json!({ "prompt": [99999] })), "prompt"),
@@ -113,6 +119,8 @@ async fn what_is_no_json_is_refused_with_the_place() {
         (b"{\"prompt\":\"a\",\"max_tokens\":-99999999999999999999999}", 400, Some("max_tokens"), "whole number"),
         (b"{\"prompt\":\"\xff\xfe\"}", 400, None, "UTF-8"),
         (b"{\"prompt\":\"\\ud800\"}", 400, Some("prompt"), "line 1"),
+        (b"{\"prompt\":\"a\",\"max_tokens\":1,\"prompt\":\"b\"}", 400, Some("prompt"), "stands twice"),
+        (b"{\"prompt\":\"a\",\"metadata\":{\"x\":1,\"x\":1}}", 400, Some("metadata.x"), "once"),
         (deep.as_bytes(), 400, Some("prompt"), "127 levels"),
     ] {
         let shown = String::from_utf8_lossy(&body[..body.len().min(60)]).into_owned();
