@@ -3,12 +3,13 @@
 pub mod jwt;
 pub mod key;
 pub mod tenant;
+pub mod ticket;
 
 use axum::http::{HeaderMap, StatusCode, header};
 
 use crate::app::App;
 use crate::config::Rate;
-use crate::database::{ApiKey, now_ms};
+use crate::database::{ApiKey, StreamTicket, now_ms};
 use crate::error::ApiError;
 
 /// Somebody who may call.
@@ -67,24 +68,64 @@ pub(crate) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Calle
                 ),
             ));
         }
-        None => Caller {
-            user: "anonymous".into(),
-            tenant: claimed.clone().unwrap_or_else(|| tenant::DEFAULT.into()),
-            scopes: vec!["*".into()],
-            rate: None,
-            token_rate: None,
-            token: None,
-        },
+        None => anonymous(claimed.as_deref().unwrap_or(tenant::DEFAULT)),
     };
-    if let Some(claimed) = claimed.filter(|claimed| *claimed != caller.tenant) {
+    of_tenant(claimed, caller)
+}
+
+/// Who took a ticket, as far as the key behind it still may; `None` when it is not valid any more. A credential and a tenant that are named
+/// besides must be of the same tenant.
+pub(crate) async fn with_ticket(
+    app: &App,
+    headers: &HeaderMap,
+    ticket: &StreamTicket,
+) -> Result<Option<Caller>, ApiError> {
+    let claimed = claimed_tenant(app, headers).await?;
+    if credential(app, headers)?.is_some() && authenticate(app, headers).await?.tenant != ticket.tenant {
         return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "tenant_mismatch",
+            "this ticket does not belong to the tenant of this credential",
+        )
+        .hint("a ticket needs no other credential"));
+    }
+    if ticket.token.as_ref().is_some_and(|token| token.expires_at_ms <= now_ms()) {
+        return Ok(None);
+    }
+    let key = app.store.key(&ticket.user).await?;
+    let found = match key.filter(|key| key.is_valid(now_ms()) && key.tenant == ticket.tenant) {
+        Some(key) => caller(app, &key, ticket.token.clone()),
+        None if ticket.user == ANONYMOUS && !app.config.security.api_keys_enabled => anonymous(&ticket.tenant),
+        None => return Ok(None),
+    };
+    of_tenant(claimed, found).map(Some)
+}
+
+/// Refuses who belongs to another tenant than header or host name.
+fn of_tenant(claimed: Option<String>, caller: Caller) -> Result<Caller, ApiError> {
+    match claimed.filter(|claimed| *claimed != caller.tenant) {
+        None => Ok(caller),
+        Some(claimed) => Err(ApiError::new(
             StatusCode::FORBIDDEN,
             "tenant_mismatch",
             format!("this credential does not belong to tenant `{claimed}`"),
         )
-        .hint("leave X-Tenant-ID out, or use a key of that tenant"));
+        .hint("leave X-Tenant-ID out, or use a key of that tenant")),
     }
-    Ok(caller)
+}
+
+/// The name of callers where no key is needed. No key's public id has it: those that are made here are hexadecimal.
+const ANONYMOUS: &str = "anonymous";
+
+fn anonymous(tenant: &str) -> Caller {
+    Caller {
+        user: ANONYMOUS.into(),
+        tenant: tenant.to_owned(),
+        scopes: vec!["*".into()],
+        rate: None,
+        token_rate: None,
+        token: None,
+    }
 }
 
 enum Credential {

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 const MIGRATIONS: &[(&str, &str)] = &[
     ("001_initial_schema", include_str!("../../migrations/001_initial_schema.sql")),
     ("002_usage", include_str!("../../migrations/002_usage.sql")),
+    ("003_stream_tickets", include_str!("../../migrations/003_stream_tickets.sql")),
 ];
 
 /// The newest schema that this program knows.

@@ -6,6 +6,7 @@
 mod budget;
 mod keys;
 mod migrate;
+mod tickets;
 mod usage;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,6 +18,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 pub use budget::{BudgetRefusal, Reservation};
 pub use keys::{ApiKey, KeyPut};
 pub use migrate::{Migrated, newest_schema};
+pub use tickets::{StreamTicket, TooManyTickets};
 pub use usage::{Usage, UsageLog};
 
 use crate::config;

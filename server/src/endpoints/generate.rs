@@ -7,8 +7,10 @@ use textnlp_inference::engine::{Done, Token};
 
 use super::sampling::{self, chat_logprob};
 use super::streaming::{self, Moment};
+use crate::app::App;
+use crate::auth::Caller;
 use crate::error::ApiError;
-use crate::http::Call;
+use crate::http::{Call, Fields};
 use crate::models::Ready;
 use crate::work::{self, Ask, Prompt, Running, finish_reason};
 
@@ -20,31 +22,39 @@ const TEMPERATURE: f64 = 0.8;
 
 /// One answer, whole or as a stream.
 pub(super) async fn generate(call: Call) -> Result<Response, ApiError> {
-    answer(call, Form::Whole).await
+    posted(call, Form::Whole).await
 }
 
 /// One answer as a stream.
 pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
-    answer(call, Form::Stream).await
+    posted(call, Form::Stream).await
 }
 
-/// The same asked for in the query, for clients that can only GET: a browser's `EventSource` behind a proxy that adds the key.
-pub(super) async fn stream_of_query(call: Call) -> Result<Response, ApiError> {
-    answer(call, Form::StreamOfQuery).await
+async fn posted(mut call: Call, form: Form) -> Result<Response, ApiError> {
+    let caller = call.enter("generate").await?;
+    let wanted = read(&call.fields().await?, &call.app, form)?;
+    answer(call, caller, wanted).await
 }
 
 /// How an answer was asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
+    /// In one piece, unless `stream` is true.
     Whole,
+    /// As events.
     Stream,
-    StreamOfQuery,
 }
 
-async fn answer(mut call: Call, form: Form) -> Result<Response, ApiError> {
-    let always_stream = form != Form::Whole;
-    let caller = call.enter("generate").await?;
-    let fields = if form == Form::StreamOfQuery { call.query()? } else { call.fields().await? };
+/// What a request asks for.
+pub(super) struct Wanted {
+    model: Option<String>,
+    ask: Ask,
+    streamed: bool,
+}
+
+/// Reads a request, and refuses it for anything that is wrong with it.
+pub(super) fn read(fields: &Fields, app: &App, form: Form) -> Result<Wanted, ApiError> {
+    let always_stream = form == Form::Stream;
     let prompt = fields.needed("prompt", fields.text("prompt").map(str::to_owned)).unwrap_or_default();
     let model = fields.text("model").map(str::to_owned);
     let logprobs = fields.integer("logprobs", 0..=20).map(|n| n as u8);
@@ -55,16 +65,22 @@ async fn answer(mut call: Call, form: Form) -> Result<Response, ApiError> {
     let ask = Ask {
         prompt: Prompt::Text(prompt),
         max_tokens: Some(
-            sampling::max_tokens(&fields, "max_tokens", &call.app)
-                .unwrap_or(MAX_TOKENS.min(call.app.config.api.max_tokens)),
+            sampling::max_tokens(fields, "max_tokens", app).unwrap_or(MAX_TOKENS.min(app.config.api.max_tokens)),
         ),
-        sampling: sampling::sampling(&fields, TEMPERATURE),
-        stop: sampling::stops(&fields),
+        sampling: sampling::sampling(fields, TEMPERATURE),
+        stop: sampling::stops(fields),
         logprobs,
         ignore_end: fields.flag("ignore_end").unwrap_or(false),
     };
-    sampling::neutral(&fields);
+    sampling::neutral(fields);
     fields.finish()?;
+    Ok(Wanted { model, ask, streamed })
+}
+
+/// Answers a request that was read.
+pub(super) async fn answer(call: Call, caller: Caller, wanted: Wanted) -> Result<Response, ApiError> {
+    let Wanted { model, ask, streamed } = wanted;
+    let logprobs = ask.logprobs;
     let model = call.model(model.as_deref()).await?;
     let mut running = work::start(&call.app, &call.record, &caller, model, ask).await?;
     let head = Head {

@@ -8,6 +8,7 @@ mod models;
 mod probes;
 mod sampling;
 mod streaming;
+mod tickets;
 mod token;
 mod tokenize;
 mod validate;
@@ -31,7 +32,8 @@ pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
         .route("/.well-known/jwks.json", get(token::jwks))
         .route("/v1/generate", post(generate::generate))
         .route("/v1/stream", post(generate::stream))
-        .route("/v1/stream", get(generate::stream_of_query))
+        .route("/v1/stream", get(tickets::stream))
+        .route("/v1/stream/tickets", post(tickets::issue))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/models", get(models::list))

@@ -21,7 +21,7 @@ use crate::retry::{Backoff, retry};
 pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
     let mut text = key_in_headers(&call.app, &call.headers);
     let (mut token_limit, mut expires_in) = (None, None);
-    if text.is_none() || has_body(&call.headers) {
+    if text.is_none() || call.has_body() {
         let fields = call.fields().await?;
         let key = fields.text("api_key").map(str::to_owned);
         text = if text.is_none() { fields.needed("api_key", key) } else { key.or(text) };
@@ -69,11 +69,6 @@ fn key_in_headers(app: &App, headers: &HeaderMap) -> Option<String> {
     let own = headers.get(app.config.security.api_key_header.as_str()).and_then(|value| value.to_str().ok());
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     own.or(bearer).map(|text| text.trim().to_owned())
-}
-
-fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::TRANSFER_ENCODING)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
 /// The public keys.

@@ -29,7 +29,7 @@ impl Fields {
     /// The pairs of a query. `prompt`, `model` and `stop` are texts whatever they look like; of the others numbers and `true` or `false` are
     /// what they look like. A field that stands several times is a list.
     pub(crate) fn of_query(uri: &Uri) -> Result<Self, ApiError> {
-        const TEXTS: [&str; 3] = ["prompt", "model", "stop"];
+        const TEXTS: [&str; 4] = ["prompt", "model", "stop", "ticket"];
         let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| {
             ApiError::invalid("the query cannot be read").hint("write it as name=value&name=value, percent-encoded")
         })?;
@@ -48,6 +48,16 @@ impl Fields {
             }
         }
         Self::new(Value::Object(map))
+    }
+
+    /// Whether it has none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Them all, as JSON.
+    pub(crate) fn to_text(&self) -> String {
+        serde_json::to_string(&self.map).unwrap_or_default()
     }
 
     /// Notes a mistake.

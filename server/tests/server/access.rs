@@ -21,6 +21,8 @@ async fn nothing_but_probes_tokens_and_documents_answers_without_a_credential() 
     for (method, path) in [
         ("POST", "/v1/generate"),
         ("POST", "/v1/stream"),
+        ("GET", "/v1/stream?prompt=a"),
+        ("POST", "/v1/stream/tickets"),
         ("POST", "/v1/completions"),
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/tokenize"),

@@ -14,3 +14,4 @@ mod openai;
 mod quality;
 mod refusals;
 mod roles;
+mod tickets;

@@ -140,6 +140,9 @@ fn a_broken_configuration_is_a_matter_of_usage_and_all_of_it_is_shown() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero() {
     let files = Files::new();
+    let file = path(&files.folder, "server.yaml");
+    let text = std::fs::read_to_string(&file).unwrap().replace("{ log_file", "{ log_level: TRACE, log_file");
+    std::fs::write(&file, text).unwrap();
     let key = files.keys(json!({ "do": "create" })).1["key"].as_str().unwrap().to_owned();
     let mut child = files.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let socket = path(&files.folder, "s.sock");
@@ -151,6 +154,9 @@ async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero()
     let ask = json!({ "prompt": "nobody logs this", "max_tokens": 3, "ignore_end": true }).to_string();
     let headers = [("x-api-key", key.as_str()), ("x-request-id", "traced-1")];
     assert_eq!(client.send("POST", "/v1/generate", &headers, ask.as_bytes()).await.status, 200);
+    let ticket = client.send("POST", "/v1/stream/tickets", &headers[..1], ask.as_bytes()).await.json();
+    let reply = client.send("GET", ticket["url"].as_str().unwrap(), &[("x-request-id", "ticket-1")], b"").await;
+    assert_eq!((reply.status, reply.events().last().unwrap().0.as_str()), (200, "done"));
     let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::HUP).unwrap();
     assert_eq!(client.send("GET", "/health", &[], b"").await.status, 200, "a hangup does not end it");
@@ -163,6 +169,10 @@ async fn the_program_serves_logs_requests_drains_on_sigterm_and_ends_with_zero()
     let line = lines.iter().find(|line| line["request_id"] == "traced-1").unwrap_or_else(|| panic!("{log}"));
     assert_eq!((&line["target"], &line["status"], &line["model"]), (&json!("access"), &json!(200), &json!("tiny")));
     assert_eq!((&line["generated_tokens"], &line["key"]), (&json!(3), &json!(key.split('_').nth(1).unwrap())));
+    let line = lines.iter().find(|line| line["request_id"] == "ticket-1").unwrap_or_else(|| panic!("{log}"));
+    assert_eq!((&line["route"], &line["generated_tokens"]), (&json!("/v1/stream"), &json!(3)));
+    let ticket = ticket["ticket"].as_str().unwrap();
+    assert!(!log.contains(&ticket[5..]), "{log}");
     assert!(!log.contains("nobody logs this") && !log.contains(&key[22..]), "{log}");
     assert!(log.contains("draining") && log.contains("\"clean\":true"), "{log}");
 }
