@@ -16,6 +16,7 @@ mod preflight;
 mod spec;
 mod table;
 mod verbs;
+mod waiting;
 
 pub mod supervise;
 

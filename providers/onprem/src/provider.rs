@@ -19,6 +19,7 @@ use crate::options::Options;
 use crate::preflight;
 use crate::table::{KINDS, Noun};
 use crate::verbs::{self, Supervisor, Work};
+use crate::waiting::Waiting;
 
 /// The machine that this runs on, as a provider.
 ///
@@ -27,12 +28,13 @@ use crate::verbs::{self, Supervisor, Work};
 pub struct OnPrem {
     options: Options,
     jobs: Jobs,
+    waiting: Waiting,
 }
 
 impl OnPrem {
     /// The provider for one state folder.
     pub fn new(options: Options) -> Self {
-        Self { options, jobs: Jobs::default() }
+        Self { options, jobs: Jobs::default(), waiting: Waiting::default() }
     }
 
     /// How it works.
@@ -42,6 +44,10 @@ impl OnPrem {
 
     pub(crate) fn jobs(&self) -> &Jobs {
         &self.jobs
+    }
+
+    pub(crate) fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 
     fn folder(&self, site: &SiteName) -> SiteFolder {

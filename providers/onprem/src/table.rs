@@ -8,6 +8,9 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// What every kind needs.
+const WRITE: &str = "to write to the state folder";
+
 const fn kind(name: &'static str, says: &'static str, identity: Identity, data: DataClass, deadline: Duration) -> Kind {
     Kind {
         name,
@@ -22,31 +25,47 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
         deadline,
         schema: 1,
         price_key: None,
-        permissions: &["to write to the state folder"],
+        permissions: &[WRITE],
     }
 }
 
 /// The table itself.
 pub(crate) static KINDS: [Kind; 12] = [
     kind("onprem.directory", "the folder of a site", Identity::Named, DataClass::None, SECOND.saturating_mul(30)),
-    kind(
-        "onprem.supervisor",
-        "the process that keeps a site's programs running",
-        Identity::Named,
-        DataClass::None,
-        MINUTE,
-    ),
+    Kind {
+        permissions: &[WRITE, "to leave a process running"],
+        ..kind(
+            "onprem.supervisor",
+            "the process that keeps a site's programs running",
+            Identity::Named,
+            DataClass::None,
+            MINUTE,
+        )
+    },
     kind("onprem.secret", "a generated secret", Identity::Named, DataClass::Precious, MINUTE),
     kind("onprem.authority", "a certificate authority of one's own", Identity::Named, DataClass::Precious, MINUTE),
     kind("onprem.certificate", "the certificate that clients see", Identity::Named, DataClass::Derived, MINUTE),
-    kind("onprem.model", "the files of a model", Identity::Named, DataClass::Derived, HOUR.saturating_mul(6)),
-    kind("onprem.program", "a program by its digest", Identity::Named, DataClass::Derived, MINUTE.saturating_mul(5)),
+    Kind {
+        permissions: &[WRITE, "to write to the model cache", "to read the model {source}"],
+        ..kind("onprem.model", "the files of a model", Identity::Named, DataClass::Derived, HOUR.saturating_mul(6))
+    },
+    Kind {
+        permissions: &[WRITE, "to run programs in the state folder", "to read {source}"],
+        ..kind(
+            "onprem.program",
+            "a program by its digest",
+            Identity::Named,
+            DataClass::Derived,
+            MINUTE.saturating_mul(5),
+        )
+    },
     kind("onprem.file", "a configuration file", Identity::Named, DataClass::Derived, MINUTE),
     kind("onprem.database", "keys, quotas and usage in an SQLite file", Identity::Named, DataClass::Precious, MINUTE),
     kind("onprem.schema", "the schema of a database", Identity::Part, DataClass::None, MINUTE.saturating_mul(15)),
     kind("onprem.api-key", "an API key in a database", Identity::Part, DataClass::Derived, MINUTE),
     Kind {
         one_by_one: true,
+        permissions: &[WRITE, "to listen on {inputs.listen}", "to listen on {inputs.metrics_listen}"],
         ..kind(
             "onprem.process",
             "a program that is kept running",

@@ -9,7 +9,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use machine::{Machine, kill, stand_in};
 use rustix::process::Signal;
 use textnlp_onprem::{OnPrem, Options};
-use textnlp_provider::{Observed, Provider, ResourceId, Spec, Verb};
+use textnlp_provider::{Observed, Progress, Provider, ResourceId, Spec, Verb};
 
 fn id(id: &str) -> ResourceId {
     ResourceId::new(id).unwrap()
@@ -76,6 +76,56 @@ async fn a_filesystem_without_execution_is_foreseen() {
     move_to(&mut machine, &at.join("state"));
     let problems = machine.onprem.preflight(&machine.wanted()).await.unwrap();
     assert!(problems.iter().any(|p| !p.warning && p.cause.contains("`noexec`")), "{problems:#?}");
+}
+
+#[tokio::test]
+async fn a_supervisor_that_died_with_whoever_started_it_is_started_by_whoever_goes_on() {
+    let mut machine = Machine::new(1);
+    let wanted = machine.wanted();
+    let of = |name: &str| wanted.iter().find(|wanted| wanted.id == id(name)).unwrap().clone();
+    let (network, cluster) = (of("here/network"), of("here/cluster"));
+    let op = machine.operation(Verb::Create, &network, machine.resolved(&network), Vec::new());
+    machine.drive(&op).await.unwrap();
+    let op = machine.operation(Verb::Create, &cluster, machine.resolved(&cluster), Vec::new());
+    let Progress::Pending { handle, .. } = machine.onprem.begin(&op).await.unwrap() else { panic!("it is begun") };
+    let runs = async |m: &Machine| textnlp_onprem::supervise::status(&m.folder()).await.is_ok_and(|s| s.is_some());
+    machine.wait_until("a supervisor", runs).await;
+    kill(machine.status().await.pid, Signal::KILL);
+    machine.wait_until("no supervisor", async |m| !runs(m).await).await;
+
+    machine.onprem = std::sync::Arc::new(OnPrem::new(machine.onprem.options().clone()));
+    let progress = machine.onprem.advance(&op, &handle).await.unwrap();
+    assert!(matches!(progress, Progress::Pending { .. }), "{progress:?}");
+    machine.wait_until("a supervisor again", runs).await;
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_delivered_is_named_before_anything_changes() {
+    let mut machine = Machine::new(1);
+    machine.up().await;
+    let base = Utf8PathBuf::from_path_buf(machine.dir.path().to_owned()).unwrap();
+    let broken = base.join("broken");
+    machine::make_model(&broken, 3);
+    std::fs::remove_file(broken.join("tokenizer.json")).unwrap();
+    machine::make_model(&base.join("another"), 4);
+    let nobodys = format!("sha256:{}", "0".repeat(64));
+    let cases = [
+        ("/nowhere".to_owned(), None, "has no file /nowhere"),
+        (broken.into_string(), None, "no tokenizer.json"),
+        (base.join("another").into_string(), Some(nobodys), "is locked as sha256:0000"),
+    ];
+    for (path, digest, says) in cases {
+        let model = machine.model();
+        (model.source, model.digest) = (format!("file:{path}"), digest);
+        let problems = machine.onprem.preflight(&machine.wanted()).await.unwrap();
+        let found = problems.iter().filter(|p| !p.warning && p.place.starts_with("here/models")).collect::<Vec<_>>();
+        assert!(found.len() == 1 && found[0].cause.contains(says), "{path}: {problems:#?}");
+    }
+    machine.model().source = format!("file:{}", base.join("another"));
+    machine.model().digest = None;
+    let problems = machine.onprem.preflight(&machine.wanted()).await.unwrap();
+    assert!(problems.iter().all(|p| !p.place.starts_with("here/models")), "{problems:#?}");
+    machine.down().await;
 }
 
 #[tokio::test]

@@ -67,8 +67,14 @@ const MOST: u64 = 1 << 24;
 /// The format's own bound.
 const MOST_HEADER: u64 = 100 << 20;
 
-/// Reads configuration, headers and tokenizer of the model in this folder; refuses what cannot be served.
+/// Reads configuration, headers and tokenizer of the model in this folder or `.gguf` file; refuses what cannot be served.
 pub fn inspect(dir: &Utf8Path) -> Result<Summary> {
+    if dir.is_file() && dir.extension() == Some("gguf") {
+        let mut summary = gguf::summary(dir)?;
+        summary.bytes = fs::metadata(dir).map_err(Error::io("look at", dir))?.len();
+        summary.files = vec![(dir.file_name().unwrap_or_default().to_owned(), summary.bytes)];
+        return Ok(summary);
+    }
     let names = local::file_names(dir)?;
     let manifest = read_manifest(dir)?;
     let mut files = Vec::new();

@@ -5,6 +5,7 @@ mod ports;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::StatVfsMountFlags;
+use textnlp_models::{Source, Store};
 use textnlp_provider::{Ownership, Problem, Result, Wanted};
 
 use crate::files;
@@ -41,7 +42,7 @@ pub(crate) async fn preflight(options: &Options, wanted: &[Wanted]) -> Result<Ve
         strangers(one, &folder, &mut problems);
         match Noun::of(&one.kind) {
             Some(Noun::Program) => program(one, &folder, &mut needed, &mut problems).await,
-            Some(Noun::Model) => model(one, options, &folder, &mut needed, &mut problems),
+            Some(Noun::Model) => model(one, options, &folder, &mut needed, &mut problems).await,
             Some(Noun::Process) => ports::check(one, &folder, &mut problems),
             Some(Noun::Certificate) => certificate(one, &mut problems),
             _ => {}
@@ -158,12 +159,25 @@ async fn program(wanted: &Wanted, folder: &SiteFolder, needed: &mut Needed, prob
     }
 }
 
-fn model(wanted: &Wanted, options: &Options, folder: &SiteFolder, needed: &mut Needed, problems: &mut Vec<Problem>) {
+async fn model(
+    wanted: &Wanted,
+    options: &Options,
+    folder: &SiteFolder,
+    needed: &mut Needed,
+    problems: &mut Vec<Problem>,
+) {
     let Ok(spec) = wanted.spec.typed::<ModelSpec>() else { return };
-    if textnlp_models::read_manifest(&folder.join(&spec.path)).ok().flatten().is_some() {
+    let marker = Marker::read(&folder.marker(&wanted.id)).ok().flatten().filter(|marker| marker.complete);
+    let placed = textnlp_models::read_manifest(&folder.join(&spec.path)).ok().flatten();
+    let is_there = placed.is_some_and(|placed| match &spec.digest {
+        Some(digest) => placed.digest.to_string() == *digest,
+        // Nobody says which files: those that came from this source are right.
+        None => marker.is_some_and(|marker| marker.spec.get("source").and_then(|s| s.as_str()) == Some(&spec.source)),
+    });
+    if is_there {
         return;
     }
-    let source = match spec.source.parse::<textnlp_models::Source>() {
+    let source = match spec.source.parse::<Source>() {
         Ok(source) => source,
         Err(error) => {
             let fix = "`model list` names what there is; `file:`, `hf:` and `https:` are the other ways";
@@ -171,29 +185,59 @@ fn model(wanted: &Wanted, options: &Options, folder: &SiteFolder, needed: &mut N
             return;
         }
     };
-    // What the cache holds already is only linked into the site.
-    let cached = options.model_cache.exists()
-        && textnlp_models::Store::open(&options.model_cache)
-            .and_then(|store| store.find(&source))
-            .is_ok_and(|found| found.is_some());
-    if !cached {
-        let bytes = size_of(&source).unwrap_or(UNKNOWN_MODEL_BYTES);
-        // A download is written once and may be unpacked or repacked beside itself.
-        needed.cache_bytes = needed.cache_bytes.saturating_add(bytes.saturating_mul(2));
+    let store = options.model_cache.exists().then(|| Store::open(&options.model_cache).ok()).flatten();
+    // What the cache holds already is only linked into the site, wherever it came from.
+    let cached = store.as_ref().is_some_and(|store| {
+        let found = match spec.digest.as_ref().and_then(|digest| digest.parse().ok()) {
+            Some(digest) => store.open_model(&digest),
+            None => store.find(&source),
+        };
+        found.is_ok_and(|found| found.is_some())
+    });
+    if cached {
+        return;
     }
-    if let textnlp_models::Source::File(path) = &source
-        && !path.exists()
-    {
+    let bytes = size_of(&source).unwrap_or(UNKNOWN_MODEL_BYTES);
+    // A download is written once and may be unpacked or repacked beside itself.
+    needed.cache_bytes = needed.cache_bytes.saturating_add(bytes.saturating_mul(2));
+    let Source::File(path) = &source else { return };
+    if !path.exists() {
         let cause = format!("the model {} has no file {path}", spec.name);
         problems.push(Problem::new(wanted.id.as_str(), cause, "correct the model's `source`"));
+        return;
+    }
+    let (folder, source) = (path.clone(), source.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        textnlp_models::inspect(&folder)?;
+        match &store {
+            Some(store) => store.local_digest(&source),
+            None => textnlp_models::local_digest(&source),
+        }
+    });
+    match looked.await {
+        Ok(Ok(found)) => {
+            let found = found.map(|digest| digest.to_string());
+            if let (Some(locked), Some(found)) = (&spec.digest, &found)
+                && locked != found
+            {
+                let cause = format!("the model {} is locked as {locked}, and {path} holds {found}", spec.name);
+                let fix = "put the released files back, or lock those that are there now with `release set`";
+                problems.push(Problem::new(wanted.id.as_str(), cause, fix));
+            }
+        }
+        Ok(Err(error)) => {
+            let fix = error.hint_for_folder().unwrap_or_else(|| "correct the model's `source`".to_owned());
+            problems.push(Problem::new(wanted.id.as_str(), verbs::said(&error), fix));
+        }
+        Err(error) => problems.push(Problem::new(wanted.id.as_str(), error.to_string(), "run the command again")),
     }
 }
 
 /// How large a source is, where that is known without asking anybody.
-fn size_of(source: &textnlp_models::Source) -> Option<u64> {
+fn size_of(source: &Source) -> Option<u64> {
     match source {
-        textnlp_models::Source::File(path) => folder_bytes(path).ok(),
-        textnlp_models::Source::Catalogue(name) => {
+        Source::File(path) => folder_bytes(path).ok(),
+        Source::Catalogue(name) => {
             textnlp_models::Catalogue::embedded().get(name).map(|entry| entry.parameters.saturating_mul(4))
         }
         _ => None,

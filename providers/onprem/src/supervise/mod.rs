@@ -296,6 +296,13 @@ impl Supervisor {
         if !matches!(ask, Ask::Status | Ask::Shutdown) {
             self.step(true).await;
         }
+        // Trouble may have been mended a moment ago, and whoever asks wants to know of now.
+        if !self.rejected.is_empty() {
+            self.read_units();
+        }
+        if self.renewal.is_in_trouble() {
+            self.renewal.look(jiff::Timestamp::now(), &mut self.notes).await;
+        }
         Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -344,4 +351,38 @@ async fn serve(mut stream: UnixStream, asks: mpsc::Sender<Asked>) {
         let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &line).await;
     };
     let _ = tokio::time::timeout(CLIENT_WITHIN, exchange).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn trouble_is_looked_at_again_when_somebody_asks() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = SiteFolder::at(&Utf8Path::from_path(dir.path()).unwrap().join("sites/here"));
+        for name in ["certs", "log", "units"] {
+            files::make_folder(&folder.join(name)).unwrap();
+        }
+        let key = crate::trust::new_key().unwrap();
+        let pem = crate::trust::authority(&key, "a", 99, jiff::Timestamp::now()).unwrap();
+        let order = json!({
+            "names": ["localhost"], "days": 30, "certificate_file": "certs/cert.pem", "key_file": "certs/key.pem",
+            "ca_file": "certs/ca.pem", "authority_key": { "$secret": "here/ca-key", "version": "1" },
+        });
+        files::put(&renewal::order_file(&folder), order.to_string().as_bytes(), 0o600).unwrap();
+        let certificate = folder.join("certs/cert.pem");
+        files::put(&certificate, b"no certificate", 0o644).unwrap();
+        files::put(&folder.unit("server-0"), b"no unit", 0o600).unwrap();
+        let mut supervisor = Supervisor::new(folder.clone());
+        supervisor.read_units();
+        supervisor.keep_house().await;
+        let status = supervisor.answer(Ask::Status).await;
+        assert!(status.certificates[0].error.is_some() && status.rejected.len() == 1, "{status:?}");
+
+        files::put(&certificate, pem.as_bytes(), 0o644).unwrap();
+        files::remove_file(&folder.unit("server-0")).unwrap();
+        let status = supervisor.answer(Ask::Status).await;
+        assert!(status.certificates[0].error.is_none() && status.rejected.is_empty(), "{status:?}");
+    }
 }

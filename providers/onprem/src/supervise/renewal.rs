@@ -38,25 +38,35 @@ pub(super) struct Renewal {
     secrets: FileSecretStore,
     looked: Option<(Option<Stamp>, Option<Stamp>)>,
     seen: Option<CertificateStatus>,
+    /// When the next try may be made.
     not_before: Option<Timestamp>,
+    /// When the certificate begins to hold.
+    valid_from: Option<Timestamp>,
 }
 
 impl Renewal {
     pub(super) fn new(folder: &SiteFolder) -> Self {
         let secrets = FileSecretStore::new(folder.state().join("secrets"));
-        Self { folder: folder.clone(), secrets, looked: None, seen: None, not_before: None }
+        Self { folder: folder.clone(), secrets, looked: None, seen: None, not_before: None, valid_from: None }
     }
 
     pub(super) fn status(&self) -> Vec<CertificateStatus> {
         self.seen.iter().cloned().collect()
     }
 
-    /// Looks at the certificate when its file changed, and renews it when it is time.
+    /// Whether the last look found something wrong.
+    pub(super) fn is_in_trouble(&self) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.error.is_some())
+    }
+
+    /// Looks at the certificate when its file changed, and renews it when it is time. A clock that was set back is no reason to
+    /// keep a certificate of the future, nor to wait for the next try until that future has come.
     pub(super) async fn look(&mut self, now: Timestamp, notes: &mut Notes) {
         let Ok(bytes) = files::read_bounded(&order_file(&self.folder), files::TEXT_MAX) else {
             // Without an order there is nothing to renew: the certificate is somebody else's, or not there yet.
             self.seen = None;
             self.looked = None;
+            self.valid_from = None;
             return;
         };
         let order: Order = match serde_json::from_slice(&bytes) {
@@ -69,8 +79,10 @@ impl Renewal {
             self.looked = Some(stamps);
             self.read(&order, now, notes);
         }
-        let due = self.seen.as_ref().and_then(|seen| seen.renew_at).is_some_and(|at| now >= at);
-        if !due || self.not_before.is_some_and(|at| now < at) {
+        let due = self.seen.as_ref().and_then(|seen| seen.renew_at).is_some_and(|at| now >= at)
+            || self.valid_from.is_some_and(|at| now < at);
+        let paused = |at: Timestamp| now < at && at.duration_since(now).as_secs() <= RETRY_SECONDS;
+        if !due || self.not_before.is_some_and(paused) {
             return;
         }
         match self.renew(&order, now).await {
@@ -90,6 +102,7 @@ impl Renewal {
         match read {
             Ok(seen) => {
                 self.not_before = None;
+                self.valid_from = Some(seen.not_before);
                 self.seen = Some(CertificateStatus {
                     file: order.certificate_file.clone(),
                     not_after: Some(seen.not_after),
@@ -145,50 +158,96 @@ mod tests {
     use jiff::SignedDuration;
     use textnlp_provider::{SecretName, SecretVersion};
 
+    /// A site with an authority and a certificate of thirty days, issued at `now`.
+    struct Site {
+        _dir: tempfile::TempDir,
+        folder: SiteFolder,
+        ca: String,
+    }
+
+    impl Site {
+        async fn new(now: Timestamp) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let state = Utf8Path::from_path(dir.path()).unwrap();
+            let folder = SiteFolder::at(&state.join("sites/here"));
+            for name in ["certs", "log"] {
+                files::make_folder(&folder.join(name)).unwrap();
+            }
+            let authority_key = trust::new_key().unwrap();
+            let secret =
+                SecretRef { name: SecretName("here/ca-key".to_owned()), version: SecretVersion("1".to_owned()) };
+            let store = FileSecretStore::new(state.join("secrets"));
+            store.put(&secret.name, &secret.version, &authority_key).await.unwrap();
+            let ca = trust::authority(&authority_key, "a", 3650, now).unwrap();
+            files::put(&folder.join("certs/ca.pem"), ca.as_bytes(), 0o644).unwrap();
+            files::put(&folder.join("certs/key.pem"), trust::new_key().unwrap().expose(), 0o600).unwrap();
+            let order = Order {
+                names: vec!["localhost".to_owned()],
+                days: 30,
+                certificate_file: "certs/cert.pem".to_owned(),
+                key_file: "certs/key.pem".to_owned(),
+                ca_file: "certs/ca.pem".to_owned(),
+                authority_key: secret,
+            };
+            files::put(&order_file(&folder), &serde_json::to_vec(&order).unwrap(), 0o600).unwrap();
+            reissue(&folder, &order, &authority_key, now).unwrap();
+            Self { _dir: dir, folder, ca }
+        }
+
+        fn certificate(&self) -> trust::Seen {
+            let pem = std::fs::read(self.folder.join("certs/cert.pem")).unwrap();
+            trust::look(&pem, Some(self.ca.as_bytes()), None).unwrap()
+        }
+    }
+
     #[tokio::test]
     async fn a_certificate_is_renewed_after_two_thirds_of_its_life_and_not_before() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = Utf8Path::from_path(dir.path()).unwrap();
-        let folder = SiteFolder::at(&state.join("sites/here"));
-        for name in ["certs", "log"] {
-            files::make_folder(&folder.join(name)).unwrap();
-        }
         let now = Timestamp::now();
-        let authority_key = trust::new_key().unwrap();
-        let secret = SecretRef { name: SecretName("here/ca-key".to_owned()), version: SecretVersion("1".to_owned()) };
-        FileSecretStore::new(state.join("secrets")).put(&secret.name, &secret.version, &authority_key).await.unwrap();
-        let ca = trust::authority(&authority_key, "a", 99, now).unwrap();
-        files::put(&folder.join("certs/ca.pem"), ca.as_bytes(), 0o644).unwrap();
-        files::put(&folder.join("certs/key.pem"), trust::new_key().unwrap().expose(), 0o600).unwrap();
-        let order = Order {
-            names: vec!["localhost".to_owned()],
-            days: 30,
-            certificate_file: "certs/cert.pem".to_owned(),
-            key_file: "certs/key.pem".to_owned(),
-            ca_file: "certs/ca.pem".to_owned(),
-            authority_key: secret,
-        };
-        files::put(&order_file(&folder), &serde_json::to_vec(&order).unwrap(), 0o600).unwrap();
-        reissue(&folder, &order, &authority_key, now).unwrap();
-        let fingerprint = || {
-            let pem = std::fs::read(folder.join("certs/cert.pem")).unwrap();
-            trust::look(&pem, Some(ca.as_bytes()), None).unwrap()
-        };
-        let first = fingerprint();
-        let mut notes = Notes::open(folder.log("supervisor"));
-        let mut renewal = Renewal::new(&folder);
+        let site = Site::new(now).await;
+        let first = site.certificate();
+        let mut notes = Notes::open(site.folder.log("supervisor"));
+        let mut renewal = Renewal::new(&site.folder);
         renewal.look(now + SignedDuration::from_hours(19 * 24), &mut notes).await;
-        assert_eq!(fingerprint(), first);
+        assert_eq!(site.certificate(), first);
         renewal.look(now + SignedDuration::from_hours(21 * 24), &mut notes).await;
-        let second = fingerprint();
+        let second = site.certificate();
         assert_ne!(second.sha256, first.sha256);
         assert_eq!(second.signed, Some(true));
         assert_eq!(renewal.status()[0].not_after, Some(second.not_after));
         assert_eq!(renewal.status()[0].error, None);
 
-        std::fs::remove_dir_all(state.join("secrets")).unwrap();
+        std::fs::remove_dir_all(site.folder.state().join("secrets")).unwrap();
         renewal.look(now + SignedDuration::from_hours(90 * 24), &mut notes).await;
         assert!(renewal.status()[0].error.as_ref().unwrap().contains("ca-key"), "{:?}", renewal.status());
-        assert_eq!(fingerprint(), second, "the old one stays when no new one can be had");
+        assert_eq!(site.certificate(), second, "the old one stays when no new one can be had");
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_jumps_leaves_a_certificate_that_holds() {
+        let now = Timestamp::now();
+        let site = Site::new(now).await;
+        let first = site.certificate();
+        let mut notes = Notes::open(site.folder.log("supervisor"));
+        let mut renewal = Renewal::new(&site.folder);
+        renewal.look(now, &mut notes).await;
+        // Back a few minutes is what certificates are dated back for.
+        renewal.look(now - SignedDuration::from_mins(1), &mut notes).await;
+        assert_eq!(site.certificate(), first);
+        let holds = |at: Timestamp| {
+            let seen = site.certificate();
+            seen.not_before <= at && at < seen.not_after
+        };
+        let year = SignedDuration::from_hours(365 * 24);
+        for at in [now + year, now, now - SignedDuration::from_hours(24), now + year, now] {
+            renewal.look(at, &mut notes).await;
+            assert!(holds(at), "at {at}: {:?}", site.certificate());
+        }
+        // A try that failed in the future does not keep the next one waiting until then.
+        let secrets = site.folder.state().join("secrets");
+        std::fs::rename(&secrets, secrets.with_extension("away")).unwrap();
+        renewal.look(now + year, &mut notes).await;
+        std::fs::rename(secrets.with_extension("away"), &secrets).unwrap();
+        renewal.look(now + year - SignedDuration::from_hours(24), &mut notes).await;
+        assert!(holds(now + year - SignedDuration::from_hours(24)), "{:?}", renewal.status());
     }
 }

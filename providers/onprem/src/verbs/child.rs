@@ -101,24 +101,36 @@ pub(super) fn look_at_schema(folder: &SiteFolder, marker: &Marker) -> Result<See
 pub(super) async fn put_key(work: &Work<'_>) -> Result<Progress> {
     let spec: ApiKeySpec = work.spec()?;
     let cloud_id = work.folder.cloud_id(&format!("{}#keys/{}", spec.database, spec.public_id))?;
-    work.claim(&cloud_id, Map::new())?;
+    if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
+        work.claim(&cloud_id, Map::new())?;
+    }
+    let folder = work.folder.clone();
+    let subject = work.op.resource.to_string();
+    match work.onprem.jobs().look(work.op, move |_| store_key(folder, spec, subject)).await? {
+        Standing::GoesOn(_) => Ok(work.pending(json!({ "step": "store" }), "stores the key")),
+        Standing::Ended(facts) => {
+            let marker = work.complete(&cloud_id, facts)?;
+            work.done(&marker).await
+        }
+    }
+}
+
+async fn store_key(folder: SiteFolder, spec: ApiKeySpec, subject: String) -> Result<Map<String, Value>> {
     let command = json!({
         "do": "put", "public_id": spec.public_id, "sha256": spec.sha256, "name": spec.name, "tenant": "default",
         "reinstate": true,
     });
-    let (program, config) = (work.folder.join(&spec.program), work.folder.join(&spec.config));
-    let subject = work.op.resource.as_str();
-    let put = keys(&program, &config, &command, subject).await;
-    match (put, schema_of(&work.folder, &spec)) {
+    let (program, config) = (folder.join(&spec.program), folder.join(&spec.config));
+    let put = keys(&program, &config, &command, &subject).await;
+    match (put, schema_of(&folder, &spec)) {
         // An older database was written over ours: its schema is not what the marker says.
         (Err(error), Some(schema)) if error.sort == Sort::Invalid => {
-            migrate(work.folder.clone(), schema, subject.to_owned()).await?;
-            keys(&program, &config, &command, subject).await?;
+            migrate(folder, schema, subject.clone()).await?;
+            keys(&program, &config, &command, &subject).await?;
         }
         (put, _) => drop(put?),
     }
-    let marker = work.complete(&cloud_id, Map::new())?;
-    work.done(&marker).await
+    Ok(Map::new())
 }
 
 /// Takes a key back. Without a database, or without the program that could tell it, the key opens nothing.

@@ -22,10 +22,10 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     }
     let options = work.onprem.options();
     let (fetch, cache) = (options.models.clone(), options.model_cache.clone());
-    let (name, subject) = (spec.name.clone(), work.op.resource.to_string());
+    let (name, subject, source) = (spec.name.clone(), work.op.resource.to_string(), spec.source.clone());
     let begun = work.onprem.jobs().look(work.op, move |saying| async move {
         let placed = fetch_and_place(&spec, fetch, &cache, &path, &saying).await;
-        placed.map_err(|failed| failed.explained(&subject))
+        placed.map_err(|failed| failed.explained(&subject, &source))
     });
     match begun.await? {
         Standing::GoesOn(says) => Ok(work.pending(json!({ "step": "fetch" }), format!("{name}: {says}"))),
@@ -56,7 +56,7 @@ impl From<std::io::Error> for Failed {
 }
 
 impl Failed {
-    fn explained(self, subject: &str) -> Error {
+    fn explained(self, subject: &str, source: &str) -> Error {
         use textnlp_models::Error as M;
         let error = match self {
             Self::Io(error) => return Error::io("place model", subject, error),
@@ -71,7 +71,14 @@ impl Failed {
             M::Network { .. } | M::Busy { .. } => Sort::Unavailable,
             _ => Sort::Invalid,
         };
-        let hint = error.hint();
+        // What comes from a folder of the operator's is mended there, not in our store.
+        let hint = match &error {
+            M::Mismatch { .. } if source.starts_with("file:") => {
+                Some("put the released files back, or lock those that are there now with `release set`".to_owned())
+            }
+            _ if source.starts_with("file:") => error.hint_for_folder().map(|hint| format!("in {source}: {hint}")),
+            _ => error.hint(),
+        };
         let explained = Error::new(sort, "fetch model", subject).because(error);
         match hint {
             Some(hint) => explained.hint(hint),

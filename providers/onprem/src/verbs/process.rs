@@ -7,7 +7,6 @@ use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{Error, Handle, Progress, Result, Sort, Spec};
 
-use super::supervisor::{now_ms, waited_ms};
 use super::{Look, Seen, Supervisor, Work};
 use crate::files;
 use crate::layout::SiteFolder;
@@ -99,7 +98,7 @@ pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
         // Without a supervisor the next look ends the program.
         let _ = supervise::ask(work.folder.root(), &Ask::Apply).await;
     }
-    Ok(work.pending(json!({ "step": "stop", "since_ms": now_ms() }), format!("{} finishes what it answers", spec.unit)))
+    Ok(work.pending(work.onprem.waiting().begin("stop"), format!("{} finishes what it answers", spec.unit)))
 }
 
 pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
@@ -110,11 +109,11 @@ pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progres
     let kept = status.as_ref().and_then(|status| status.units.iter().find(|seen| seen.name == spec.unit));
     let says = format!("{} finishes what it answers", spec.unit);
     if let Some(pid) = holder {
-        let grace = i64::try_from(spec.stop_grace_ms).unwrap_or(i64::MAX);
+        let Some(waited) = work.onprem.waiting().waited_ms(handle) else { return remove(work).await };
         // The supervisor keeps to the grace; without one, or with one that hangs, we do.
-        let overdue = waited_ms(handle) > grace.saturating_add(5_000);
+        let overdue = waited > spec.stop_grace_ms.saturating_add(5_000);
         if status.is_none() || overdue {
-            end(pid, if waited_ms(handle) > grace { Signal::KILL } else { Signal::TERM });
+            end(pid, if waited > spec.stop_grace_ms { Signal::KILL } else { Signal::TERM });
         }
         return Ok(work.pending(handle.0.clone(), says));
     }

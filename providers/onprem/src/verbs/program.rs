@@ -1,10 +1,12 @@
 //! A program by its digest: copied into the site, so that whoever builds or installs another changes nothing that runs.
 
-use serde_json::{Map, json};
+use camino::Utf8PathBuf;
+use serde_json::{Map, Value, json};
 use textnlp_provider::{Error, Progress, Result, Sort};
 
 use super::{Look, Seen, Work};
 use crate::files::{self, Stamp};
+use crate::jobs::Standing;
 use crate::layout::SiteFolder;
 use crate::marker::Marker;
 use crate::spec::ProgramSpec;
@@ -14,20 +16,33 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let path = work.folder.inside(&spec.path)?;
     work.refuse_strangers(&path)?;
     let cloud_id = work.folder.cloud_id(&spec.path)?;
-    work.claim(&cloud_id, Map::new())?;
+    if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
+        work.claim(&cloud_id, Map::new())?;
+    }
+    // Tens of megabytes, durable: a slow disk takes longer than a call may.
+    let says = format!("copies {}", spec.source);
+    match work.onprem.jobs().look(work.op, move |_| copied(spec, path)).await? {
+        Standing::GoesOn(_) => Ok(work.pending(json!({ "step": "copy" }), says)),
+        Standing::Ended(facts) => {
+            let marker = work.complete(&cloud_id, facts)?;
+            work.done(&marker).await
+        }
+    }
+}
+
+async fn copied(spec: ProgramSpec, path: Utf8PathBuf) -> Result<Map<String, Value>> {
     let (source, sha256, target) = (spec.source.clone(), spec.sha256.clone(), path.clone());
     let copied = tokio::task::spawn_blocking(move || copy(&source, &sha256, &target)).await;
-    copied.map_err(|error| work.fails(error))?.map_err(|error| {
+    copied.map_err(std::io::Error::other).and_then(|copied| copied).map_err(|error| {
         let invalid = error.kind() == std::io::ErrorKind::InvalidData;
         let failed = Error::io("copy program", spec.source.as_str(), error);
         if invalid { failed.hint("`release set` locks the program that is there now") } else { failed }
     })?;
-    let stamp = Stamp::of(&path).map_err(work.io(&path))?;
+    let stamp = Stamp::of(&path).map_err(|error| Error::io("look at", path.as_str(), error))?;
     let mut facts = Map::new();
     facts.insert("sha256".to_owned(), json!(spec.sha256));
     facts.insert("stamp".to_owned(), json!(stamp));
-    let marker = work.complete(&cloud_id, facts)?;
-    work.done(&marker).await
+    Ok(facts)
 }
 
 fn copy(source: &camino::Utf8Path, sha256: &str, target: &camino::Utf8Path) -> std::io::Result<()> {

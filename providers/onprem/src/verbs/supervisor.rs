@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal};
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 use textnlp_provider::{Error, Handle, Health, Progress, Result, Sort};
 
 use super::{Look, Seen, Supervisor, Work};
@@ -14,20 +14,23 @@ use crate::lock;
 use crate::supervise::{self, Ask, clean_environment, output};
 
 /// A supervisor that has not come up by then does not.
-const UP_WITHIN_MS: i64 = 15_000;
+const UP_WITHIN_MS: u64 = 15_000;
 /// Processes that ran already are asked whether they are ready; one that is not by then shows so itself.
-const ADOPTED_WITHIN_MS: i64 = 5_000;
+const ADOPTED_WITHIN_MS: u64 = 5_000;
 /// One that was asked to leave and does not is told by a signal.
-const GONE_WITHIN_MS: i64 = 5_000;
+const GONE_WITHIN_MS: u64 = 5_000;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let cloud_id = work.folder.cloud_id("run/supervisor.lock")?;
     work.claim(&cloud_id, Map::new())?;
-    let handle = json!({ "step": "start", "since_ms": now_ms() });
+    begun(work)
+}
+
+fn begun(work: &Work<'_>) -> Result<Progress> {
     if holder(work)?.is_none() {
         start(work)?;
     }
-    Ok(work.pending(handle, "the supervisor begins"))
+    Ok(work.pending(work.onprem.waiting().begin("start"), "the supervisor begins"))
 }
 
 /// Starts it detached: it makes a session of its own as its first act. When two are started, the lock lets one stay.
@@ -56,15 +59,19 @@ fn start(work: &Work<'_>) -> Result<()> {
 }
 
 pub(super) async fn starting(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
-    match Supervisor::of(&work.folder).await {
-        Supervisor::Runs(status) if waited_ms(handle) < ADOPTED_WITHIN_MS && looks_at_adopted(&status) => {
+    let waited = work.onprem.waiting().waited_ms(handle);
+    match (Supervisor::of(&work.folder).await, waited) {
+        // Whoever started it may have died before it came up, and it with them: it is started where nobody holds its lock.
+        (Supervisor::Stopped | Supervisor::Silent(_), None) => begun(work),
+        (Supervisor::Runs(status), None) if looks_at_adopted(&status) => begun(work),
+        (Supervisor::Runs(status), Some(waited)) if waited < ADOPTED_WITHIN_MS && looks_at_adopted(&status) => {
             Ok(work.pending(handle.0.clone(), "the supervisor looks at the processes that it found running"))
         }
-        Supervisor::Runs(_) => {
+        (Supervisor::Runs(_), _) => {
             let marker = work.complete(&work.folder.cloud_id("run/supervisor.lock")?, Map::new())?;
             work.done(&marker).await
         }
-        _ if waited_ms(handle) < UP_WITHIN_MS => Ok(work.pending(handle.0.clone(), "the supervisor begins")),
+        (_, Some(waited)) if waited < UP_WITHIN_MS => Ok(work.pending(handle.0.clone(), "the supervisor begins")),
         _ => {
             let last = output::tail(&work.folder.log("supervisor"), 3);
             let why = format!("it did not come up; its last words: {last}");
@@ -86,12 +93,12 @@ pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
         // One that does not listen gets a signal later.
         let _ = supervise::ask(work.folder.root(), &Ask::Shutdown).await;
     }
-    Ok(work.pending(json!({ "step": "stop", "since_ms": now_ms() }), "the supervisor leaves"))
+    Ok(work.pending(work.onprem.waiting().begin("stop"), "the supervisor leaves"))
 }
 
 pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
     if let Some(pid) = holder(work)? {
-        let waited = waited_ms(handle);
+        let Some(waited) = work.onprem.waiting().waited_ms(handle) else { return remove(work).await };
         if waited > GONE_WITHIN_MS {
             let signal = if waited > 2 * GONE_WITHIN_MS { Signal::KILL } else { Signal::TERM };
             if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
@@ -145,14 +152,4 @@ pub(super) fn look(folder: &SiteFolder, supervisor: &Supervisor) -> Result<Seen>
 
 fn unseen(folder: &SiteFolder, error: std::io::Error) -> Error {
     Error::io("look at", folder.lock("supervisor").as_str(), error)
-}
-
-pub(super) fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
-}
-
-/// How long ago the handle's step began. A clock that was set back makes it short, never negative.
-pub(super) fn waited_ms(handle: &Handle) -> i64 {
-    let since = handle.0.get("since_ms").and_then(Value::as_i64).unwrap_or_default();
-    now_ms().saturating_sub(since).max(0)
 }

@@ -165,6 +165,15 @@ impl Machine {
         found.unwrap()
     }
 
+    #[allow(dead_code)] // only some of the tests change it
+    pub fn model(&mut self) -> &mut Model {
+        let found = self.components.iter_mut().find_map(|c| match &mut c.part {
+            Part::ModelStore(store) => store.models.first_mut(),
+            _ => None,
+        });
+        found.unwrap()
+    }
+
     pub fn endpoint(&mut self) -> &mut Endpoint {
         let found = self.components.iter_mut().find_map(|c| match &mut c.part {
             Part::Endpoint(endpoint) => Some(endpoint),
