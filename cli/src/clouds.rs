@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_models::FetchOptions;
 use textnlp_onprem::{FileSecretStore, OnPrem, Options};
+use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::{Provider, SecretStore};
 
@@ -41,6 +43,23 @@ pub const PROVIDERS: &[Row] = &[
             "state.store=local",
             "network.waf=false",
             "rollout.strategy=rolling",
+            // What local processes do nothing with is refused, not ignored.
+            "network.policies=false",
+            "network.subnets=none",
+            "network.open_ports=none",
+            "account.permission_boundary=none",
+            "account.existing_role=none",
+            "backup.enabled=false",
+            "replication.database.mode=none",
+            "monitoring.receivers=none",
+            "scaling.max=none",
+            "cluster.version=none",
+            "cluster.max_nodes=1",
+            "cache.max_size=default",
+            "storage.archive_after=none",
+            "storage.existing_key=none",
+            "registry.url=none",
+            "features=none",
         ],
         missing: None,
     },
@@ -82,14 +101,48 @@ pub fn provider(
     name: &str,
     folder: &Utf8Path,
     secrets: Arc<dyn SecretStore>,
-    strict: bool,
+    environment: &Environment,
 ) -> anyhow::Result<Arc<dyn Provider>> {
     anyhow::ensure!(name == "onprem", "provider `{name}` is not linked into this program");
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     let mut options = Options::new(folder.to_owned(), program)?;
     options.secrets = secrets;
-    options.strict = strict;
+    options.strict = environment.phase.minimum().blocks;
+    options.models = fetching(environment)?;
+    if let Some(cache) = model_folder(environment)? {
+        options.model_cache = cache;
+    }
     Ok(Arc::new(OnPrem::new(options)))
+}
+
+/// How models are fetched: as the variables of whoever runs the command say, and as the environment says where it does.
+pub fn fetching(environment: &Environment) -> anyhow::Result<FetchOptions> {
+    let mut options = FetchOptions::from_env();
+    let network = &environment.network;
+    // What is not there was refused before anything runs; what only looks at the record needs no proxy.
+    if let Some(proxy) = network.proxy.https.as_ref().and_then(Address::read) {
+        options.proxy.https = Some(proxy);
+    }
+    if let Some(proxy) = network.proxy.http.as_ref().and_then(Address::read) {
+        options.proxy.http = Some(proxy);
+    }
+    if !network.proxy.no_proxy.is_empty() {
+        options.proxy.no_proxy = Some(network.proxy.no_proxy.join(","));
+    }
+    if let Some(file) = &network.private_ca {
+        options.ca_file = Some(absolute(file)?);
+    }
+    Ok(options)
+}
+
+/// The folder that the environment gives to models, if it gives one.
+pub fn model_folder(environment: &Environment) -> anyhow::Result<Option<Utf8PathBuf>> {
+    environment.storage.model_folder.as_deref().map(absolute).transpose()
+}
+
+/// A relative path begins where the program was started.
+fn absolute(path: &str) -> anyhow::Result<Utf8PathBuf> {
+    Ok(Utf8PathBuf::try_from(std::env::current_dir()?)?.join(path))
 }
 
 /// What a site's lineage is bound to when the environment names no account: for machines of one's own, the machine.
@@ -105,4 +158,28 @@ pub fn account(provider: &str) -> String {
 /// The name of this machine.
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use textnlp_orchestrator::environment::{Library, Overrides};
+
+    #[test]
+    fn models_are_fetched_the_way_the_environment_says() {
+        let sets = [
+            "network.proxy.https=http://proxy:3128",
+            "network.proxy.no_proxy=[a.example, b.example]",
+            "network.private_ca=/etc/hosts",
+            "storage.model_folder=models here",
+        ];
+        let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+        let environment = Library::built_in().load("staging", &overrides, &catalogue()).unwrap().environment;
+        let options = fetching(&environment).unwrap();
+        assert_eq!(options.proxy.https.as_deref(), Some("http://proxy:3128"));
+        assert_eq!(options.proxy.no_proxy.as_deref(), Some("a.example,b.example"));
+        assert_eq!(options.ca_file.as_deref(), Some(Utf8Path::new("/etc/hosts")));
+        let folder = model_folder(&environment).unwrap().unwrap();
+        assert!(folder.is_absolute() && folder.ends_with("models here"), "{folder}");
+    }
 }

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
-use textnlp_models::{Catalogue, Source, bundled_digest};
+use textnlp_models::{Catalogue, Store, local_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::{self, Environment};
 use textnlp_orchestrator::event::Events;
-use textnlp_orchestrator::release::{self, Artifacts, Lock, Release};
+use textnlp_orchestrator::release::{Artifacts, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
 use textnlp_orchestrator::state::{Folder, Operator, Place, State, StateError};
 use textnlp_provider::component::Program;
@@ -132,9 +134,8 @@ fn road_site(
         runtime: site.runtime.clone(),
     };
     let secrets = clouds::secrets(folder);
-    let strict = environment.phase.minimum().blocks;
     let provider =
-        clouds::provider(provider, folder, secrets, strict).map_err(|e| Failure::usage("not_available", e))?;
+        clouds::provider(provider, folder, secrets, environment).map_err(|e| Failure::usage("not_available", e))?;
     Ok(RoadSite { place, provider, protect_data: site.protect_data, wanted: Vec::new() })
 }
 
@@ -146,10 +147,11 @@ async fn resolve(
     console: Console,
 ) -> Result<Release, Failure> {
     let environment = &chosen.loaded.environment;
-    let here = artifacts(session, environment)?;
+    let here = artifacts(session, environment, console)?;
     let Some(lock) = Lock::read(lock_path).map_err(|e| broken_lock(e, chosen.name.as_str()))? else {
         return Ok(Release::resolve(environment, &here));
     };
+    other_models(environment, &lock, &here, console);
     match Release::locked(environment, &lock, &here) {
         Ok(release) => Ok(release),
         Err(difference) => {
@@ -175,34 +177,55 @@ async fn resolve(
 }
 
 /// What is at hand to be released.
-pub fn artifacts(session: &Session, environment: &Environment) -> Result<Artifacts, Failure> {
-    let path = server_program(session)?;
+pub fn artifacts(session: &Session, environment: &Environment, console: Console) -> Result<Artifacts, Failure> {
+    let path = server_program(session, console)?;
     let digest = file_digest(&path)?;
+    let cache = match clouds::model_folder(environment)? {
+        Some(folder) => folder,
+        None => session.model_cache()?,
+    };
     let models = environment
         .models
         .iter()
-        .filter_map(|m| Some((m.name.clone(), m.digest.clone().or_else(|| carried(m.source()))?)));
+        .filter_map(|m| Some((m.name.clone(), m.digest.clone().or_else(|| at_hand(&cache, m.source()))?)));
     let models = models.collect();
-    Ok(Artifacts {
-        program: Program { path: path.to_string(), digest },
-        models,
-        // Nothing is rendered from a template folder yet: the digest of no templates.
-        templates: release::digest(b""),
-        schema: None,
-    })
+    // Templates are of a release only where something is rendered from them, which local processes are not.
+    Ok(Artifacts { program: Program { path: path.to_string(), digest }, models, templates: None, schema: None })
 }
 
-/// The digest of a model that this program carries; of others the digest is known once they are here.
-fn carried(source: &str) -> Option<String> {
+/// The digest of a model that this program carries or that lies on this machine, as it is now; of others it is known once they
+/// are fetched. What cannot be read is for the preflight to name.
+fn at_hand(cache: &Utf8Path, source: &str) -> Option<String> {
     let source = match Catalogue::embedded().get(source) {
         Some(entry) => entry.source.clone(),
         None => source.parse().ok()?,
     };
-    matches!(source, Source::Bundled).then(bundled_digest)?.map(|digest| digest.to_string())
+    // The cache remembers what it read; looking makes none.
+    let store = cache.is_dir().then(|| Store::open(cache).ok()).flatten();
+    let remembered = store.and_then(|store| store.local_digest(&source).ok());
+    remembered.or_else(|| local_digest(&source).ok()).flatten().map(|digest| digest.to_string())
 }
 
-/// The server artifact: `--server`, else `textnlp-server` beside this program, else this program.
-fn server_program(session: &Session) -> Result<Utf8PathBuf, Failure> {
+/// Says which models the lock keeps although others are at hand.
+fn other_models(environment: &Environment, lock: &Lock, here: &Artifacts, console: Console) {
+    for model in environment.models.iter().filter(|m| m.digest.is_none() && lock.holds(&m.name, m.source())) {
+        if let (Some(locked), Some(found)) = (lock.models.get(&model.name), here.models.get(&model.name))
+            && locked != found
+        {
+            console.say(format!(
+                "The release lock keeps model {} as {}; {} holds {}. To deliver that: textnlp-deploy release set --env {}",
+                model.name,
+                short(locked),
+                model.source(),
+                short(found),
+                environment.environment
+            ));
+        }
+    }
+}
+
+/// The server artifact: `--server`, else `textnlp-server` beside this program if it is of the same version, else this program.
+fn server_program(session: &Session, console: Console) -> Result<Utf8PathBuf, Failure> {
     if let Some(path) = &session.global.server {
         let path = session.here.join(path);
         if !path.is_file() {
@@ -216,7 +239,51 @@ fn server_program(session: &Session) -> Result<Utf8PathBuf, Failure> {
     let beside = this.with_file_name("textnlp-server");
     // In a build folder the one beside may be of another day: cargo builds only what was asked for.
     let is_build_folder = this.with_file_name("deps").is_dir();
-    Ok(if beside.is_file() && !is_build_folder { beside } else { this })
+    if !beside.is_file() || is_build_folder {
+        return Ok(this);
+    }
+    let wanted = concat!("textnlp-server ", env!("CARGO_PKG_VERSION"));
+    match version_of(&beside) {
+        Some(version) if version == wanted => Ok(beside),
+        version => {
+            let version = version.unwrap_or_else(|| "a program that does not tell its version".to_owned());
+            console.warn(format!(
+                "{beside} is {version}, not {wanted}: this program serves itself (or give --server FILE)"
+            ));
+            Ok(this)
+        }
+    }
+}
+
+/// What a program says of its version; `None` when it says nothing within a moment.
+fn version_of(program: &Utf8Path) -> Option<String> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const LONGEST: u64 = 200;
+    let mut child = Command::new(program)
+        .arg("--version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let began = Instant::now();
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if began.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(1)),
+            _ => {
+                // It is gone already, or it goes now; what it says does not matter any more.
+                let _ = child.kill();
+                let _ = child.wait();
+                return None;
+            }
+        }
+    };
+    let mut said = String::new();
+    child.stdout.take()?.take(LONGEST).read_to_string(&mut said).ok()?;
+    let line: String = said.lines().next()?.chars().filter(|c| !c.is_control()).collect();
+    (status.success() && !line.is_empty()).then_some(line)
 }
 
 fn file_digest(path: &Utf8Path) -> anyhow::Result<String> {
@@ -327,4 +394,29 @@ pub fn stands_in_the_way(action: &str, code: &'static str, exit: Exit, problems:
     Failure::new(exit, code, anyhow::anyhow!("{}", lines.join("\n")).context(format!("{action}: {many} in the way")))
         .hint(fixes.join("\n"))
         .document(serde_json::json!({ "problems": crate::plan_view::problems(problems) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_program_is_asked_for_its_version_and_not_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = Utf8Path::from_path(folder.path()).unwrap().join("program");
+        let said = |script: &str| {
+            // Written under another name first: a file that is still open for writing cannot be started.
+            let beside = program.with_extension("new");
+            std::fs::write(&beside, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::fs::rename(&beside, &program).unwrap();
+            version_of(&program)
+        };
+        assert_eq!(said("echo textnlp-server 9.9.9; echo more").as_deref(), Some("textnlp-server 9.9.9"));
+        assert_eq!(said("echo textnlp-server 9.9.9; exit 1"), None);
+        assert_eq!(said("exit 0"), None);
+        assert_eq!(said("exec sleep 1000"), None);
+        assert_eq!(version_of(Utf8Path::new("/nowhere/program")), None);
+    }
 }

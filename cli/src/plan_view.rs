@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::plan::{Branch, Call, Node, Note, Plan, Step};
+use textnlp_orchestrator::plan::{Branch, Call, Facts, Node, Note, Plan, Step, permissions};
 use textnlp_provider::{Effect, FieldChange};
 
 /// Values longer than this are cut: a plan is read on a terminal.
@@ -61,7 +61,7 @@ pub fn counts(plan: &Plan) -> Value {
 }
 
 /// The whole plan for programs.
-pub fn document(plan: &Plan) -> Value {
+pub fn document(plan: &Plan, facts: &Facts, currency: &str) -> Value {
     let steps: Vec<_> = plan
         .steps
         .iter()
@@ -83,9 +83,25 @@ pub fn document(plan: &Plan) -> Value {
         "retained": plan.retained,
         "refusals": problems(&plan.refusals),
         "warnings": problems(&plan.warnings),
-        "cost": { "monthly": 0, "currency": "EUR", "unknown": [] },
-        "permissions": [],
+        "cost": cost(plan, facts, currency),
+        "permissions": permissions(plan, facts),
     })
+}
+
+/// What the plan costs by the price keys of its kinds: a kind without one costs nothing, one with a key that no table here
+/// knows is named.
+fn cost(plan: &Plan, facts: &Facts, currency: &str) -> Value {
+    let has_price = |step: &&Step| {
+        let kinds = facts.sites.get(&step.site).map(|site| site.provider.kinds()).unwrap_or_default();
+        kinds.iter().any(|kind| kind.name == step.kind.as_str() && kind.price_key.is_some())
+    };
+    let unknown: Vec<_> = plan.steps.iter().filter(has_price).map(|step| &step.resource).collect();
+    let note = match (unknown.is_empty(), plan.steps.is_empty()) {
+        (true, false) => Some("nothing in this plan has a price: it runs on machines of your own"),
+        (true, true) => None,
+        (false, _) => Some("what is listed under `unknown` has a price that is not known here"),
+    };
+    json!({ "monthly": 0, "currency": currency, "unknown": unknown, "note": note })
 }
 
 /// Problems for programs.

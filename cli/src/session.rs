@@ -90,12 +90,22 @@ impl Session {
 
     /// Loads the environment and refuses one that cannot run here: a provider that is not there yet.
     pub fn load_to_run(&self, console: Console) -> Result<Chosen, Failure> {
+        self.load_unless(console, |_| true)
+    }
+
+    /// Loads the environment to take away what runs. Only what says where that is matters; what it is made of may be missing.
+    pub fn load_to_remove(&self, console: Console) -> Result<Chosen, Failure> {
+        self.load_unless(console, |path| path.starts_with("state.") || path.starts_with("sites["))
+    }
+
+    fn load_unless(&self, console: Console, matters: impl Fn(&str) -> bool) -> Result<Chosen, Failure> {
         let chosen = self.load(console)?;
-        let refusals: Vec<_> = chosen.loaded.report.refusals().map(ToString::to_string).collect();
+        let refusals = chosen.loaded.report.refusals().filter(|problem| matters(&problem.path));
+        let refusals: Vec<_> = refusals.map(ToString::to_string).collect();
         if refusals.is_empty() {
             return Ok(chosen);
         }
-        let error = anyhow::anyhow!("environment {} cannot run with this program", chosen.name);
+        let error = anyhow::anyhow!("environment {} cannot run here", chosen.name);
         Err(Failure::usage("not_available", error.context_last(&refusals.join("\n"))).hint(format!(
             "`textnlp-deploy providers` says what is there; `textnlp-deploy env check {}` explains",
             chosen.name

@@ -1,12 +1,19 @@
 //! Stop means: start nothing new, record what is in flight, leave. A second signal leaves at once; both are safe.
 
+use std::sync::OnceLock;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::report::{Console, Exit};
 
-/// A token that the first SIGINT or SIGTERM cancels.
+/// A token that the first SIGINT or SIGTERM cancels; the same one for every part of a command, so that it is said once.
 pub fn stop(console: Console) -> CancellationToken {
+    static STOP: OnceLock<CancellationToken> = OnceLock::new();
+    STOP.get_or_init(|| listen(console)).clone()
+}
+
+fn listen(console: Console) -> CancellationToken {
     let token = CancellationToken::new();
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {

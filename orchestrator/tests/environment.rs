@@ -16,7 +16,7 @@ fn artifacts() -> Artifacts {
     Artifacts {
         program: Program { path: "/opt/textnlp-server".to_owned(), digest: digest.clone() },
         models: BTreeMap::from([("textnlp-tiny".to_owned(), digest.clone())]),
-        templates: digest,
+        templates: Some(digest),
         schema: Some(3),
     }
 }
@@ -397,7 +397,8 @@ fn secrets_are_references_and_a_missing_variable_is_named() {
     check(
         &text,
         expect![
-            "mine.yaml:5:54: error: `database.host`: the variable `DB_HOST` is not set; export DB_HOST=…, or write `${DB_HOST:-otherwise}`"
+            "mine.yaml:5:54: error: `database.host`: the variable `DB_HOST` is not set; export DB_HOST=…, or write `${DB_HOST:-otherwise}`
+mine.yaml:5:87: not yet: `database.password`: the variable `DB_PASSWORD` is not set; export DB_PASSWORD=…"
         ],
     );
     check_more(

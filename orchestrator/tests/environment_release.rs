@@ -21,7 +21,7 @@ fn artifacts(server: &str) -> Artifacts {
             ("textnlp-tiny".to_owned(), digest(b"tiny")),
             ("unused".to_owned(), digest(b"unused")),
         ]),
-        templates: digest(b"templates"),
+        templates: Some(digest(b"templates")),
         schema: Some(3),
     }
 }
@@ -87,12 +87,25 @@ fn the_configuration_digest_follows_the_meaning_and_not_the_wording() {
 }
 
 #[test]
+fn without_templates_a_lock_names_none_and_an_older_lock_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = Utf8Path::from_path(folder.path()).unwrap().join("staging.lock");
+    let here = Artifacts { templates: None, ..artifacts("server-1") };
+    let lock = Release::resolve(&staging(&[]), &here).lock;
+    let text = String::from_utf8(lock.to_bytes()).unwrap();
+    assert!(!text.contains("templates"), "{text}");
+    std::fs::write(&path, format!("{text}templates: {}\n", digest(b""))).unwrap();
+    let older = Lock::read(&path).unwrap().unwrap();
+    assert_eq!(older.differences(&lock), []);
+}
+
+#[test]
 fn a_newer_tool_does_not_replace_what_is_locked() {
     let environment = staging(&[]);
     let mut old = artifacts("server-1");
     let lock = Release::resolve(&environment, &old).lock;
     old.models.insert("textnlp-tiny".to_owned(), digest(b"newer tiny"));
-    old.templates = digest(b"newer templates");
+    old.templates = Some(digest(b"newer templates"));
     let release = Release::locked(&environment, &lock, &old).unwrap();
     assert_eq!(lock.differences(&release.lock), []);
     let elsewhere = staging(&["models[0].source=file:/models/other"]);

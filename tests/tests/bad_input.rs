@@ -86,10 +86,50 @@ fn wrong_environment_files_are_explained_with_their_place() {
             refused(&sandbox, &wrong(&env, 2, "invalid_environment", says));
         }
     }
+    for name in ["broken", "tabs", "binary"] {
+        let said = sandbox.run(&["plan", "--env", name]).expect(2);
+        assert!(!said.err.contains("missing"), "what cannot be read misses nothing: {}", said.err);
+    }
     let all = sandbox.run(&["env", "check"]).expect(2);
     for (_, _, says) in files {
         assert!(all.err.contains(says[0]), "one look shows every file: {}", all.err);
     }
+    nothing_was_made(&sandbox);
+}
+
+#[test]
+fn what_is_referred_to_and_not_there_is_named_with_everything_else() {
+    let sandbox = Sandbox::new("references");
+    let sets = [
+        "prerequisites.external_keys.weather=secret:env:NOPE",
+        "prerequisites.external_keys.maps=secret:file:/nowhere/at/all",
+        "network.private_ca=/nowhere/ca.pem",
+        "backup.enabled=true",
+        "account.permission_boundary=arn:boundary",
+        "scaling.max=4",
+        "scaling.cpu=70",
+        "features.fast=true",
+    ];
+    let typed = |verb: &[&'static str]| {
+        let mut typed = verb.to_vec();
+        sets.iter().for_each(|set| typed.extend(["--set", set]));
+        typed
+    };
+    let says = [
+        "the variable `NOPE` is not set",
+        "there is no file /nowhere/at/all",
+        "there is no file /nowhere/ca.pem",
+        "backup.enabled",
+        "account.permission_boundary",
+        "scaling.max",
+        "features",
+    ];
+    for verb in [&["plan", "--env", "staging"][..], &["up", "--env", "staging", "--yes"]] {
+        refused(&sandbox, &wrong(&typed(verb), 2, "not_available", &says));
+    }
+    // What only looks, or takes away, needs none of it.
+    sandbox.run(&typed(&["status", "--env", "staging"])).expect(0);
+    sandbox.run(&typed(&["down", "--env", "staging", "--yes"])).expect(0);
     nothing_was_made(&sandbox);
 }
 

@@ -63,6 +63,63 @@ fn a_broken_model_is_refused_by_its_name_and_a_whole_one_is_served() {
     sandbox.run(&["generate", "Once", "--max-tokens", "2", "--env", "development"]).expect(0);
 }
 
+#[test]
+fn a_model_that_is_mended_where_it_lies_is_served() {
+    let sandbox = Sandbox::new("mended");
+    let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
+    let folder = sandbox.folder().join("model");
+    copy(&whole, &folder);
+    std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    let said = up_with_model(&sandbox, &folder).expect(1);
+    assert!(said.err.contains("no tokenizer.json"), "{}", said.err);
+    copy(&whole, &folder);
+    up_with_model(&sandbox, &folder).expect(0);
+}
+
+#[test]
+fn a_model_that_changes_where_it_lies_is_delivered_when_it_is_released() {
+    let sandbox = Sandbox::new("changed");
+    let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
+    let folder = sandbox.folder().join("model");
+    copy(&whole, &folder);
+    let source = format!("models.0.source=file:{folder}");
+    let delivered = || {
+        let there = std::fs::read_to_string(sandbox.site("development").join("models/textnlp-tiny/config.json"));
+        there.unwrap()
+    };
+    let planned = || {
+        let plan = sandbox.run(&["plan", "--env", "development", "--set", &source, "-o", "json"]).expect(0);
+        let document = plan.json();
+        let models = document["steps"].as_array().unwrap().iter().filter(|step| step["kind"] == "onprem.model").count();
+        (models, plan.err)
+    };
+    up_with_model(&sandbox, &folder).expect(0);
+    assert_eq!(planned().0, 0);
+    let first = delivered();
+
+    // One more blank changes nothing but the bytes.
+    std::fs::write(folder.join("config.json"), format!("{first} ")).unwrap();
+    let (models, said) = planned();
+    assert!(models == 0 && said.contains("release set"), "the lock keeps what was released and says so: {said}");
+    let said = up_with_model(&sandbox, &folder).expect(0);
+    assert!(said.err.contains("The release lock keeps model textnlp-tiny"), "{}", said.err);
+    assert_eq!(delivered(), first);
+
+    let set = ["release", "set", "--env", "development", "--set", &source];
+    let said = sandbox.run(&set).expect(0);
+    assert!(said.out.contains("models.textnlp-tiny"), "{}", said.out);
+    assert_eq!(planned().0, 1);
+    up_with_model(&sandbox, &folder).expect(0);
+    assert_eq!(delivered(), format!("{first} "));
+
+    // Without a lock what lies there is what is wanted.
+    std::fs::remove_file(sandbox.state("development").join("development.lock")).unwrap();
+    std::fs::write(folder.join("config.json"), &first).unwrap();
+    up_with_model(&sandbox, &folder).expect(0);
+    assert_eq!(delivered(), first);
+    assert_eq!(planned().0, 0);
+}
+
 fn copy(from: &Utf8Path, to: &Utf8Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in from.read_dir_utf8().unwrap().flatten() {

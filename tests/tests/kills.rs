@@ -1,6 +1,7 @@
 //! Killed anywhere, stopped anywhere, twice at once: the next `up` or `down` puts everything right.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+use std::io::{BufRead, BufReader, Read};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -213,6 +214,22 @@ fn a_second_signal_leaves_at_once_and_that_is_safe_too() {
     said(child.wait_with_output().expect("wait")).expect(5);
     up_is_right(&sandbox, "after two signals");
     down_is_right(&sandbox, "after two signals");
+}
+
+#[test]
+fn a_signal_while_the_gate_measures_is_answered_once() {
+    let sandbox = Sandbox::new("once");
+    let long = ["--set", "gates.users=2", "--set", "gates.hold=10m"];
+    let mut child = sandbox.start(&[&["up", "--env", "staging", "--yes"][..], &long].concat());
+    let mut err = BufReader::new(child.stderr.take().expect("its errors"));
+    let mut said = String::new();
+    while !said.contains("Measuring the staging gate") {
+        assert!(err.read_line(&mut said).expect("read") > 0, "it ended before it measured: {said}");
+    }
+    signal(child.id(), Signal::INT);
+    err.read_to_string(&mut said).expect("read");
+    assert_eq!(child.wait().expect("wait").code(), Some(5), "{said}");
+    assert_eq!(said.matches("stopping:").count(), 1, "{said}");
 }
 
 #[test]

@@ -84,6 +84,18 @@ fn staging_from_the_first_plan_to_the_last_down() {
             "file",
         ],
     );
+    let needs: Vec<_> =
+        planned["permissions"].as_array().unwrap().iter().map(|p| p["permission"].as_str().unwrap()).collect();
+    for needed in [
+        "to write to the state folder".to_owned(),
+        format!("to listen on 0.0.0.0:{}", sandbox.port),
+        format!("to listen on 127.0.0.1:{}", sandbox.metrics_port),
+        "to read the model bundled".to_owned(),
+    ] {
+        assert!(needs.contains(&needed.as_str()), "{needed} is not in {needs:?}");
+    }
+    assert_eq!(planned["cost"]["monthly"], 0);
+    assert!(planned["cost"]["note"].as_str().unwrap().contains("machines of your own"), "{planned:#}");
     assert!(sandbox.processes().is_empty());
 
     // Up: text from the model, then the gate's result.
@@ -277,6 +289,8 @@ fn people_talk_to_what_runs_and_look_into_it() {
         "json",
     ]);
     assert!((close.expect(0).json()["bleu"]["score"].as_f64().unwrap() - 100.0).abs() < 1e-9);
+    let close = sandbox.run(&["validate", "--reference", "the cat sat", "--candidate", "the cat ran"]).expect(0);
+    assert!(close.out.contains("BLEU") && close.out.contains("ROUGE-L") && !close.out.contains('{'), "{}", close.out);
     let health = sandbox.run(&["health"]).expect(0);
     assert!(health.out.contains("ok") && health.out.contains("ready"), "{}", health.out);
 

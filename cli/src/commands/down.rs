@@ -16,7 +16,7 @@ use crate::session::Session;
 /// `down [--delete-data ENV]`.
 pub async fn down(session: &Session, args: &Down, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
-    let chosen = session.load_to_run(console)?;
+    let chosen = session.load_to_remove(console)?;
     let name = chosen.name.clone();
     let delete_data = match args.delete_data.as_deref() {
         None => false,

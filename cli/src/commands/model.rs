@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use camino::Utf8Path;
 use serde_json::json;
 use textnlp_models::{
     Catalogue, Error, Event, FetchOptions, Fit, Memory, Quantize, Source, Store, Summary, Verdict, Want, fit, inspect,
@@ -95,13 +94,11 @@ async fn pull(session: &Session, source: &str, offline: bool, console: Console) 
 fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
     let folder = session.here.join(source);
     if folder.is_dir() {
-        return inspect(&folder).map_err(failed);
+        return inspect(&folder).map_err(failed_in_folder);
     }
     let parsed: Source = source.parse().map_err(|e| failed(Error::Source(e)))?;
-    if let Source::File(path) = &parsed
-        && path.is_dir()
-    {
-        return inspect(Utf8Path::new(path)).map_err(failed);
+    if let Source::File(path) = &parsed {
+        return inspect(path).map_err(failed_in_folder);
     }
     let store = Store::open(session.model_cache()?).map_err(failed)?;
     if let Some(model) = store.find(&parsed).map_err(failed)? {
@@ -185,6 +182,14 @@ fn size(bytes: u64) -> String {
         b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
         b => format!("{:.1} kB", b / 1e3),
     }
+}
+
+/// A model in a folder of the operator's is mended there.
+fn failed_in_folder(error: Error) -> Failure {
+    let hint = error.hint_for_folder();
+    let mut failure = failed(error);
+    failure.hint = hint;
+    failure
 }
 
 fn failed(error: Error) -> Failure {

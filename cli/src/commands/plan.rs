@@ -13,7 +13,7 @@ use crate::session::Session;
 
 /// `plan`.
 pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Success, Failure> {
-    let chosen = session.load_to_run(console)?;
+    let chosen = if args.down { session.load_to_remove(console)? } else { session.load_to_run(console)? };
     let name = chosen.name.clone();
     let (deployment, purpose) = if args.down {
         (Deployment::recorded(session, chosen)?, Purpose::Down)
@@ -23,15 +23,17 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let progress = Progress::new(console);
     let looked = look(&deployment.road(&progress), Ask { purpose, delete_data: false }).await;
     progress.finish();
-    let (audited, _) = looked.map_err(|e| road_failed(e, name.as_str()))?;
+    let (audited, facts) = looked.map_err(|e| road_failed(e, name.as_str()))?;
     let plan = audited.plan();
     let mut text = plan_view::text(plan);
     if plan.has_changes() {
         let verb = if args.down { "down" } else { "up" };
         text.push_str(&format!("\nTo do it: textnlp-deploy {verb} --env {name}"));
     }
-    let mut document = plan_view::document(plan);
+    let currency = &deployment.chosen.loaded.environment.budget.currency;
+    let mut document = plan_view::document(plan, &facts, currency);
     document["file"] = json!(null);
+    document["state"] = json!(deployment.chosen.folder);
     let success = Success::new(text, document);
     Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
 }

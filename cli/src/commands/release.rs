@@ -16,7 +16,7 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
     let environment = &chosen.loaded.environment;
     let path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
     let locked = Lock::read(&path).map_err(|e| Failure::usage("broken_lock", e))?;
-    let mut here = Resolved::resolve(environment, &artifacts(session, environment)?).lock;
+    let mut here = Resolved::resolve(environment, &artifacts(session, environment, console)?).lock;
     if let Some(locked) = &locked {
         // Of a model that is not part of this program, what was delivered stays; a new digest comes with a new source.
         for model in environment.models.iter().filter(|m| locked.holds(&m.name, m.source())) {

@@ -92,7 +92,35 @@ pub async fn validate(session: &Session, args: Validate) -> Result<Success, Fail
     let client = Client::new(session.target().await?)?;
     let answer =
         client.post("/v1/validate", &json!({ "reference": args.reference, "candidate": args.candidate })).await?;
-    Ok(Success::new(serde_json::to_string_pretty(&answer)?, answer))
+    Ok(Success::new(scores(&answer), answer))
+}
+
+/// The scores in a table. BLEU goes from 0 to 100, ROUGE from 0 to 1, as their papers have it.
+fn scores(answer: &Value) -> String {
+    let number = |value: &Value| value.as_f64().unwrap_or_default();
+    let mut text = String::new();
+    if let Some(bleu) = answer.get("bleu") {
+        let precisions: Vec<String> =
+            bleu["precisions"].as_array().into_iter().flatten().map(|p| format!("{:.1}", number(p))).collect();
+        text.push_str(&format!(
+            "BLEU      {:>6.2} of 100   by length of match {}; brevity {:.3}; {} words against {}\n",
+            number(&bleu["score"]),
+            precisions.join(" / "),
+            number(&bleu["brevity_penalty"]),
+            bleu["candidate_length"],
+            bleu["reference_length"]
+        ));
+    }
+    for (metric, name) in [("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L")] {
+        let Some(rouge) = answer.get(metric) else { continue };
+        text.push_str(&format!(
+            "{name}   {:>6.3} of 1     precision {:.3}, recall {:.3}\n",
+            number(&rouge["fmeasure"]),
+            number(&rouge["precision"]),
+            number(&rouge["recall"])
+        ));
+    }
+    text
 }
 
 /// `health`.
@@ -149,4 +177,26 @@ fn text_or_stdin(text: String) -> Result<String, Failure> {
     }
     String::from_utf8(read)
         .map_err(|e| Failure::usage("input_not_utf8", anyhow::Error::new(e).context("standard input is not UTF-8")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_lines_for_people() {
+        let rouge = json!({ "precision": 0.5, "recall": 1.0, "fmeasure": 2.0 / 3.0 });
+        let answer = json!({
+            "object": "validation",
+            "bleu": {
+                "score": 100.00000000000004, "precisions": [100.0, 50.0], "brevity_penalty": 1.0,
+                "candidate_length": 4, "reference_length": 3,
+            },
+            "rouge1": rouge, "rougeL": rouge,
+        });
+        let expect = "BLEU      100.00 of 100   by length of match 100.0 / 50.0; brevity 1.000; 4 words against 3\n\
+                      ROUGE-1    0.667 of 1     precision 0.500, recall 1.000\n\
+                      ROUGE-L    0.667 of 1     precision 0.500, recall 1.000\n";
+        assert_eq!(scores(&answer), expect);
+    }
 }

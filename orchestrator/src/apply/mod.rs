@@ -42,8 +42,8 @@ pub struct Limits {
     pub parallel: usize,
     /// How often a call is made that fails in a way that may pass.
     pub attempts: u32,
-    /// How long one call may take. Longer work comes back as pending. A store that gives leases out asks for 10 s or
-    /// less; the local lock dies with its process, so that the only harm of a slow call here is the wait.
+    /// How long one call may take. Longer work comes back as pending: a lease outlives every call, and a successor waits no
+    /// longer than this before it touches what a dead run left open.
     pub call: Duration,
     /// The first pause before a call is made again; it doubles each time.
     pub pause: Duration,
@@ -56,7 +56,7 @@ impl Default for Limits {
         Self {
             parallel: 16,
             attempts: 8,
-            call: Duration::from_secs(30),
+            call: Duration::from_secs(10),
             pause: Duration::from_millis(200),
             longest_pause: Duration::from_secs(15),
         }

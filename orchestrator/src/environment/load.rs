@@ -15,7 +15,7 @@ use super::meaning::{self, Catalogue};
 use super::model::{Environment, Phase};
 use super::problem::{Origin, Problem, Report, nearest};
 use super::tree::{self, Entry, Node, NodeKind, segments};
-use super::{older, units};
+use super::{older, references, units};
 
 /// What stands above the file.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +70,14 @@ pub enum LoadError {
     Invalid(Report),
 }
 
+/// A file and everything that it extends, merged.
+struct Layers {
+    tree: Node,
+    files: Vec<String>,
+    /// Whether every file could be read.
+    all_read: bool,
+}
+
 /// Environments that extend one another end somewhere.
 const MOST_LAYERS: usize = 10;
 
@@ -100,7 +108,11 @@ impl Library {
     ) -> Result<Loaded, LoadError> {
         let schema = Schema::new();
         let mut problems = Vec::new();
-        let (mut tree, files) = self.layers(source, &schema, &mut problems)?;
+        let Layers { mut tree, files, all_read } = self.layers(source, &schema, &mut problems)?;
+        if !all_read {
+            // What a file says that cannot be read is unknown: nothing is missed, and nothing that it might say is held against it.
+            return Err(LoadError::Invalid(Report::tidy(problems)));
+        }
         apply_overrides(&mut tree, overrides, &mut problems);
         fill_in(&mut tree, "", &schema, &overrides.variables, &mut problems);
         meaning::detect_providers(&mut tree, catalogue, &mut problems);
@@ -115,6 +127,7 @@ impl Library {
         match typed {
             Ok(environment) => {
                 meaning::check(&environment, &tree, catalogue, &mut problems);
+                references::check(&tree, &schema, &overrides.variables, &mut problems);
                 let report = Report::tidy(problems);
                 if report.has_errors() {
                     return Err(LoadError::Invalid(report));
@@ -131,18 +144,15 @@ impl Library {
     }
 
     /// Reads the file and everything that it extends, checks each alone and merges them.
-    fn layers(
-        &self,
-        source: Source,
-        schema: &Schema,
-        problems: &mut Vec<Problem>,
-    ) -> Result<(Node, Vec<String>), LoadError> {
+    fn layers(&self, source: Source, schema: &Schema, problems: &mut Vec<Problem>) -> Result<Layers, LoadError> {
+        let mut all_read = true;
         let mut stack: Vec<Node> = Vec::new();
         let mut files: Vec<String> = Vec::new();
         let mut next = Some(source);
         while let Some(source) = next.take() {
             let file: Arc<str> = Arc::from(source.label.as_str());
             files.push(source.label.clone());
+            let known = problems.len();
             let mut layer = match older::read(&source, &file, problems) {
                 Some(node) if matches!(node.kind, NodeKind::Map(_)) => node,
                 Some(node) if node.is_null() => Node::map(Origin::whole_file(&file)),
@@ -151,7 +161,11 @@ impl Library {
                     problems.push(Problem::error(node.origin, "", "the file is not a mapping", fix));
                     Node::map(Origin::whole_file(&file))
                 }
-                None => Node::map(Origin::whole_file(&file)),
+                None => {
+                    // An empty file was read, and says nothing.
+                    all_read &= problems.len() == known;
+                    Node::map(Origin::whole_file(&file))
+                }
             };
             // The problem of the file as a whole is at its beginning, whatever line the mapping begins on.
             layer.origin = Origin::whole_file(&file);
@@ -166,7 +180,7 @@ impl Library {
         let bottom = stack.pop().unwrap_or_else(|| Node::map(Origin::Default { phase: None }));
         let mut merged = stack.into_iter().rfold(bottom, merge);
         drop_nulls(&mut merged);
-        Ok((merged, files))
+        Ok(Layers { tree: merged, files, all_read })
     }
 
     fn extended(

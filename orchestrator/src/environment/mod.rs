@@ -14,6 +14,7 @@ mod load;
 mod meaning;
 mod older;
 mod problem;
+mod references;
 mod show;
 mod tree;
 mod units;

@@ -1,6 +1,7 @@
 //! Values with a unit, and references to secrets: checked once, typed afterwards.
 
 use std::fmt;
+use std::io::Read as _;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -207,6 +208,21 @@ impl FromStr for SecretSource {
 }
 
 impl SecretSource {
+    /// The secret itself, from where it is kept; `None` when it is not there. The environment's own store is the caller's.
+    pub fn read(&self) -> Option<String> {
+        const MOST: u64 = 64 << 10;
+        let text = match self {
+            Self::Variable(name) => std::env::var(name).ok()?,
+            Self::File(path) => {
+                let mut text = String::new();
+                std::io::Read::take(std::fs::File::open(path).ok()?, MOST).read_to_string(&mut text).ok()?;
+                text.trim_end_matches(['\n', '\r']).to_owned()
+            }
+            Self::Store(_) => return None,
+        };
+        Some(text).filter(|text| !text.is_empty())
+    }
+
     fn variable(name: &str) -> Result<Self, Misread> {
         if is_variable(name) {
             return Ok(Self::Variable(name.to_owned()));
@@ -232,6 +248,16 @@ pub enum Address {
     Secret(SecretSource),
     /// A URL without a password.
     Url(String),
+}
+
+impl Address {
+    /// The address itself; `None` when it is a secret that is not there.
+    pub fn read(&self) -> Option<String> {
+        match self {
+            Self::Secret(secret) => secret.read(),
+            Self::Url(url) => Some(url.clone()),
+        }
+    }
 }
 
 impl FromStr for Address {

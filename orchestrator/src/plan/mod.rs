@@ -9,6 +9,7 @@ mod audit;
 mod decide;
 mod facts;
 mod graph;
+mod permissions;
 mod unwanted;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub use approve::{Approved, Consent, Refused, approve};
 pub use audit::{Audited, Breach, audit};
 pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
+pub use permissions::{Permission, permissions};
 
 /// The version of the plan's format.
 pub const FORMAT: u32 = 1;

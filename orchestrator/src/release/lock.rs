@@ -22,8 +22,9 @@ pub struct Lock {
     /// Where each model came from: a digest holds for as long as its source is the same.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<String, String>,
-    /// The templates.
-    pub templates: String,
+    /// The templates, when what runs was rendered from some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub templates: Option<String>,
     /// What the environment said.
     pub configuration: String,
     /// The database schema; left out, the newest of the server.
@@ -103,8 +104,11 @@ impl Lock {
         if bytes.len() as u64 > MOST_BYTES {
             return Err(broken(format!("it has more than {MOST_BYTES} bytes")));
         }
-        let lock: Lock = serde_yaml::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
-        let digests = [&lock.server, &lock.templates, &lock.configuration].into_iter().chain(lock.models.values());
+        let mut lock: Lock = serde_yaml::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
+        // Earlier versions wrote the digest of no bytes where there were no templates.
+        lock.templates.take_if(|templates| *templates == super::digest(b""));
+        let digests =
+            [&lock.server, &lock.configuration].into_iter().chain(&lock.templates).chain(lock.models.values());
         for digest in digests {
             let hex = digest.strip_prefix("sha256:").unwrap_or_default();
             if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -162,7 +166,7 @@ impl Lock {
         for name in names {
             compare(&format!("models.{name}"), self.models.get(name).cloned(), here.models.get(name).cloned());
         }
-        compare("templates", Some(self.templates.clone()), Some(here.templates.clone()));
+        compare("templates", self.templates.clone(), here.templates.clone());
         compare("configuration", Some(self.configuration.clone()), Some(here.configuration.clone()));
         compare("schema", self.schema.map(|s| s.to_string()), here.schema.map(|s| s.to_string()));
         found

@@ -22,8 +22,8 @@ pub struct Artifacts {
     pub program: Program,
     /// The digest of each model that is known, by its name.
     pub models: BTreeMap<String, String>,
-    /// The digest of the templates.
-    pub templates: String,
+    /// The digest of the templates, where something is rendered from them.
+    pub templates: Option<String>,
     /// The database schema that the server brings.
     pub schema: Option<u32>,
 }

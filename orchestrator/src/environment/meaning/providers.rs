@@ -63,20 +63,34 @@ impl Meaning<'_> {
                     .map(|(_, w)| w)
                     .collect();
                 if !known.is_empty() && !known.contains(&word.as_str()) {
-                    limits
-                        .entry(field)
-                        .or_insert_with(|| (word, format!("`{provider}` offers `{}` today", known.join("`, `"))));
+                    let fix = match known.as_slice() {
+                        [only] if *only == NOTHING => format!("remove it: `{provider}` does nothing with it today"),
+                        _ => format!("`{provider}` offers `{}` today", known.join("`, `")),
+                    };
+                    limits.entry(field).or_insert_with(|| (word, fix));
                 }
             }
         }
         for (field, (word, fix)) in limits {
-            self.say(Severity::Refusal, &field, format!("`{word}` is not there yet"), fix);
+            self.say(Severity::Refusal, &field, format!("`{}` is not there yet", cut(&word)), fix);
         }
     }
 }
 
-/// The choices of an environment that a provider may not be able to make true.
+/// The word for a field that nobody set.
+const NOTHING: &str = "none";
+
+/// The choices of an environment that a provider may not be able to make true: what it does not offer is refused, never ignored.
 fn choices(e: &Environment) -> Vec<(String, String)> {
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| NOTHING.to_owned());
+    let list = |values: Vec<String>| if values.is_empty() { NOTHING.to_owned() } else { values.join(", ") };
+    let grown = e.scaling.max.filter(|max| *max > e.scaling.min);
+    let nodes = e.cluster.max_nodes.unwrap_or(e.cluster.min_nodes).max(e.cluster.min_nodes);
+    let cache = if e.cache.max_size == CacheSettings::default().max_size {
+        "default".to_owned()
+    } else {
+        e.cache.max_size.to_string()
+    };
     let hosted =
         |kind: &str, hosting: Option<Hosting>| hosting.map_or_else(|| kind.to_owned(), |h| format!("{kind}/{h}"));
     [
@@ -90,6 +104,22 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("traffic.mode", e.traffic.mode.to_string()),
         ("rollout.strategy", e.rollout.strategy.to_string()),
         ("network.waf", e.network.waf.to_string()),
+        ("network.policies", e.network.policies.to_string()),
+        ("network.subnets", list(e.network.subnets.clone())),
+        ("network.open_ports", list(e.network.open_ports.iter().map(ToString::to_string).collect())),
+        ("account.permission_boundary", text(&e.account.permission_boundary)),
+        ("account.existing_role", text(&e.account.existing_role)),
+        ("backup.enabled", e.backup.enabled.to_string()),
+        ("replication.database.mode", e.replication.database.mode.to_string()),
+        ("monitoring.receivers", list(e.monitoring.receivers.keys().cloned().collect())),
+        ("scaling.max", grown.map_or_else(|| NOTHING.to_owned(), |max| max.to_string())),
+        ("cluster.version", text(&e.cluster.version)),
+        ("cluster.max_nodes", nodes.to_string()),
+        ("cache.max_size", cache),
+        ("storage.archive_after", text(&e.storage.archive_after.map(|after| after.to_string()))),
+        ("storage.existing_key", text(&e.storage.existing_key)),
+        ("registry.url", text(&e.registry.url)),
+        ("features", list(e.features.keys().cloned().collect())),
     ]
     .into_iter()
     .map(|(field, word)| (field.to_owned(), word))

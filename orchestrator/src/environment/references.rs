@@ -1,0 +1,76 @@
+//! Whether what an environment refers to is there: secrets, and the private authority's file.
+//!
+//! What is missing here may be there where the environment runs, so such an environment loads and passes `env check`; `plan`
+//! and `up` refuse it, with everything else that is wrong.
+
+use std::collections::BTreeMap;
+
+use super::check::{Schema, join};
+use super::problem::{Problem, Severity};
+use super::tree::{Node, NodeKind};
+use super::units::{self, SecretSource, cut};
+
+/// Read for the sake of older files; nothing uses it.
+const UNUSED: &str = "server.security.jwt_secret";
+
+/// Adds every reference that leads nowhere.
+pub(crate) fn check(tree: &Node, schema: &Schema, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+    References { schema, variables, problems }.below(tree, "");
+}
+
+struct References<'a> {
+    schema: &'a Schema,
+    variables: &'a BTreeMap<String, String>,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl References<'_> {
+    fn below(&mut self, node: &Node, path: &str) {
+        match &node.kind {
+            NodeKind::Map(entries) => {
+                entries.iter().for_each(|entry| self.below(&entry.node, &join(path, &entry.key)));
+            }
+            NodeKind::List(items) => {
+                items.iter().enumerate().for_each(|(i, item)| self.below(item, &format!("{path}[{i}]")));
+            }
+            NodeKind::Scalar { value, .. } => {
+                let Some(text) = value.as_str().filter(|_| path != UNUSED) else { return };
+                if let Some((cause, fix)) = self.missing(path, text) {
+                    let problem = Problem::error(node.origin.clone(), path, cause, fix);
+                    self.problems.push(problem.at(Severity::Refusal));
+                }
+            }
+        }
+    }
+
+    fn missing(&self, path: &str, text: &str) -> Option<(String, String)> {
+        if path == "network.private_ca" {
+            let fix = "name the file of the authority in PEM form";
+            return file_problem(text).map(|cause| (cause, fix.to_owned()));
+        }
+        let is_secret = self.schema.at(path).and_then(|s| s["format"].as_str()).is_some_and(units::is_secret_format);
+        // An address that is a URL refers to nothing.
+        match text.parse::<SecretSource>().ok().filter(|_| is_secret)? {
+            SecretSource::Variable(name) => {
+                let there = self.variables.get(&name).is_some_and(|value| !value.is_empty());
+                (!there).then(|| (format!("the variable `{name}` is not set"), format!("export {name}=…")))
+            }
+            SecretSource::File(file) => {
+                file_problem(&file).map(|cause| (cause, "put the secret there, readable for you alone".to_owned()))
+            }
+            SecretSource::Store(name) => Some((
+                format!("the secret `{}` cannot be taken from the environment's own store yet", cut(&name)),
+                "write `secret:env:NAME` or `secret:file:PATH`".to_owned(),
+            )),
+        }
+    }
+}
+
+fn file_problem(path: &str) -> Option<String> {
+    match std::fs::File::open(path).and_then(|file| file.metadata()) {
+        Ok(found) if found.is_file() => None,
+        Ok(_) => Some(format!("{} is not a file", cut(path))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(format!("there is no file {}", cut(path))),
+        Err(error) => Some(format!("the file {} cannot be read: {error}", cut(path))),
+    }
+}
