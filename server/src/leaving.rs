@@ -81,7 +81,7 @@ impl Leaving {
     }
 
     /// Says that it goes, and waits until nobody who listens sends anything more: at least `lame_duck` where somebody listens and has
-    /// connections open, not at all where there are none.
+    /// connections open, hardly at all where there are none.
     pub(crate) async fn go(&self, lame_duck: Duration, most: Duration) {
         let watched = self.since(&self.asked_at).is_some_and(|since| since < WATCHED_WITHIN);
         self.going.store(true, SeqCst);
@@ -112,10 +112,11 @@ impl Leaving {
     }
 }
 
-/// Without connections nothing can be lost: a new one is refused before anything is sent on it.
+/// Without connections nothing is lost here: a new one is refused before anything is sent on it. But while requests still come, whoever
+/// sends them may have nobody else yet.
 fn is_over(seen: &Seen, lame_duck: Duration) -> bool {
     let quiet = seen.since_request.is_none_or(|since| since >= QUIET);
-    seen.open == 0 || !seen.watched || (seen.told && quiet && seen.since_begin >= lame_duck)
+    !seen.watched || (quiet && (seen.open == 0 || (seen.told && seen.since_begin >= lame_duck)))
 }
 
 /// One open connection.
@@ -143,6 +144,7 @@ mod tests {
             (Seen { since_request: Some(ms(100)), ..usual() }, false),
             (Seen { since_request: None, ..usual() }, true),
             (Seen { open: 0, told: false, since_begin: ms(0), ..usual() }, true),
+            (Seen { open: 0, since_request: Some(ms(100)), ..usual() }, false),
             (Seen { watched: false, told: false, since_begin: ms(0), ..usual() }, true),
         ] {
             assert_eq!(is_over(&seen, duck), over);
