@@ -26,7 +26,10 @@ impl Site {
         bundle.want(Kind::Delta, "a delta is applied, a full one is installed")?;
         bundle.sound()?;
         let _lock = self.lock()?;
-        let nothing = || Error::Site { root: self.root().to_owned(), why: "nothing is installed that a delta could change".into() };
+        let nothing = || Error::Site {
+            root: self.root().to_owned(),
+            why: "nothing is installed that a delta could change".into(),
+        };
         let base_name = self.current()?.ok_or_else(nothing)?;
         let base = self.record(&base_name)?;
         let manifest = bundle.manifest().clone();
@@ -74,9 +77,12 @@ impl Site {
         let mut work = Assembly::new(self, incoming, &base_name, &base, &manifest, delta);
         work.keep(&contents, &manifest)?;
         let missing: u64 = manifest.files.iter().map(|file| file.size).sum();
-        Needs { bytes: missing.saturating_sub(work.resumed), inodes: manifest.files.len() as u64 + 8, kept: 0 }.check(self.root())?;
+        Needs { bytes: missing.saturating_sub(work.resumed), inodes: manifest.files.len() as u64 + 8, kept: 0 }
+            .check(self.root())?;
         let (feed, layout, _) = bundle.parts();
-        let Some(member) = layout.members.iter().find(|member| member.role == Role::Chunks) else { return Err(nothing()) };
+        let Some(member) = layout.members.iter().find(|member| member.role == Role::Chunks) else {
+            return Err(nothing());
+        };
         let mut damages = Vec::new();
         member_header(feed, layout, member, &manifest.files, &mut damages)?;
         if damages.is_empty() {
@@ -89,7 +95,16 @@ impl Site {
         }
         let Assembly { incoming, written, linked, resumed, .. } = work;
         let (version, epoch) = (manifest.version.clone(), manifest.epoch);
-        let record = Installed { format: FORMAT, content, version, epoch, sources, previous: None, contents, stamps: Vec::new() };
+        let record = Installed {
+            format: FORMAT,
+            content,
+            version,
+            epoch,
+            sources,
+            previous: None,
+            contents,
+            stamps: Vec::new(),
+        };
         let record = incoming.finish(record, &target)?;
         Ok(done(target, record, false, written, linked, resumed))
     }
@@ -98,8 +113,9 @@ impl Site {
 /// Whether the site already is what the delta makes of one.
 fn applied(there: &Contents, manifest: &Manifest, delta: &Delta) -> bool {
     let items = there.by_key();
-    manifest.files.iter().all(|file| there.file(&file.path).is_some_and(|old| old.digest == file.digest && old.executable == file.executable))
-        && delta.removes.iter().all(|path| there.file(path).is_none())
+    manifest.files.iter().all(|file| {
+        there.file(&file.path).is_some_and(|old| old.digest == file.digest && old.executable == file.executable)
+    }) && delta.removes.iter().all(|path| there.file(path).is_none())
         && manifest.items.iter().all(|item| items.get(&item.key()) == Some(&item))
         && delta.drops.iter().all(|key| !items.contains_key(key))
 }
@@ -125,7 +141,15 @@ fn fits(site: &Site, there: &Contents, delta: &Delta) -> Result<()> {
 /// A delta may not leave a site that no full bundle could be.
 fn whole(contents: &Contents, delta: &Manifest) -> Result<()> {
     let Contents { items, files } = contents.clone();
-    let full = Manifest { format: MANIFEST_FORMAT, kind: Kind::Full, version: delta.version.clone(), epoch: delta.epoch, items, files, delta: None };
+    let full = Manifest {
+        format: MANIFEST_FORMAT,
+        kind: Kind::Full,
+        version: delta.version.clone(),
+        epoch: delta.epoch,
+        items,
+        files,
+        delta: None,
+    };
     full.validate()
 }
 
@@ -160,7 +184,11 @@ impl<'a> Assembly<'a> {
     ) -> Assembly<'a> {
         let base_folder = site.folder(base_name);
         let mut there = HashMap::new();
-        let expected = delta.expects.iter().filter(|(_, digest)| digest.is_some()).filter_map(|(path, _)| base.contents.file(path));
+        let expected = delta
+            .expects
+            .iter()
+            .filter(|(_, digest)| digest.is_some())
+            .filter_map(|(path, _)| base.contents.file(path));
         for file in expected {
             let mut at = 0;
             for chunk in &file.chunks {
@@ -281,6 +309,8 @@ fn verified(path: &Utf8Path, at: u64, chunk: &Chunk) -> Result<Vec<u8>> {
     let bytes = read_part(path, at, chunk.size)?;
     match <[u8; 32]>::from(Sha256::digest(&bytes)) == chunk.digest {
         true => Ok(bytes),
-        false => Err(Error::Altered { path: path.to_owned(), why: format!("the {} bytes at {at} are others", chunk.size) }),
+        false => {
+            Err(Error::Altered { path: path.to_owned(), why: format!("the {} bytes at {at} are others", chunk.size) })
+        }
     }
 }

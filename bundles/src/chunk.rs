@@ -167,7 +167,12 @@ pub(crate) mod tests {
         let piece = hit.unwrap();
         let bytes = piece.repeat(300);
         let sizes = cut(&bytes);
-        assert!(sizes.len() as u64 <= Cuts::Gear.bound(bytes.len() as u64), "{} chunks of {}", sizes.len(), bytes.len());
+        assert!(
+            sizes.len() as u64 <= Cuts::Gear.bound(bytes.len() as u64),
+            "{} chunks of {}",
+            sizes.len(),
+            bytes.len()
+        );
         assert_eq!(sizes.iter().sum::<usize>(), bytes.len());
     }
 

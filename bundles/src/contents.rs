@@ -32,7 +32,8 @@ impl Contents {
 
     /// The file at a path.
     pub fn file(&self, path: &str) -> Option<&File> {
-        let at = self.files.binary_search_by(|file| crate::rules::order(&file.path).cmp(&crate::rules::order(path))).ok()?;
+        let at =
+            self.files.binary_search_by(|file| crate::rules::order(&file.path).cmp(&crate::rules::order(path))).ok()?;
         self.files.get(at)
     }
 

@@ -49,7 +49,13 @@ pub struct Made {
 
 /// Writes the delta from `base` to `target`. Without a base it carries all of its files, and fits any site. `base` is
 /// [`Contents::of`] another bundle, or [`Installed::contents`](crate::Installed::contents).
-pub fn make_delta(base: Option<&Contents>, target: &Target<'_>, scope: &Scope, out: &Utf8Path, drive: &Drive<'_>) -> Result<Made> {
+pub fn make_delta(
+    base: Option<&Contents>,
+    target: &Target<'_>,
+    scope: &Scope,
+    out: &Utf8Path,
+    drive: &Drive<'_>,
+) -> Result<Made> {
     match target {
         Target::Bundle(bundle) => {
             bundle.sound()?;
@@ -149,18 +155,30 @@ impl Making<'_> {
         // Paths of the target that come along, and paths of the base that are the chosen items' alone.
         let brought: BTreeSet<&str> = match everything {
             true => self.wanted.files.iter().map(|file| file.path.as_str()).collect(),
-            false => chosen.iter().filter_map(|key| wanted.get(key)).flat_map(|item| &item.paths).map(String::as_str).collect(),
+            false => chosen
+                .iter()
+                .filter_map(|key| wanted.get(key))
+                .flat_map(|item| &item.paths)
+                .map(String::as_str)
+                .collect(),
         };
-        let others: BTreeSet<&str> =
-            base.items.iter().filter(|item| !chosen.contains(&item.key())).flat_map(|item| &item.paths).map(String::as_str).collect();
+        let others: BTreeSet<&str> = base
+            .items
+            .iter()
+            .filter(|item| !chosen.contains(&item.key()))
+            .flat_map(|item| &item.paths)
+            .map(String::as_str)
+            .collect();
         let own: BTreeSet<&str> = match everything {
             true => base.files.iter().map(|file| file.path.as_str()).collect(),
             false => {
-                let own = chosen.iter().filter_map(|key| before.get(key)).flat_map(|item| &item.paths).map(String::as_str);
+                let own =
+                    chosen.iter().filter_map(|key| before.get(key)).flat_map(|item| &item.paths).map(String::as_str);
                 own.filter(|path| !others.contains(path)).collect()
             }
         };
-        let removes: Vec<String> = own.iter().filter(|path| !brought.contains(*path)).map(|path| (*path).to_owned()).collect();
+        let removes: Vec<String> =
+            own.iter().filter(|path| !brought.contains(*path)).map(|path| (*path).to_owned()).collect();
         let changed = (0..self.wanted.files.len())
             .filter(|n| {
                 let file = &self.wanted.files[*n];
@@ -168,7 +186,8 @@ impl Making<'_> {
                 brought.contains(file.path.as_str()) && !base.file(&file.path).is_some_and(same)
             })
             .collect::<Vec<_>>();
-        let drops: Vec<ItemKey> = chosen.iter().filter(|key| before.contains_key(key) && !wanted.contains_key(key)).cloned().collect();
+        let drops: Vec<ItemKey> =
+            chosen.iter().filter(|key| before.contains_key(key) && !wanted.contains_key(key)).cloned().collect();
         let items: Vec<Item> = chosen
             .iter()
             .filter_map(|key| wanted.get(key).filter(|item| before.get(key) != Some(item)))
@@ -200,7 +219,8 @@ impl Making<'_> {
             if self.base.is_some() {
                 expects.insert(file.path.clone(), digest(&file.path));
             }
-            let own: HashSet<&Chunk> = base.file(&file.path).map(|file| file.chunks.iter().collect()).unwrap_or_default();
+            let own: HashSet<&Chunk> =
+                base.file(&file.path).map(|file| file.chunks.iter().collect()).unwrap_or_default();
             let mut at = 0;
             for (index, chunk) in file.chunks.iter().enumerate() {
                 // The file's own former self first: a delta that leans on other files fits fewer sites.
@@ -232,7 +252,13 @@ impl Making<'_> {
 }
 
 /// A content after a delta.
-pub(crate) fn merge(base: &Contents, items: &[Item], drops: &[ItemKey], files: &[File], removes: &[String]) -> Contents {
+pub(crate) fn merge(
+    base: &Contents,
+    items: &[Item],
+    drops: &[ItemKey],
+    files: &[File],
+    removes: &[String],
+) -> Contents {
     let mut by_key: BTreeMap<ItemKey, Item> = base.items.iter().map(|item| (item.key(), item.clone())).collect();
     drops.iter().for_each(|key| drop(by_key.remove(key)));
     by_key.extend(items.iter().map(|item| (item.key(), item.clone())));

@@ -86,7 +86,13 @@ pub fn diff(before: &Contents, after: &Contents) -> Diff {
         let size = |file: Option<&File>| file.map_or(0, |file| file.size);
         let bytes_new = new.map_or(0, &mut fresh);
         diff.bytes_new += bytes_new;
-        diff.files.push(FileChange { change, path: path.clone(), bytes_before: size(old), bytes_after: size(new), bytes_new });
+        diff.files.push(FileChange {
+            change,
+            path: path.clone(),
+            bytes_before: size(old),
+            bytes_after: size(new),
+            bytes_new,
+        });
     }
     let (old, new): (BTreeMap<ItemKey, &Item>, BTreeMap<ItemKey, &Item>) = (before.by_key(), after.by_key());
     for key in old.keys().chain(new.keys()).collect::<BTreeSet<_>>() {
@@ -98,7 +104,12 @@ pub fn diff(before: &Contents, after: &Contents) -> Diff {
             (_, None) => Change::Removed,
         };
         let version = |item: Option<&&Item>| item.and_then(|item| item.version.clone());
-        diff.items.push(ItemChange { change, item: name(key), version_before: version(old), version_after: version(new) });
+        diff.items.push(ItemChange {
+            change,
+            item: name(key),
+            version_before: version(old),
+            version_after: version(new),
+        });
     }
     diff
 }

@@ -31,7 +31,7 @@ pub enum Error {
         why: String,
     },
     /// Written by a later program.
-    #[error("the bundle has format {found}; this program reads format {known}")]
+    #[error("manifest.json has format {found}; this program reads format {known}")]
     NewerFormat {
         /// The bundle's.
         found: u32,
@@ -250,7 +250,9 @@ impl Error {
     }
 
     pub(crate) fn damaged(member: impl Into<String>, offset: u64, bytes: u64, what: impl Into<String>) -> Error {
-        Error::Damaged { damages: vec![Damage { member: member.into(), chunk: None, offset, bytes, what: what.into() }] }
+        Error::Damaged {
+            damages: vec![Damage { member: member.into(), chunk: None, offset, bytes, what: what.into() }],
+        }
     }
 }
 

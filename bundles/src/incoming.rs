@@ -91,7 +91,9 @@ impl Older {
     /// A file with the same chunks: digests of whole files are not held against bytes when a bundle is unpacked, those of chunks are.
     pub(crate) fn same(&self, wanted: &File) -> Option<&Utf8Path> {
         let found = self.files.get(&(wanted.digest, wanted.size))?.iter().find(|(path, file, stamp)| {
-            file.executable == wanted.executable && file.chunks == wanted.chunks && Stamp::at(path).is_ok_and(|now| now == *stamp)
+            file.executable == wanted.executable
+                && file.chunks == wanted.chunks
+                && Stamp::at(path).is_ok_and(|now| now == *stamp)
         });
         found.map(|(path, ..)| path.as_path())
     }
@@ -99,7 +101,13 @@ impl Older {
 
 impl<'a> Incoming<'a> {
     /// Begins, or goes on with what an earlier run of the same work left. The caller holds the site's lock.
-    pub(crate) fn open(site: &'a Site, name: &str, manifest: Digest, base: Option<Digest>, files: &[File]) -> Result<Incoming<'a>> {
+    pub(crate) fn open(
+        site: &'a Site,
+        name: &str,
+        manifest: Digest,
+        base: Option<Digest>,
+        files: &[File],
+    ) -> Result<Incoming<'a>> {
         let folder = site.root().join(format!(".incoming-{name}"));
         let note = site.root().join(format!(".incoming-{name}.json"));
         let begun = Note { manifest, base, boot: boot() };
@@ -107,7 +115,9 @@ impl<'a> Incoming<'a> {
         match found {
             Some(found) if found == begun => {}
             // The machine was started anew: what was not yet on the disk may be missing anywhere in the files.
-            Some(found) if (found.manifest, found.base) == (manifest, base) && folder.exists() => recheck(&folder, files)?,
+            Some(found) if (found.manifest, found.base) == (manifest, base) && folder.exists() => {
+                recheck(&folder, files)?
+            }
             _ => remove(&folder)?,
         }
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;

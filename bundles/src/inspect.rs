@@ -72,7 +72,8 @@ impl Summary {
         let mut platforms: Vec<String> = manifest.items.iter().filter_map(|item| item.platform.clone()).collect();
         platforms.sort();
         platforms.dedup();
-        let made_for = i64::try_from(manifest.epoch).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+        let made_for =
+            i64::try_from(manifest.epoch).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
         Summary {
             kind: manifest.kind,
             version: manifest.version.clone(),

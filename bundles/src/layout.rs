@@ -75,7 +75,8 @@ impl<'a> Outline<'a> {
 impl Layout {
     /// The layout of a bundle whose first member has `manifest_size` bytes.
     pub(crate) fn new(outline: &Outline<'_>, manifest_size: u64) -> Layout {
-        let mut layout = Layout { members: Vec::with_capacity(outline.files.len() + 4), total: 0, epoch: outline.epoch };
+        let mut layout =
+            Layout { members: Vec::with_capacity(outline.files.len() + 4), total: 0, epoch: outline.epoch };
         layout.push(Role::Manifest, MANIFEST_NAME, manifest_size);
         layout.push(Role::Signature, SIGNATURE_NAME, SIGNATURE);
         layout.push(Role::Sums, SUMS_NAME, sums_size(outline));
@@ -218,7 +219,9 @@ fn split(path: &str) -> Option<(&str, &str)> {
     if path.len() <= 100 {
         return Some(("", path));
     }
-    path.match_indices('/').map(|(at, _)| (&path[..at], &path[at + 1..])).find(|(prefix, name)| prefix.len() <= 155 && name.len() <= 100)
+    path.match_indices('/')
+        .map(|(at, _)| (&path[..at], &path[at + 1..]))
+        .find(|(prefix, name)| prefix.len() <= 155 && name.len() <= 100)
 }
 
 fn ustar(path: &str, executable: bool, size: u64, epoch: u64, kind: u8) -> [u8; BLOCK as usize] {

@@ -43,5 +43,5 @@ pub use pack::{Content, Input, Inputs, PackOptions, Packed, pack};
 pub use rules::{MOST_CHUNK, MOST_MANIFEST, TOPS};
 pub use sign::{Authenticity, Password, PublicKey, SecretKey, Signature, TrustSet, keygen, sign};
 pub use site::{Collected, INSTALLED, Installed, Site, SiteLock, Source, Stamp};
-pub use unpack::{Unpacked, UnpackOptions};
+pub use unpack::{UnpackOptions, Unpacked};
 pub use verify::{Verified, VerifyOptions};

@@ -10,7 +10,8 @@ use textnlp_models::Digest;
 use crate::contents::{Contents, content_digest};
 use crate::error::{Damage, Error, Result};
 use crate::layout::{
-    self, BLOCK, Layout, MANIFEST_NAME, Member, Outline, Role, SIGNATURE, SIGNATURE_NAME, SUMS_NAME, checksum, claimed_size,
+    self, BLOCK, Layout, MANIFEST_NAME, Member, Outline, Role, SIGNATURE, SIGNATURE_NAME, SUMS_NAME, checksum,
+    claimed_size,
 };
 use crate::manifest::{File, Kind, Manifest};
 use crate::rules::MOST_MANIFEST;
@@ -90,11 +91,20 @@ impl Bundle {
 
     /// Reads one file of a full bundle, each chunk held against its digest before a byte of it is given out.
     pub fn reader(&self, path: &str) -> Result<FileReader<'_>> {
-        let missing = || Error::Io { action: "find in the bundle", path: path.into(), source: io::ErrorKind::NotFound.into() };
+        let missing =
+            || Error::Io { action: "find in the bundle", path: path.into(), source: io::ErrorKind::NotFound.into() };
         let (index, file) = self.find(path).ok_or_else(missing)?;
         let member = self.member(index).ok_or_else(missing)?;
         self.volumes("reading single files")?;
-        Ok(FileReader { bundle: self, file, data_at: member.data_at, next: (0, 0), at: 0, chunk: Vec::new(), chunk_at: 0 })
+        Ok(FileReader {
+            bundle: self,
+            file,
+            data_at: member.data_at,
+            next: (0, 0),
+            at: 0,
+            chunk: Vec::new(),
+            chunk_at: 0,
+        })
     }
 
     /// All bytes of one small file of a full bundle: configurations, `install.sh`.
@@ -110,7 +120,13 @@ impl Bundle {
     }
 
     /// A chunk of a full bundle's file, or of a delta's carried ones, at an offset of the archive, verified.
-    pub(crate) fn chunk_at(&self, at: u64, chunk: &crate::manifest::Chunk, file: &str, index: usize) -> Result<Vec<u8>> {
+    pub(crate) fn chunk_at(
+        &self,
+        at: u64,
+        chunk: &crate::manifest::Chunk,
+        file: &str,
+        index: usize,
+    ) -> Result<Vec<u8>> {
         let mut bytes = vec![0; chunk.size as usize];
         self.volumes("reading single chunks")?.read_at(&mut bytes, at)?;
         if <[u8; 32]>::from(Sha256::digest(&bytes)) != chunk.digest {
@@ -273,7 +289,9 @@ fn what_header(found: &[u8], expected: &[u8]) -> String {
         b'x' | b'g' | b'L' | b'K' => "an extended header",
         _ => "",
     };
-    let name = |header: &[u8]| String::from_utf8_lossy(header[..100].split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+    let name = |header: &[u8]| {
+        String::from_utf8_lossy(header[..100].split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+    };
     let what = if !kind.is_empty() {
         format!("its header says it is {kind}")
     } else if name(&found) != name(&expected) {
@@ -354,7 +372,8 @@ impl Feed {
             Feed::Stream { reader, at } => {
                 let reader = reader.get_mut().unwrap_or_else(PoisonError::into_inner);
                 let skip = offset.checked_sub(*at).ok_or(Error::Stream { doing: "going back" })?;
-                let skipped = io::copy(&mut reader.take(skip), &mut io::sink()).map_err(Error::io("read", "the stream"))?;
+                let skipped =
+                    io::copy(&mut reader.take(skip), &mut io::sink()).map_err(Error::io("read", "the stream"))?;
                 *at += skipped;
                 let expected = offset + buffer.len() as u64;
                 if skipped < skip {
@@ -438,7 +457,8 @@ impl Read for FileReader<'_> {
         if self.at >= self.file.size || buffer.is_empty() {
             return Ok(0);
         }
-        let inside = |reader: &Self| reader.at.checked_sub(reader.chunk_at).filter(|at| *at < reader.chunk.len() as u64);
+        let inside =
+            |reader: &Self| reader.at.checked_sub(reader.chunk_at).filter(|at| *at < reader.chunk.len() as u64);
         if inside(self).is_none() {
             self.load().map_err(io::Error::other)?;
         }

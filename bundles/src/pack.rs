@@ -77,9 +77,16 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
     let volumes = Volumes::partial(out, layout.total, options.volume_size)?;
     volumes.lock()?;
     let fingerprint = inputs::fingerprint(&manifest, &known, reserve, options.volume_size);
-    let (mut journal, progress) = Journal::open(out, &fingerprint, volumes.length())?;
+    // A run that was killed while it named its volumes left some of them only; then the work begins anew.
+    let kept = volumes.has_length(layout.total);
+    let (mut journal, progress) = Journal::open(out, &fingerprint, kept)?;
+    volumes.set_length(layout.total)?;
     let drive = &options.drive;
-    (drive.progress)(Event::Start { what: "create", bytes: manifest.files.iter().map(|file| file.size).sum(), files: known.len() });
+    (drive.progress)(Event::Start {
+        what: "create",
+        bytes: manifest.files.iter().map(|file| file.size).sum(),
+        files: known.len(),
+    });
 
     let resumed = progress.bytes();
     if resumed > 0 {
@@ -87,7 +94,6 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
     }
     content(&mut manifest, &known, &layout, &volumes, &mut journal, progress, drive)?;
     head(&manifest, &layout, &volumes, reserve)?;
-    volumes.set_length(layout.total)?;
     volumes.sync()?;
     let paths = volumes.publish()?;
     journal.remove()?;
@@ -109,8 +115,15 @@ fn skeleton(inputs: &Inputs, known: &[Known<'_>]) -> Result<Manifest> {
     items.sort_by_key(Item::key);
     items.iter_mut().for_each(|item| item.paths.sort());
     let files: Vec<File> = known.iter().map(file).collect();
-    let manifest =
-        Manifest { format: FORMAT, kind: Kind::Full, version: inputs.version.clone(), epoch: inputs.epoch, items, files, delta: None };
+    let manifest = Manifest {
+        format: FORMAT,
+        kind: Kind::Full,
+        version: inputs.version.clone(),
+        epoch: inputs.epoch,
+        items,
+        files,
+        delta: None,
+    };
     // With one pretended chunk length per file the rules can be asked before hours of reading.
     let mut pretended = manifest.clone();
     for file in &mut pretended.files {
@@ -159,7 +172,14 @@ fn content(
             file.digest = digest;
         }
     }
-    let mut source = Source { known, at: next, offset, index: manifest.files.get(next).map_or(0, |f| f.chunks.len()), open: None, drive };
+    let mut source = Source {
+        known,
+        at: next,
+        offset,
+        index: manifest.files.get(next).map_or(0, |f| f.chunks.len()),
+        open: None,
+        drive,
+    };
     let at = |file: usize| &layout.members[file + 3];
     let mut written: Vec<u64> = vec![0; 0];
     written.resize(known.len(), 0);
@@ -236,7 +256,9 @@ impl Spans {
 pub(crate) fn head(manifest: &Manifest, layout: &Layout, volumes: &Volumes, reserve: u64) -> Result<()> {
     let mut text = manifest.to_bytes()?;
     if text.len() as u64 > reserve {
-        return Err(Error::Manifest { problems: vec![format!("it has {} bytes, {reserve} were left for it", text.len())] });
+        return Err(Error::Manifest {
+            problems: vec![format!("it has {} bytes, {reserve} were left for it", text.len())],
+        });
     }
     manifest.validate()?;
     text.resize(reserve as usize, b' ');

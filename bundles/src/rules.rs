@@ -43,7 +43,9 @@ impl Manifest {
             format: u32,
         }
         match serde_json::from_slice::<Format>(text) {
-            Ok(Format { format }) if format != FORMAT => return Err(Error::NewerFormat { found: format, known: FORMAT }),
+            Ok(Format { format }) if format != FORMAT => {
+                return Err(Error::NewerFormat { found: format, known: FORMAT });
+            }
             Ok(_) => {}
             Err(error) => return Err(one(plain(&error.to_string()))),
         }
@@ -127,7 +129,9 @@ pub(crate) fn unsafe_path(path: &str) -> Option<&'static str> {
     }
     let (rank, _) = order(path);
     match rank {
-        rank if rank == TOPS.len() => Some("its first part is none of install.sh, bin, configs, scripts, packages, sbom, images, models"),
+        rank if rank == TOPS.len() => {
+            Some("its first part is none of install.sh, bin, configs, scripts, packages, sbom, images, models")
+        }
         0 if path != TOPS[0] => Some("install.sh is a file"),
         rank if rank > 0 && !path.contains('/') => Some("it stands where a folder must be"),
         _ => None,
@@ -160,11 +164,19 @@ impl Problems {
 
 /// A stranger's text, fit for a terminal.
 pub(crate) fn plain(text: &str) -> String {
-    let mut plain: String = text.chars().take(400).map(|c| if c.is_control() || invisible(c) { '\u{fffd}' } else { c }).collect();
+    let mut plain: String =
+        text.chars().take(400).map(|c| if c.is_control() || invisible(c) { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(400).is_some() {
         plain.push('…');
     }
     plain
+}
+
+/// The beginning of a long name, so that what is wrong with it is still read.
+fn short(text: &str) -> String {
+    const SHOWN: usize = 120;
+    let shown: String = text.chars().take(SHOWN).collect();
+    if shown.len() < text.len() { shown + "…" } else { shown }
 }
 
 fn text(found: &mut Problems, what: &str, text: &str) {
@@ -177,12 +189,14 @@ fn files(found: &mut Problems, files: &[File]) {
     let mut total = 0u64;
     for file in files {
         if let Some(why) = unsafe_path(&file.path) {
-            found.add(|| format!("path `{}`: {why}", file.path));
+            found.add(|| format!("path `{}`: {why}", short(&file.path)));
         }
         let mut sum = 0u64;
         for (n, chunk) in file.chunks.iter().enumerate() {
             if chunk.size == 0 || chunk.size > MOST_CHUNK {
-                found.add(|| format!("`{}`: chunk {n} has {} bytes; 1 to {MOST_CHUNK} are allowed", file.path, chunk.size));
+                found.add(|| {
+                    format!("`{}`: chunk {n} has {} bytes; 1 to {MOST_CHUNK} are allowed", file.path, chunk.size)
+                });
             }
             sum = sum.saturating_add(u64::from(chunk.size));
         }
@@ -224,7 +238,7 @@ fn items(found: &mut Problems, items: &[Item]) {
         sorted(found, "the paths of an item", &item.paths);
         for path in &item.paths {
             if let Some(why) = unsafe_path(path) {
-                found.add(|| format!("item `{}`: path `{path}`: {why}", item.name));
+                found.add(|| format!("item `{}`: path `{}`: {why}", short(&item.name), short(path)));
             }
         }
     }
@@ -254,7 +268,7 @@ fn paths_of_items(found: &mut Problems, items: &[Item], files: &[File]) {
 fn delta_rules(found: &mut Problems, manifest: &Manifest, delta: &Delta) {
     for path in delta.expects.keys().chain(&delta.removes) {
         if let Some(why) = unsafe_path(path) {
-            found.add(|| format!("path `{path}`: {why}"));
+            found.add(|| format!("path `{}`: {why}", short(path)));
         }
     }
     sorted(found, "the removed paths", &delta.removes);
@@ -293,7 +307,9 @@ fn delta_rules(found: &mut Problems, manifest: &Manifest, delta: &Delta) {
             let key = (chunk.digest, chunk.size);
             if !carried.contains(&key) {
                 if !copies {
-                    found.add(|| format!("`{}` needs a chunk that is neither carried nor in an expected file", file.path));
+                    found.add(|| {
+                        format!("`{}` needs a chunk that is neither carried nor in an expected file", file.path)
+                    });
                 }
             } else if used.insert(key) {
                 if delta.carries.get(next) != Some(chunk) {

@@ -115,8 +115,10 @@ impl PublicKey {
     pub fn parse(text: &str) -> Result<PublicKey> {
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
         let shown: String = line.chars().take(80).collect();
-        let key = minisign::PublicKey::from_base64(line)
-            .map_err(|error| Error::Key { path: format!("`{shown}`"), why: format!("it is no minisign public key ({error})") })?;
+        let key = minisign::PublicKey::from_base64(line).map_err(|error| Error::Key {
+            path: format!("`{shown}`"),
+            why: format!("it is no minisign public key ({error})"),
+        })?;
         Ok(PublicKey(key))
     }
 
@@ -196,24 +198,36 @@ impl SecretKey {
                 path: path.to_string(),
                 why: "it is encrypted, or no minisign secret key; give the password by reference".into(),
             })?,
-            Some(password) => boxed.into_secret_key(Some(password.0.to_string())).map_err(|error| key_error(path, &error))?,
+            Some(password) => {
+                boxed.into_secret_key(Some(password.0.to_string())).map_err(|error| key_error(path, &error))?
+            }
         };
         Ok(SecretKey(key))
     }
 
     /// Its other half.
     pub fn public(&self) -> Result<PublicKey> {
-        minisign::PublicKey::from_secret_key(&self.0).map(PublicKey).map_err(|error| Error::Signature { why: error.to_string() })
+        minisign::PublicKey::from_secret_key(&self.0)
+            .map(PublicKey)
+            .map_err(|error| Error::Signature { why: error.to_string() })
     }
 
     /// The whole signature block over these bytes.
     fn block(&self, manifest: &[u8]) -> Result<Vec<u8>> {
         let key = self.public()?;
         let failed = |error: minisign::PError| Error::Signature { why: error.to_string() };
-        let signed = minisign::sign(Some(&key.0), &self.0, manifest, Some(&trusted_comment(&key)), Some(&untrusted_comment(&key)));
+        let signed = minisign::sign(
+            Some(&key.0),
+            &self.0,
+            manifest,
+            Some(&trusted_comment(&key)),
+            Some(&untrusted_comment(&key)),
+        );
         let mut block = signed.map_err(failed)?.into_string().into_bytes();
         if block.len() as u64 > SIGNATURE {
-            return Err(Error::Signature { why: format!("it has {} bytes; there is room for {SIGNATURE}", block.len()) });
+            return Err(Error::Signature {
+                why: format!("it has {} bytes; there is room for {SIGNATURE}", block.len()),
+            });
         }
         block.resize(SIGNATURE as usize, b'\n');
         Ok(block)
@@ -250,9 +264,9 @@ impl Signature {
             Signature::None => Authenticity::Unverified { why: "it is not signed".into() },
             Signature::Invalid { why } => Authenticity::Unverified { why: format!("its signature is invalid: {why}") },
             Signature::Valid { key } if trust.keys.contains(key) => Authenticity::Verified { key: key.id() },
-            Signature::Valid { key } => {
-                Authenticity::Unverified { why: format!("it is signed with key {}, which is not trusted here", key.id()) }
-            }
+            Signature::Valid { key } => Authenticity::Unverified {
+                why: format!("it is signed with key {}, which is not trusted here", key.id()),
+            },
         }
     }
 }
@@ -260,7 +274,9 @@ impl Signature {
 fn valid(block: &[u8], manifest: &[u8]) -> Result<PublicKey, String> {
     let text = std::str::from_utf8(block).map_err(|_| "it is no text".to_owned())?;
     let lines: Vec<&str> = text.lines().collect();
-    let [_, signature, comment, global] = lines[..] else { return Err(format!("it has {} lines instead of 4", lines.len())) };
+    let [_, signature, comment, global] = lines[..] else {
+        return Err(format!("it has {} lines instead of 4", lines.len()));
+    };
     // The library takes what it gets; lengths are held here first: 74 and 64 bytes.
     if signature.len() != 100 || global.len() != 88 {
         return Err("its lines do not have the length of a signature".into());
@@ -271,7 +287,10 @@ fn valid(block: &[u8], manifest: &[u8]) -> Result<PublicKey, String> {
     let parsed = minisign::SignatureBox::from_string(text).map_err(|error| error.to_string())?;
     // One signature has one text: whatever else was changed in it is found by writing it again.
     let expected_comment = parsed.untrusted_comment().ok() == Some(untrusted_comment(&key));
-    if !expected_comment || parsed.to_string().trim_end() != text || comment != format!("trusted comment: {}", trusted_comment(&key)) {
+    if !expected_comment
+        || parsed.to_string().trim_end() != text
+        || comment != format!("trusted comment: {}", trusted_comment(&key))
+    {
         return Err("it is not in the form in which signatures are written".into());
     }
     minisign::verify(&key.0, &parsed, Cursor::new(manifest), true, false, false).map_err(|error| error.to_string())?;
@@ -286,7 +305,9 @@ impl TrustSet {
 
     /// Each text is a key or the path of a `.pub` file.
     pub fn from_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<TrustSet> {
-        let key = |text: &str| if Utf8Path::new(text).exists() { PublicKey::read(text.into()) } else { PublicKey::parse(text) };
+        let key = |text: &str| {
+            if Utf8Path::new(text).exists() { PublicKey::read(text.into()) } else { PublicKey::parse(text) }
+        };
         Ok(TrustSet { keys: texts.into_iter().map(key).collect::<Result<_>>()? })
     }
 
@@ -302,7 +323,8 @@ fn without_checksum(text: &str) -> Option<minisign::SecretKey> {
     const LENGTH: usize = 158;
     const CHECKSUM: usize = 32;
     let bytes = Zeroizing::new(base64::engine::general_purpose::STANDARD.decode(text.lines().nth(1)?.trim()).ok()?);
-    let unencrypted = bytes.len() == LENGTH && bytes[..4] == *b"Ed\0\0" && bytes[LENGTH - CHECKSUM..].iter().all(|byte| *byte == 0);
+    let unencrypted =
+        bytes.len() == LENGTH && bytes[..4] == *b"Ed\0\0" && bytes[LENGTH - CHECKSUM..].iter().all(|byte| *byte == 0);
     if unencrypted { minisign::SecretKey::from_bytes(&bytes).ok() } else { None }
 }
 
@@ -326,7 +348,7 @@ fn read_key(path: &Utf8Path) -> Result<String> {
 }
 
 fn write_new(path: &Utf8Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(Error::io("create", path))?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(Error::io("create", path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))
 }
-

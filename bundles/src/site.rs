@@ -224,7 +224,12 @@ impl Site {
     pub fn lock(&self) -> Result<SiteLock> {
         std::fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
         let path = self.root.join(".lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
             rustix::io::Errno::WOULDBLOCK => Error::Busy { path: path.clone() },
             errno => Error::os("lock", &path)(errno),
@@ -253,10 +258,22 @@ impl Site {
         let root = File::open(&self.root).map_err(Error::io("open", &self.root))?;
         rustix::fs::syncfs(&root).map_err(Error::os("sync", &self.root))?;
         let here = rustix::fs::CWD;
-        let renamed = match rustix::fs::renameat_with(here, incoming.as_std_path(), here, target.as_std_path(), RenameFlags::NOREPLACE) {
+        let renamed = match rustix::fs::renameat_with(
+            here,
+            incoming.as_std_path(),
+            here,
+            target.as_std_path(),
+            RenameFlags::NOREPLACE,
+        ) {
             Err(rustix::io::Errno::EXIST) => {
-                rustix::fs::renameat_with(here, incoming.as_std_path(), here, target.as_std_path(), RenameFlags::EXCHANGE)
-                    .map_err(Error::os("exchange", &target))?;
+                rustix::fs::renameat_with(
+                    here,
+                    incoming.as_std_path(),
+                    here,
+                    target.as_std_path(),
+                    RenameFlags::EXCHANGE,
+                )
+                .map_err(Error::os("exchange", &target))?;
                 let old = self.root.join(format!(".old-{name}"));
                 remove(&old)?;
                 std::fs::rename(incoming, &old).map_err(Error::io("rename", incoming))?;

@@ -58,7 +58,8 @@ impl Site {
         let files = &bundle.manifest().files;
         let partial = self.root().join(format!(".incoming-{name}"));
         let kept = |file: &File| {
-            let there = std::fs::symlink_metadata(partial.join(&file.path)).map_or(0, |metadata| metadata.len().min(file.size));
+            let there =
+                std::fs::symlink_metadata(partial.join(&file.path)).map_or(0, |metadata| metadata.len().min(file.size));
             if older.same(file).is_some() { file.size } else { there }
         };
         Ok(needs(files, kept))
@@ -141,13 +142,28 @@ impl Site {
         )?;
         let (version, epoch) = (manifest.version.clone(), manifest.epoch);
         let previous = self.record(&name).ok().and_then(|record| record.previous);
-        let record = Installed { format: FORMAT, content, version, epoch, sources: vec![source], previous, contents, stamps: Vec::new() };
+        let record = Installed {
+            format: FORMAT,
+            content,
+            version,
+            epoch,
+            sources: vec![source],
+            previous,
+            contents,
+            stamps: Vec::new(),
+        };
         let record = incoming.finish(record, &name)?;
         Ok(done(record, false, written, plan.linked, plan.resumed))
     }
 
     /// Files of an installed content that are not as they were installed: by size, time and inode, or by their bytes.
-    pub fn altered(&self, name: &str, record: &Installed, deep: bool, drive: &Drive<'_>) -> Result<BTreeSet<Utf8PathBuf>> {
+    pub fn altered(
+        &self,
+        name: &str,
+        record: &Installed,
+        deep: bool,
+        drive: &Drive<'_>,
+    ) -> Result<BTreeSet<Utf8PathBuf>> {
         let folder = self.folder(name);
         let files = &record.contents.files;
         let mut bad = BTreeSet::new();
@@ -228,7 +244,8 @@ fn needs(files: &[File], kept: impl Fn(&File) -> u64) -> Needs {
     }
     // The record holds what the manifest holds; folders take a unit each.
     needs.inodes += folders.len() as u64 + 8;
-    needs.bytes += folders.len() as u64 * UNIT + files.iter().map(|file| 400 + 60 * file.chunks.len() as u64).sum::<u64>();
+    needs.bytes +=
+        folders.len() as u64 * UNIT + files.iter().map(|file| 400 + 60 * file.chunks.len() as u64).sum::<u64>();
     needs
 }
 

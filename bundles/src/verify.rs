@@ -136,7 +136,9 @@ impl Bundle {
         // A file with a damaged chunk in an earlier batch is told once, by its chunk.
         let chunky: std::collections::BTreeSet<String> =
             found.iter().filter(|damage| damage.chunk.is_some()).map(|damage| damage.member.clone()).collect();
-        found.retain(|damage| damage.chunk.is_some() || !damage.what.contains("file's digest") || !chunky.contains(&damage.member));
+        found.retain(|damage| {
+            damage.chunk.is_some() || !damage.what.contains("file's digest") || !chunky.contains(&damage.member)
+        });
         found.sort_by_key(|damage| damage.offset);
         let elapsed = begun.elapsed();
         let files = if manifest.kind == Kind::Full { manifest.files.len() } else { 1 };

@@ -80,7 +80,9 @@ impl Volumes {
         };
         if size < LEAST_VOLUME || total.div_ceil(size) > MOST_VOLUMES {
             let least = LEAST_VOLUME.max(total.div_ceil(MOST_VOLUMES));
-            return Err(Error::Inputs { problems: vec![format!("volumes of {size} bytes are too small; at least {least}")] });
+            return Err(Error::Inputs {
+                problems: vec![format!("volumes of {size} bytes are too small; at least {least}")],
+            });
         }
         let parts = (0..total.div_ceil(size)).map(|n| part(&partial_name(&numbered(path, n)), &mut options));
         Ok(Volumes { parts: parts.collect::<Result<_>>()?, size })
@@ -115,7 +117,9 @@ impl Volumes {
         let found = self.length();
         match self.parts.last() {
             // A last volume of full length: whole volumes are missing.
-            Some(last) if last.path.as_str().ends_with(&format!(".{:03}", self.parts.len())) && last.length == self.size => {
+            Some(last)
+                if last.path.as_str().ends_with(&format!(".{:03}", self.parts.len())) && last.length == self.size =>
+            {
                 let base = last.path.with_extension("");
                 Error::Volume { path: numbered(&base, self.parts.len() as u64), why: "is missing".into() }
             }
@@ -154,6 +158,12 @@ impl Volumes {
         Ok(())
     }
 
+    /// Whether all parts had their final lengths when they were opened.
+    pub(crate) fn has_length(&self, total: u64) -> bool {
+        let wanted = |n: usize| total.saturating_sub(self.size.saturating_mul(n as u64)).min(self.size);
+        self.parts.iter().enumerate().all(|(n, part)| part.length == wanted(n))
+    }
+
     /// Cuts or extends the parts to their final lengths.
     pub(crate) fn set_length(&self, total: u64) -> Result<()> {
         let mut rest = total;
@@ -171,9 +181,11 @@ impl Volumes {
 
     /// Keeps a second process from writing to the same files.
     pub(crate) fn lock(&self) -> Result<()> {
-        rustix::fs::flock(&self.parts[0].file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-            rustix::io::Errno::WOULDBLOCK => Error::Busy { path: self.parts[0].path.clone() },
-            errno => Error::os("lock", &self.parts[0].path)(errno),
+        rustix::fs::flock(&self.parts[0].file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
+            match errno {
+                rustix::io::Errno::WOULDBLOCK => Error::Busy { path: self.parts[0].path.clone() },
+                errno => Error::os("lock", &self.parts[0].path)(errno),
+            }
         })
     }
 

@@ -31,9 +31,24 @@ struct Place {
 }
 
 impl<'a> Walk<'a> {
-    pub(crate) fn new(feed: &'a mut Feed, layout: &'a Layout, manifest: &'a Manifest, drive: &'a Drive<'a>) -> Walk<'a> {
+    pub(crate) fn new(
+        feed: &'a mut Feed,
+        layout: &'a Layout,
+        manifest: &'a Manifest,
+        drive: &'a Drive<'a>,
+    ) -> Walk<'a> {
         let damages = Vec::new();
-        Walk { feed, layout, manifest, skip: &[], drive, doing: "reading", lenient: false, damages, at: Place::default() }
+        Walk {
+            feed,
+            layout,
+            manifest,
+            skip: &[],
+            drive,
+            doing: "reading",
+            lenient: false,
+            damages,
+            at: Place::default(),
+        }
     }
 
     /// The next pieces; none at the end. Of a delta the one data member counts as file 0.
@@ -82,7 +97,11 @@ impl<'a> Walk<'a> {
     }
 
     fn strict(&self) -> Result<()> {
-        if self.lenient || self.damages.is_empty() { Ok(()) } else { Err(Error::Damaged { damages: self.damages.clone() }) }
+        if self.lenient || self.damages.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Damaged { damages: self.damages.clone() })
+        }
     }
 }
 

@@ -27,14 +27,17 @@ fn samples() -> &'static [Vec<u8>] {
         inputs.files.push(file("models/new", noise(77, 60_000)));
         shop.pack("next.tar", &inputs);
         let next = Bundle::open(&shop.path("next.tar")).unwrap();
-        make_delta(Some(&base), &Target::Bundle(&next), &Scope::Everything, &shop.path("delta.tar"), &Drive::default()).unwrap();
+        make_delta(Some(&base), &Target::Bundle(&next), &Scope::Everything, &shop.path("delta.tar"), &Drive::default())
+            .unwrap();
         ["plain.tar", "signed.tar", "delta.tar"].iter().map(|name| std::fs::read(shop.path(name)).unwrap()).collect()
     })
 }
 
 fn found(bytes: Vec<u8>) -> Option<String> {
     let drive = Drive { threads: 1, ..Drive::default() };
-    match Bundle::from_stream(Cursor::new(bytes)).and_then(|mut bundle| bundle.verify(&VerifyOptions { drive, ..VerifyOptions::default() })) {
+    match Bundle::from_stream(Cursor::new(bytes))
+        .and_then(|mut bundle| bundle.verify(&VerifyOptions { drive, ..VerifyOptions::default() }))
+    {
         Ok(report) if report.is_whole() => None,
         Ok(report) => Some(report.damages.iter().map(|damage| damage.to_string()).collect::<Vec<_>>().join("; ")),
         Err(error) => Some(error.to_string()),

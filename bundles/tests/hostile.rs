@@ -9,7 +9,11 @@ use textnlp_bundle::*;
 const BLOCK: usize = 512;
 
 fn options() -> UnpackOptions<'static> {
-    UnpackOptions { authenticity: Authenticity::Unverified { why: "test".into() }, deep: false, drive: Drive::default() }
+    UnpackOptions {
+        authenticity: Authenticity::Unverified { why: "test".into() },
+        deep: false,
+        drive: Drive::default(),
+    }
 }
 
 /// Opens and unpacks these bytes from a file and from a stream; both must refuse with these words and leave nothing.
@@ -25,7 +29,8 @@ fn refused(bytes: &[u8], words: &str) {
     assert!(written <= 1, "only the lock may be there");
 
     let stream = std::io::Cursor::new(bytes.to_vec());
-    let stream = Bundle::from_stream(stream).and_then(|mut bundle| Site::new(&shop.path("site-2")).unpack(&mut bundle, &options()));
+    let stream = Bundle::from_stream(stream)
+        .and_then(|mut bundle| Site::new(&shop.path("site-2")).unpack(&mut bundle, &options()));
     let error = stream.unwrap_err().to_string();
     assert!(error.contains(words), "from a stream, expected `{words}`, it said: {error}");
     assert!(Site::new(&shop.path("site-2")).contents().unwrap().is_empty());
@@ -40,7 +45,10 @@ fn valid() -> Vec<u8> {
 /// Where the member's own header begins.
 fn header(bytes: &[u8], name: &str) -> usize {
     let wanted = [name.as_bytes(), b"\0"].concat();
-    (0..bytes.len() / BLOCK).map(|n| n * BLOCK).find(|at| bytes[*at..].starts_with(&wanted) && &bytes[at + 257..at + 262] == b"ustar").unwrap()
+    (0..bytes.len() / BLOCK)
+        .map(|n| n * BLOCK)
+        .find(|at| bytes[*at..].starts_with(&wanted) && &bytes[at + 257..at + 262] == b"ustar")
+        .unwrap()
 }
 
 /// Changes a header and makes its sum right again.
@@ -217,7 +225,7 @@ fn manifests_that_do_not_add_up_are_refused() {
     lying.files[0].size = 12;
     refused(&around(&text(&lying)), "has 12 bytes, its chunks have 11");
     lying.files[0].size = u64::MAX;
-    refused(&around(&text(&lying)), "has more than");
+    refused(&around(&text(&lying)), "have more than");
     let large = manifest(vec![file("bin/x", &[MOST_CHUNK + 1])]);
     refused(&around(&text(&large)), "are allowed");
     let none = text(&manifest(vec![file("bin/x", &[1])])).replace("[1,\"", "[0,\"");

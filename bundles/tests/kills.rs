@@ -16,7 +16,11 @@ fn kills() -> usize {
 }
 
 fn inputs(root: &Utf8Path) -> Inputs {
-    let file = |path: &str, name: &str| Input { path: path.into(), executable: false, content: Content::File(root.join(name)) };
+    let file = |path: &str, name: &str| Input {
+        path: path.into(),
+        executable: false,
+        content: Content::File(root.join(name)),
+    };
     let mut files = vec![file("models/m/model.safetensors", "model.safetensors"), file("images/layer", "layer")];
     files.extend((0..50).map(|n| Input {
         path: format!("packages/p{n:02}"),
@@ -42,13 +46,19 @@ fn the_one_that_is_killed() {
     let drive = Drive { progress: &progress, ..Drive::default() };
     let options = UnpackOptions { authenticity: Authenticity::Unverified { why: "test".into() }, deep: false, drive };
     match work.as_str() {
-        "create" => drop(pack(&inputs(&root), &root.join("out.tar"), &PackOptions { drive, ..PackOptions::default() }).unwrap()),
+        "create" => {
+            drop(pack(&inputs(&root), &root.join("out.tar"), &PackOptions { drive, ..PackOptions::default() }).unwrap())
+        }
         "volumes" => {
             let options = PackOptions { drive, volume_size: Some(10 << 20) };
             drop(pack(&inputs(&root), &root.join("out.tar"), &options).unwrap());
         }
         "unpack" => {
-            drop(Site::new(&root.join("site")).unpack(&mut Bundle::open(&root.join("whole.tar")).unwrap(), &options).unwrap());
+            drop(
+                Site::new(&root.join("site"))
+                    .unpack(&mut Bundle::open(&root.join("whole.tar")).unwrap(), &options)
+                    .unwrap(),
+            );
         }
         "stream" => {
             let mut bundle = Bundle::from_stream(std::fs::File::open(root.join("whole.tar")).unwrap()).unwrap();
@@ -85,11 +95,50 @@ fn run(work: &str, root: &Utf8Path, lines: usize) -> (bool, u64, u64) {
     (ended && status.success(), done, resumed)
 }
 
+/// The same in another environment: a shell sets the umask.
+fn run_elsewhere(work: &str, root: &Utf8Path) {
+    let script = "umask 077; exec \"$0\" the_one_that_is_killed --exact --nocapture --test-threads=1";
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .env("TEXTNLP_KILLED", work)
+        .env("TEXTNLP_KILLED_ROOT", root)
+        .envs([("TZ", "Asia/Tokyo"), ("LC_ALL", "tr_TR.UTF-8")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn time_zone_umask_and_order_of_inodes_change_nothing() {
+    let shop = Workshop::new();
+    let (one, two) = (shop.path("in"), shop.path("two"));
+    std::fs::create_dir(&two).unwrap();
+    let make = |root: &Utf8Path, names: [&str; 2]| {
+        for name in names {
+            let bytes = if name == "layer" { noise(5, 3 << 20) } else { made::safetensors(&[(1, 5 << 20)]) };
+            std::fs::write(root.join(name), bytes).unwrap();
+        }
+    };
+    make(&one, ["model.safetensors", "layer"]);
+    make(&two, ["layer", "model.safetensors"]);
+    assert!(run("create", &one, usize::MAX).0);
+    run_elsewhere("create", &two);
+    assert_eq!(file_digest(&one.join("out.tar")), file_digest(&two.join("out.tar")));
+    for root in [&one, &two] {
+        std::fs::rename(root.join("out.tar"), root.join("whole.tar")).unwrap();
+    }
+    assert!(run("unpack", &one, usize::MAX).0);
+    run_elsewhere("unpack", &two);
+    assert_eq!(installed(&one), installed(&two));
+}
+
 /// Kills at random places until the work was killed often enough; then lets it end, and asks for the result.
 fn check(work: &str, result: impl Fn(&Utf8Path) -> String, reset: impl Fn(&Utf8Path)) {
     let shop = Workshop::new();
     let root = shop.path("in");
-    std::fs::write(root.join("model.safetensors"), made::safetensors(&[(1, 9 << 20), (2, 300), (3, 14 << 20)])).unwrap();
+    std::fs::write(root.join("model.safetensors"), made::safetensors(&[(1, 9 << 20), (2, 300), (3, 14 << 20)]))
+        .unwrap();
     std::fs::write(root.join("layer"), noise(5, 9 << 20)).unwrap();
     pack(&inputs(&root), &root.join("whole.tar"), &PackOptions::default()).unwrap();
     assert!(run(work, &root, usize::MAX).0);
@@ -135,7 +184,9 @@ fn killed_volumes_go_on_and_give_the_same_bytes() {
         let volumes = (1..=4).map(|n| std::fs::read(root.join(format!("out.tar.{n:03}"))).unwrap());
         textnlp_models::Digest::of(&volumes.collect::<Vec<_>>().concat()).to_string()
     };
-    check("volumes", result, |root| (1..=4).for_each(|n| std::fs::remove_file(root.join(format!("out.tar.{n:03}"))).unwrap()));
+    check("volumes", result, |root| {
+        (1..=4).for_each(|n| std::fs::remove_file(root.join(format!("out.tar.{n:03}"))).unwrap())
+    });
 }
 
 fn installed(root: &Utf8Path) -> String {

@@ -9,7 +9,11 @@ use made::{Workshop, noise, tree_digest};
 use textnlp_bundle::*;
 
 fn unverified() -> UnpackOptions<'static> {
-    UnpackOptions { authenticity: Authenticity::Unverified { why: "test".into() }, deep: false, drive: Drive::default() }
+    UnpackOptions {
+        authenticity: Authenticity::Unverified { why: "test".into() },
+        deep: false,
+        drive: Drive::default(),
+    }
 }
 
 #[test]
@@ -50,7 +54,11 @@ fn a_stream_and_volumes_give_the_same_site() {
 
     let mut digests = Vec::new();
     let stream = Bundle::from_stream(std::io::Cursor::new(whole)).unwrap();
-    for (n, mut bundle) in [stream, Bundle::open(&shop.path("v.tar")).unwrap(), Bundle::open(&shop.path("v.tar.001")).unwrap()].into_iter().enumerate() {
+    for (n, mut bundle) in
+        [stream, Bundle::open(&shop.path("v.tar")).unwrap(), Bundle::open(&shop.path("v.tar.001")).unwrap()]
+            .into_iter()
+            .enumerate()
+    {
         let site = Site::new(&shop.path(&format!("site-{n}")));
         let unpacked = site.unpack(&mut bundle, &unverified()).unwrap();
         digests.push(tree_digest(&unpacked.folder));
@@ -136,7 +144,11 @@ fn an_input_that_changes_is_named() {
     // The change comes when the file is begun.
     let progress = |event: Event<'_>| {
         if let Event::File { path: "packages/big" } = event {
-            std::fs::OpenOptions::new().append(true).open(&path).and_then(|mut file| std::io::Write::write_all(&mut file, b"x")).unwrap();
+            std::fs::OpenOptions::new()
+                .append(true)
+                .open(&path)
+                .and_then(|mut file| std::io::Write::write_all(&mut file, b"x"))
+                .unwrap();
         }
     };
     let drive = Drive { progress: &progress, ..Drive::default() };
@@ -187,21 +199,34 @@ fn stock_minisign(shop: &Workshop, key: &PublicKey) {
     }
     let folder = shop.path("signed");
     std::fs::create_dir(&folder).unwrap();
-    run(Command::new("tar").arg("xf").arg(shop.path("a.tar")).args(["manifest.json", "manifest.json.minisig"]).current_dir(&folder));
-    let said = run(Command::new("minisign").args(["-Vm", "manifest.json", "-P", &key.to_base64()]).current_dir(&folder));
+    run(Command::new("tar")
+        .arg("xf")
+        .arg(shop.path("a.tar"))
+        .args(["manifest.json", "manifest.json.minisig"])
+        .current_dir(&folder));
+    let said =
+        run(Command::new("minisign").args(["-Vm", "manifest.json", "-P", &key.to_base64()]).current_dir(&folder));
     assert!(said.contains("Signature and comment signature verified"), "{said}");
     let path = folder.join("manifest.json");
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[100] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let refused = Command::new("minisign").args(["-Vm", "manifest.json", "-P", &key.to_base64()]).current_dir(&folder).output().unwrap();
+    let refused = Command::new("minisign")
+        .args(["-Vm", "manifest.json", "-P", &key.to_base64()])
+        .current_dir(&folder)
+        .output()
+        .unwrap();
     assert!(!refused.status.success());
     // And the other way: a key that minisign made signs here.
     let (secret, public) = (shop.path("stock.key"), shop.path("stock.pub"));
     run(Command::new("minisign").args(["-G", "-W", "-s", secret.as_str(), "-p", public.as_str()]));
     let stock = PublicKey::read(&public).unwrap();
     assert_eq!(sign(&shop.path("a.tar"), &SecretKey::read(&secret, None).unwrap()).unwrap(), stock);
-    run(Command::new("tar").arg("xf").arg(shop.path("a.tar")).args(["manifest.json", "manifest.json.minisig"]).current_dir(&folder));
+    run(Command::new("tar")
+        .arg("xf")
+        .arg(shop.path("a.tar"))
+        .args(["manifest.json", "manifest.json.minisig"])
+        .current_dir(&folder));
     run(Command::new("minisign").args(["-Vm", "manifest.json", "-p", public.as_str()]).current_dir(&folder));
 }
 

@@ -99,13 +99,19 @@ impl Progress {
 }
 
 impl Journal {
-    /// The journal of this work, and what an earlier run got done. A journal of other work begins anew.
-    pub(crate) fn open(out: &Utf8Path, work: &str, partial: u64) -> Result<(Journal, Progress)> {
+    /// The journal of this work, and what an earlier run got done. A journal of other work, or without its partial file, begins anew.
+    pub(crate) fn open(out: &Utf8Path, work: &str, kept: bool) -> Result<(Journal, Progress)> {
         let path = Utf8PathBuf::from(format!("{}.journal", partial_name(out)));
         let mut options = OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(Error::io("open", &path))?;
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
         let first = First { work: work.to_owned(), boot: boot() };
-        let (progress, valid) = read(&file, &first, partial);
+        let (progress, valid) = if kept { read(&file, &first) } else { (Progress::default(), 0) };
         file.set_len(valid).and_then(|()| file.seek(SeekFrom::End(0))).map_err(Error::io("cut", &path))?;
         let mut journal = Journal { path, file };
         if valid == 0 {
@@ -116,7 +122,11 @@ impl Journal {
 
     /// These pieces are in the partial file.
     pub(crate) fn add(&mut self, batch: &Batch) -> Result<()> {
-        let chunks = batch.pieces.iter().map(|piece| (piece.file, Chunk { size: piece.size as u32, digest: piece.digest })).collect();
+        let chunks = batch
+            .pieces
+            .iter()
+            .map(|piece| (piece.file, Chunk { size: piece.size as u32, digest: piece.digest }))
+            .collect();
         let ends = batch.ends.iter().map(|(file, digest)| (*file, digest_from(*digest))).collect();
         self.line(&Line { chunks, ends, state: batch.state.as_ref().map(|state| BASE64.encode(state)) })
     }
@@ -134,7 +144,7 @@ impl Journal {
 }
 
 /// The progress of all whole lines, and their length.
-fn read(file: &File, first: &First, partial: u64) -> (Progress, u64) {
+fn read(file: &File, first: &First) -> (Progress, u64) {
     let mut input = BufReader::new(file);
     let mut text = Vec::new();
     let mut valid = 0u64;
@@ -157,10 +167,6 @@ fn read(file: &File, first: &First, partial: u64) -> (Progress, u64) {
             }
         }
         valid += text.len() as u64;
-    }
-    // A partial file that is shorter than its journal claims was tampered with.
-    if progress.bytes() > partial {
-        return (Progress::default(), 0);
     }
     (progress, valid)
 }

@@ -26,7 +26,11 @@ impl Workshop {
     }
 
     pub fn inputs(&self) -> Inputs {
-        let bytes = |path: &str, bytes: &[u8]| Input { path: path.into(), executable: false, content: Content::Bytes(bytes.to_vec()) };
+        let bytes = |path: &str, bytes: &[u8]| Input {
+            path: path.into(),
+            executable: false,
+            content: Content::Bytes(bytes.to_vec()),
+        };
         let file = |path: &str, executable, name: &str| Input {
             path: path.into(),
             executable,
@@ -65,7 +69,10 @@ impl Workshop {
                 file("bin/linux-amd64/textnlp-deploy", true, "program"),
                 install,
                 bytes("configs/air-gapped/environment.yaml", &noise(3, 1000)),
-                bytes(&format!("packages/{}/{}", "long/".repeat(40).trim_end_matches('/'), "n".repeat(120)), b"a long path"),
+                bytes(
+                    &format!("packages/{}/{}", "long/".repeat(40).trim_end_matches('/'), "n".repeat(120)),
+                    b"a long path",
+                ),
                 bytes("sbom/größe.json", b"not ASCII"),
             ],
         }
@@ -124,6 +131,8 @@ pub fn tree_digest(folder: &Utf8Path) -> String {
             hasher.update(format!("{} {:o}\n", entry.file_name(), metadata.permissions().mode()));
             if metadata.is_dir() {
                 walk(entry.path(), hasher);
+            } else if metadata.is_symlink() {
+                hasher.update(entry.path().read_link_utf8().unwrap().as_str());
             } else if entry.file_name() != INSTALLED {
                 hasher.update(std::fs::read(entry.path()).unwrap());
             }
