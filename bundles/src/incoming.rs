@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use textnlp_models::Digest;
 
 use crate::error::{Error, Result};
+use crate::flow::WriteBehind;
 use crate::manifest::File;
 use crate::pack::boot;
 use crate::site::{Installed, Site, Stamp, remove};
@@ -64,13 +65,17 @@ struct Note {
 
 /// Files of older contents that nobody wrote to since.
 pub(crate) struct Older {
-    files: HashMap<(Digest, u64), Vec<(Utf8PathBuf, File, Stamp)>>,
+    /// By digest and size.
+    files: HashMap<(Digest, u64), Vec<OldFile>>,
 }
+
+/// Where it is, what the record says of it, and what shows that it is untouched.
+type OldFile = (Utf8PathBuf, File, Stamp);
 
 impl Older {
     /// Of all contents of the site.
     pub(crate) fn of(site: &Site) -> Result<Older> {
-        let mut files: HashMap<_, Vec<_>> = HashMap::new();
+        let mut files: HashMap<_, Vec<OldFile>> = HashMap::new();
         for name in site.contents()? {
             // A record that cannot be read makes its content useless for us, no more.
             let Ok(Installed { contents, stamps, .. }) = site.record(&name) else { continue };
@@ -166,7 +171,7 @@ impl<'a> Incoming<'a> {
     }
 
     /// Appends a verified chunk to a file; the first one makes it.
-    pub(crate) fn append(&mut self, index: usize, file: &File, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn append(&mut self, index: usize, file: &File, bytes: &[u8], behind: &mut WriteBehind) -> Result<()> {
         let out = match self.open.take() {
             Some((open, out, at)) if open == index => self.open.insert((index, out, at)),
             _ => {
@@ -177,6 +182,7 @@ impl<'a> Incoming<'a> {
         };
         out.1.write_all_at(bytes, out.2).map_err(Error::io("write", self.folder.join(&file.path)))?;
         out.2 += bytes.len() as u64;
+        behind.wrote(bytes.len() as u64, &out.1);
         if out.2 == file.size {
             self.open = None;
         }
