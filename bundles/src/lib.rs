@@ -8,4 +8,8 @@
 
 pub mod manifest;
 
+pub mod elf;
+pub mod oci;
+pub mod shelf;
+
 pub use manifest::Manifest;
