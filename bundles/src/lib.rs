@@ -12,4 +12,6 @@ pub mod elf;
 pub mod oci;
 pub mod shelf;
 
+pub mod legacy;
+
 pub use manifest::Manifest;

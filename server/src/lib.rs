@@ -35,6 +35,8 @@ pub mod database;
 
 pub mod gateway;
 
+pub mod mirror;
+
 pub use keys_role::{KeysError, keys};
 pub use serve::{Role, ServeArgs, ServeError, run, serve};
 pub use server::{Server, StartError};

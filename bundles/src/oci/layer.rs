@@ -67,28 +67,39 @@ impl Layer {
     }
 
     fn pad(&mut self, size: u64) {
-        let rest = (BLOCK - size % BLOCK) % BLOCK;
-        self.pending.resize(self.pending.len() + rest as usize, 0);
+        self.pending.resize(self.pending.len() + padding(size), 0);
     }
 
     fn header(&mut self, path: &str, access: Access, size: u64, kind: u8) {
-        let mut records = Vec::new();
-        let (prefix, name) = split(path).unwrap_or_else(|| {
-            records.extend(record("path", path));
-            ("", "long-name")
-        });
-        if size > MOST_OCTAL {
-            records.extend(record("size", &size.to_string()));
-        }
-        if !records.is_empty() {
-            let pax = Access { mode: 0o644, owner: 0 };
-            self.pending.extend(block("", "pax-header", pax, records.len() as u64, self.epoch, b'x'));
-            self.pending.extend_from_slice(&records);
-            self.pad(records.len() as u64);
-        }
-        let size = if size > MOST_OCTAL { 0 } else { size };
-        self.pending.extend(block(prefix, name, access, size, self.epoch, kind));
+        self.pending.extend(header(path, access, size, self.epoch, kind));
     }
+}
+
+/// The header of an entry, with a pax record before it where a path or size does not fit into one.
+pub(crate) fn header(path: &str, access: Access, size: u64, epoch: u64, kind: u8) -> Vec<u8> {
+    let mut records = Vec::new();
+    let (prefix, name) = split(path).unwrap_or_else(|| {
+        records.extend(record("path", path));
+        ("", "long-name")
+    });
+    if size > MOST_OCTAL {
+        records.extend(record("size", &size.to_string()));
+    }
+    let mut header = Vec::with_capacity(BLOCK as usize);
+    if !records.is_empty() {
+        let pax = Access { mode: 0o644, owner: 0 };
+        header.extend(block("", "pax-header", pax, records.len() as u64, epoch, b'x'));
+        header.extend_from_slice(&records);
+        header.resize(header.len() + padding(records.len() as u64), 0);
+    }
+    let size = if size > MOST_OCTAL { 0 } else { size };
+    header.extend(block(prefix, name, access, size, epoch, kind));
+    header
+}
+
+/// Zeros between the end of a file and the next header.
+pub(crate) fn padding(size: u64) -> usize {
+    ((BLOCK - size % BLOCK) % BLOCK) as usize
 }
 
 /// The two name fields of a ustar header, if the path fits.
@@ -102,7 +113,7 @@ fn split(path: &str) -> Option<(&str, &str)> {
 }
 
 /// `LENGTH KEY=VALUE\n`, where LENGTH counts itself.
-pub(crate) fn record(key: &str, value: &str) -> Vec<u8> {
+fn record(key: &str, value: &str) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
     while length != rest + length.to_string().len() {
@@ -160,7 +171,7 @@ mod tests {
     #[test]
     fn records_count_their_own_length() {
         assert_eq!(record("a", "b"), b"6 a=b\n");
-        assert_eq!(record("path", &"x".repeat(88)).len(), 96);
+        assert_eq!(record("path", &"x".repeat(88)).len(), 97);
         for n in 0..1100 {
             let text = String::from_utf8(record("path", &"x".repeat(n))).unwrap();
             assert_eq!(text.split_once(' ').unwrap().0.parse::<usize>().unwrap(), text.len());

@@ -155,7 +155,9 @@ pub fn merge(images: &[Image]) -> Result<Vec<Blob>> {
             ..image.manifest.clone()
         };
         let mut manifests: Vec<Descriptor> = platforms.iter().map(of).collect();
-        let mut entry = if manifests.len() == 1 {
+        // Readers of layouts look for OCI's media types alone; a list of one leads them to an image in Docker's, whose digest stays.
+        let ours = |d: &Descriptor| d.media_type == media::MANIFEST;
+        let mut entry = if manifests.len() == 1 && ours(&manifests[0]) {
             manifests.remove(0)
         } else {
             let index = Index { schema_version: 2, media_type: Some(media::INDEX.to_owned()), manifests };

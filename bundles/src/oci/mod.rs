@@ -10,7 +10,7 @@ pub mod catalogue;
 mod content;
 mod document;
 mod error;
-mod layer;
+pub(crate) mod layer;
 mod net;
 mod reference;
 
