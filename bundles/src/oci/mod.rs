@@ -21,6 +21,8 @@ pub use reference::Reference;
 
 use textnlp_models::Digest;
 
+use crate::manifest::{Item, ItemKind};
+
 /// One image for one platform: its manifest and everything that the manifest names.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -37,6 +39,24 @@ pub struct Image {
 }
 
 impl Image {
+    /// What a bundle's manifest says of it. `source`: where it came from, for people.
+    pub fn item(&self, source: Option<String>) -> Item {
+        let (name, tag) = match self.name.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag.to_owned())),
+            _ => (self.name.as_str(), None),
+        };
+        Item {
+            kind: ItemKind::Image,
+            name: name.to_owned(),
+            version: tag,
+            digest: self.manifest.digest,
+            platform: Some(self.platform.to_string()),
+            license: None,
+            source,
+            paths: self.blobs.iter().map(|blob| format!("{}/{}", catalogue::FOLDER, blob.path)).collect(),
+        }
+    }
+
     /// Bytes of all blobs.
     pub fn size(&self) -> u64 {
         self.blobs.iter().map(|blob| blob.size).sum()

@@ -23,8 +23,8 @@ pub struct Options {
     pub proxy: ProxySettings,
     /// Certificates of a private CA, trusted beside the public ones.
     pub ca_file: Option<Utf8PathBuf>,
-    /// Whether `http:` is accepted from other machines than this one.
-    pub plain_http: bool,
+    /// With whom `http:` is spoken instead of `https:`.
+    pub plain_http: PlainHttp,
     /// The account, if the registry wants one.
     pub credentials: Option<Credentials>,
     /// Hosts beside the registry's own that may see the password in exchange for a token.
@@ -33,6 +33,29 @@ pub struct Options {
     pub most_bytes: u64,
     /// Bounds of waiting and retrying.
     pub limits: Limits,
+}
+
+/// With whom nothing is encrypted. Contents are checked against their digests in any case; a tag that is resolved, and a password, are not
+/// protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlainHttp {
+    /// With this machine, as engines do it.
+    #[default]
+    Loopback,
+    /// With nobody.
+    Never,
+    /// With everybody.
+    Always,
+}
+
+impl PlainHttp {
+    fn allows(self, url: &Url) -> bool {
+        match self {
+            PlainHttp::Loopback => is_loopback(url),
+            PlainHttp::Never => false,
+            PlainHttp::Always => true,
+        }
+    }
 }
 
 /// An account at a registry.
@@ -95,8 +118,7 @@ impl Line {
             Error::malformed(format!("the registry `{host}`"), format!("it is no host ({error})"))
         };
         let https: Url = format!("https://{host}/").parse().map_err(|error| bad(&error))?;
-        // As engines do it: this machine is spoken to plainly, everything else only if a person says so.
-        let plain = options.plain_http || is_loopback(&https);
+        let plain = options.plain_http.allows(&https);
         let base = if plain { format!("http://{host}/").parse().map_err(|error| bad(&error))? } else { https };
         let client = client(options)?;
         let repository = repository.to_owned();
@@ -187,7 +209,7 @@ impl Line {
         let next = at.join(location).map_err(|_| fatal("it redirects to something that is no address"))?;
         match next.scheme() {
             "https" => Ok(next),
-            "http" if at.scheme() == "http" && (self.options.plain_http || is_loopback(&next)) => Ok(next),
+            "http" if at.scheme() == "http" && self.options.plain_http.allows(&next) => Ok(next),
             _ => Err(fatal("it redirects to an address that is not encrypted")),
         }
     }
@@ -207,7 +229,7 @@ impl Line {
             Some(Challenge::Bearer { realm, service, scope }) => {
                 let realm: Url =
                     realm.parse().map_err(|_| denied("its token service has no address".to_owned(), log_in))?;
-                let open = realm.scheme() == "http" && (self.options.plain_http || is_loopback(&realm));
+                let open = realm.scheme() == "http" && self.options.plain_http.allows(&realm);
                 if realm.scheme() != "https" && !(open && self.base.scheme() == "http") {
                     return Err(denied(format!("its token service {} is not encrypted", shown(&realm)), "use https"));
                 }

@@ -12,7 +12,7 @@ use sha2::Digest as _;
 use textnlp_models::{Digest, Event, Progress};
 use tokio::io::AsyncWriteExt as _;
 
-pub use super::net::{Credentials, Options, Secret};
+pub use super::net::{Credentials, Options, PlainHttp, Secret};
 
 use super::content::{Blob, Content, blob_path};
 use super::document::{Descriptor, Document, ImageConfig, MOST_CONFIG, MOST_DOCUMENT, Platform, media};

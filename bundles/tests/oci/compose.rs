@@ -11,6 +11,8 @@ const FILES: [(&str, &str); 4] = [
 
 fn read(text: &str) -> Value {
     let mut value: Value = serde_yaml::from_str(text).unwrap();
+    // A merged mapping brings its own merge along, so once for each.
+    value.apply_merge().unwrap();
     value.apply_merge().unwrap();
     value
 }

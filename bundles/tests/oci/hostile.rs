@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use textnlp_bundle::oci::registry::{Credentials, Options, Secret, pull, resolve};
+use textnlp_bundle::oci::registry::{Credentials, Options, PlainHttp, Secret, pull, resolve};
 use textnlp_bundle::oci::{Blob, Error, Image, Platform, Reference};
 use textnlp_models::Digest;
 
@@ -288,4 +288,19 @@ async fn redirects_end_and_do_not_leave_this_machine_unencrypted() {
     let away = Stand::new(|_, _, stream| reply(stream, "302 Found", "Location: http://198.51.100.1/x\r\n", b""));
     let error = fetch(&away, &image, &quick()).await.unwrap_err();
     assert!(error.to_string().contains("not encrypted"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_asked_for_every_host_but_those_that_it_is_not_for() {
+    let dir = Dir::new();
+    let (image, blobs) = image(&dir);
+    let proxy = Stand::new(move |seen, _, stream| honest(seen, &blobs, stream));
+    let mut options = Options { plain_http: PlainHttp::Always, ..quick() };
+    options.proxy.http = Some(format!("http://{}", proxy.host));
+    let reference: Reference = format!("registry.invalid:5000/a/b@{}", image.manifest.digest).parse().unwrap();
+    pull(&reference, &Platform::linux("amd64"), dir.path(), &options, &|_| {}).await.unwrap();
+    assert_eq!(proxy.seen("http://registry.invalid:5000/v2/a/b/").len(), 4);
+    options.proxy.no_proxy = Some("registry.invalid".to_owned());
+    let error = pull(&reference, &Platform::linux("amd64"), dir.path(), &options, &|_| {}).await.unwrap_err();
+    assert!(matches!(error, Error::Network { .. }), "{error}");
 }

@@ -30,6 +30,8 @@ fn the_same_recipe_gives_the_same_bytes_and_another_program_changes_one_layer() 
 fn the_documents_have_the_shape_that_the_specification_asks_for() {
     let dir = Dir::new();
     let image = stand_in(dir.path(), "textnlp");
+    let item = image.item(None);
+    assert_eq!((item.name.as_str(), item.version.as_deref(), item.paths.len()), ("textnlp", Some("1.0.0"), 4));
     let manifest = json_of(&image, &format!("blobs/sha256/{}", image.manifest.digest.hex()));
     assert_eq!(manifest["schemaVersion"], 2);
     assert_eq!(manifest["mediaType"], media::MANIFEST);

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use textnlp_bundle::oci::layout::Layout;
-use textnlp_bundle::oci::registry::{Credentials, Options, Secret, pull, resolve};
+use textnlp_bundle::oci::registry::{Credentials, Options, PlainHttp, Secret, pull, resolve};
 use textnlp_bundle::oci::{Error, Platform, Reference, media};
 use textnlp_models::{Digest, Event};
 
@@ -118,4 +118,35 @@ async fn an_account_opens_a_registry_that_wants_one() {
         let error = resolve(&reference, &options, &|_| {}).await.unwrap_err();
         assert!(matches!(error, Error::Denied { .. }) && !format!("{error:?}").contains("wrong"), "{error:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_ca_is_trusted_when_it_is_named() {
+    if !has("skopeo") || !has("docker-registry") {
+        return;
+    }
+    let dir = Dir::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&key).unwrap();
+    let issuer = rcgen::Issuer::new(params, key);
+    let leaf_key = rcgen::KeyPair::generate().unwrap();
+    let leaf =
+        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&leaf_key, &issuer).unwrap();
+    let put = |name: &str, text: String| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (ca, cert, key) = (put("ca", ca.pem()), put("cert", leaf.pem()), put("key", leaf_key.serialize_pem()));
+    let registry = Registry::start_with(None, Some((&cert, &key)));
+    push(&dir, &registry, "postgres", &[]);
+    let reference: Reference = format!("{}/lib/postgres:1", registry.host).parse().unwrap();
+    let options = Options { plain_http: PlainHttp::Never, ca_file: Some(ca), ..Options::default() };
+    let pinned = resolve(&reference, &options, &|_| {}).await.unwrap();
+    pull(&pinned, &amd64(), &dir.join("cache"), &options, &|_| {}).await.unwrap();
+    let options = Options { ca_file: None, ..options };
+    let error = resolve(&reference, &options, &|_| {}).await.unwrap_err();
+    assert!(matches!(&error, Error::Denied { hint, .. } if hint.contains("private CA")), "{error}");
 }

@@ -94,6 +94,11 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn start(auth: Option<&str>) -> Registry {
+        Registry::start_with(auth, None)
+    }
+
+    /// `tls`: the paths of a certificate and its key.
+    pub(crate) fn start_with(auth: Option<&str>, tls: Option<(&Utf8Path, &Utf8Path)>) -> Registry {
         for _ in 0..10 {
             let dir = Dir::new();
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -103,8 +108,9 @@ impl Registry {
                 std::fs::write(&path, htpasswd).unwrap();
                 format!("auth: {{ htpasswd: {{ realm: here, path: {path} }} }}\n")
             });
+            let tls = tls.map_or(String::new(), |(cert, key)| format!(", tls: {{ certificate: {cert}, key: {key} }}"));
             let config = format!(
-                "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: {host} }}\n{auth}",
+                "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: \"{host}\"{tls} }}\n{auth}",
                 dir.join("data")
             );
             std::fs::write(dir.join("config.yml"), config).unwrap();

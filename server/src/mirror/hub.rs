@@ -11,7 +11,7 @@ use textnlp_bundle::shelf::{Entry, Shelf};
 use textnlp_models::Source;
 
 use super::file::{Sent, send};
-use super::{Call, json};
+use super::{Call, reply};
 
 /// The models by the names that clients ask for: the repository that a model came from, and `bundle/NAME`.
 pub(super) struct Models {
@@ -69,15 +69,15 @@ pub(super) async fn answer(call: &Call<'_>, path: &[String]) -> Response {
     let parts: Vec<&str> = path.iter().map(String::as_str).collect();
     match &parts[..] {
         ["api", "models", org, name] => match find(call, org, name, "main") {
-            Ok(model) => json(call, StatusCode::OK, &listing(&format!("{org}/{name}"), model)),
+            Ok(model) => reply(call, StatusCode::OK, &listing(&format!("{org}/{name}"), model)),
             Err(refusal) => refusal,
         },
         ["api", "models", org, name, "revision", revision] => match find(call, org, name, revision) {
-            Ok(model) => json(call, StatusCode::OK, &listing(&format!("{org}/{name}"), model)),
+            Ok(model) => reply(call, StatusCode::OK, &listing(&format!("{org}/{name}"), model)),
             Err(refusal) => refusal,
         },
         ["api", "models", org, name, "tree", revision, ..] => match find(call, org, name, revision) {
-            Ok(model) => json(call, StatusCode::OK, &tree(model)),
+            Ok(model) => reply(call, StatusCode::OK, &tree(model)),
             Err(refusal) => refusal,
         },
         [org, name, "resolve", revision, file @ ..] if !file.is_empty() => match find(call, org, name, revision) {

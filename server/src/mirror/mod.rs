@@ -176,10 +176,10 @@ async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> Response {
 
 /// What there is, for people who open the address.
 fn index(call: &Call<'_>) -> Response {
-    json(call, StatusCode::OK, &json!({ "images": call.desk.images.names(), "models": call.desk.models.names() }))
+    reply(call, StatusCode::OK, &json!({ "images": call.desk.images.names(), "models": call.desk.models.names() }))
 }
 
-fn json(call: &Call<'_>, status: StatusCode, value: &Value) -> Response {
+fn reply(call: &Call<'_>, status: StatusCode, value: &Value) -> Response {
     let text = value.to_string();
     let length = HeaderValue::from(text.len());
     let mut response = Response::new(if call.head { Body::empty() } else { Body::from(text) });

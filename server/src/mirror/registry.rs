@@ -11,7 +11,7 @@ use textnlp_bundle::oci::media;
 use textnlp_models::Digest;
 
 use super::file::{Sent, send};
-use super::{Call, json};
+use super::{Call, reply};
 
 /// The images by the names that clients ask for.
 pub(super) struct Images {
@@ -74,23 +74,23 @@ pub(super) async fn answer(call: &Call<'_>, path: &[String]) -> Response {
     let parts: Vec<&str> = path.iter().map(String::as_str).collect();
     let images = &call.desk.images;
     match &parts[..] {
-        [] | [""] => json(call, StatusCode::OK, &json!({})),
+        [] | [""] => reply(call, StatusCode::OK, &json!({})),
         ["_catalog"] => {
             let (page, link) = page(call, "/v2/_catalog", images.names.iter());
-            linked(json(call, StatusCode::OK, &json!({ "repositories": page })), link)
+            linked(reply(call, StatusCode::OK, &json!({ "repositories": page })), link)
         }
         [name @ .., "tags", "list"] if !name.is_empty() => {
             let name = name.join("/");
             let Some(tags) = images.repositories.get(&name) else { return unknown(&name) };
             let (page, link) = page(call, &format!("/v2/{name}/tags/list"), tags.keys());
-            linked(json(call, StatusCode::OK, &json!({ "name": name, "tags": page })), link)
+            linked(reply(call, StatusCode::OK, &json!({ "name": name, "tags": page })), link)
         }
         [name @ .., "manifests", reference] if !name.is_empty() => manifest(call, &name.join("/"), reference).await,
         [name @ .., "blobs", digest] if !name.is_empty() => blob(call, &name.join("/"), digest).await,
         [name @ .., "referrers", _] if !name.is_empty() => {
             // No signatures or lists of contents hang on our images: the bundle's own signature covers all of them.
             let mut response =
-                json(call, StatusCode::OK, &json!({ "schemaVersion": 2, "mediaType": media::INDEX, "manifests": [] }));
+                reply(call, StatusCode::OK, &json!({ "schemaVersion": 2, "mediaType": media::INDEX, "manifests": [] }));
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media::INDEX));
             response
         }
