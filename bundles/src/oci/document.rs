@@ -186,6 +186,7 @@ pub struct ImageConfig {
 
 /// What a digest in an index may lead to.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and taken apart at once")]
 pub enum Document {
     /// A list.
     Index(Index),

@@ -1,6 +1,7 @@
 //! OCI layouts: reading those of others, strictly and within bounds, and merging images into ours.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::io::Read as _;
 
@@ -89,8 +90,8 @@ impl Layout {
                     let runs = ImageConfig::platform(&what, &config, platform)?;
                     let mut blobs = BTreeMap::new();
                     for descriptor in manifest.layers.iter().chain([&manifest.config, &at]) {
-                        if !blobs.contains_key(&descriptor.digest) {
-                            blobs.insert(descriptor.digest, self.blob(descriptor)?);
+                        if let Entry::Vacant(place) = blobs.entry(descriptor.digest) {
+                            place.insert(self.blob(descriptor)?);
                         }
                     }
                     let manifest = Descriptor { annotations: BTreeMap::new(), platform: None, ..at };
