@@ -20,6 +20,7 @@ pub mod auth;
 mod chat;
 mod models;
 mod ready;
+mod ready_role;
 mod record;
 mod work;
 
