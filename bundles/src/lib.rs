@@ -7,5 +7,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod manifest;
+pub mod report;
+pub mod sbom;
+pub mod scan;
 
 pub use manifest::Manifest;
