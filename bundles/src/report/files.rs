@@ -15,7 +15,7 @@ const MOST_BYTES: u64 = 256 << 20;
 pub fn legacy_name(image: &str) -> String {
     let without_digest = image.split('@').next().unwrap_or(image);
     let last = without_digest.rsplit('/').next().unwrap_or(without_digest);
-    let name = if last.starts_with("sha256:") { &last[7..] } else { last.split(':').next().unwrap_or(last) };
+    let name = last.strip_prefix("sha256:").unwrap_or_else(|| last.split(':').next().unwrap_or(last));
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
     format!("scan_{}.json", name.chars().map(plain).collect::<String>())
 }

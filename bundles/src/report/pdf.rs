@@ -236,13 +236,16 @@ impl Paper {
             rows.push(("also", finding.aliases.join(", ")));
         }
         rows.extend(finding.url.clone().map(|url| ("read", url)));
-        let title = format!("{}  {}", finding.id, finding.title);
+        let title = format!("{} · {}", finding.id, finding.title);
         let count: usize = rows.iter().map(|(_, v)| wrap(v, Font::Regular, 9.0, most - 48.0).len()).sum();
         let height = wrap(&title, Font::Bold, 10.5, most).len() as f32 * 14.0 + count as f32 * 11.9 + 16.0;
         // Kept on one page where one page can hold it.
         self.room(height.min(TOP - BOTTOM));
         let top = self.y;
-        self.rule(top);
+        // At the top of a page the head's rule is there already.
+        if top < TOP {
+            self.rule(top);
+        }
         self.gap(5.0);
         self.y = self.y.min(top - 5.0);
         let ink = colour(finding.severity);
