@@ -6,6 +6,50 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod elf;
+pub mod legacy;
 pub mod manifest;
+pub mod oci;
+pub mod recipe;
+pub mod report;
+pub mod sbom;
+pub mod scan;
+pub mod shelf;
 
+mod apply;
+mod contents;
+mod delta;
+mod diff;
+mod error;
+mod flow;
+mod incoming;
+mod inspect;
+mod layout;
+mod open;
+mod pack;
+mod rules;
+mod sign;
+mod site;
+mod unpack;
+mod verify;
+
+mod chunk;
+mod volumes;
+mod walk;
+mod weights;
+
+pub use contents::Contents;
+pub use delta::{Made, Scope, Target, make_delta};
+pub use diff::{Change, Diff, FileChange, ItemChange, diff};
+pub use error::{Damage, Error, Mismatch, Result};
+pub use flow::{Drive, Event};
+pub use incoming::Needs;
+pub use inspect::{DeltaSummary, Summary};
 pub use manifest::Manifest;
+pub use open::{Bundle, FileReader};
+pub use pack::{Content, Input, Inputs, PackOptions, Packed, pack};
+pub use rules::{MOST_CHUNK, MOST_MANIFEST, TOPS};
+pub use sign::{Authenticity, Password, PublicKey, SecretKey, Signature, TrustSet, keygen, sign};
+pub use site::{Collected, INSTALLED, Installed, Site, SiteLock, Source, Stamp};
+pub use unpack::{UnpackOptions, Unpacked};
+pub use verify::{Verified, VerifyOptions};

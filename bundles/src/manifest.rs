@@ -1,4 +1,5 @@
 //! What a bundle says of itself: the items that it brings, and every file with the digest of each of its chunks.
+//! The rules that a manifest must keep are in `rules.rs`.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ pub struct Manifest {
     pub version: String,
     /// From `SOURCE_DATE_EPOCH`: seconds since 1970, the time that every member carries.
     pub epoch: u64,
-    /// What the bundle is for, sorted by kind and name.
+    /// What the bundle is for, sorted by kind, name and platform.
     pub items: Vec<Item>,
     /// Every file of the content in the order of the archive, which is: install.sh, bin, configs, scripts, packages, sbom, images, models; within
     /// them by path. In a delta: the files that are new or changed, as they are afterwards.
@@ -117,14 +118,36 @@ pub struct Chunk {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Delta {
-    /// For each path that the delta replaces, removes or copies chunks from: the file that must be there (none: no such file may be there).
+    /// The content that it was made from, when it was made from one; a delta without a base carries all chunks of its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Digest>,
+    /// The content that it makes of exactly that base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Digest>,
+    /// For each path that the delta replaces, removes or copies chunks from: the file that must be there (none: no such file may be
+    /// there). A path that is not named here is replaced whatever it was; all its chunks are carried.
     pub expects: BTreeMap<String, Option<Digest>>,
-    /// Paths to be taken away.
+    /// For each item that is set or dropped: what must be there, as [`Item::identity`]. Sorted.
+    pub expects_items: Vec<ExpectedItem>,
+    /// Paths to be taken away. Sorted.
     pub removes: Vec<String>,
-    /// Items to be taken away, by kind and name.
-    pub drops: Vec<(ItemKind, String)>,
+    /// Items to be taken away. Sorted.
+    pub drops: Vec<ItemKey>,
     /// The chunks that the delta carries, in the order in which they stand in its one data member, `delta/chunks`.
     pub carries: Vec<Chunk>,
+}
+
+/// What tells one item from another: its kind, name and platform.
+pub type ItemKey = (ItemKind, String, Option<String>);
+
+/// An item that a delta replaces or drops, as it must be before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpectedItem {
+    /// Which one.
+    pub item: ItemKey,
+    /// Its [`Item::identity`]; none: it may not be there.
+    pub identity: Option<Digest>,
 }
 
 /// A chunk's text that is none.

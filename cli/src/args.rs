@@ -149,6 +149,9 @@ pub enum Command {
     /// Lists, pulls and inspects models
     #[command(subcommand)]
     Model(Model),
+    /// One sealed file for a machine without a network: made, checked, installed, updated
+    #[command(subcommand)]
+    Bundle(Box<crate::bundle_args::Bundle>),
     /// Text from the running environment
     Generate(Generate),
     /// A conversation with the running environment

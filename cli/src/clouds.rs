@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::FetchOptions;
-use textnlp_onprem::{FileSecretStore, OnPrem, Options};
+use textnlp_onprem::{FileSecretStore, OnPrem, Options, supervise};
 use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
-use textnlp_provider::{Provider, SecretStore};
+use textnlp_provider::{Provider, SecretStore, SiteName};
 
 /// One row of `providers`.
 pub struct Row {
@@ -107,7 +107,7 @@ pub fn provider(
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     let mut options = Options::new(folder.to_owned(), program)?;
     options.secrets = secrets;
-    options.strict = environment.phase.minimum().blocks;
+    options.strict = environment.phase.minimum().blocks && !environment.prerequisites.allow_below_minimum;
     options.models = fetching(environment)?;
     if let Some(cache) = model_folder(environment)? {
         options.model_cache = cache;
@@ -143,6 +143,14 @@ pub fn model_folder(environment: &Environment) -> anyhow::Result<Option<Utf8Path
 /// A relative path begins where the program was started.
 fn absolute(path: &str) -> anyhow::Result<Utf8PathBuf> {
     Ok(Utf8PathBuf::try_from(std::env::current_dir()?)?.join(path))
+}
+
+/// The processes that a site's service is made of, as far as they run on this machine.
+pub async fn processes(folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
+    match supervise::status(&folder.join("sites").join(site.as_str())).await {
+        Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),
+        Ok(None) | Err(_) => Vec::new(),
+    }
 }
 
 /// What a site's lineage is bound to when the environment names no account: for machines of one's own, the machine.

@@ -5,6 +5,7 @@
 #![allow(unreachable_pub)]
 
 mod args;
+mod bundle_args;
 mod client;
 mod clouds;
 mod commands;

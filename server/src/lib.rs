@@ -20,6 +20,7 @@ pub mod auth;
 mod chat;
 mod models;
 mod ready;
+mod ready_role;
 mod record;
 mod work;
 
@@ -35,6 +36,8 @@ pub mod retry;
 pub mod database;
 
 pub mod gateway;
+
+pub mod mirror;
 
 pub use keys_role::{KeysError, keys};
 pub use serve::{Role, ServeArgs, ServeError, run, serve};

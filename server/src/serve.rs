@@ -13,6 +13,7 @@ use crate::error::chain;
 use crate::gateway;
 use crate::keys_role::{KeysError, keys};
 use crate::log;
+use crate::ready_role;
 use crate::server::{Server, StartError};
 
 /// Arguments of `serve`.
@@ -40,6 +41,8 @@ pub enum Role {
     Migrate,
     /// Does one JSON command about API keys from standard input
     Keys,
+    /// Asks the server of this configuration whether it takes requests, and ends: for health checks
+    Ready,
 }
 
 /// Why `serve` ended badly.
@@ -63,6 +66,9 @@ pub enum ServeError {
     /// The gateway.
     #[error(transparent)]
     Gateway(#[from] gateway::Error),
+    /// A server that does not take requests.
+    #[error("the server is not ready")]
+    NotReady(#[source] std::io::Error),
     /// An argument that does not belong to the role.
     #[error("--to is only for --role migrate")]
     To,
@@ -77,7 +83,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         // The file is read again inside; here only the number is wanted, and what is wrong is said there.
         Role::Server => Config::read(&args.config).map_or(1, |config| config.api.workers),
         Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
-        Role::Migrate | Role::Keys => 1,
+        Role::Migrate | Role::Keys | Role::Ready => 1,
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("http").enable_all().build();
@@ -116,6 +122,10 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             let done = store.migrate(args.to).await?;
             store.close().await;
             print(&json!({ "from": done.from, "to": done.to }))
+        }
+        Role::Ready => {
+            let config = Config::read(&args.config)?;
+            ready_role::ask(&config.api.listen).await.map_err(ServeError::NotReady)
         }
         Role::Keys => {
             let config = Config::read(&args.config)?;

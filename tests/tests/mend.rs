@@ -219,7 +219,13 @@ fn two_replicas_roll_without_losing_a_request() {
     });
     let after = replicas(SERVER);
     assert!(after.len() == 2 && after.is_disjoint(&before), "both were replaced: {before:?} {after:?}");
-    assert!(lost.is_empty(), "{} of {} lost: {:?}", lost.len(), answered.load(Ordering::Relaxed), &lost[..lost.len().min(5)]);
+    assert!(
+        lost.is_empty(),
+        "{} of {} lost: {:?}",
+        lost.len(),
+        answered.load(Ordering::Relaxed),
+        &lost[..lost.len().min(5)]
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_orchestrator::clock::{Clock, SystemClock};
+use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::{self, Check, IssuedKey, KeyIssuer, KeyRequest, Outside};
 use textnlp_orchestrator::load::{HttpWire, Key, Wire};
 use textnlp_orchestrator::release::{Lock, digest};
@@ -16,7 +17,7 @@ use textnlp_provider::Secret;
 use tokio_util::sync::CancellationToken;
 
 use super::running::{self, Running};
-use super::{audit, key};
+use super::{audit, bundle, key};
 use crate::args::Gate;
 use crate::client;
 use crate::deployment::Deployment;
@@ -151,6 +152,10 @@ pub async fn measure(
     let issuer = Issuer { running: running.clone(), header };
     let progress = Progress::new(console);
     progress.line(format!("Measuring the {} gate from outside …", environment.phase));
+    let mut recorded = vec![audit::check()];
+    if environment.phase == Phase::AirGapped {
+        recorded.extend(bundle::gate::checks(deployment).await);
+    }
     let evidence = gate::evaluate(
         environment,
         Outside {
@@ -158,7 +163,7 @@ pub async fn measure(
             service: &service,
             metrics: metrics.as_ref().map(|m| m as &dyn Wire),
             keys: &issuer,
-            recorded: vec![audit::check()],
+            recorded,
             clock: &clock,
             stop: &stop,
         },

@@ -192,7 +192,8 @@ fn failed_in_folder(error: Error) -> Failure {
     failure
 }
 
-fn failed(error: Error) -> Failure {
+/// An error of models, for people.
+pub fn failed(error: Error) -> Failure {
     let hint = error.hint();
     let exit = if matches!(error, Error::Source(_) | Error::NotFound { .. }) { Exit::Usage } else { Exit::Failed };
     let mut failure = Failure::new(exit, "model", error);

@@ -216,7 +216,7 @@ async fn probe(
 ) {
     let security = &environment.server.security;
     let prober = Prober { wire: outside.service, header: &security.api_key_header, stop: outside.stop };
-    if environment.phase > Phase::Staging {
+    if environment.phase > Phase::Staging && environment.phase != Phase::AirGapped {
         // Their gates read live metrics over days; claiming to have measured that would be a lie.
         let why = format!("the gate of phase {} is not part of this version", environment.phase);
         found.add(Check::unmeasured("gate of the phase", "measured", "", why), tell);
@@ -259,8 +259,8 @@ async fn probe(
     for check in &outside.recorded {
         found.add(check.clone(), tell);
     }
-    // A service that fails a check is not put under load: what that measured would say nothing.
-    if found.checks.iter().all(|c| c.ok) && !outside.stop.is_cancelled() {
+    // From pilot on nobody loads what others work with; and what fails a check would say nothing under load.
+    if environment.phase <= Phase::Staging && found.checks.iter().all(|c| c.ok) && !outside.stop.is_cancelled() {
         under_load(environment, outside, lent, found, tell).await;
     }
 }

@@ -236,6 +236,12 @@ fn local_files(path: &Utf8Path) -> Result<Vec<(String, camino::Utf8PathBuf)>> {
         Err(error) => return Err(Error::io("look at", path)(error)),
     };
     if found.is_dir() {
+        // A folder that a store or a bundle made says itself what belongs to the model: it has the same digest everywhere. One that was
+        // changed since is looked at like any other.
+        if let Ok(Some(manifest)) = crate::manifest::read_manifest(path) {
+            let named = manifest.files.into_iter().map(|file| (file.name.clone(), path.join(file.name)));
+            return Ok(named.collect());
+        }
         let names = local::file_names(path)?;
         let chosen = choose(&format!("file:{path}"), None, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
         return Ok(chosen.into_iter().map(|name| (name.to_owned(), path.join(name))).collect());

@@ -334,6 +334,8 @@ section! {
         pub git: Option<String> = None,
         /// Who is responsible: `devops`, `security`, `database`, `network`.
         pub people: BTreeMap<String, String> = BTreeMap::new(),
+        /// Goes on with a warning on a machine below the minimum of the phase, which is refused from pilot on.
+        pub allow_below_minimum: bool = false,
     }
 }
 

@@ -64,7 +64,8 @@ impl Facts {
 pub(super) fn check(facts: &Facts, strict: bool, problems: &mut Vec<Problem>) {
     let minimum = if strict { &PRODUCTION } else { &DEVELOPMENT };
     let mut short = |cause: String, fix: &str| {
-        let problem = Problem::warning("host", cause, fix);
+        let or = if strict { "; or bear it: `prerequisites: { allow_below_minimum: true }`" } else { "" };
+        let problem = Problem::warning("host", cause, format!("{fix}{or}"));
         problems.push(Problem { warning: !strict, ..problem });
     };
     if let Some(cores) = facts.cores.filter(|cores| *cores < minimum.cores) {

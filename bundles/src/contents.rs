@@ -1,0 +1,74 @@
+//! What a site or a full bundle holds, and the one digest that names it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use textnlp_models::Digest;
+
+use crate::manifest::{File, Item, ItemKey, Kind, Manifest};
+
+/// Files and items, in the order of a manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contents {
+    /// See [`Manifest::items`].
+    pub items: Vec<Item>,
+    /// See [`Manifest::files`].
+    pub files: Vec<File>,
+}
+
+impl Contents {
+    /// What a full bundle holds; none of a delta.
+    pub fn of(manifest: &Manifest) -> Option<Contents> {
+        (manifest.kind == Kind::Full).then(|| Contents { items: manifest.items.clone(), files: manifest.files.clone() })
+    }
+
+    /// Names the content: the digest of its sorted (path, executable, digest) and of its items. Neither the version nor the way in
+    /// which files were cut counts, so a site that was brought up by deltas has the digest of one that was installed at once.
+    pub fn digest(&self) -> Digest {
+        content_digest(&self.items, &self.files)
+    }
+
+    /// The file at a path.
+    pub fn file(&self, path: &str) -> Option<&File> {
+        let at =
+            self.files.binary_search_by(|file| crate::rules::order(&file.path).cmp(&crate::rules::order(path))).ok()?;
+        self.files.get(at)
+    }
+
+    /// The files' bytes together.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size).sum()
+    }
+
+    pub(crate) fn by_key(&self) -> BTreeMap<ItemKey, &Item> {
+        self.items.iter().map(|item| (item.key(), item)).collect()
+    }
+}
+
+pub(crate) fn content_digest(items: &[Item], files: &[File]) -> Digest {
+    let mut hasher = Sha256::new();
+    hasher.update(b"textnlp content 1\n");
+    let mut sorted: Vec<&File> = files.iter().collect();
+    sorted.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    for file in sorted {
+        // Paths hold no line feeds and digests have one length: no two lists give the same text.
+        hasher.update(if file.executable { "x " } else { "- " });
+        hasher.update(file.digest.hex());
+        hasher.update(" ");
+        hasher.update(&file.path);
+        hasher.update("\n");
+    }
+    for item in items {
+        hasher.update(item.identity().hex());
+        hasher.update("\n");
+    }
+    digest_from(hasher.finalize().into())
+}
+
+/// The crate that owns [`Digest`] makes it from a text only.
+pub(crate) fn digest_from(bytes: [u8; 32]) -> Digest {
+    // 64 hexadecimal digits are always a digest; the other branch is never taken.
+    hex::encode(bytes).parse().unwrap_or_else(|_| Digest::of(&bytes))
+}

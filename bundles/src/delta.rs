@@ -1,0 +1,277 @@
+//! Bundles that bring only what changed. A delta says what it expects to find, so it is refused where it does not fit; deltas that touch
+//! different things can be applied in any order and end in the same content.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_models::Digest;
+
+use crate::contents::{Contents, content_digest};
+use crate::error::{Error, Result};
+use crate::flow::{Drive, Event};
+use crate::layout::{BLOCK, Layout, Outline, Role};
+use crate::manifest::{Chunk, Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Manifest};
+use crate::open::Bundle;
+use crate::pack::{Inputs, Scan, head, padded};
+use crate::rules::order;
+use crate::volumes::Volumes;
+
+/// Which part of the target a delta brings.
+#[derive(Clone, Debug, Default)]
+pub enum Scope {
+    /// All of it: afterwards the site holds what the target holds.
+    #[default]
+    Everything,
+    /// These items and their files; the rest of the site stays as it is.
+    Items(Vec<ItemKey>),
+}
+
+/// What a delta leads to.
+pub enum Target<'a> {
+    /// A full bundle's content.
+    Bundle(&'a Bundle),
+    /// What a full bundle would be made of; it is read twice.
+    Inputs(&'a Inputs),
+}
+
+/// A delta that was made.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The file.
+    pub path: Utf8PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// Bytes of the chunks that it carries.
+    pub carried: u64,
+    /// What it says of itself.
+    pub manifest: Manifest,
+}
+
+/// Writes the delta from `base` to `target`. Without a base it carries all of its files, and fits any site. `base` is
+/// [`Contents::of`] another bundle, or [`Installed::contents`](crate::Installed::contents).
+pub fn make_delta(
+    base: Option<&Contents>,
+    target: &Target<'_>,
+    scope: &Scope,
+    out: &Utf8Path,
+    drive: &Drive<'_>,
+) -> Result<Made> {
+    match target {
+        Target::Bundle(bundle) => {
+            bundle.sound()?;
+            let wanted = Contents::try_from(*bundle)?;
+            let read = |file: usize, index: usize, at: u64, chunk: &Chunk| {
+                bundle.chunk_at(bundle.layout.members[file + 3].data_at + at, chunk, &wanted.files[file].path, index)
+            };
+            let made = Making { base, wanted: &wanted, scope, drive };
+            made.write(&bundle.manifest().version, bundle.manifest().epoch, out, read)
+        }
+        Target::Inputs(inputs) => {
+            let scan = Scan::of(inputs, drive)?;
+            let made = Making { base, wanted: &scan.contents, scope, drive };
+            made.write(&inputs.version, inputs.epoch, out, |file, _, at, chunk| scan.chunk(file, at, chunk))
+        }
+    }
+}
+
+struct Making<'a> {
+    base: Option<&'a Contents>,
+    wanted: &'a Contents,
+    scope: &'a Scope,
+    drive: &'a Drive<'a>,
+}
+
+/// What the site will hold, and which of the target's files that brings.
+struct Outcome {
+    after: Contents,
+    /// Indices into the target's files.
+    changed: Vec<usize>,
+    items: Vec<Item>,
+    drops: Vec<ItemKey>,
+    removes: Vec<String>,
+}
+
+/// A carried chunk: the target's file, the chunk's index, its place, itself.
+type Carried = (usize, usize, u64, Chunk);
+
+impl Making<'_> {
+    fn write(
+        &self,
+        version: &str,
+        epoch: u64,
+        out: &Utf8Path,
+        read: impl Fn(usize, usize, u64, &Chunk) -> Result<Vec<u8>>,
+    ) -> Result<Made> {
+        let result = self.result()?;
+        let (delta, carried) = self.delta(&result);
+        let files: Vec<File> = result.changed.iter().map(|n| self.wanted.files[*n].clone()).collect();
+        let (kind, version, items) = (Kind::Delta, version.to_owned(), result.items);
+        let manifest = Manifest { format: FORMAT, kind, version, epoch, items, files, delta: Some(delta) };
+        manifest.validate()?;
+        let reserve = padded(manifest.to_bytes()?.len() as u64)?;
+        let layout = Layout::new(&Outline::of(&manifest), reserve);
+        let volumes = Volumes::partial(out, layout.total, None)?;
+        volumes.lock()?;
+        let total: u64 = carried.iter().map(|(.., chunk)| u64::from(chunk.size)).sum();
+        (self.drive.progress)(Event::Start { what: "delta", bytes: total, files: result.changed.len() });
+        for member in &layout.members {
+            volumes.write_at(&layout.header(member, &manifest.files), member.header_at)?;
+            let end = member.data_at + member.size;
+            volumes.write_at(&[0; BLOCK as usize][..(member.end() - end) as usize], end)?;
+            if member.role != Role::Chunks {
+                continue;
+            }
+            let mut at = member.data_at;
+            for (file, index, offset, chunk) in &carried {
+                self.drive.check(|| format!("writing {out}"))?;
+                volumes.write_at(&read(*file, *index, *offset, chunk)?, at)?;
+                at += u64::from(chunk.size);
+                (self.drive.progress)(Event::Bytes { done: at - member.data_at });
+            }
+        }
+        volumes.write_at(&[0; 2 * BLOCK as usize], layout.total - 2 * BLOCK)?;
+        head(&manifest, &layout, &volumes, reserve)?;
+        volumes.set_length(layout.total)?;
+        volumes.sync()?;
+        volumes.publish()?;
+        Ok(Made { path: out.to_owned(), bytes: layout.total, carried: total, manifest })
+    }
+
+    /// What is to be brought and taken away.
+    fn result(&self) -> Result<Outcome> {
+        let nothing = Contents::default();
+        let base = self.base.unwrap_or(&nothing);
+        let (before, wanted) = (base.by_key(), self.wanted.by_key());
+        let chosen: BTreeSet<ItemKey> = match self.scope {
+            Scope::Everything => before.keys().chain(wanted.keys()).cloned().collect(),
+            Scope::Items(keys) => keys.iter().cloned().collect(),
+        };
+        let unknown = chosen.iter().filter(|key| !before.contains_key(key) && !wanted.contains_key(key));
+        let problems: Vec<String> = unknown.map(|key| format!("there is no item {}", name(key))).collect();
+        if !problems.is_empty() {
+            return Err(Error::Inputs { problems });
+        }
+        let everything = matches!(self.scope, Scope::Everything);
+        // Paths of the target that come along, and paths of the base that are the chosen items' alone.
+        let brought: BTreeSet<&str> = match everything {
+            true => self.wanted.files.iter().map(|file| file.path.as_str()).collect(),
+            false => chosen
+                .iter()
+                .filter_map(|key| wanted.get(key))
+                .flat_map(|item| &item.paths)
+                .map(String::as_str)
+                .collect(),
+        };
+        let others: BTreeSet<&str> = base
+            .items
+            .iter()
+            .filter(|item| !chosen.contains(&item.key()))
+            .flat_map(|item| &item.paths)
+            .map(String::as_str)
+            .collect();
+        let own: BTreeSet<&str> = match everything {
+            true => base.files.iter().map(|file| file.path.as_str()).collect(),
+            false => {
+                let own =
+                    chosen.iter().filter_map(|key| before.get(key)).flat_map(|item| &item.paths).map(String::as_str);
+                own.filter(|path| !others.contains(path)).collect()
+            }
+        };
+        let removes: Vec<String> =
+            own.iter().filter(|path| !brought.contains(*path)).map(|path| (*path).to_owned()).collect();
+        let changed = (0..self.wanted.files.len())
+            .filter(|n| {
+                let file = &self.wanted.files[*n];
+                let same = |old: &File| old.digest == file.digest && old.executable == file.executable;
+                brought.contains(file.path.as_str()) && !base.file(&file.path).is_some_and(same)
+            })
+            .collect::<Vec<_>>();
+        let drops: Vec<ItemKey> =
+            chosen.iter().filter(|key| before.contains_key(key) && !wanted.contains_key(key)).cloned().collect();
+        let items: Vec<Item> = chosen
+            .iter()
+            .filter_map(|key| wanted.get(key).filter(|item| before.get(key) != Some(item)))
+            .map(|item| (*item).clone())
+            .collect();
+        let files: Vec<File> = changed.iter().map(|n| self.wanted.files[*n].clone()).collect();
+        let after = merge(base, &items, &drops, &files, &removes);
+        Ok(Outcome { after, changed, items, drops, removes })
+    }
+
+    /// The delta's own part of the manifest, and where the carried chunks come from.
+    fn delta(&self, result: &Outcome) -> (Delta, Vec<Carried>) {
+        let nothing = Contents::default();
+        let base = self.base.unwrap_or(&nothing);
+        let mut anywhere: HashMap<Chunk, &File> = HashMap::new();
+        for file in &base.files {
+            for chunk in &file.chunks {
+                anywhere.entry(*chunk).or_insert(file);
+            }
+        }
+        let mut expects: BTreeMap<String, Option<Digest>> = BTreeMap::new();
+        let digest = |path: &str| base.file(path).map(|file| file.digest);
+        for path in &result.removes {
+            expects.insert(path.clone(), digest(path));
+        }
+        let (mut carried, mut known) = (Vec::new(), HashSet::new());
+        for n in &result.changed {
+            let file = &self.wanted.files[*n];
+            if self.base.is_some() {
+                expects.insert(file.path.clone(), digest(&file.path));
+            }
+            let own: HashSet<&Chunk> =
+                base.file(&file.path).map(|file| file.chunks.iter().collect()).unwrap_or_default();
+            let mut at = 0;
+            for (index, chunk) in file.chunks.iter().enumerate() {
+                // The file's own former self first: a delta that leans on other files fits fewer sites.
+                if !own.contains(chunk) {
+                    match anywhere.get(chunk) {
+                        Some(from) => drop(expects.insert(from.path.clone(), Some(from.digest))),
+                        None if known.insert(*chunk) => carried.push((*n, index, at, *chunk)),
+                        None => {}
+                    }
+                }
+                at += u64::from(chunk.size);
+            }
+        }
+        let before = base.by_key();
+        let keys: BTreeSet<ItemKey> = result.items.iter().map(Item::key).chain(result.drops.iter().cloned()).collect();
+        let expected = |item: ItemKey| ExpectedItem { identity: before.get(&item).map(|item| item.identity()), item };
+        let expects_items = if self.base.is_some() { keys.into_iter().map(expected).collect() } else { Vec::new() };
+        let delta = Delta {
+            base: self.base.map(Contents::digest),
+            result: self.base.map(|_| content_digest(&result.after.items, &result.after.files)),
+            expects,
+            expects_items,
+            removes: result.removes.clone(),
+            drops: result.drops.clone(),
+            carries: carried.iter().map(|(.., chunk)| *chunk).collect(),
+        };
+        (delta, carried)
+    }
+}
+
+/// A content after a delta.
+pub(crate) fn merge(
+    base: &Contents,
+    items: &[Item],
+    drops: &[ItemKey],
+    files: &[File],
+    removes: &[String],
+) -> Contents {
+    let mut by_key: BTreeMap<ItemKey, Item> = base.items.iter().map(|item| (item.key(), item.clone())).collect();
+    drops.iter().for_each(|key| drop(by_key.remove(key)));
+    by_key.extend(items.iter().map(|item| (item.key(), item.clone())));
+    let mut by_path: BTreeMap<(usize, String), File> = BTreeMap::new();
+    let place = |path: &str| (order(path).0, path.to_owned());
+    by_path.extend(base.files.iter().map(|file| (place(&file.path), file.clone())));
+    removes.iter().for_each(|path| drop(by_path.remove(&place(path))));
+    by_path.extend(files.iter().map(|file| (place(&file.path), file.clone())));
+    Contents { items: by_key.into_values().collect(), files: by_path.into_values().collect() }
+}
+
+/// An item in words: `model textnlp-tiny`.
+pub(crate) fn name((kind, name, platform): &ItemKey) -> String {
+    let kind = format!("{kind:?}").to_lowercase();
+    platform.as_ref().map_or_else(|| format!("{kind} {name}"), |platform| format!("{kind} {name} ({platform})"))
+}

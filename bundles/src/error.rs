@@ -1,0 +1,267 @@
+//! What goes wrong with bundles: which member or file it was, why, and what a person can do.
+
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_models::Digest;
+
+/// Shorthand of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong with a bundle or an installed site.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{action} {path}")]
+    Io {
+        /// What was being done: `read`, `create`.
+        action: &'static str,
+        /// To what.
+        path: Utf8PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No bundle at all.
+    #[error("{path} is no bundle: {why}")]
+    NotABundle {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What was seen.
+        why: String,
+    },
+    /// Written by a later program.
+    #[error("manifest.json has format {found}; this program reads format {known}")]
+    NewerFormat {
+        /// The bundle's.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// A manifest that breaks its rules; every breach is listed.
+    #[error("manifest.json: {}", list(problems))]
+    Manifest {
+        /// One line each.
+        problems: Vec<String>,
+    },
+    /// Bytes that are not those that the manifest implies, found before anything was written.
+    #[error("{}", list(damages))]
+    Damaged {
+        /// Where, in the order of the archive.
+        damages: Vec<Damage>,
+    },
+    /// It ends too early.
+    #[error("{path} ends at byte {found} of {expected}")]
+    Truncated {
+        /// The bundle or the volume.
+        path: Utf8PathBuf,
+        /// Its length.
+        found: u64,
+        /// The length that the manifest implies.
+        expected: u64,
+    },
+    /// A volume is missing or is not as long as the first one.
+    #[error("volume {path} {why}")]
+    Volume {
+        /// The volume.
+        path: Utf8PathBuf,
+        /// `is missing`, `has … bytes, the first has …`.
+        why: String,
+    },
+    /// A file of the inputs was written to, or replaced, while the bundle was made.
+    #[error("{path} changed while it was read")]
+    InputChanged {
+        /// The file.
+        path: Utf8PathBuf,
+    },
+    /// Inputs that cannot become a bundle; every problem is listed.
+    #[error("these inputs cannot become a bundle: {}", list(problems))]
+    Inputs {
+        /// One line each.
+        problems: Vec<String>,
+    },
+    /// Asked to stop; what was done is kept.
+    #[error("stopped on request while {doing}")]
+    Stopped {
+        /// `creating FILE`.
+        doing: String,
+    },
+    /// Not enough room, found before the first byte was written.
+    #[error("{path} has {free} {unit} free; {needed} are needed")]
+    Room {
+        /// The folder.
+        path: Utf8PathBuf,
+        /// `bytes` or `inodes`.
+        unit: &'static str,
+        /// What is wanted.
+        needed: u64,
+        /// What is there.
+        free: u64,
+    },
+    /// Somebody else works on the same file or folder.
+    #[error("{path} is in use by another process")]
+    Busy {
+        /// The lock or the file.
+        path: Utf8PathBuf,
+    },
+    /// A delta where a whole bundle is wanted, or the other way round.
+    #[error("this is a {found} bundle; {wanted}")]
+    Kind {
+        /// `full` or `delta`.
+        found: &'static str,
+        /// What was going to be done with it.
+        wanted: &'static str,
+    },
+    /// A delta for another state of the site.
+    #[error("this delta does not fit {root}: {}", list(mismatches))]
+    WrongBase {
+        /// The installed site.
+        root: Utf8PathBuf,
+        /// Every path or item that is not as the delta expects it.
+        mismatches: Vec<Mismatch>,
+    },
+    /// What was installed is not what the record says.
+    #[error("{path} is not as it was installed: {why}")]
+    Altered {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What differs.
+        why: String,
+    },
+    /// After the work, the site's digest is not the promised one.
+    #[error("the result has digest {found} instead of {expected}")]
+    Result {
+        /// The promise.
+        expected: Digest,
+        /// The result.
+        found: Digest,
+    },
+    /// The installed site has nothing of that kind.
+    #[error("{root}: {why}")]
+    Site {
+        /// The installed site.
+        root: Utf8PathBuf,
+        /// What is missing.
+        why: String,
+    },
+    /// A key that cannot be read or does not fit.
+    #[error("key {path}: {why}")]
+    Key {
+        /// The file or the text.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The signature block holds something that is no valid signature.
+    #[error("manifest.json.minisig: {why}")]
+    Signature {
+        /// What is wrong.
+        why: String,
+    },
+    /// Needs to go back in the bundle, which a stream cannot.
+    #[error("{doing} needs a file; this bundle comes from a stream")]
+    Stream {
+        /// What was wanted.
+        doing: &'static str,
+    },
+}
+
+/// Bytes of a bundle that are not the right ones.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Damage {
+    /// `manifest.json`, `models/tiny/model.safetensors`, `the end of the archive`.
+    pub member: String,
+    /// Which chunk of the file, counted from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<usize>,
+    /// Where in the archive the damaged piece begins.
+    pub offset: u64,
+    /// How long the piece is.
+    pub bytes: u64,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.member)?;
+        if let Some(chunk) = self.chunk {
+            write!(f, ", chunk {chunk}")?;
+        }
+        write!(f, " ({} bytes at byte {}): {}", self.bytes, self.offset, self.what)
+    }
+}
+
+/// Something in an installed site that a delta expects otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Mismatch {
+    /// A path, or an item as `model textnlp-tiny`.
+    pub subject: String,
+    /// The digest there; none: nothing is there.
+    pub found: Option<Digest>,
+    /// The digest that the delta was made for; none: nothing may be there.
+    pub expected: Option<Digest>,
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = |digest: &Option<Digest>| digest.map_or_else(|| "nothing".to_owned(), |digest| digest.to_string());
+        write!(f, "{} is {}, expected {}", self.subject, name(&self.found), name(&self.expected))
+    }
+}
+
+impl Error {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::NotABundle { .. } => "give the .tar that `bundle create` wrote, or its first volume".into(),
+            Error::NewerFormat { .. } => "install it with the program inside the bundle: `tar xOf FILE bin/…`".into(),
+            Error::Manifest { .. } | Error::Damaged { .. } | Error::Signature { .. } => {
+                "the bundle was altered or damaged: copy it again from where it was made, and compare `bundle verify` there".into()
+            }
+            Error::Truncated { .. } => "the copy is not complete: copy it again; what was installed so far is kept".into(),
+            Error::Volume { .. } => "put all volumes into one folder under their own names".into(),
+            Error::InputChanged { .. } => "stop whatever writes to it and run the same command again".into(),
+            Error::Stopped { .. } => "run the same command again; it goes on where it stopped".into(),
+            Error::Room { unit, .. } => format!("free some {unit} there, or choose another folder"),
+            Error::Busy { .. } => "wait for the other process, or stop it".into(),
+            Error::Kind { found: "delta", .. } => "use `bundle update apply` for a delta".into(),
+            Error::Kind { .. } => "use `bundle install` for a full bundle".into(),
+            Error::WrongBase { .. } => {
+                "apply the deltas before this one first, or make a delta from what is installed: `bundle update create --base`".into()
+            }
+            Error::Altered { .. } => "install the full bundle again; what is intact is kept".into(),
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "free some space and run the same command again; it goes on where it stopped".into()
+            }
+            Error::Stream { .. } => "save the stream to a file first".into(),
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Utf8Path>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.as_ref().to_owned();
+        move |source| Error::Io { action, path, source }
+    }
+
+    pub(crate) fn os(action: &'static str, path: impl AsRef<Utf8Path>) -> impl FnOnce(rustix::io::Errno) -> Error {
+        let path = path.as_ref().to_owned();
+        move |errno| Error::Io { action, path, source: errno.into() }
+    }
+
+    pub(crate) fn damaged(member: impl Into<String>, offset: u64, bytes: u64, what: impl Into<String>) -> Error {
+        Error::Damaged {
+            damages: vec![Damage { member: member.into(), chunk: None, offset, bytes, what: what.into() }],
+        }
+    }
+}
+
+/// The first few of a list; the rest is counted.
+fn list<T: std::fmt::Display>(all: &[T]) -> String {
+    const SHOWN: usize = 20;
+    let mut text = all.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join("; ");
+    if all.len() > SHOWN {
+        text.push_str(&format!("; and {} more", all.len() - SHOWN));
+    }
+    text
+}

@@ -1,0 +1,278 @@
+//! Bytes on their way: read in order, hashed beside one another, handed on in order. Memory is a fixed number of buffers.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+
+use sha2::digest::common::hazmat::SerializableState;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Error, Result};
+use crate::rules::MOST_CHUNK;
+
+/// A batch takes pieces until it holds this many bytes; the last may be a whole chunk.
+pub(crate) const ENOUGH: usize = 1 << 20;
+const CAPACITY: usize = ENOUGH + MOST_CHUNK as usize;
+/// Batches on their way at most: 60 MiB.
+const ON_THE_WAY: usize = 12;
+/// A piece takes forty bytes; a batch of one-byte chunks may not become the larger part.
+const MOST_PIECES: usize = 8192;
+
+/// What is told about the work as it goes on.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The work is known.
+    Start {
+        /// `create`, `verify`, `unpack`, `apply`, `delta`.
+        what: &'static str,
+        /// Bytes to be read.
+        bytes: u64,
+        /// Files.
+        files: usize,
+    },
+    /// An earlier run got this far.
+    Resume {
+        /// Bytes that are not read again.
+        bytes: u64,
+    },
+    /// Work on this file begins.
+    File {
+        /// Its path in the bundle.
+        path: &'a str,
+    },
+    /// So many of the bytes are done.
+    Bytes {
+        /// Since the start, resumed ones included.
+        done: u64,
+    },
+}
+
+/// How a long work is done and watched.
+#[derive(Clone, Copy)]
+pub struct Drive<'a> {
+    /// Threads that hash, one or more.
+    pub threads: usize,
+    /// Called from the caller's thread and from one other.
+    pub progress: &'a (dyn Fn(Event<'_>) + Sync),
+    /// Set it, and the work ends with [`Error::Stopped`] within one batch.
+    pub stop: &'a AtomicBool,
+}
+
+impl std::fmt::Debug for Drive<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drive").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+impl Default for Drive<'static> {
+    fn default() -> Drive<'static> {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Drive { threads: 2, progress: &|_| {}, stop: &NEVER }
+    }
+}
+
+impl Drive<'_> {
+    pub(crate) fn check(&self, doing: impl FnOnce() -> String) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) { Err(Error::Stopped { doing: doing() }) } else { Ok(()) }
+    }
+}
+
+/// One chunk on its way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) file: usize,
+    /// Which chunk of the file.
+    pub(crate) chunk: usize,
+    pub(crate) start: usize,
+    pub(crate) size: usize,
+    /// Whether the file's digest is taken anew from here.
+    pub(crate) first: bool,
+    /// Whether the file ends with it.
+    pub(crate) last: bool,
+    /// Filled in on the way.
+    pub(crate) digest: [u8; 32],
+}
+
+/// Some pieces, and the buffer that holds them.
+pub(crate) struct Batch {
+    data: Box<[u8]>,
+    used: usize,
+    pub(crate) pieces: Vec<Piece>,
+    /// Files that ended in this batch, with the digests of all their bytes; empty where these are not asked for.
+    pub(crate) ends: Vec<(usize, [u8; 32])>,
+    /// The whole-file digest's state after the last piece, when that piece does not end its file.
+    pub(crate) state: Option<Vec<u8>>,
+}
+
+impl Batch {
+    fn new() -> Batch {
+        Batch { data: vec![0; CAPACITY].into_boxed_slice(), used: 0, pieces: Vec::new(), ends: Vec::new(), state: None }
+    }
+
+    fn clear(&mut self) {
+        self.used = 0;
+        self.pieces.clear();
+        self.ends.clear();
+        self.state = None;
+    }
+
+    /// Whether it should be sent off.
+    pub(crate) fn full(&self) -> bool {
+        self.used >= ENOUGH || self.pieces.len() >= MOST_PIECES
+    }
+
+    /// Room for the next piece of at most `MOST_CHUNK` bytes.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        &mut self.data[self.used..]
+    }
+
+    /// Takes the first bytes of the room as a piece.
+    pub(crate) fn take(&mut self, file: usize, chunk: usize, size: usize, first: bool, last: bool) {
+        self.pieces.push(Piece { file, chunk, start: self.used, size, first, last, digest: [0; 32] });
+        self.used += size;
+    }
+
+    pub(crate) fn bytes(&self, piece: &Piece) -> &[u8] {
+        &self.data[piece.start..piece.start + piece.size]
+    }
+
+    fn hash(&mut self) {
+        for piece in &mut self.pieces {
+            piece.digest = Sha256::digest(&self.data[piece.start..piece.start + piece.size]).into();
+        }
+    }
+
+    fn hash_files(&mut self, whole: &mut Sha256) {
+        for piece in &self.pieces {
+            if piece.first && piece.last {
+                self.ends.push((piece.file, piece.digest));
+                continue;
+            }
+            if piece.first {
+                *whole = Sha256::new();
+            }
+            whole.update(&self.data[piece.start..piece.start + piece.size]);
+            if piece.last {
+                self.ends.push((piece.file, whole.finalize_reset().into()));
+            }
+        }
+        self.state = match self.pieces.last() {
+            Some(last) if !last.last => Some(whole.serialize().to_vec()),
+            _ => None,
+        };
+    }
+}
+
+/// Whether, and from where, whole files are hashed beside their chunks.
+pub(crate) enum Whole {
+    No,
+    Yes(Box<Sha256>),
+}
+
+/// A whole-file digest that another run began.
+pub(crate) fn restore(state: &[u8]) -> Option<Sha256> {
+    let state = sha2::digest::common::hazmat::SerializedState::<Sha256>::try_from(state).ok()?;
+    Sha256::deserialize(&state).ok()
+}
+
+/// Fills batches with `source` until it leaves one empty, hashes them, and gives them to `sink` in order. The first error ends all.
+pub(crate) fn run(
+    threads: usize,
+    whole: Whole,
+    mut source: impl FnMut(&mut Batch) -> Result<()> + Send,
+    mut sink: impl FnMut(&Batch) -> Result<()>,
+) -> Result<()> {
+    if threads <= 1 {
+        let mut batch = Batch::new();
+        let mut whole = whole;
+        loop {
+            batch.clear();
+            source(&mut batch)?;
+            if batch.pieces.is_empty() {
+                return Ok(());
+            }
+            batch.hash();
+            if let Whole::Yes(whole) = &mut whole {
+                batch.hash_files(whole);
+            }
+            sink(&batch)?;
+        }
+    }
+    // Reading, hashing chunks, hashing files and the sink: four stages that hand one another the buffers. When any ends early its
+    // channels close, and the others end.
+    let (to_hash, hash_in) = mpsc::sync_channel::<(Batch, SyncSender<Batch>)>(ON_THE_WAY);
+    let (to_order, order_in) = mpsc::sync_channel::<Receiver<Batch>>(ON_THE_WAY);
+    let (to_sink, sink_in) = mpsc::sync_channel::<Batch>(ON_THE_WAY);
+    let (recycle, empty) = mpsc::sync_channel::<Batch>(ON_THE_WAY);
+    let hash_in = Mutex::new(hash_in);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || -> Result<()> {
+            let mut made = 0;
+            loop {
+                let mut batch = match empty.try_recv() {
+                    Ok(batch) => batch,
+                    Err(_) if made < ON_THE_WAY => {
+                        made += 1;
+                        Batch::new()
+                    }
+                    Err(_) => match empty.recv() {
+                        Ok(batch) => batch,
+                        Err(_) => return Ok(()),
+                    },
+                };
+                batch.clear();
+                source(&mut batch)?;
+                if batch.pieces.is_empty() {
+                    return Ok(());
+                }
+                let (done, ready) = mpsc::sync_channel(1);
+                if to_hash.send((batch, done)).is_err() || to_order.send(ready).is_err() {
+                    return Ok(());
+                }
+            }
+        });
+        for _ in 0..threads {
+            let hash_in = &hash_in;
+            scope.spawn(move || {
+                loop {
+                    // The lock is held while waiting for the next batch only.
+                    let next = match hash_in.lock() {
+                        Ok(queue) => queue.recv(),
+                        Err(_) => return,
+                    };
+                    let Ok((mut batch, done)) = next else { return };
+                    batch.hash();
+                    if done.send(batch).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        scope.spawn(move || {
+            let mut whole = whole;
+            while let Ok(ready) = order_in.recv() {
+                let Ok(mut batch) = ready.recv() else { return };
+                if let Whole::Yes(whole) = &mut whole {
+                    batch.hash_files(whole);
+                }
+                if to_sink.send(batch).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut result = Ok(());
+        while let Ok(batch) = sink_in.recv() {
+            result = sink(&batch);
+            if result.is_err() {
+                break;
+            }
+            // The reader may be at its end already.
+            let _ = recycle.try_send(batch);
+        }
+        drop((sink_in, recycle));
+        // The sink's error came first in the order of the archive; a panic in the reader goes on in the caller.
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result.and(read)
+    })
+}

@@ -1,0 +1,334 @@
+//! Images from a registry, by digest: what a tag means is asked once, shown and pinned. Blobs come into a folder that has the shape of an
+//! OCI layout and may be kept: what is there is not fetched again, and what was cut goes on where it was.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use reqwest::{StatusCode, Url};
+use sha2::Digest as _;
+use textnlp_models::{Digest, Event, Progress};
+use tokio::io::AsyncWriteExt as _;
+
+pub use super::net::{Credentials, Options, PlainHttp, Secret};
+
+use super::content::{Blob, Content, blob_path};
+use super::document::{Descriptor, Document, ImageConfig, MOST_CONFIG, MOST_DOCUMENT, Platform, media};
+use super::error::{Error, Result};
+use super::layout::agree;
+use super::net::{Fault, Line, Patience, chain, shown};
+use super::{Image, Reference};
+
+/// Lists of lists: registries have one level.
+const MOST_DEPTH: usize = 2;
+/// No layer of an image that anybody runs is larger.
+const MOST_BLOB: u64 = 1 << 40;
+
+/// Asks the registry what a tag means now. The answer is a reference with a digest, to be shown and written down. A reference that has a
+/// digest already is handed back without a request.
+pub async fn resolve(reference: &Reference, options: &Options, progress: &Progress<'_>) -> Result<Reference> {
+    if reference.digest.is_some() {
+        return Ok(reference.clone());
+    }
+    progress(Event::Resolving { what: reference.to_string() });
+    let line = Line::new(&reference.host, &reference.repository, options)?;
+    let tag = reference.tag.as_deref().unwrap_or("latest");
+    let (headers, text) = ask(&line, reference, tag, progress).await?;
+    let digest = Digest::of(&text);
+    if let Some(said) = headers.get("docker-content-digest").and_then(|v| v.to_str().ok())
+        && said != digest.to_string()
+    {
+        let said = said.chars().take(100).collect();
+        return Err(Error::Mismatch { what: reference.to_string(), expected: said, found: digest.to_string() });
+    }
+    // It must be an image or a list of images before anybody pins it.
+    Document::parse(&reference.to_string(), &media_type(&headers), &text)?;
+    Ok(reference.pin(digest))
+}
+
+/// Brings the image of a pinned reference into `folder`: its manifest, configuration and layers, each checked against its digest while it comes. A
+/// reference without a digest is refused. `folder` can be used for several images and kept for the next time.
+pub async fn pull(
+    reference: &Reference,
+    platform: &Platform,
+    folder: &Utf8Path,
+    options: &Options,
+    progress: &Progress<'_>,
+) -> Result<Image> {
+    let Some(pinned) = reference.digest else {
+        return Err(Error::Unpinned { reference: reference.to_string() });
+    };
+    progress(Event::Resolving { what: reference.to_string() });
+    let line = Line::new(&reference.host, &reference.repository, options)?;
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
+    // Two pulls into one folder would write the same parts. The lock ends with the file.
+    let path = folder.join(".lock");
+    let lock = File::create(&path).map_err(Error::io("write", &path))?;
+    let lock = joined(
+        tokio::task::spawn_blocking(move || lock.lock().map(|()| lock).map_err(Error::io("lock", &path))).await,
+    )?;
+    let image = fetch(&line, reference, pinned, platform, folder, progress).await;
+    drop(lock);
+    image
+}
+
+async fn fetch(
+    line: &Line,
+    reference: &Reference,
+    pinned: Digest,
+    platform: &Platform,
+    folder: &Utf8Path,
+    progress: &Progress<'_>,
+) -> Result<Image> {
+    let what = reference.to_string();
+    let mut digest = pinned;
+    let mut promised: Option<Descriptor> = None;
+    for _ in 0..=MOST_DEPTH {
+        let (headers, text) = ask(line, reference, &digest.to_string(), progress).await?;
+        let media_type = promised.as_ref().map_or_else(|| media_type(&headers), |p| p.media_type.clone());
+        let size = promised.as_ref().map_or(text.len() as u64, |p| p.size);
+        let descriptor = Descriptor { media_type, digest, size, ..Descriptor::default() };
+        agree(&format!("{what} ({digest})"), &descriptor, (Digest::of(&text), text.len() as u64))?;
+        match Document::parse(&what, &descriptor.media_type, &text)? {
+            Document::Index(index) => {
+                let chosen = index.choose(&what, platform)?.clone();
+                digest = chosen.digest;
+                promised = Some(chosen);
+            }
+            Document::Manifest(manifest) => {
+                let total =
+                    manifest.layers.iter().map(|layer| layer.size).try_fold(manifest.config.size, u64::checked_add);
+                let most = Some(line.most_bytes()).filter(|most| *most > 0).unwrap_or(MOST_BLOB);
+                if total.is_none_or(|total| total > most) || manifest.config.size > MOST_CONFIG {
+                    return Err(Error::malformed(what, format!("it says that it is larger than {most} bytes")));
+                }
+                let mut blobs = BTreeMap::new();
+                for wanted in [&manifest.config].into_iter().chain(&manifest.layers) {
+                    if blobs.contains_key(&wanted.digest) {
+                        continue;
+                    }
+                    let path = download(line, wanted, folder, progress).await?;
+                    if wanted.digest == manifest.config.digest {
+                        // Before gigabytes of layers for another machine.
+                        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+                        ImageConfig::platform(&what, &text, platform)?;
+                    }
+                    let content = Content::file(&path, wanted.size);
+                    let blob =
+                        Blob { path: blob_path(wanted.digest), size: wanted.size, digest: wanted.digest, content };
+                    blobs.insert(wanted.digest, blob);
+                }
+                let config =
+                    fs::read(folder.join(blob_path(manifest.config.digest))).map_err(Error::io("read", folder))?;
+                let runs = ImageConfig::platform(&what, &config, platform)?;
+                blobs.insert(
+                    digest,
+                    Blob { path: blob_path(digest), size: descriptor.size, digest, content: Content::bytes(text) },
+                );
+                let blobs = blobs.into_values().collect();
+                return Ok(Image { name: reference.name(), platform: runs, manifest: descriptor, pinned, blobs });
+            }
+        }
+    }
+    Err(Error::malformed(what, "its lists of images lie too deep in each other"))
+}
+
+/// A manifest by tag or digest.
+async fn ask(line: &Line, reference: &Reference, which: &str, progress: &Progress<'_>) -> Result<(HeaderMap, Vec<u8>)> {
+    let url = line.address("manifests", which)?;
+    let mut headers = HeaderMap::new();
+    for accepted in media::ALL {
+        headers.append(ACCEPT, HeaderValue::from_static(accepted));
+    }
+    let refused = |fault| explain(fault, format!("{}/{} {which}", reference.host, reference.repository));
+    line.get_small(&url, &headers, MOST_DOCUMENT as usize, progress).await.map_err(refused)
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let text = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    text.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+fn explain(fault: Fault, what: String) -> Error {
+    match fault {
+        Fault::Fatal(error) => error,
+        Fault::Again { why, .. } => Error::Network { what, attempts: 1, why },
+        Fault::Refused { status: StatusCode::NOT_FOUND } => {
+            Error::Missing { what, why: "the registry has no such repository, tag or digest".to_owned() }
+        }
+        Fault::Refused { status } => {
+            let hint = "check the name, and whether the account may pull from this repository".to_owned();
+            Error::Denied { what, why: format!("the registry answered {status}"), hint }
+        }
+    }
+}
+
+/// Why one attempt at a blob ended.
+enum Broken {
+    Again { why: String, after: Option<std::time::Duration> },
+    Error(Error),
+}
+
+async fn download(line: &Line, wanted: &Descriptor, folder: &Utf8Path, progress: &Progress<'_>) -> Result<Utf8PathBuf> {
+    let path = folder.join(blob_path(wanted.digest));
+    if let Ok(file) = File::open(&path) {
+        // Kept from an earlier time: believed only after reading.
+        let found = hash(file, &path).await?;
+        if found == (wanted.digest, wanted.size) {
+            return Ok(path);
+        }
+        fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    }
+    let part = Utf8PathBuf::from(format!("{path}.part"));
+    let url = line.address("blobs", &wanted.digest.to_string())?;
+    let mut patience = Patience::new(line.limits());
+    let mut damaged = 0;
+    loop {
+        let before = length(&part);
+        match attempt(line, wanted, &url, &part, progress).await {
+            Ok(found) if found == wanted.digest => {
+                fs::rename(&part, &path).map_err(Error::io("write", &path))?;
+                return Ok(path);
+            }
+            Ok(found) => {
+                // The part may be from before a power cut. Two whole downloads that are wrong are no accident.
+                fs::remove_file(&part).map_err(Error::io("remove", &part))?;
+                damaged += 1;
+                if damaged > 1 {
+                    return Err(Error::Mismatch {
+                        what: shown(&url),
+                        expected: wanted.digest.to_string(),
+                        found: found.to_string(),
+                    });
+                }
+                progress(Event::Retrying { attempt: 2, why: format!("{} was damaged", wanted.digest) });
+            }
+            Err(Broken::Again { why, after }) => {
+                patience.pause(&url, why, after, length(&part) > before, progress).await?;
+            }
+            Err(Broken::Error(error)) => return Err(error),
+        }
+    }
+}
+
+/// One request; goes on where the part ends. The digest is that of the whole part.
+async fn attempt(
+    line: &Line,
+    wanted: &Descriptor,
+    url: &Url,
+    part: &Utf8Path,
+    progress: &Progress<'_>,
+) -> Result<Digest, Broken> {
+    let fatal = |action| move |error| Broken::Error(Error::io(action, part)(error));
+    if length(part) > wanted.size {
+        fs::remove_file(part).map_err(fatal("remove"))?;
+    }
+    let mut offset = length(part);
+    let mut hasher = sha2::Sha256::default();
+    if offset > 0 {
+        hasher = resume(part.to_owned(), hasher).await.map_err(Broken::Error)?;
+    }
+    if offset < wanted.size || wanted.size == 0 {
+        let mut headers = HeaderMap::new();
+        if offset > 0
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={offset}-"))
+        {
+            headers.insert(RANGE, range);
+        }
+        let mut response = match line.get(url, &headers, progress).await {
+            Ok(response) => response,
+            Err(Fault::Again { why, after }) => return Err(Broken::Again { why, after }),
+            Err(fault) => return Err(Broken::Error(explain(fault, shown(url)))),
+        };
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), offset) => {}
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                fs::remove_file(part).or_else(gone).map_err(fatal("remove"))?;
+                let why = "it answered with another part than was asked for".to_owned();
+                return Err(Broken::Again { why, after: None });
+            }
+            // The registry knows no ranges: from the beginning.
+            _ => {
+                offset = 0;
+                hasher = sha2::Sha256::default();
+            }
+        }
+        let mut file =
+            tokio::fs::OpenOptions::new().create(true).append(true).open(part).await.map_err(fatal("write"))?;
+        file.set_len(offset).await.map_err(fatal("write"))?;
+        let mut told = offset;
+        let name = wanted.digest.hex()[..12].to_owned();
+        let end = loop {
+            let chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(chain(&error.without_url())),
+            };
+            offset += chunk.len() as u64;
+            if offset > wanted.size {
+                drop(file);
+                fs::remove_file(part).or_else(gone).map_err(fatal("remove"))?;
+                let expected = format!("{} bytes", wanted.size);
+                return Err(Broken::Error(Error::Mismatch { what: shown(url), expected, found: "more".to_owned() }));
+            }
+            hasher.update(&chunk);
+            file.write_all(&chunk).await.map_err(fatal("write"))?;
+            if offset - told >= 1 << 20 {
+                told = offset;
+                progress(Event::File { name: name.clone(), done: offset, total: Some(wanted.size) });
+            }
+        };
+        // What has arrived is kept whatever ended it: the next attempt goes on from there.
+        file.flush().await.map_err(fatal("write"))?;
+        file.sync_all().await.map_err(fatal("write"))?;
+        progress(Event::File { name, done: offset, total: Some(wanted.size) });
+        if let Err(why) = end {
+            return Err(Broken::Again { why, after: None });
+        }
+        if offset < wanted.size {
+            let why = format!("it ended after {offset} of {} bytes", wanted.size);
+            return Err(Broken::Again { why, after: None });
+        }
+    }
+    let digits = hex::encode(hasher.finalize());
+    digits.parse().map_err(|_| Broken::Error(Error::malformed(digits, "it is no digest")))
+}
+
+fn gone(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+fn begins_at(headers: &HeaderMap, offset: u64) -> bool {
+    let range = headers.get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).and_then(|text| text.strip_prefix("bytes "));
+    range.and_then(|text| text.split_once('-')?.0.trim().parse::<u64>().ok()) == Some(offset)
+}
+
+fn length(path: &Utf8Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| found.len())
+}
+
+async fn resume(path: Utf8PathBuf, mut hasher: sha2::Sha256) -> Result<sha2::Sha256> {
+    let job = move || {
+        let mut file = File::open(&path).map_err(Error::io("open", &path))?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut buffer).map_err(Error::io("read", &path))? {
+                0 => return Ok(hasher),
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+    };
+    joined(tokio::task::spawn_blocking(job).await)
+}
+
+async fn hash(file: File, path: &Utf8Path) -> Result<(Digest, u64)> {
+    let path = path.to_owned();
+    joined(tokio::task::spawn_blocking(move || Digest::of_reader(file).map_err(Error::io("read", &path))).await)
+}
+
+fn joined<T>(joined: Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
+    joined.unwrap_or_else(|error| Err(Error::Setting { what: "a thread".to_owned(), why: error.to_string() }))
+}

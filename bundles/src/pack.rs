@@ -1,0 +1,403 @@
+//! Making a bundle: one pass over the inputs reads, cuts, hashes and writes them. The same inputs give the same bytes, at any number
+//! of threads, and a run that was killed goes on where it was.
+
+mod inputs;
+mod journal;
+
+use std::fs::File as OsFile;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use sha2::{Digest as _, Sha256};
+use textnlp_models::Digest;
+
+use crate::chunk::{self, Cuts};
+use crate::contents::{Contents, content_digest, digest_from};
+use crate::error::{Error, Result};
+use crate::flow::{self, Batch, Drive, Event, Whole};
+use crate::layout::{self, BLOCK, Layout, Outline, Role, SIGNATURE, round_up};
+use crate::manifest::{Chunk, FORMAT, File, Item, Kind, Manifest};
+use crate::rules::{MOST_CHUNK, MOST_MANIFEST};
+use crate::volumes::Volumes;
+use inputs::{Known, look};
+use journal::{Journal, Progress};
+
+pub use inputs::{Content, Input};
+pub(crate) use journal::boot;
+
+/// What a full bundle is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// See [`Manifest::version`].
+    pub version: String,
+    /// See [`Manifest::epoch`].
+    pub epoch: u64,
+    /// In any order.
+    pub items: Vec<Item>,
+    /// In any order.
+    pub files: Vec<Input>,
+}
+
+/// How it is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PackOptions<'a> {
+    /// Splits the bundle into `FILE.001`, `FILE.002`, … of this many bytes.
+    pub volume_size: Option<u64>,
+    /// Threads, progress and stopping.
+    pub drive: Drive<'a>,
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// The file, or its volumes.
+    pub paths: Vec<Utf8PathBuf>,
+    /// The archive's length.
+    pub bytes: u64,
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// See [`Contents::digest`](crate::Contents::digest).
+    pub content: Digest,
+    /// Bytes of content that an earlier, killed run had done.
+    pub resumed: u64,
+    /// How long this run took.
+    pub elapsed: Duration,
+}
+
+/// Writes a full bundle to `out`, which appears under its name when it is whole. While it is made there are `out.partial` and
+/// `out.partial.journal`; running it again with the same inputs goes on from them.
+pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Result<Packed> {
+    let begun = Instant::now();
+    let known = look(&inputs.files)?;
+    let mut manifest = skeleton(inputs, &known)?;
+    let reserve = reserve(&manifest, &known)?;
+    let layout = Layout::new(&Outline::of(&manifest), reserve);
+
+    let volumes = Volumes::partial(out, layout.total, options.volume_size)?;
+    volumes.lock()?;
+    let fingerprint = inputs::fingerprint(&manifest, &known, reserve, options.volume_size);
+    // A run that was killed while it named its volumes left some of them only; then the work begins anew.
+    let kept = volumes.has_length(layout.total);
+    let (mut journal, progress) = Journal::open(out, &fingerprint, kept)?;
+    volumes.set_length(layout.total)?;
+    let drive = &options.drive;
+    (drive.progress)(Event::Start {
+        what: "create",
+        bytes: manifest.files.iter().map(|file| file.size).sum(),
+        files: known.len(),
+    });
+
+    let resumed = progress.bytes();
+    if resumed > 0 {
+        (drive.progress)(Event::Resume { bytes: resumed });
+    }
+    content(&mut manifest, &known, &layout, &volumes, &mut journal, progress, drive)?;
+    head(&manifest, &layout, &volumes, reserve)?;
+    volumes.sync()?;
+    let paths = volumes.publish()?;
+    journal.remove()?;
+    let content = content_digest(&manifest.items, &manifest.files);
+    Ok(Packed { paths, bytes: layout.total, manifest, content, resumed, elapsed: begun.elapsed() })
+}
+
+/// The manifest as far as it is known before content is read: everything but digests and chunks.
+fn skeleton(inputs: &Inputs, known: &[Known<'_>]) -> Result<Manifest> {
+    let nothing = Digest::of(b"");
+    let file = |known: &Known<'_>| File {
+        path: known.input.path.clone(),
+        executable: known.input.executable,
+        size: known.size,
+        digest: nothing,
+        chunks: Vec::new(),
+    };
+    let mut items = inputs.items.clone();
+    items.sort_by_key(Item::key);
+    items.iter_mut().for_each(|item| item.paths.sort());
+    let files: Vec<File> = known.iter().map(file).collect();
+    let manifest = Manifest {
+        format: FORMAT,
+        kind: Kind::Full,
+        version: inputs.version.clone(),
+        epoch: inputs.epoch,
+        items,
+        files,
+        delta: None,
+    };
+    // With one pretended chunk length per file the rules can be asked before hours of reading.
+    let mut pretended = manifest.clone();
+    for file in &mut pretended.files {
+        let (whole, rest) = (file.size / u64::from(MOST_CHUNK), file.size % u64::from(MOST_CHUNK));
+        let chunk = |size| Chunk { size, digest: [0; 32] };
+        file.chunks = (0..whole).map(|_| chunk(MOST_CHUNK)).chain((rest > 0).then(|| chunk(rest as u32))).collect();
+    }
+    pretended.validate().map_err(|error| match error {
+        Error::Manifest { problems } => Error::Inputs { problems },
+        other => other,
+    })?;
+    Ok(manifest)
+}
+
+/// The first member's size: what the manifest can need at most.
+fn reserve(manifest: &Manifest, known: &[Known<'_>]) -> Result<u64> {
+    /// `[4194304,"` 43 characters `"],`
+    const CHUNK: u64 = 57;
+    let most: u64 = known.iter().map(|known| known.cuts.bound(known.size) * CHUNK).sum();
+    padded(manifest.to_bytes()?.len() as u64 + most)
+}
+
+/// The size of the first member for a manifest of that length.
+pub(crate) fn padded(length: u64) -> Result<u64> {
+    let padded = round_up(length, 4096);
+    if padded > MOST_MANIFEST {
+        let problem = format!("the manifest would have {padded} bytes; at most {MOST_MANIFEST} are read");
+        return Err(Error::Inputs { problems: vec![problem] });
+    }
+    Ok(padded)
+}
+
+fn content(
+    manifest: &mut Manifest,
+    known: &[Known<'_>],
+    layout: &Layout,
+    volumes: &Volumes,
+    journal: &mut Journal,
+    progress: Progress,
+    drive: &Drive<'_>,
+) -> Result<()> {
+    let Progress { mut files, next, offset, state } = progress;
+    for (file, done) in manifest.files.iter_mut().zip(&mut files) {
+        file.chunks = std::mem::take(&mut done.chunks);
+        if let Some(digest) = done.digest {
+            file.digest = digest;
+        }
+    }
+    let mut source = Source {
+        known,
+        at: next,
+        offset,
+        index: manifest.files.get(next).map_or(0, |f| f.chunks.len()),
+        open: None,
+        drive,
+    };
+    let at = |file: usize| &layout.members[file + 3];
+    let mut written: Vec<u64> = vec![0; 0];
+    written.resize(known.len(), 0);
+    if let Some(first) = written.get_mut(next) {
+        *first = offset;
+    }
+    let mut done: u64 = known[..next].iter().map(|known| known.size).sum::<u64>() + offset;
+    let whole = Whole::Yes(Box::new(state.unwrap_or_default()));
+    let mut spans = Spans::default();
+    flow::run(
+        drive.threads,
+        whole,
+        |batch| source.fill(batch),
+        |batch| {
+            for piece in &batch.pieces {
+                // One write for pieces that follow one another in a file.
+                spans.add(volumes, at(piece.file).data_at + written[piece.file], batch.bytes(piece))?;
+                written[piece.file] += piece.size as u64;
+                manifest.files[piece.file].chunks.push(Chunk { size: piece.size as u32, digest: piece.digest });
+                done += piece.size as u64;
+            }
+            spans.flush(volumes)?;
+            for (file, digest) in &batch.ends {
+                manifest.files[*file].digest = digest_from(*digest);
+            }
+            journal.add(batch)?;
+            (drive.progress)(Event::Bytes { done });
+            Ok(())
+        },
+    )?;
+    // Headers and padding: few bytes, written anew in any case.
+    for member in &layout.members {
+        volumes.write_at(&layout.header(member, &manifest.files), member.header_at)?;
+        let end = member.data_at + member.size;
+        volumes.write_at(&[0; BLOCK as usize][..(member.end() - end) as usize], end)?;
+    }
+    volumes.write_at(&[0; 2 * BLOCK as usize], layout.total - 2 * BLOCK)
+}
+
+/// Gathers small neighbours into one write.
+#[derive(Default)]
+struct Spans {
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Spans {
+    const MOST: usize = 256 << 10;
+
+    fn add(&mut self, volumes: &Volumes, at: u64, bytes: &[u8]) -> Result<()> {
+        if at != self.at + self.bytes.len() as u64 || self.bytes.len() + bytes.len() > Self::MOST {
+            self.flush(volumes)?;
+            self.at = at;
+        }
+        if bytes.len() > Self::MOST / 2 {
+            self.flush(volumes)?;
+            volumes.write_at(bytes, at)?;
+            self.at = at + bytes.len() as u64;
+        } else {
+            self.bytes.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, volumes: &Volumes) -> Result<()> {
+        volumes.write_at(&self.bytes, self.at)?;
+        self.at += self.bytes.len() as u64;
+        self.bytes.clear();
+        Ok(())
+    }
+}
+
+/// Fills the gap at the front: the manifest, an empty signature block and the sums.
+pub(crate) fn head(manifest: &Manifest, layout: &Layout, volumes: &Volumes, reserve: u64) -> Result<()> {
+    let mut text = manifest.to_bytes()?;
+    if text.len() as u64 > reserve {
+        return Err(Error::Manifest {
+            problems: vec![format!("it has {} bytes, {reserve} were left for it", text.len())],
+        });
+    }
+    manifest.validate()?;
+    text.resize(reserve as usize, b' ');
+    for member in &layout.members {
+        let data = match member.role {
+            Role::Manifest => text.clone(),
+            Role::Signature => vec![b'\n'; SIGNATURE as usize],
+            Role::Sums => layout::sums(&text, manifest),
+            Role::File(_) | Role::Chunks => continue,
+        };
+        volumes.write_at(&data, member.data_at)?;
+    }
+    Ok(())
+}
+
+/// Reads the inputs in order and cuts them.
+struct Source<'a> {
+    known: &'a [Known<'a>],
+    at: usize,
+    offset: u64,
+    /// Of the next chunk.
+    index: usize,
+    open: Option<Open>,
+    drive: &'a Drive<'a>,
+}
+
+/// The input that is being read: content-defined cuts need a look ahead.
+struct Open {
+    file: Option<OsFile>,
+    window: Vec<u8>,
+    /// Bytes of the window that have been cut off.
+    used: usize,
+    read: u64,
+}
+
+impl Source<'_> {
+    fn fill(&mut self, batch: &mut Batch) -> Result<()> {
+        self.drive.check(|| "creating the bundle".into())?;
+        while !batch.full() && self.at < self.known.len() {
+            let known = &self.known[self.at];
+            if self.open.is_none() {
+                (self.drive.progress)(Event::File { path: &known.input.path });
+                let file = known.open()?;
+                self.open = Some(Open { file, window: Vec::new(), used: 0, read: self.offset });
+            }
+            if self.offset < known.size {
+                self.piece(batch)?;
+            }
+            if self.offset == known.size {
+                if let Some(open) = &self.open {
+                    known.unchanged(open.file.as_ref())?;
+                }
+                (self.at, self.offset, self.index, self.open) = (self.at + 1, 0, 0, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, batch: &mut Batch) -> Result<()> {
+        let known = &self.known[self.at];
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let (left, first) = (known.size - self.offset, self.index == 0);
+        let size = match &known.cuts {
+            Cuts::Fixed(sizes) => {
+                let size = sizes.get(self.index).map_or(0, |size| *size as usize);
+                known.read(open.file.as_ref(), &mut batch.room()[..size], self.offset)?;
+                size
+            }
+            Cuts::Gear => {
+                let wanted = left.min(chunk::MOST as u64) as usize;
+                if open.window.len() - open.used < wanted {
+                    open.window.drain(..open.used);
+                    open.used = 0;
+                    let have = open.window.len();
+                    let more = (known.size - open.read).min((flow::ENOUGH - have) as u64) as usize;
+                    open.window.resize(have + more, 0);
+                    known.read(open.file.as_ref(), &mut open.window[have..], open.read)?;
+                    open.read += more as u64;
+                }
+                let window = &open.window[open.used..open.window.len().min(open.used + chunk::MOST)];
+                let size = chunk::gear(window, self.offset, self.index as u64);
+                batch.room()[..size].copy_from_slice(&window[..size]);
+                open.used += size;
+                size
+            }
+        };
+        batch.take(self.at, self.index, size, first, size as u64 == left);
+        self.offset += size as u64;
+        self.index += 1;
+        Ok(())
+    }
+}
+
+/// Inputs that were read once: their digests are known, nothing was written.
+pub(crate) struct Scan<'a> {
+    known: Vec<Known<'a>>,
+    pub(crate) contents: Contents,
+}
+
+impl<'a> Scan<'a> {
+    pub(crate) fn of(inputs: &'a Inputs, drive: &Drive<'_>) -> Result<Scan<'a>> {
+        let known = look(&inputs.files)?;
+        let mut manifest = skeleton(inputs, &known)?;
+        let mut source = Source { known: &known, at: 0, offset: 0, index: 0, open: None, drive };
+        let files = &mut manifest.files;
+        flow::run(
+            drive.threads,
+            Whole::Yes(Box::default()),
+            |batch| source.fill(batch),
+            |batch| {
+                for piece in &batch.pieces {
+                    files[piece.file].chunks.push(Chunk { size: piece.size as u32, digest: piece.digest });
+                }
+                batch.ends.iter().for_each(|(file, digest)| files[*file].digest = digest_from(*digest));
+                Ok(())
+            },
+        )?;
+        Ok(Scan { contents: Contents { items: manifest.items, files: manifest.files }, known })
+    }
+
+    /// Reads a chunk again.
+    pub(crate) fn chunk(&self, file: usize, at: u64, chunk: &Chunk) -> Result<Vec<u8>> {
+        let known = &self.known[file];
+        let mut bytes = vec![0; chunk.size as usize];
+        known.read(known.open()?.as_ref(), &mut bytes, at)?;
+        match <[u8; 32]>::from(Sha256::digest(&bytes)) == chunk.digest {
+            true => Ok(bytes),
+            false => Err(Error::InputChanged { path: known.input.path.as_str().into() }),
+        }
+    }
+}
+
+/// Reads exactly, or says that the input changed.
+pub(crate) fn read_input(file: &OsFile, path: &Utf8Path, buffer: &mut [u8], offset: u64) -> Result<()> {
+    file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::InputChanged { path: path.to_owned() },
+        _ => Error::io("read", path)(error),
+    })
+}
+
+/// A state of hashing that a journal kept.
+pub(crate) type Midstate = Sha256;

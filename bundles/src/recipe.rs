@@ -1,0 +1,149 @@
+//! What goes into a bundle and where it lies: from the things that a person names to the files and items of the archive.
+//!
+//! The texts that every bundle carries are in `bundles/recipes/`.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_models::{Digest, MANIFEST, Manifest as ModelManifest};
+
+use crate::error::{Error, Result};
+use crate::manifest::{Item, ItemKind};
+use crate::pack::{Content, Input, Inputs};
+
+const INSTALL: &str = include_str!("../recipes/install.sh");
+const READ_ME: &str = include_str!("../recipes/README.md");
+
+/// Where a bundle's environments are.
+pub const ENVIRONMENTS: &str = "configs/environments";
+/// Where its models are.
+pub const MODELS: &str = "models";
+/// Where its images are, as one OCI layout.
+pub const IMAGES: &str = "images";
+
+/// Everything that a bundle is made of.
+#[derive(Debug, Default)]
+pub struct Ingredients {
+    /// The release's version.
+    pub version: String,
+    /// Seconds since 1970 that every member carries as its time.
+    pub epoch: u64,
+    /// The static program, once for each platform.
+    pub programs: Vec<ProgramFile>,
+    /// Environments as texts.
+    pub environments: Vec<(String, String)>,
+    /// Models, as a store keeps them.
+    pub models: Vec<ModelFolder>,
+    /// Images, as items whose paths are among `files`.
+    pub images: Vec<Item>,
+    /// Packages of operating systems and languages, taken as they are.
+    pub packages: Vec<Utf8PathBuf>,
+    /// Further files: the blobs of images, software lists.
+    pub files: Vec<Input>,
+}
+
+/// The program of one platform.
+#[derive(Debug)]
+pub struct ProgramFile {
+    /// `linux/amd64`.
+    pub platform: String,
+    /// Where it is.
+    pub path: Utf8PathBuf,
+    /// Of its bytes.
+    pub digest: Digest,
+}
+
+/// One model.
+#[derive(Debug)]
+pub struct ModelFolder {
+    /// The name that environments call it by.
+    pub name: String,
+    /// The folder with its files.
+    pub path: Utf8PathBuf,
+    /// What the folder says of itself.
+    pub manifest: ModelManifest,
+}
+
+/// The path of a platform's program in a bundle: `bin/linux-amd64/textnlp-deploy`.
+pub fn program_path(platform: &str) -> String {
+    format!("bin/{}/textnlp-deploy", platform.replace('/', "-"))
+}
+
+/// The path of an environment in a bundle.
+pub fn environment_path(name: &str) -> String {
+    format!("{ENVIRONMENTS}/{name}.yaml")
+}
+
+/// The folder of a model in a bundle.
+pub fn model_path(name: &str) -> String {
+    format!("{MODELS}/{name}")
+}
+
+/// The files and items of a bundle of these ingredients.
+pub fn inputs(from: Ingredients) -> Result<Inputs> {
+    let mut files = vec![text("install.sh", true, INSTALL), text("scripts/README.md", false, READ_ME)];
+    let mut items = from.images;
+    for program in &from.programs {
+        let path = program_path(&program.platform);
+        items.push(Item {
+            version: Some(from.version.clone()),
+            platform: Some(program.platform.clone()),
+            license: Some("Apache-2.0".into()),
+            ..item(ItemKind::Program, "textnlp-deploy", program.digest, vec![path.clone()])
+        });
+        files.push(file(path, true, &program.path));
+    }
+    for (name, yaml) in &from.environments {
+        let path = environment_path(name);
+        items.push(item(ItemKind::Environment, name, Digest::of(yaml.as_bytes()), vec![path.clone()]));
+        files.push(text(&path, false, yaml));
+    }
+    for model in &from.models {
+        let (found, paths) = model_files(model)?;
+        files.extend(found);
+        items.push(Item {
+            version: model.manifest.revision.clone(),
+            license: model.manifest.license.clone(),
+            source: Some(model.manifest.source.clone()),
+            ..item(ItemKind::Model, &model.name, model.manifest.digest, paths)
+        });
+    }
+    for package in &from.packages {
+        let name = package.file_name().unwrap_or_default();
+        let (digest, _) = std::fs::File::open(package)
+            .and_then(Digest::of_reader)
+            .map_err(|error| Error::Inputs { problems: vec![format!("read package {package}: {error}")] })?;
+        let path = format!("packages/{name}");
+        items.push(item(ItemKind::Package, name, digest, vec![path.clone()]));
+        files.push(file(path, false, package));
+    }
+    files.extend(from.files);
+    Ok(Inputs { version: from.version, epoch: from.epoch, items, files })
+}
+
+/// The files that the model's manifest names, and the manifest itself: the folder on the other side is what it was on this one.
+fn model_files(model: &ModelFolder) -> Result<(Vec<Input>, Vec<String>)> {
+    let folder = model_path(&model.name);
+    let mut files: Vec<Input> = model
+        .manifest
+        .files
+        .iter()
+        .map(|entry| file(format!("{folder}/{}", entry.name), false, &model.path.join(&entry.name)))
+        .collect();
+    let manifest = serde_json::to_vec_pretty(&model.manifest).map_err(|error| Error::Inputs {
+        problems: vec![format!("write the manifest of model {}: {error}", model.name)],
+    })?;
+    files.push(Input { path: format!("{folder}/{MANIFEST}"), executable: false, content: Content::Bytes(manifest) });
+    let paths = files.iter().map(|file| file.path.clone()).collect();
+    Ok((files, paths))
+}
+
+fn item(kind: ItemKind, name: &str, digest: Digest, paths: Vec<String>) -> Item {
+    Item { kind, name: name.to_owned(), version: None, digest, platform: None, license: None, source: None, paths }
+}
+
+fn text(path: &str, executable: bool, text: &str) -> Input {
+    Input { path: path.to_owned(), executable, content: Content::Bytes(text.as_bytes().to_vec()) }
+}
+
+fn file(path: String, executable: bool, from: &Utf8Path) -> Input {
+    Input { path, executable, content: Content::File(from.to_owned()) }
+}

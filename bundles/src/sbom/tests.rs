@@ -1,0 +1,177 @@
+//! Lists of software: the same bytes each time, true, and valid by the official schema.
+
+use std::process::{Command, Stdio};
+
+use super::*;
+use crate::scan::image::Image as Inside;
+
+const LOCK: &str = include_str!("../../../Cargo.lock");
+
+fn subject(name: &str) -> Subject {
+    Subject { name: name.to_owned(), version: "1.0.0".to_owned(), epoch: 1_767_225_600 }
+}
+
+fn all() -> Vec<Sbom> {
+    let lock = Lock::parse(LOCK).unwrap();
+    let mut inside = Inside { name: "postgres:15".to_owned(), digest: "sha256:00".to_owned(), ..Inside::default() };
+    inside.packages.push(Package {
+        ecosystem: "Debian:12".to_owned(),
+        name: "libssl3".to_owned(),
+        version: "3.0.11-1~deb12u2+b1".to_owned(),
+        origin: Some(("openssl".to_owned(), "3.0.11-1~deb12u2".to_owned())),
+        architecture: Some("amd64".to_owned()),
+    });
+    inside.programs.insert("usr/bin/app".to_owned(), vec![Package::of_crate("serde", "1.0.200")]);
+    let model = Model {
+        name: "textnlp-tiny".to_owned(),
+        version: None,
+        digest: Digest::of(b"weights"),
+        license: Some("Apache-2.0".to_owned()),
+        source: Some("bundled".to_owned()),
+        architecture: Some("gpt2".to_owned()),
+    };
+    vec![
+        program(&subject("textnlp-deploy"), &lock, "textnlp-deploy"),
+        program(&subject("everything"), &lock, "no such crate"),
+        image(&subject("postgres"), &inside),
+        models(&subject("models"), &[model]),
+    ]
+}
+
+#[test]
+fn the_same_content_gives_the_same_bytes_and_another_another_number() {
+    let (first, second) = (all(), all());
+    assert_eq!(first, second);
+    let serials: std::collections::BTreeSet<&str> =
+        first.iter().map(|s| s.value()["serialNumber"].as_str().unwrap()).collect();
+    assert_eq!(serials.len(), first.len());
+}
+
+#[test]
+fn every_crate_of_the_lock_file_is_listed_with_its_checksum_and_its_needs() {
+    let lock = Lock::parse(LOCK).unwrap();
+    let sbom = program(&subject("everything"), &lock, "no such crate");
+    assert_eq!(sbom.components(), LOCK.matches("[[package]]").count());
+    let component = |name: &str| {
+        let list = sbom.value()["components"].as_array().unwrap();
+        list.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("{name} is not there")).clone()
+    };
+    let semver = component("semver");
+    assert_eq!(semver["purl"], format!("pkg:cargo/semver@{}", semver["version"].as_str().unwrap()));
+    assert_eq!(semver["licenses"][0]["expression"], "MIT OR Apache-2.0");
+    assert_eq!(semver["hashes"][0]["content"].as_str().unwrap().len(), 64);
+    // Ours are not on any registry: a package URL would say that they are.
+    assert!(component("textnlp-bundle")["purl"].is_null());
+    let bundle = component("textnlp-bundle")["bom-ref"].clone();
+    let dependencies = sbom.value()["dependencies"].as_array().unwrap();
+    let needs = &dependencies.iter().find(|d| d["ref"] == bundle).unwrap()["dependsOn"];
+    assert!(needs.as_array().unwrap().contains(&semver["bom-ref"]), "{needs}");
+    // Every line of every package is resolved.
+    for package in &lock.packages {
+        for line in &package.dependencies {
+            assert!(lock.meant(line).is_some(), "{} needs {line}", package.name);
+        }
+    }
+}
+
+#[test]
+fn a_program_lists_only_what_it_reaches() {
+    let text = "version = 4\n[[package]]\nname = \"top\"\nversion = \"1.0.0\"\ndependencies = [\"a\", \"b 2.0.0\"]\n\
+        [[package]]\nname = \"other\"\nversion = \"1.0.0\"\ndependencies = [\"c\"]\n\
+        [[package]]\nname = \"a\"\nversion = \"1.0.0\"\nsource = \"sparse+https://index.crates.io/\"\n\
+        [[package]]\nname = \"b\"\nversion = \"1.0.0\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n\
+        [[package]]\nname = \"b\"\nversion = \"2.0.0\"\nsource = \"git+https://example.com/b#0123\"\ndependencies = [\"a\"]\n\
+        [[package]]\nname = \"c\"\nversion = \"1.0.0\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n";
+    let lock = Lock::parse(text).unwrap();
+    let sbom = program(&subject("top"), &lock, "top");
+    let names: Vec<String> = sbom.value()["components"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| format!("{}@{}", c["name"].as_str().unwrap(), c["version"].as_str().unwrap()))
+        .collect();
+    assert_eq!(names, ["b@2.0.0", "top@1.0.0", "a@1.0.0"]);
+    // What a scan reads back: only what comes from the registry.
+    assert_eq!(packages(&sbom.to_bytes()).unwrap(), [Package::of_crate("a", "1.0.0")]);
+    assert_eq!(lock.registry_packages().len(), 3);
+}
+
+#[test]
+fn packages_are_read_back_from_their_urls() {
+    for (purl, wanted) in [
+        ("pkg:cargo/tar@0.4.20", Some(("crates.io", "tar", "0.4.20"))),
+        ("pkg:cargo/tar@0.4.20?repository_url=https://example.com", None),
+        (
+            "pkg:deb/debian/libssl3@3.0.11-1~deb12u2%2Bb1?arch=amd64&distro=debian-12",
+            Some(("Debian:12", "libssl3", "3.0.11-1~deb12u2+b1")),
+        ),
+        ("pkg:apk/alpine/musl@1.2.4-r2?distro=alpine-v3.19", Some(("Alpine:v3.19", "musl", "1.2.4-r2"))),
+        ("pkg:pypi/foo@1.0", Some(("PyPI", "foo", "1.0"))),
+        ("pkg:npm/foo@1.0", None),
+        ("cargo/foo", None),
+    ] {
+        let found = package(purl);
+        assert_eq!(
+            found.as_ref().map(|p| (p.ecosystem.as_str(), p.name.as_str(), p.version.as_str())),
+            wanted,
+            "{purl}"
+        );
+    }
+    assert!(packages(b"{}").is_err());
+}
+
+#[test]
+fn licenses_in_the_table_are_those_of_the_manifests() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline", "--locked", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .stderr(Stdio::null())
+        .output()
+        .unwrap();
+    let Ok(metadata) = serde_json::from_slice::<Value>(&output.stdout) else {
+        // Without the sources of crates for other platforms cargo says nothing.
+        eprintln!("\n*** SKIPPED: cargo metadata needs the sources of all crates ***\n");
+        return;
+    };
+    let mut without = Vec::new();
+    for package in metadata["packages"].as_array().unwrap().iter().filter(|p| !p["source"].is_null()) {
+        let (name, version) = (package["name"].as_str().unwrap(), package["version"].as_str().unwrap());
+        let stated = package["license"].as_str().map(|l| l.split('/').map(str::trim).collect::<Vec<_>>().join(" OR "));
+        match license_of_crate(name, version) {
+            Some(known) => assert_eq!(Some(known), stated, "{name} {version}"),
+            None => without.push(format!("{name} {version}")),
+        }
+    }
+    if !without.is_empty() {
+        eprintln!("without a license in the table (run bundles/src/sbom/licenses.sh): {}", without.join(", "));
+    }
+}
+
+/// The interpreter of a virtual environment with the pinned packages, made by `python.sh`.
+fn python() -> Option<String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python.sh");
+    let output = Command::new("sh").arg(script).stdin(Stdio::null()).stderr(Stdio::inherit()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[test]
+fn the_official_schema_holds() {
+    let Some(python) = python() else {
+        assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "the validator must be there");
+        eprintln!(
+            "\n*** SKIPPED: the CycloneDX validator could not be set up (python3, venv and its packages are needed) ***\n"
+        );
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(python);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cyclonedx_contract.py"));
+    for (nth, sbom) in all().iter().enumerate() {
+        let path = folder.path().join(format!("{nth}.cdx.json"));
+        std::fs::write(&path, sbom.to_bytes()).unwrap();
+        command.arg(path);
+    }
+    let output = command.output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && told.contains("all 4 documents are valid"), "{told}");
+}

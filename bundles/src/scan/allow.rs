@@ -1,0 +1,150 @@
+//! What an operator has decided to live with, until a day, for a reason.
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+use super::error::Error;
+use super::finding::{Allowed, Finding, Kind, Report, Severity};
+
+/// One allowance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allow {
+    /// The finding's id.
+    pub id: String,
+    /// Where it may be: the beginning of its place, `*` standing for anything. `*` alone: anywhere.
+    pub path: String,
+    /// Why it is borne.
+    pub reason: String,
+    /// The last day on which it is.
+    pub until: Date,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    allow: Vec<Allow>,
+}
+
+/// Reads `scan-allow.yaml`. `path` is for errors.
+pub fn read(text: &str, path: &str) -> Result<Vec<Allow>, Error> {
+    let wrong = |why: String| Error::Allow { path: path.to_owned(), why };
+    let List { allow } = serde_yaml::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    match allow.iter().find(|a| a.id.trim().is_empty() || a.path.trim().is_empty() || a.reason.trim().len() < 8) {
+        Some(bad) => {
+            Err(wrong(format!("`{}` at `{}` needs an id, a path and a reason that says why", bad.id, bad.path)))
+        }
+        None => Ok(allow),
+    }
+}
+
+impl Allow {
+    fn covers(&self, finding: &Finding) -> bool {
+        self.id == finding.id && fits(&self.path, &finding.place)
+    }
+}
+
+/// `*` stands for any text; the pattern must reach to the end of the path, or to `:` (line or key) behind it.
+fn fits(pattern: &str, place: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| place.strip_prefix(first)) else { return false };
+    let mut open = false;
+    for part in parts {
+        open = part.is_empty();
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    open || rest.is_empty() || rest.starts_with(':')
+}
+
+/// Moves what is allowed aside, and says which allowances have run out or fit nothing.
+pub(crate) fn apply(report: &mut Report, list: &[Allow], now: Timestamp) {
+    let today = now.to_zoned(TimeZone::UTC).date();
+    let mut used = vec![false; list.len()];
+    let found = std::mem::take(&mut report.findings);
+    for finding in found {
+        let fitting: Vec<usize> = (0..list.len()).filter(|at| list[*at].covers(&finding)).collect();
+        fitting.iter().for_each(|at| used[*at] = true);
+        match fitting.iter().map(|at| &list[*at]).find(|allow| allow.until >= today) {
+            Some(allow) => {
+                let (reason, until) = (allow.reason.clone(), allow.until);
+                report.allowed.push(Allowed { finding, reason, until });
+            }
+            None => report.findings.push(finding),
+        }
+    }
+    for (allow, used) in list.iter().zip(used) {
+        let note = |id: &str, severity, title: String, reason: &str, fix: &str| Finding {
+            id: id.to_owned(),
+            kind: Kind::Scan,
+            severity,
+            title,
+            place: allow.path.clone(),
+            package: None,
+            installed: None,
+            fixed_in: None,
+            score: None,
+            aliases: Vec::new(),
+            reason: reason.to_owned(),
+            fix: fix.to_owned(),
+            url: None,
+        };
+        if allow.until < today {
+            report.findings.push(note(
+                "allowance-expired",
+                Severity::Low,
+                format!("The allowance of {} ended on {}", allow.id, allow.until),
+                "What it allowed counts again; nobody has looked at it anew.",
+                "mend the finding, or write a new day with a reason that still holds",
+            ));
+        } else if !used {
+            report.findings.push(note(
+                "allowance-unused",
+                Severity::Info,
+                format!("Nothing needs the allowance of {}", allow.id),
+                "An allowance that fits nothing may one day hide something new.",
+                "take it out of the list",
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_reaches_to_the_end_of_the_path() {
+        for (pattern, place, wanted) in [
+            ("*", "anything:4", true),
+            ("sbom/*", "sbom/program.cdx.json", true),
+            ("configs/a.yaml", "configs/a.yaml: tls.mode", true),
+            ("configs/a.yaml", "configs/a.yaml:12", true),
+            ("configs/a.yaml", "configs/a.yaml.old", false),
+            ("configs/a", "configs/a.yaml", false),
+            ("configs/*.yaml", "configs/deep/a.yaml: x", true),
+            ("configs/*.yaml", "configs/a.json", false),
+            ("images/*/etc/key", "images/a layer/etc/key:1", true),
+        ] {
+            assert_eq!(fits(pattern, place), wanted, "{pattern} and {place}");
+        }
+    }
+
+    #[test]
+    fn a_list_without_reason_or_with_unknown_keys_is_refused() {
+        let good = "allow: [ { id: a, path: '*', reason: because it is so, until: 2027-01-31 } ]";
+        assert_eq!(read(good, "f").unwrap().len(), 1);
+        for bad in [
+            "allow: [ { id: a, path: '*', reason: '', until: 2027-01-31 } ]",
+            "allow: [ { id: a, path: '*', reason: because it is so } ]",
+            "allow: [ { id: a, path: '*', reason: because it is so, until: soon } ]",
+            "allow: []\nmore: 1",
+        ] {
+            assert!(read(bad, "f").is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What can go wrong before there is a report. What goes wrong within a scan stands in the report.
+
+use std::io;
+
+use camino::Utf8PathBuf;
+use textnlp_models::Digest;
+
+/// Why a scan could not be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder could not be read.
+    #[error("read {path}")]
+    Read {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A folder holds no advisories.
+    #[error("no advisory in {0}")]
+    NoAdvisories(Utf8PathBuf),
+    /// A carried database is damaged or of a later version.
+    #[error("advisories in {path}: {why}")]
+    Advisories {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A carried database does not say what its digest says.
+    #[error("advisories of {name} in {path} have the digest {found}, not {wanted}")]
+    Digest {
+        /// The file.
+        path: String,
+        /// The source within.
+        name: String,
+        /// What it says of itself.
+        wanted: Digest,
+        /// What it is.
+        found: Digest,
+    },
+    /// A lock file that cannot be read.
+    #[error("read {path} as a Cargo.lock: {why}")]
+    Lock {
+        /// Which.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A list of allowances that cannot be read.
+    #[error("read {path} as a list of allowances: {why}")]
+    Allow {
+        /// Which.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A document that is no scan.
+    #[error("read {path} as a scan: {why}")]
+    Report {
+        /// Which.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Error {
+    /// What to do next.
+    pub fn hint(&self) -> String {
+        match self {
+            Error::Read { .. } => "look whether it is there and may be read".to_owned(),
+            Error::NoAdvisories(_) => {
+                "name a copy of the RustSec database (with `crates/NAME/RUSTSEC-….md`) or a folder of OSV documents (`*.json`)"
+                    .to_owned()
+            }
+            Error::Advisories { .. } | Error::Digest { .. } => {
+                "make it anew: `textnlp-deploy bundle create` carries a fresh copy".to_owned()
+            }
+            Error::Lock { .. } => "cargo writes it: `cargo generate-lockfile`".to_owned(),
+            Error::Allow { .. } => {
+                "write `allow: [ { id: RUSTSEC-…, path: sbom/*, reason: why it is borne, until: 2027-01-31 } ]`".to_owned()
+            }
+            Error::Report { .. } => "name documents that `bundle scan --format json` wrote".to_owned(),
+        }
+    }
+}

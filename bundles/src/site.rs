@@ -1,0 +1,352 @@
+//! The folder where a bundle is installed: each content in a folder of its own that is never changed, and one link that says which of
+//! them is in use.
+//!
+//! ```text
+//! ROOT/content-4f1d…/          the files of one content (0444, 0555), and installed.json
+//! ROOT/current -> content-4f1d…
+//! ROOT/installed.json -> current/installed.json
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{AtFlags, FlockOperation, RenameFlags};
+use serde::{Deserialize, Serialize};
+use textnlp_models::Digest;
+
+use crate::contents::Contents;
+use crate::error::{Error, Result};
+use crate::manifest::Kind;
+use crate::sign::Authenticity;
+use crate::volumes::sync_folder;
+
+/// The record's name, in each content's folder and at the root.
+pub const INSTALLED: &str = "installed.json";
+const CURRENT: &str = "current";
+const CONTENT: &str = "content-";
+/// Of the record.
+pub(crate) const FORMAT: u32 = 1;
+
+/// What is installed, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Installed {
+    /// The format of this record.
+    pub format: u32,
+    /// See [`Contents::digest`].
+    pub content: Digest,
+    /// Of the full bundle or of the last delta.
+    pub version: String,
+    /// See [`Manifest::epoch`](crate::Manifest::epoch).
+    pub epoch: u64,
+    /// The bundles that made it: a full one, then deltas.
+    pub sources: Vec<Source>,
+    /// The content's folder that was in use before this one.
+    pub previous: Option<String>,
+    /// What it holds.
+    #[serde(flatten)]
+    pub contents: Contents,
+    /// Of each file, in their order, what shows that nobody wrote to it.
+    pub stamps: Vec<Stamp>,
+}
+
+/// One bundle that was taken in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Full or delta.
+    pub kind: Kind,
+    /// See [`Manifest::version`](crate::Manifest::version).
+    pub version: String,
+    /// Of its first member.
+    pub manifest: Digest,
+    /// Whether a trusted key had signed it.
+    #[serde(flatten)]
+    pub authenticity: Authenticity,
+}
+
+/// A file as it was installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, i64, u64, u32)", into = "(u64, i64, u64, u32)")]
+pub struct Stamp {
+    size: u64,
+    /// Nanoseconds since 1970.
+    modified: i64,
+    inode: u64,
+    mode: u32,
+}
+
+impl Stamp {
+    /// What a path has now. A link is not followed.
+    pub(crate) fn at(path: &Utf8Path) -> io::Result<Stamp> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is not a file"));
+        }
+        let modified = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        Ok(Stamp { size: metadata.len(), modified, inode: metadata.ino(), mode: metadata.mode() & 0o7777 })
+    }
+}
+
+impl From<(u64, i64, u64, u32)> for Stamp {
+    fn from((size, modified, inode, mode): (u64, i64, u64, u32)) -> Stamp {
+        Stamp { size, modified, inode, mode }
+    }
+}
+
+impl From<Stamp> for (u64, i64, u64, u32) {
+    fn from(stamp: Stamp) -> Self {
+        (stamp.size, stamp.modified, stamp.inode, stamp.mode)
+    }
+}
+
+impl Installed {
+    /// Whether a trusted key had signed everything that this content was made from.
+    pub fn is_verified(&self) -> bool {
+        self.sources.iter().all(|source| source.authenticity.is_verified())
+    }
+}
+
+/// The root of an installed site.
+#[derive(Clone, Debug)]
+pub struct Site {
+    root: Utf8PathBuf,
+}
+
+/// Held while a site is changed.
+#[derive(Debug)]
+pub struct SiteLock {
+    file: File,
+}
+
+impl Drop for SiteLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that is just being started by another thread holds the file open until it is another program.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+/// What [`Site::gc`] took away.
+#[derive(Clone, Debug, Default)]
+pub struct Collected {
+    /// Names of folders.
+    pub removed: Vec<String>,
+}
+
+impl Site {
+    /// The site at `root`; the folder is made when something is first installed.
+    pub fn new(root: &Utf8Path) -> Site {
+        Site { root: root.to_owned() }
+    }
+
+    /// The root folder.
+    pub fn root(&self) -> &Utf8Path {
+        &self.root
+    }
+
+    /// The name of the folder for a content.
+    pub fn name_of(content: &Digest) -> String {
+        format!("{CONTENT}{}", &content.hex()[..16])
+    }
+
+    /// The folder of a content by its name.
+    pub fn folder(&self, name: &str) -> Utf8PathBuf {
+        self.root.join(name)
+    }
+
+    /// The name of the content in use.
+    pub fn current(&self) -> Result<Option<String>> {
+        let link = self.root.join(CURRENT);
+        match link.read_link_utf8() {
+            Ok(target) => Ok(target.file_name().filter(|name| name.starts_with(CONTENT)).map(str::to_owned)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("read", link)(error)),
+        }
+    }
+
+    /// The record of the content in use; none where nothing was activated.
+    pub fn installed(&self) -> Result<Option<Installed>> {
+        match self.current()? {
+            Some(name) => self.record(&name).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The record of any content in the folder.
+    pub fn record(&self, name: &str) -> Result<Installed> {
+        let path = self.folder(name).join(INSTALLED);
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let record: Installed = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::Altered { path: path.clone(), why: format!("it is no record of ours: {error}") })?;
+        let whole = record.stamps.len() == record.contents.files.len() && record.contents.digest() == record.content;
+        let why = "its content digest is not that of its files".to_owned();
+        if whole { Ok(record) } else { Err(Error::Altered { path, why }) }
+    }
+
+    /// The names of all contents that are there.
+    pub fn contents(&self) -> Result<Vec<String>> {
+        self.names(CONTENT)
+    }
+
+    /// Makes a content the one in use, in one step. The one before is kept for [`Site::rollback`].
+    pub fn activate(&self, name: &str) -> Result<()> {
+        let _lock = self.lock()?;
+        self.switch(name)
+    }
+
+    /// Goes back to the content that was in use before; doing it twice comes back here. Gives the name.
+    pub fn rollback(&self) -> Result<String> {
+        let _lock = self.lock()?;
+        let none = |why: &str| Error::Site { root: self.root.clone(), why: why.to_owned() };
+        let record = self.installed()?.ok_or_else(|| none("nothing is installed"))?;
+        let previous = record.previous.ok_or_else(|| none("nothing was installed before"))?;
+        self.switch(&previous)?;
+        Ok(previous)
+    }
+
+    /// Takes away contents that are neither in use nor the one before, and what an unfinished install left.
+    pub fn gc(&self) -> Result<Collected> {
+        let _lock = self.lock()?;
+        let current = self.current()?;
+        let previous = self.installed()?.and_then(|record| record.previous);
+        let mut collected = Collected::default();
+        for name in self.contents()?.into_iter().chain(self.names(".incoming-")?).chain(self.names(".old-")?) {
+            if Some(&name) != current.as_ref() && Some(&name) != previous.as_ref() {
+                remove(&self.folder(&name))?;
+                collected.removed.push(name);
+            }
+        }
+        Ok(collected)
+    }
+
+    /// Keeps others from changing the site. Fails at once when somebody does.
+    pub fn lock(&self) -> Result<SiteLock> {
+        std::fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
+        let path = self.root.join(".lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
+            rustix::io::Errno::WOULDBLOCK => Error::Busy { path: path.clone() },
+            errno => Error::os("lock", &path)(errno),
+        })?;
+        Ok(SiteLock { file })
+    }
+
+    /// Writes a content's record into a folder, in one step.
+    pub(crate) fn write_record(&self, folder: &Utf8Path, record: &Installed) -> Result<()> {
+        let temporary = self.root.join(".record.tmp");
+        let text = serde_json::to_vec(record).map_err(|error| Error::io("write", &temporary)(error.into()))?;
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            file.set_permissions(PermissionsExt::from_mode(0o644))?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, folder.join(INSTALLED))
+        };
+        write().map_err(Error::io("write", folder.join(INSTALLED)))
+    }
+
+    /// Gives a finished folder its name. A folder of that name goes, in the same step.
+    pub(crate) fn publish(&self, incoming: &Utf8Path, name: &str) -> Result<()> {
+        let target = self.folder(name);
+        // Everything under the folder is on the disk before its name is.
+        let root = File::open(&self.root).map_err(Error::io("open", &self.root))?;
+        rustix::fs::syncfs(&root).map_err(Error::os("sync", &self.root))?;
+        let here = rustix::fs::CWD;
+        let renamed = match rustix::fs::renameat_with(
+            here,
+            incoming.as_std_path(),
+            here,
+            target.as_std_path(),
+            RenameFlags::NOREPLACE,
+        ) {
+            Err(rustix::io::Errno::EXIST) => {
+                rustix::fs::renameat_with(
+                    here,
+                    incoming.as_std_path(),
+                    here,
+                    target.as_std_path(),
+                    RenameFlags::EXCHANGE,
+                )
+                .map_err(Error::os("exchange", &target))?;
+                let old = self.root.join(format!(".old-{name}"));
+                remove(&old)?;
+                std::fs::rename(incoming, &old).map_err(Error::io("rename", incoming))?;
+                remove(&old)?;
+                Ok(())
+            }
+            other => other,
+        };
+        renamed.map_err(Error::os("rename", incoming))?;
+        sync_folder(&self.root)
+    }
+
+    fn switch(&self, name: &str) -> Result<()> {
+        let mut record = self.record(name)?;
+        let before = self.current()?;
+        if before.as_deref() != Some(name) {
+            // First the way back, then the step.
+            if before.is_some() && record.previous != before {
+                record.previous = before;
+                self.write_record(&self.folder(name), &record)?;
+            }
+            let temporary = self.root.join(".current.tmp");
+            remove_link(&temporary)?;
+            symlink(name, &temporary).map_err(Error::io("link", &temporary))?;
+            std::fs::rename(&temporary, self.root.join(CURRENT)).map_err(Error::io("rename", &temporary))?;
+        }
+        let link = self.root.join(INSTALLED);
+        if std::fs::symlink_metadata(&link).is_err() {
+            symlink(format!("{CURRENT}/{INSTALLED}"), &link).map_err(Error::io("link", &link))?;
+        }
+        sync_folder(&self.root)
+    }
+
+    fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let entries = match self.root.read_dir_utf8() {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io("list", &self.root)(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(Error::io("list", &self.root))?;
+            if entry.file_name().starts_with(prefix) {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+fn remove_link(path: &Utf8Path) -> Result<()> {
+    match rustix::fs::unlinkat(rustix::fs::CWD, path.as_std_path(), AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Error::os("remove", path)(errno)),
+    }
+}
+
+/// Takes a file or a folder away; nothing there is fine.
+pub(crate) fn remove(path: &Utf8Path) -> Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+impl Stamp {
+    pub(crate) fn has(&self, size: u64, mode: u32) -> bool {
+        self.size == size && self.mode == mode
+    }
+}

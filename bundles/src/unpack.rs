@@ -1,0 +1,302 @@
+//! Installing a full bundle's files: from a file, from volumes or from a stream, each chunk verified before it is written.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::contents::Contents;
+use crate::error::{Damage, Error, Result};
+use crate::flow::{self, Batch, Drive, Event, Whole};
+use crate::incoming::{Incoming, Needs, Older};
+use crate::layout::name;
+use crate::manifest::{File, Kind};
+
+use crate::open::{Bundle, Feed, chunk_damage, is_content, member_header, padding, trailer};
+use crate::sign::Authenticity;
+use crate::site::{FORMAT, Installed, Site, Source, Stamp};
+use crate::walk::Walk;
+
+/// How a bundle is unpacked.
+#[derive(Clone, Debug)]
+pub struct UnpackOptions<'a> {
+    /// What the caller found out with [`Bundle::authenticity`]; it is recorded.
+    pub authenticity: Authenticity,
+    /// Reads what is installed and holds it against the digests, instead of trusting sizes and times.
+    pub deep: bool,
+    /// Threads, progress and stopping.
+    pub drive: Drive<'a>,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct Unpacked {
+    /// The content's name, for [`Site::activate`].
+    pub name: String,
+    /// Its folder.
+    pub folder: Utf8PathBuf,
+    /// Its record.
+    pub record: Installed,
+    /// Whether all of it was there before.
+    pub unchanged: bool,
+    /// Bytes written by this run.
+    pub written: u64,
+    /// Bytes taken over from older contents.
+    pub linked: u64,
+    /// Bytes that an earlier, killed run had written.
+    pub resumed: u64,
+    /// How long this run took.
+    pub elapsed: Duration,
+}
+
+impl Site {
+    /// What a full bundle will need here.
+    pub fn needs(&self, bundle: &Bundle) -> Result<Needs> {
+        bundle.want(Kind::Full, "its room cannot be told without the site's content")?;
+        let name = Site::name_of(&bundle.content_digest());
+        let older = Older::of(self)?;
+        let files = &bundle.manifest().files;
+        let partial = self.root().join(format!(".incoming-{name}"));
+        let kept = |file: &File| {
+            let there =
+                std::fs::symlink_metadata(partial.join(&file.path)).map_or(0, |metadata| metadata.len().min(file.size));
+            if older.same(file).is_some() { file.size } else { there }
+        };
+        Ok(needs(files, kept))
+    }
+
+    /// Unpacks a full bundle into a folder of its own. It is not in use before [`Site::activate`]. After a kill, the same call goes on;
+    /// when all is there already, it is looked at and nothing is written.
+    pub fn unpack(&self, bundle: &mut Bundle, options: &UnpackOptions<'_>) -> Result<Unpacked> {
+        let begun = Instant::now();
+        bundle.want(Kind::Full, "a full one is installed, a delta is applied")?;
+        bundle.sound()?;
+        let _lock = self.lock()?;
+        let contents = Contents::try_from(&*bundle)?;
+        let content = contents.digest();
+        let name = Site::name_of(&content);
+        let source = Source {
+            kind: Kind::Full,
+            version: bundle.manifest().version.clone(),
+            manifest: bundle.manifest_digest(),
+            authenticity: options.authenticity.clone(),
+        };
+        let done = |record, unchanged, written, linked, resumed| Unpacked {
+            folder: self.folder(&name),
+            name: name.clone(),
+            record,
+            unchanged,
+            written,
+            linked,
+            resumed,
+            elapsed: begun.elapsed(),
+        };
+
+        let mut bad = BTreeSet::new();
+        if let Ok(mut record) = self.record(&name) {
+            // Files of the same names and digests that were cut otherwise are not taken on trust.
+            let same = record.contents == contents;
+            bad = self.altered(&name, &record, options.deep, &options.drive)?;
+            if same && bad.is_empty() {
+                if record.sources != [source.clone()] {
+                    record.sources = vec![source];
+                    (record.version, record.epoch) = (bundle.manifest().version.clone(), bundle.manifest().epoch);
+                    self.write_record(&self.folder(&name), &record)?;
+                }
+                return Ok(done(record, true, 0, contents.bytes(), 0));
+            }
+        }
+
+        // From a file all headers are looked at before anything is written; from a stream each is when it comes.
+        scan(bundle)?;
+        let older = Older::of(self)?.without(&bad);
+        let mut incoming = Incoming::open(self, &name, bundle.manifest_digest(), None, &contents.files)?;
+        let plan = prepare(&incoming, &older, &contents.files)?;
+        needs(&contents.files, |file| plan.kept.get(&file.path).copied().unwrap_or(0)).check(self.root())?;
+        let (drive, total) = (&options.drive, contents.bytes());
+        (drive.progress)(Event::Start { what: "unpack", bytes: total, files: contents.files.len() });
+        if plan.resumed > 0 {
+            (drive.progress)(Event::Resume { bytes: plan.resumed });
+        }
+
+        let mut written = 0;
+        let (feed, layout, manifest) = bundle.parts();
+        let mut walk = Walk::new(feed, layout, manifest, drive);
+        walk.skip = &plan.skip;
+        walk.doing = "unpacking";
+        flow::run(
+            drive.threads,
+            Whole::No,
+            |batch| walk.fill(batch),
+            |batch| {
+                for piece in &batch.pieces {
+                    let file = &contents.files[piece.file];
+                    let at = layout.members[piece.file + 3].data_at;
+                    check(batch, piece, file, at)?;
+                    incoming.append(piece.file, file, batch.bytes(piece))?;
+                    written += piece.size as u64;
+                }
+                (drive.progress)(Event::Bytes { done: plan.resumed + plan.linked + written });
+                Ok(())
+            },
+        )?;
+        let (version, epoch) = (manifest.version.clone(), manifest.epoch);
+        let previous = self.record(&name).ok().and_then(|record| record.previous);
+        let record = Installed {
+            format: FORMAT,
+            content,
+            version,
+            epoch,
+            sources: vec![source],
+            previous,
+            contents,
+            stamps: Vec::new(),
+        };
+        let record = incoming.finish(record, &name)?;
+        Ok(done(record, false, written, plan.linked, plan.resumed))
+    }
+
+    /// Files of an installed content that are not as they were installed: by size, time and inode, or by their bytes.
+    pub fn altered(
+        &self,
+        name: &str,
+        record: &Installed,
+        deep: bool,
+        drive: &Drive<'_>,
+    ) -> Result<BTreeSet<Utf8PathBuf>> {
+        let folder = self.folder(name);
+        let files = &record.contents.files;
+        let mut bad = BTreeSet::new();
+        for (file, stamp) in files.iter().zip(&record.stamps) {
+            let path = folder.join(&file.path);
+            if !Stamp::at(&path).is_ok_and(|now| now == *stamp) {
+                bad.insert(path);
+            }
+        }
+        if deep {
+            let good: Vec<&File> = files.iter().filter(|file| !bad.contains(&folder.join(&file.path))).collect();
+            let found = rehash(&folder, &good, drive)?;
+            bad.extend(found.into_iter().map(|damage| folder.join(damage.member)));
+        }
+        Ok(bad)
+    }
+}
+
+/// Looks at every header and all filling.
+fn scan(bundle: &mut Bundle) -> Result<()> {
+    let (feed, layout, manifest) = bundle.parts();
+    if matches!(feed, Feed::Stream { .. }) {
+        return Ok(());
+    }
+    let mut damages = Vec::new();
+    for member in layout.members.iter().filter(|member| is_content(member)) {
+        member_header(feed, layout, member, &manifest.files, &mut damages)?;
+        padding(feed, member, name(member.role, &manifest.files).0, &mut damages)?;
+    }
+    trailer(feed, layout.total, &mut damages)?;
+    if damages.is_empty() { Ok(()) } else { Err(Error::Damaged { damages }) }
+}
+
+/// What is already there.
+pub(crate) struct Plan {
+    /// Chunks of each file that need not be read.
+    pub(crate) skip: Vec<usize>,
+    pub(crate) kept: std::collections::HashMap<String, u64>,
+    pub(crate) linked: u64,
+    pub(crate) resumed: u64,
+}
+
+/// Looks at what an earlier run left, links what older contents have, makes empty files.
+fn prepare(incoming: &Incoming<'_>, older: &Older, files: &[File]) -> Result<Plan> {
+    let mut plan = Plan { skip: Vec::with_capacity(files.len()), kept: Default::default(), linked: 0, resumed: 0 };
+    for file in files {
+        let mut have = incoming.have(file)?;
+        let mut kept = file.chunks[..have].iter().map(|chunk| u64::from(chunk.size)).sum();
+        if file.size == 0 {
+            incoming.empty(file)?;
+        } else if have < file.chunks.len()
+            && let Some(from) = older.same(file)
+            && incoming.link(from, file)?
+        {
+            (have, kept) = (file.chunks.len(), file.size);
+            plan.linked += file.size;
+        } else {
+            plan.resumed += kept;
+        }
+        plan.skip.push(have);
+        if kept > 0 {
+            plan.kept.insert(file.path.clone(), kept);
+        }
+    }
+    Ok(plan)
+}
+
+fn needs(files: &[File], kept: impl Fn(&File) -> u64) -> Needs {
+    const UNIT: u64 = 4096;
+    let mut needs = Needs::default();
+    let mut folders = BTreeSet::new();
+    for file in files {
+        let there = kept(file);
+        needs.kept += there;
+        needs.bytes += (file.size - there).div_ceil(UNIT) * UNIT;
+        needs.inodes += 1;
+        folders.extend(file.path.match_indices('/').map(|(at, _)| &file.path[..at]));
+    }
+    // The record holds what the manifest holds; folders take a unit each.
+    needs.inodes += folders.len() as u64 + 8;
+    needs.bytes +=
+        folders.len() as u64 * UNIT + files.iter().map(|file| 400 + 60 * file.chunks.len() as u64).sum::<u64>();
+    needs
+}
+
+/// Holds a piece against the manifest.
+pub(crate) fn check(batch: &Batch, piece: &flow::Piece, file: &File, data_at: u64) -> Result<()> {
+    debug_assert_eq!(batch.bytes(piece).len(), piece.size);
+    let expected = &file.chunks[piece.chunk];
+    if expected.digest == piece.digest {
+        return Ok(());
+    }
+    let before: u64 = file.chunks[..piece.chunk].iter().map(|chunk| u64::from(chunk.size)).sum();
+    Err(Error::Damaged { damages: vec![chunk_damage(&file.path, piece.chunk, data_at + before, expected.size)] })
+}
+
+/// Reads installed files and holds them against their chunks.
+fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<Damage>> {
+    use std::os::unix::fs::FileExt;
+    let mut place = (0, 0, 0u64);
+    let mut open: Option<std::fs::File> = None;
+    let mut found = Vec::new();
+    let source = |batch: &mut Batch| -> Result<()> {
+        drive.check(|| "checking what is installed".into())?;
+        while !batch.full() {
+            let (n, chunk, at) = place;
+            let Some(file) = files.get(n) else { return Ok(()) };
+            let Some(next) = file.chunks.get(chunk) else {
+                place = (n + 1, 0, 0);
+                open = None;
+                continue;
+            };
+            let path = folder.join(&file.path);
+            let size = next.size as usize;
+            if open.is_none() {
+                open = Some(std::fs::File::open(&path).map_err(Error::io("open", &path))?);
+            }
+            if let Some(open) = &open {
+                open.read_exact_at(&mut batch.room()[..size], at).map_err(Error::io("read", &path))?;
+            }
+            batch.take(n, chunk, size, chunk == 0, chunk + 1 == file.chunks.len());
+            place = (n, chunk + 1, at + size as u64);
+        }
+        Ok(())
+    };
+    flow::run(drive.threads, Whole::No, source, |batch| {
+        for piece in &batch.pieces {
+            let file = files[piece.file];
+            if file.chunks[piece.chunk].digest != piece.digest {
+                found.push(chunk_damage(&file.path, piece.chunk, 0, file.chunks[piece.chunk].size));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}

@@ -1,0 +1,147 @@
+//! Whether every byte of a bundle is as it was made: all damage in one run, each with its file and chunk.
+
+use std::time::{Duration, Instant};
+
+use crate::contents::digest_from;
+use crate::error::{Damage, Error, Result};
+use crate::flow::{self, Drive, Event, Whole};
+use crate::layout::{Role, name};
+use crate::manifest::Kind;
+use crate::open::{Bundle, chunk_damage};
+use crate::walk::{Walk, chunks};
+
+/// More is not listed; it is counted.
+const MOST_LISTED: usize = 10_000;
+
+/// How a bundle is verified.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VerifyOptions<'a> {
+    /// Leaves out the digests of whole files, which say nothing about the bytes that those of the chunks do not say; what is left out
+    /// is whether `SHA256SUMS` was made from the same bytes.
+    pub chunks_only: bool,
+    /// Threads, progress and stopping.
+    pub drive: Drive<'a>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Verified {
+    /// Empty when all is well. In the order of the archive.
+    pub damages: Vec<Damage>,
+    /// Damages beyond those that are listed.
+    pub more: u64,
+    /// Bytes of content that were read.
+    pub bytes: u64,
+    /// Files, and chunks of all files.
+    pub files: usize,
+    /// See `files`.
+    pub chunks: usize,
+    /// How long it took.
+    pub seconds: f64,
+    #[serde(skip)]
+    elapsed: Duration,
+}
+
+impl Verified {
+    /// Whether every byte is as it was made.
+    pub fn is_whole(&self) -> bool {
+        self.damages.is_empty()
+    }
+
+    /// How long it took.
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    /// All is well, or the damages as an error.
+    pub fn into_result(self) -> Result<Verified> {
+        if self.is_whole() { Ok(self) } else { Err(Error::Damaged { damages: self.damages }) }
+    }
+}
+
+impl Bundle {
+    /// Reads all of it. Damage is in the report; an error means that it could not be read to the end for another reason.
+    pub fn verify(&mut self, options: &VerifyOptions<'_>) -> Result<Verified> {
+        let begun = Instant::now();
+        let head = self.head_damages().to_vec();
+        let (feed, layout, manifest) = self.parts();
+        let members = layout.members.iter().filter(|member| matches!(member.role, Role::File(_) | Role::Chunks));
+        let offsets: Vec<u64> = members.clone().map(|member| member.data_at).collect();
+        let roles: Vec<Role> = members.map(|member| member.role).collect();
+        let total: u64 = layout.members.iter().skip(3).map(|member| member.size).sum();
+        (options.drive.progress)(Event::Start { what: "verify", bytes: total, files: roles.len() });
+
+        let mut walk = Walk::new(feed, layout, manifest, &options.drive);
+        walk.lenient = true;
+        walk.doing = "verifying";
+        let (mut found, mut more) = (head, 0);
+        let mut add = |damage: Damage| if found.len() < MOST_LISTED { found.push(damage) } else { more += 1 };
+        let (mut bytes, mut counted) = (0u64, 0);
+        let mut place = (usize::MAX, 0u64);
+        // Whole files are told by their digests only in a full bundle; a delta's chunks are no file.
+        let whole = manifest.kind == Kind::Full && !options.chunks_only;
+        let whole = if whole { Whole::Yes(Box::default()) } else { Whole::No };
+        let read = flow::run(
+            options.drive.threads,
+            whole,
+            |batch| walk.fill(batch),
+            |batch| {
+                let mut bad = usize::MAX;
+                for piece in &batch.pieces {
+                    if place.0 != piece.file {
+                        place = (piece.file, offsets[piece.file]);
+                    }
+                    let expected = chunks(manifest, roles[piece.file]).1[piece.chunk];
+                    if expected.digest != piece.digest {
+                        let path = name(roles[piece.file], &manifest.files).0;
+                        add(chunk_damage(path, piece.chunk, place.1, expected.size));
+                        bad = piece.file;
+                    }
+                    place.1 += piece.size as u64;
+                    bytes += piece.size as u64;
+                    counted += 1;
+                }
+                for (file, digest) in &batch.ends {
+                    let expected = &manifest.files[*file];
+                    if digest_from(*digest) != expected.digest && *file != bad {
+                        let what = "its bytes do not have the file's digest in the manifest".to_owned();
+                        let member = expected.path.clone();
+                        add(Damage { member, chunk: None, offset: offsets[*file], bytes: expected.size, what });
+                    }
+                }
+                (options.drive.progress)(Event::Bytes { done: bytes });
+                Ok(())
+            },
+        );
+        for damage in std::mem::take(&mut walk.damages) {
+            add(damage);
+        }
+        match read {
+            Ok(()) => {}
+            Err(Error::Truncated { path, found, expected }) => add(Damage {
+                member: path.to_string(),
+                chunk: None,
+                offset: found,
+                bytes: expected - found,
+                what: format!("it ends at byte {found}, {} are still to come", expected - found),
+            }),
+            Err(error) => return Err(error),
+        }
+        for file in manifest.files.iter().filter(|file| file.size == 0 && manifest.kind == Kind::Full) {
+            if file.digest != textnlp_models::Digest::of(b"") {
+                let what = "an empty file has another digest".to_owned();
+                add(Damage { member: file.path.clone(), chunk: None, offset: 0, bytes: 0, what });
+            }
+        }
+        // A file with a damaged chunk in an earlier batch is told once, by its chunk.
+        let chunky: std::collections::BTreeSet<String> =
+            found.iter().filter(|damage| damage.chunk.is_some()).map(|damage| damage.member.clone()).collect();
+        found.retain(|damage| {
+            damage.chunk.is_some() || !damage.what.contains("file's digest") || !chunky.contains(&damage.member)
+        });
+        found.sort_by_key(|damage| damage.offset);
+        let elapsed = begun.elapsed();
+        let files = if manifest.kind == Kind::Full { manifest.files.len() } else { 1 };
+        Ok(Verified { damages: found, more, bytes, files, chunks: counted, seconds: elapsed.as_secs_f64(), elapsed })
+    }
+}

@@ -1,0 +1,222 @@
+//! One archive in one file or in several: `FILE`, or `FILE.001`, `FILE.002` and so on, all of one size but the last.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Smaller volumes would only be many.
+pub(crate) const LEAST_VOLUME: u64 = 1 << 20;
+const MOST_VOLUMES: u64 = 999;
+
+/// The parts, seen as one run of bytes.
+#[derive(Debug)]
+pub(crate) struct Volumes {
+    parts: Vec<Part>,
+    /// All parts but the last have this length.
+    size: u64,
+}
+
+#[derive(Debug)]
+struct Part {
+    path: Utf8PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Drop for Volumes {
+    fn drop(&mut self) {
+        // See `SiteLock`. Where there was no lock this does nothing.
+        if let Some(part) = self.parts.first() {
+            let _ = rustix::fs::flock(&part.file, rustix::fs::FlockOperation::Unlock);
+        }
+    }
+}
+
+/// The name of a volume, counted from 0.
+fn numbered(path: &Utf8Path, n: u64) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{path}.{:03}", n + 1))
+}
+
+impl Volumes {
+    /// Opens a file, or volumes by the first one's name or by the name without number.
+    pub(crate) fn open(path: &Utf8Path, write: bool) -> Result<Volumes> {
+        let base = match path.as_str().strip_suffix(".001") {
+            Some(base) => Some(Utf8PathBuf::from(base)),
+            None if !path.exists() && numbered(path, 0).exists() => Some(path.to_owned()),
+            None => None,
+        };
+        let Some(base) = base else {
+            let part = part(path, OpenOptions::new().read(true).write(write))?;
+            return Ok(Volumes { size: part.length.max(1), parts: vec![part] });
+        };
+        let mut parts = Vec::new();
+        for n in 0..MOST_VOLUMES {
+            let path = numbered(&base, n);
+            if n > 0 && !path.exists() {
+                break;
+            }
+            parts.push(part(&path, OpenOptions::new().read(true).write(write))?);
+        }
+        let size = parts[0].length.max(1);
+        for part in &parts[..parts.len() - 1] {
+            if part.length != size {
+                let why = format!("has {} bytes, the first has {size}", part.length);
+                return Err(Error::Volume { path: part.path.clone(), why });
+            }
+        }
+        Ok(Volumes { parts, size })
+    }
+
+    /// Opens or makes the files that will hold `total` bytes, `FILE.partial` or `FILE.001.partial` and so on.
+    pub(crate) fn partial(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<Volumes> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).mode(0o644);
+        let Some(size) = volume_size else {
+            return Ok(Volumes { parts: vec![part(&partial_name(path), &mut options)?], size: u64::MAX });
+        };
+        if size < LEAST_VOLUME || total.div_ceil(size) > MOST_VOLUMES {
+            let least = LEAST_VOLUME.max(total.div_ceil(MOST_VOLUMES));
+            return Err(Error::Inputs {
+                problems: vec![format!("volumes of {size} bytes are too small; at least {least}")],
+            });
+        }
+        let parts = (0..total.div_ceil(size)).map(|n| part(&partial_name(&numbered(path, n)), &mut options));
+        Ok(Volumes { parts: parts.collect::<Result<_>>()?, size })
+    }
+
+    /// Gives the finished parts their names, the first one last: whoever sees it sees all.
+    pub(crate) fn publish(&self) -> Result<Vec<Utf8PathBuf>> {
+        let mut names = Vec::new();
+        for part in self.parts.iter().rev() {
+            let name = part.path.as_str().strip_suffix(PARTIAL).unwrap_or(part.path.as_str());
+            std::fs::rename(&part.path, name).map_err(Error::io("rename", &part.path))?;
+            names.push(Utf8PathBuf::from(name));
+        }
+        if let Some(folder) = self.parts[0].path.parent() {
+            sync_folder(folder)?;
+        }
+        names.reverse();
+        Ok(names)
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.parts.iter().map(|part| part.length).sum()
+    }
+
+    /// The name to speak of.
+    pub(crate) fn path(&self) -> &Utf8Path {
+        &self.parts[0].path
+    }
+
+    /// The error for an archive that ends before `expected`.
+    pub(crate) fn too_short(&self, expected: u64) -> Error {
+        let found = self.length();
+        match self.parts.last() {
+            // A last volume of full length: whole volumes are missing.
+            Some(last)
+                if last.path.as_str().ends_with(&format!(".{:03}", self.parts.len())) && last.length == self.size =>
+            {
+                let base = last.path.with_extension("");
+                Error::Volume { path: numbered(&base, self.parts.len() as u64), why: "is missing".into() }
+            }
+            Some(last) => Error::Truncated { path: last.path.clone(), found, expected },
+            None => Error::Truncated { path: Utf8PathBuf::new(), found, expected },
+        }
+    }
+
+    /// Reads all of `buffer`.
+    pub(crate) fn read_at(&self, mut buffer: &mut [u8], mut at: u64) -> Result<()> {
+        while !buffer.is_empty() {
+            let (part, inside) = self.locate(at, buffer.len());
+            let Some(part) = self.parts.get(part) else {
+                return Err(self.too_short(at + buffer.len() as u64));
+            };
+            let (now, rest) = buffer.split_at_mut(inside.1);
+            part.file.read_exact_at(now, inside.0).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => self.too_short(at + now.len() as u64),
+                _ => Error::io("read", &part.path)(error),
+            })?;
+            at += now.len() as u64;
+            buffer = rest;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_at(&self, mut bytes: &[u8], mut at: u64) -> Result<()> {
+        while !bytes.is_empty() {
+            let (part, inside) = self.locate(at, bytes.len());
+            let part = &self.parts[part];
+            let (now, rest) = bytes.split_at(inside.1);
+            part.file.write_all_at(now, inside.0).map_err(Error::io("write", &part.path))?;
+            at += now.len() as u64;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Whether all parts had their final lengths when they were opened.
+    pub(crate) fn has_length(&self, total: u64) -> bool {
+        let wanted = |n: usize| total.saturating_sub(self.size.saturating_mul(n as u64)).min(self.size);
+        self.parts.iter().enumerate().all(|(n, part)| part.length == wanted(n))
+    }
+
+    /// Cuts or extends the parts to their final lengths.
+    pub(crate) fn set_length(&self, total: u64) -> Result<()> {
+        let mut rest = total;
+        for part in &self.parts {
+            let length = rest.min(self.size);
+            part.file.set_len(length).map_err(Error::io("resize", &part.path))?;
+            rest -= length;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.parts.iter().try_for_each(|part| part.file.sync_data().map_err(Error::io("sync", &part.path)))
+    }
+
+    /// Keeps a second process from writing to the same files.
+    pub(crate) fn lock(&self) -> Result<()> {
+        rustix::fs::flock(&self.parts[0].file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
+            match errno {
+                rustix::io::Errno::WOULDBLOCK => Error::Busy { path: self.parts[0].path.clone() },
+                errno => Error::os("lock", &self.parts[0].path)(errno),
+            }
+        })
+    }
+
+    /// The part, and the offset and length within it.
+    fn locate(&self, at: u64, length: usize) -> (usize, (u64, usize)) {
+        if self.parts.len() == 1 {
+            return (0, (at, length));
+        }
+        let (part, inside) = (at / self.size, at % self.size);
+        let length = usize::try_from(self.size - inside).map_or(length, |room| room.min(length));
+        (usize::try_from(part).unwrap_or(usize::MAX), (inside, length))
+    }
+}
+
+const PARTIAL: &str = ".partial";
+
+pub(crate) fn partial_name(path: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{path}{PARTIAL}"))
+}
+
+fn part(path: &Utf8Path, options: &mut OpenOptions) -> Result<Part> {
+    let file = options.open(path).map_err(Error::io("open", path))?;
+    let metadata = file.metadata().map_err(Error::io("look at", path))?;
+    if !metadata.is_file() {
+        return Err(Error::NotABundle { path: path.to_owned(), why: "it is not a file".into() });
+    }
+    Ok(Part { path: path.to_owned(), length: metadata.len(), file })
+}
+
+/// Makes renames in a folder last.
+pub(crate) fn sync_folder(folder: &Utf8Path) -> Result<()> {
+    let folder = if folder.as_str().is_empty() { Utf8Path::new(".") } else { folder };
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
+}

@@ -1,0 +1,202 @@
+//! What the gate of an air-gapped site looks at beside the running service: that the content is the one that was sealed, that
+//! nothing is known against it, and that no process talks to anywhere else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use camino::Utf8Path;
+use jiff::Timestamp;
+use textnlp_bundle::scan::{self, Folder, Gate, Settings, Severity};
+use textnlp_bundle::{Authenticity, Drive, Site};
+use textnlp_orchestrator::gate::Check;
+
+use super::look::signed;
+use crate::clouds;
+use crate::deployment::Deployment;
+
+/// The checks of an installed site.
+pub async fn checks(deployment: &Deployment<'_>) -> Vec<Check> {
+    let folder = &deployment.chosen.folder;
+    let mut checks = Vec::new();
+    match folder.parent().and_then(Utf8Path::parent) {
+        Some(root) => checks.extend(tokio::task::block_in_place(|| [content(root), vulnerable(root)])),
+        None => checks.push(Check::unmeasured(CONTENT, 0, "altered files", "there is no root above the state folder")),
+    }
+    let mut pids = Vec::new();
+    for site in deployment.sites.keys() {
+        pids.extend(clouds::processes(folder, site).await);
+    }
+    checks.push(elsewhere(&pids));
+    checks
+}
+
+const CONTENT: &str = "content as sealed";
+const SCAN: &str = "known vulnerabilities in it";
+const ELSEWHERE: &str = "connections to elsewhere";
+
+/// Every byte that was installed, read again.
+fn content(root: &Utf8Path) -> Check {
+    let fails = |why: String| Check::unmeasured(CONTENT, 0, "altered files", why);
+    let site = Site::new(root);
+    let (name, record) = match (site.current(), site.installed()) {
+        (Ok(Some(name)), Ok(Some(record))) => (name, record),
+        (Ok(None), _) | (_, Ok(None)) => return fails(format!("nothing was installed from a bundle in {root}")),
+        (Err(error), _) | (_, Err(error)) => return fails(error.to_string()),
+    };
+    match site.altered(&name, &record, true, &Drive::default()) {
+        Ok(altered) => {
+            let authenticity = record.sources.iter().map(|s| &s.authenticity).find(|a| !a.is_verified());
+            let authenticity = authenticity.or(record.sources.first().map(|s| &s.authenticity));
+            let who = authenticity.map_or_else(|| "of nobody known".to_owned(), |a: &Authenticity| signed(a));
+            let mut note = format!("version {}, {} files, {who}", record.version, record.contents.files.len());
+            if let Some(first) = altered.first() {
+                note = format!("{first}; {note}");
+            }
+            Check::new(CONTENT, altered.len(), 0, "altered files", altered.is_empty()).note(note)
+        }
+        Err(error) => fails(error.to_string()),
+    }
+}
+
+/// The content against the advisories that it carries.
+fn vulnerable(root: &Utf8Path) -> Check {
+    let fails = |why: String| Check::unmeasured(SCAN, 0, "critical", why);
+    let current = root.join("current");
+    let report = Folder::open(&current).map_err(|e| e.to_string()).and_then(|folder| {
+        scan::Scan::new(Settings::at(Timestamp::now())).of_folder("installed", &folder).map_err(|e| e.to_string())
+    });
+    let report = match report {
+        Ok(report) => report,
+        Err(why) => return fails(why),
+    };
+    let note = match report.databases.first() {
+        Some(database) => format!(
+            "advisories of {}, {} days old, {} findings in all",
+            database.date,
+            database.age_days,
+            report.findings.len()
+        ),
+        // What is known was held against the program when it was built; nothing newer came along.
+        None => "the bundle carries no advisories: make it with --advisories DIR".to_owned(),
+    };
+    match scan::gate(&report, Severity::Critical) {
+        Gate::Open => Check::new(SCAN, report.summary.of(Severity::Critical), 0, "critical", true).note(note),
+        Gate::Shut { blockers } => {
+            let first = blockers.first().cloned().unwrap_or_default();
+            Check::new(SCAN, report.summary.of(Severity::Critical), 0, "critical", false)
+                .note(format!("{first}; {note}"))
+        }
+    }
+}
+
+/// The open connections of these processes that they made themselves to another machine.
+fn elsewhere(pids: &[u32]) -> Check {
+    if pids.is_empty() {
+        return Check::unmeasured(ELSEWHERE, 0, "connections", "no process of the service is known");
+    }
+    let mut found = BTreeSet::new();
+    for pid in pids {
+        let inodes = match sockets(*pid) {
+            Ok(inodes) => inodes,
+            Err(error) => {
+                return Check::unmeasured(ELSEWHERE, 0, "connections", format!("look at process {pid}: {error}"));
+            }
+        };
+        let rows: Vec<Row> = ["tcp", "tcp6", "udp", "udp6"]
+            .iter()
+            .filter_map(|table| std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).ok())
+            .flat_map(|text| text.lines().skip(1).filter_map(row).collect::<Vec<_>>())
+            .collect();
+        // Whoever comes to a port that is listened on came in; the others were called.
+        let mut listening: BTreeMap<u16, ()> = BTreeMap::new();
+        listening.extend(rows.iter().filter(|r| r.listens).map(|r| (r.local.port(), ())));
+        found.extend(
+            rows.iter()
+                .filter(|r| !r.listens && inodes.contains(&r.inode) && !listening.contains_key(&r.local.port()))
+                .filter(|r| !r.remote.ip().is_unspecified() && !r.remote.ip().to_canonical().is_loopback())
+                .map(|r| r.remote.to_string()),
+        );
+    }
+    let check = Check::new(ELSEWHERE, found.len(), 0, "connections", found.is_empty());
+    let list: Vec<String> = found.into_iter().take(5).collect();
+    if list.is_empty() { check.note(format!("of {} processes", pids.len())) } else { check.note(list.join(", ")) }
+}
+
+fn sockets(pid: u32) -> std::io::Result<BTreeSet<u64>> {
+    let mut inodes = BTreeSet::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // A descriptor may be closed while it is looked at.
+        let Ok(link) = std::fs::read_link(entry?.path()) else { continue };
+        let inode: Option<u64> =
+            link.to_str().and_then(|l| l.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+        inodes.extend(inode);
+    }
+    Ok(inodes)
+}
+
+/// A line of `/proc/PID/net/tcp` and its like.
+#[derive(Debug, PartialEq)]
+struct Row {
+    local: SocketAddr,
+    remote: SocketAddr,
+    listens: bool,
+    inode: u64,
+}
+
+fn row(line: &str) -> Option<Row> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    Some(Row {
+        local: address(fields.get(1)?)?,
+        remote: address(fields.get(2)?)?,
+        listens: *fields.get(3)? == "0A",
+        inode: fields.get(9)?.parse().ok()?,
+    })
+}
+
+/// `0100007F:1F90`: words of the machine's own byte order, in hexadecimal.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let bytes = hex::decode(ip).ok()?;
+    let words = bytes.chunks_exact(4).flat_map(|word| {
+        let word = u32::from_be_bytes([word[0], word[1], word[2], word[3]]);
+        word.to_ne_bytes()
+    });
+    let bytes: Vec<u8> = words.collect();
+    let ip = match bytes.len() {
+        4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        16 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_row_says_who_talks_to_whom() {
+        let line =
+            "   1: 0100007F:1F90 0200000A:C350 01 00000000:00000000 00:00000000 00000000  1000        0 12345 1 0000";
+        let row = row(line).unwrap();
+        if cfg!(target_endian = "little") {
+            assert_eq!(row.local, "127.0.0.1:8080".parse().unwrap());
+            assert_eq!(row.remote, "10.0.0.2:50000".parse().unwrap());
+        }
+        assert_eq!((row.listens, row.inode), (false, 12345));
+        assert_eq!(super::row("sl local_address rem_address"), None);
+    }
+
+    #[test]
+    fn connections_on_this_machine_are_not_elsewhere_and_a_process_that_is_gone_is_no_pass() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let check = elsewhere(&[std::process::id()]);
+        assert!(check.ok, "{check}");
+        assert!(!elsewhere(&[]).ok);
+        assert!(!elsewhere(&[u32::MAX - 1]).ok);
+    }
+}

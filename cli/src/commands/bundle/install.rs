@@ -1,0 +1,111 @@
+//! `bundle install`: look for what stands in the way, verify while unpacking, switch, and roll to it.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+use textnlp_bundle::manifest::{ItemKind, Kind};
+use textnlp_bundle::{Bundle, Site, UnpackOptions, Unpacked};
+
+use super::{authentic, drive, failed, look, open, preflight, site, size, trusted};
+use crate::bundle_args::Install;
+use crate::progress::Progress;
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+use crate::signals;
+
+/// `bundle install`.
+pub async fn install(session: &Session, args: &Install, console: Console) -> Result<Success, Failure> {
+    let trust = trusted(&args.trust)?;
+    let mut bundle = open(&args.bundle)?;
+    if bundle.manifest().kind == Kind::Delta {
+        return Err(Failure::usage(
+            "other_kind",
+            anyhow::anyhow!("{} holds only what changed since another bundle", args.bundle),
+        )
+        .hint(format!("textnlp-deploy bundle update apply {}", args.bundle)));
+    }
+    let authenticity = authentic(&bundle, &trust, console)?;
+    let root = absolute(session, &args.root.root);
+    let name = site::environment(session, &site::names(&bundle.manifest().items, ItemKind::Environment))?;
+    preflight::preflight(session, &bundle, &root, &name, console).await?;
+    if args.preflight {
+        return Ok(Success::new(
+            format!("nothing stands in the way of installing {} into {root}", args.bundle),
+            json!({ "file": args.bundle, "root": root, "environment": name, "authenticity": authenticity }),
+        ));
+    }
+
+    let place = Site::new(&root);
+    let progress = Progress::new(console);
+    let stop = signals::stop(console);
+    let unpacked = drive(&progress, &stop, |drive| {
+        let unpacked =
+            place.unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
+        place.activate(&unpacked.name)?;
+        Ok(unpacked)
+    });
+    progress.finish();
+    let unpacked = unpacked.map_err(failed)?;
+    console.say(said(&unpacked));
+    site::lay_out(session, &place, &unpacked.record, &name, console)?;
+
+    let up = if args.no_up {
+        Value::Null
+    } else {
+        let run = site::Run { root: &root, environment: &name, no_gate: args.no_gate };
+        let up = site::up(session, &run, console).await?;
+        place.gc().map_err(failed)?;
+        up
+    };
+    let mut document = json!({
+        "file": args.bundle, "root": root, "environment": name, "version": bundle.manifest().version, "digest": unpacked.record.content,
+        "content": unpacked.folder, "unchanged": unpacked.unchanged, "written_bytes": unpacked.written, "linked_bytes": unpacked.linked,
+        "resumed_bytes": unpacked.resumed, "authenticity": authenticity, "unpack_seconds": unpacked.elapsed.as_secs_f64(),
+    });
+    merge(&mut document, up);
+    let mut text = format!(
+        "{} is installed in {root}: version {}, {}",
+        name,
+        bundle.manifest().version,
+        look::signed(&authenticity)
+    );
+    if args.no_up {
+        text.push_str(&format!("\nTo start it: cd {root} && bin/textnlp-deploy up --env {name} --yes"));
+    } else {
+        text.push_str(&format!("\n  settings   {root}/environments/{name}.yaml\n  program    {root}/bin/textnlp-deploy\n  back       textnlp-deploy bundle update rollback --root {root}"));
+    }
+    Ok(Success::new(text, document))
+}
+
+/// The members that `up` writes, beside ours.
+pub fn merge(document: &mut Value, up: Value) {
+    let (Value::Object(document), Value::Object(up)) = (document, up) else { return };
+    for (key, value) in up {
+        if !["format", "ok", "exit", "error"].contains(&key.as_str()) {
+            document.entry(key).or_insert(value);
+        }
+    }
+}
+
+/// A root as it is meant, wherever the command was typed.
+pub fn absolute(session: &Session, root: &Utf8Path) -> Utf8PathBuf {
+    if root.is_absolute() { root.to_owned() } else { session.here.join(root) }
+}
+
+fn said(unpacked: &Unpacked) -> String {
+    if unpacked.unchanged {
+        return format!("The content is there already and as it was installed ({})", unpacked.name);
+    }
+    let mut text = format!("Verified and unpacked {} into {}", size(unpacked.written), unpacked.folder);
+    if unpacked.linked > 0 {
+        text.push_str(&format!("; {} were there already", size(unpacked.linked)));
+    }
+    if unpacked.resumed > 0 {
+        text.push_str(&format!("; {} of an earlier run", size(unpacked.resumed)));
+    }
+    text
+}
+
+/// Whether the bundle can be read from anywhere, as a file can.
+pub fn is_file(bundle: &Bundle) -> bool {
+    bundle.path().is_some()
+}

@@ -1,0 +1,53 @@
+//! `bundle keygen` and `bundle sign`.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
+use textnlp_bundle::{Password, SecretKey};
+
+use super::failed;
+use crate::bundle_args::{Keygen, Sign};
+use crate::report::{Failure, Success};
+
+/// `bundle keygen`.
+pub fn keygen(args: &Keygen) -> Result<Success, Failure> {
+    let with = |ending: &str| Utf8PathBuf::from(format!("{}.{ending}", args.out));
+    let (secret, public) = (with("key"), with("pub"));
+    let password = password(args.password_file.as_deref())?;
+    let key = textnlp_bundle::keygen(&secret, &public, password.as_ref()).map_err(failed)?;
+    let mut text = format!(
+        "wrote {secret}, which signs: keep it where bundles are made\nwrote {public}, which the other side trusts: bring it there on another way than bundles\nkey id {}",
+        key.id()
+    );
+    if password.is_none() {
+        text.push_str("\nThe secret key has no password: whoever reads the file can sign. --password-file makes one that needs it.");
+    }
+    Ok(Success::new(
+        text,
+        json!({ "secret_key": secret, "public_key": public, "key": key.id(), "encrypted": password.is_some() }),
+    ))
+}
+
+/// `bundle sign`.
+pub fn sign(args: &Sign) -> Result<Success, Failure> {
+    let id = sign_with(&args.bundle, &args.key, args.password_file.as_deref())?;
+    Ok(Success::new(format!("{} is signed by key {id}", args.bundle), json!({ "file": args.bundle, "key": id })))
+}
+
+/// Signs a bundle and says by which key.
+pub fn sign_with(bundle: &Utf8Path, key: &Utf8Path, password_file: Option<&Utf8Path>) -> Result<String, Failure> {
+    let password = password(password_file)?;
+    let secret = SecretKey::read(key, password.as_ref()).map_err(failed)?;
+    let public = textnlp_bundle::sign(bundle, &secret).map_err(failed)?;
+    Ok(public.id())
+}
+
+fn password(file: Option<&Utf8Path>) -> Result<Option<Password>, Failure> {
+    match file {
+        Some(file) => Password::resolve(&format!("secret:file:{file}")).map(Some).map_err(failed),
+        // The same variable for every command that signs; a password never stands on a command line.
+        None if std::env::var_os("TEXTNLP_KEY_PASSWORD").is_some() => {
+            Password::resolve("secret:env:TEXTNLP_KEY_PASSWORD").map(Some).map_err(failed)
+        }
+        None => Ok(None),
+    }
+}

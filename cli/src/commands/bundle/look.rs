@@ -1,0 +1,205 @@
+//! `bundle verify`, `inspect` and `diff`: looked at, not changed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::json;
+use textnlp_bundle::manifest::{ItemKind, Kind, Manifest};
+use textnlp_bundle::{Authenticity, Change, Contents, VerifyOptions};
+
+use super::{authentic, drive, failed, open, size, trusted};
+use crate::bundle_args::{Diff, Inspect, Verify};
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::signals;
+
+/// Damages that a person is shown; the JSON document has them all.
+const SHOWN: usize = 20;
+
+/// `bundle verify`.
+pub fn verify(args: &Verify, console: Console) -> Result<Success, Failure> {
+    let trust = trusted(&args.trust)?;
+    let mut bundle = open(&args.bundle)?;
+    let progress = Progress::new(console);
+    let stop = signals::stop(console);
+    let found = drive(&progress, &stop, |drive| bundle.verify(&VerifyOptions { chunks_only: false, drive }));
+    progress.finish();
+    let found = found.map_err(failed)?;
+    if !found.is_whole() {
+        let lines: Vec<String> = found.damages.iter().take(SHOWN).map(ToString::to_string).collect();
+        let more = (found.damages.len() as u64 + found.more).saturating_sub(lines.len() as u64);
+        let more = if more > 0 { format!("\nand {more} more; --output json lists them") } else { String::new() };
+        let error = anyhow::anyhow!("{}{more}", lines.join("\n")).context(format!("{} is damaged", args.bundle));
+        return Err(Failure::new(Exit::Failed, "damaged", error)
+            .hint("copy it again from where it was made, and compare `bundle verify` there")
+            .document(json!({ "verified": found })));
+    }
+    let authenticity = authentic(&bundle, &trust, console)?;
+    let text = format!(
+        "{}: every byte is as it was made ({} in {} files and {} chunks, {:.1} s)\n  content    {}\n  signed     {}",
+        args.bundle,
+        size(found.bytes),
+        found.files,
+        found.chunks,
+        found.seconds,
+        bundle.content_digest(),
+        signed(&authenticity)
+    );
+    Ok(Success::new(
+        text,
+        json!({ "file": args.bundle, "digest": bundle.content_digest(), "manifest": bundle.manifest_digest(), "verified": found, "authenticity": authenticity }),
+    ))
+}
+
+/// `bundle inspect`.
+pub fn inspect(args: &Inspect) -> Result<Success, Failure> {
+    let trust = trusted(&args.trust)?;
+    let bundle = open(&args.bundle)?;
+    let manifest = bundle.manifest();
+    let authenticity = bundle.authenticity(&trust);
+    let kind = match manifest.kind {
+        Kind::Full => "full",
+        Kind::Delta => "delta",
+    };
+    let made = jiff::Timestamp::from_second(i64::try_from(manifest.epoch).unwrap_or_default())
+        .map(|time| time.strftime("%Y-%m-%d").to_string())
+        .unwrap_or_default();
+    let mut text = format!(
+        "{}: version {}, {kind}, {} in {} files, times of {made}",
+        args.bundle,
+        manifest.version,
+        size(bundle.bytes()),
+        manifest.files.len()
+    );
+    text.push_str(&items_text(manifest));
+    let _ = write!(text, "\n  content    {}\n  signed     {}", bundle.content_digest(), signed(&authenticity));
+    if let Some(delta) = &manifest.delta {
+        let carried: u64 = delta.carries.iter().map(|c| u64::from(c.size)).sum();
+        let _ = write!(text, "\n  carries    {} in {} chunks", size(carried), delta.carries.len());
+        for path in &delta.removes {
+            let _ = write!(text, "\n  removes    {path}");
+        }
+    }
+    for damage in bundle.head_damages() {
+        let _ = write!(text, "\n  DAMAGED    {damage}");
+    }
+    if args.files {
+        text.push_str("\n\n     BYTES  DIGEST        PATH");
+        for file in &manifest.files {
+            let _ = write!(text, "\n{:>10}  {}  {}", file.size, &file.digest.hex()[..12], file.path);
+        }
+    }
+    let files: Vec<_> = manifest
+        .files
+        .iter()
+        .map(|f| json!({ "path": f.path, "size": f.size, "digest": f.digest, "executable": f.executable, "chunks": f.chunks.len() }))
+        .collect();
+    Ok(Success::new(
+        text,
+        json!({
+            "file": args.bundle, "kind": kind, "version": manifest.version, "epoch": manifest.epoch, "bytes": bundle.bytes(),
+            "digest": bundle.content_digest(), "manifest": bundle.manifest_digest(), "authenticity": authenticity,
+            "items": manifest.items, "files": files, "damages": bundle.head_damages(),
+        }),
+    ))
+}
+
+/// The items of a bundle, a line each.
+pub fn items_text(manifest: &Manifest) -> String {
+    let sizes: BTreeMap<&str, u64> = manifest.files.iter().map(|f| (f.path.as_str(), f.size)).collect();
+    let mut text = String::new();
+    for item in &manifest.items {
+        let bytes: u64 = item.paths.iter().filter_map(|p| sizes.get(p.as_str())).sum();
+        let mut more: Vec<String> = Vec::new();
+        more.extend(item.version.clone().filter(|v| item.kind != ItemKind::Program || *v != manifest.version));
+        more.extend(item.platform.clone());
+        more.extend(item.license.clone());
+        more.extend(item.source.clone().filter(|s| !s.contains("@sha256:")));
+        let _ = write!(
+            text,
+            "\n  {:<11} {:<32} {:>9}  {}  {}",
+            word(item.kind),
+            item.name,
+            size(bytes),
+            &item.digest.hex()[..12],
+            more.join(", ")
+        );
+    }
+    text
+}
+
+/// The word for a kind of item.
+pub fn word(kind: ItemKind) -> &'static str {
+    match kind {
+        ItemKind::Program => "program",
+        ItemKind::Image => "image",
+        ItemKind::Model => "model",
+        ItemKind::Environment => "environment",
+        ItemKind::Package => "package",
+        ItemKind::Document => "document",
+    }
+}
+
+/// Who stands behind a bundle, in a few words.
+pub fn signed(authenticity: &Authenticity) -> String {
+    match authenticity {
+        Authenticity::Verified { key } => format!("by key {key}, which is trusted here"),
+        Authenticity::Unverified { why } => format!("unverified: {why}"),
+    }
+}
+
+/// `bundle diff`.
+pub fn diff(args: &Diff) -> Result<Success, Failure> {
+    let whole = |path: &camino::Utf8Path| -> Result<Contents, Failure> {
+        let bundle = open(path)?;
+        Contents::of(bundle.manifest()).ok_or_else(|| {
+            Failure::usage("other_kind", anyhow::anyhow!("{path} is an update: it holds only what changed"))
+                .hint("compare whole bundles; `bundle inspect` shows what an update brings")
+        })
+    };
+    let (left, right) = (whole(&args.left)?, whole(&args.right)?);
+    let changes = textnlp_bundle::diff(&left, &right);
+    let document =
+        json!({ "left": left.digest(), "right": right.digest(), "same": changes.is_empty(), "diff": changes });
+    if changes.is_empty() {
+        return Ok(Success::new(
+            format!("{} and {} hold the same ({})", args.left, args.right, left.digest()),
+            document,
+        ));
+    }
+    let sign = |change: Change| match change {
+        Change::Added => "+",
+        Change::Removed => "-",
+        Change::Changed => "~",
+    };
+    let mut text = format!(
+        "{} → {}: {} new in {} files, {} before, {} after",
+        args.left,
+        args.right,
+        size(changes.bytes_new),
+        changes.files.len(),
+        size(changes.bytes_before),
+        size(changes.bytes_after)
+    );
+    for item in &changes.items {
+        let _ = write!(text, "\n  {} {}", sign(item.change), item.item);
+        match (&item.version_before, &item.version_after) {
+            (Some(before), Some(after)) if before != after => {
+                let _ = write!(text, "  {before} → {after}");
+            }
+            _ => {}
+        }
+    }
+    text.push('\n');
+    for file in &changes.files {
+        let _ = write!(
+            text,
+            "\n  {} {:<64} {:>9} new of {}",
+            sign(file.change),
+            file.path,
+            size(file.bytes_new),
+            size(file.bytes_after)
+        );
+    }
+    Ok(Success::new(text, document))
+}

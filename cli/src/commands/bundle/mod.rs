@@ -1,0 +1,145 @@
+//! `bundle …`: one file out, a running service in, no network needed.
+
+mod create;
+mod export;
+pub mod gate;
+mod install;
+pub mod keys;
+mod look;
+mod parts;
+mod preflight;
+mod scan;
+mod serve;
+mod site;
+mod update;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use textnlp_bundle::{Authenticity, Bundle, Drive, Error, Event, TrustSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::bundle_args::{Bundle as Verb, Trust};
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+
+/// Picks the verb.
+pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<Success, Failure> {
+    match verb {
+        Verb::Create(args) => create::create(session, args, console).await,
+        Verb::Verify(args) => look::verify(args, console),
+        Verb::Inspect(args) => look::inspect(args),
+        Verb::Diff(args) => look::diff(args),
+        Verb::Install(args) => install::install(session, args, console).await,
+        Verb::Serve(args) => serve::serve(args, console).await,
+        Verb::Scan(args) => scan::scan(session, args, console),
+        Verb::Update(command) => update::update(session, command, console).await,
+        Verb::Export(args) => export::export(args, console),
+        Verb::Keygen(args) => keys::keygen(args),
+        Verb::Sign(args) => keys::sign(args),
+    }
+}
+
+/// An error of the bundle crate, for people.
+pub fn failed(error: Error) -> Failure {
+    let hint = error.hint();
+    let (exit, code) = match &error {
+        Error::Stopped { .. } => (Exit::Stopped, "stopped"),
+        Error::NotABundle { .. } => (Exit::Usage, "no_bundle"),
+        Error::NewerFormat { .. } => (Exit::Usage, "newer_format"),
+        Error::Inputs { .. } => (Exit::Usage, "wrong_inputs"),
+        Error::Kind { .. } => (Exit::Usage, "other_kind"),
+        Error::Key { .. } => (Exit::Usage, "wrong_key"),
+        Error::Manifest { .. } | Error::Damaged { .. } | Error::Truncated { .. } | Error::Signature { .. } => {
+            (Exit::Failed, "damaged")
+        }
+        Error::WrongBase { .. } => (Exit::Refused, "wrong_base"),
+        Error::Room { .. } => (Exit::Failed, "no_space"),
+        Error::Busy { .. } => (Exit::Refused, "locked"),
+        _ => (Exit::Failed, "bundle"),
+    };
+    let document = match &error {
+        Error::Damaged { damages } => serde_json::json!({ "damages": damages }),
+        Error::WrongBase { mismatches, .. } => serde_json::json!({ "mismatches": mismatches }),
+        Error::Inputs { problems } | Error::Manifest { problems } => serde_json::json!({ "problems": problems }),
+        _ => serde_json::json!({}),
+    };
+    let mut failure = Failure::new(exit, code, error).document(document);
+    failure.hint = hint;
+    failure
+}
+
+/// A bundle of this path, or of standard input.
+pub fn open(path: &camino::Utf8Path) -> Result<Bundle, Failure> {
+    if path == "-" { Bundle::from_stream(std::io::stdin()) } else { Bundle::open(path) }.map_err(failed)
+}
+
+/// The keys that are trusted here.
+pub fn trusted(trust: &Trust) -> Result<TrustSet, Failure> {
+    TrustSet::from_texts(trust.trust.iter().map(|path| path.as_str())).map_err(failed)
+}
+
+/// What is known of a bundle's maker. A signature that does not hold, and a signature by nobody who is trusted although somebody is, are
+/// refused; without any trusted key the answer is only recorded, and said loudly.
+pub fn authentic(bundle: &Bundle, trust: &TrustSet, console: Console) -> Result<Authenticity, Failure> {
+    let authenticity = bundle.authenticity(trust);
+    if let Authenticity::Unverified { why } = &authenticity {
+        let forged = matches!(bundle.signature(), textnlp_bundle::Signature::Invalid { .. });
+        if forged || !trust.is_empty() {
+            let error = anyhow::anyhow!("{why}").context("nobody who is trusted stands behind this bundle");
+            return Err(Failure::refused("not_trusted", error)
+                .hint("ask whoever made it for a signed bundle, or give the right public key with --trust KEY.pub"));
+        }
+        console.warn(format!(
+            "authenticity: unverified; {why}. Nothing proves who made this bundle: --trust KEY.pub does"
+        ));
+    }
+    Ok(authenticity)
+}
+
+/// Does long work on a thread of its own, with progress, until it is done or a signal comes.
+pub fn drive<T: Send>(
+    progress: &Progress,
+    stop: &CancellationToken,
+    work: impl FnOnce(Drive<'_>) -> Result<T, Error> + Send,
+) -> Result<T, Error> {
+    let stopped = AtomicBool::new(false);
+    let total = std::sync::atomic::AtomicU64::new(0);
+    let tell = |event: Event<'_>| {
+        if stop.is_cancelled() {
+            stopped.store(true, Ordering::Relaxed);
+        }
+        match event {
+            Event::Start { what, bytes, files } => {
+                total.store(bytes, Ordering::Relaxed);
+                progress.doing(&format!("{what}: {} in {files} files", size(bytes)));
+            }
+            Event::Resume { bytes } => {
+                progress.line(format!("  going on after {} that an earlier run had done", size(bytes)))
+            }
+            Event::Bytes { done } => {
+                let total = total.load(Ordering::Relaxed).max(1);
+                progress.doing(&format!("{} of {} ({} %)", size(done), size(total), done * 100 / total));
+            }
+            _ => {}
+        }
+    };
+    // The runtime's other threads go on listening for signals meanwhile.
+    tokio::task::block_in_place(|| work(Drive { threads: threads(), progress: &tell, stop: &stopped }))
+}
+
+/// Hashing keeps up with any disk on four.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).min(4)
+}
+
+/// Bytes for people.
+pub fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
+        b if b >= 1e3 => format!("{:.1} kB", b / 1e3),
+        b => format!("{b} bytes"),
+    }
+}

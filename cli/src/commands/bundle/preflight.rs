@@ -1,0 +1,150 @@
+//! What would stand in the way of an install: everything in one report, before the first byte is written.
+
+use camino::Utf8Path;
+use textnlp_bundle::manifest::ItemKind;
+use textnlp_bundle::{Bundle, Site, recipe};
+use textnlp_models::Memory;
+use textnlp_orchestrator::environment::Library;
+use textnlp_provider::Problem;
+
+use super::{site, size};
+use crate::deployment::{Deployment, stands_in_the_way};
+use crate::report::{Console, Exit, Failure};
+use crate::session::Session;
+
+/// Beside the weights: programs, caches and contexts.
+const PROGRAMS: u64 = 512 << 20;
+/// An environment is a text that a person reads.
+const MOST_ENVIRONMENT: u64 = 4 << 20;
+
+/// Looks at the machine, the folder and what runs, and refuses with everything that is wrong.
+pub async fn preflight(
+    session: &Session,
+    bundle: &Bundle,
+    root: &Utf8Path,
+    name: &str,
+    console: Console,
+) -> Result<(), Failure> {
+    let mut problems = Vec::new();
+    let mut wrong = |place: &str, cause: String, fix: String| problems.push(Problem::new(place, cause, fix));
+    let items = &bundle.manifest().items;
+
+    let here = site::platform();
+    let programs: Vec<_> =
+        items.iter().filter(|i| i.kind == ItemKind::Program).filter_map(|i| i.platform.clone()).collect();
+    if !programs.contains(&here) {
+        let cause = format!("this machine is {here}; the bundle has programs for {}", list(&programs));
+        wrong("bundle", cause, format!("make it with a program for this machine: --program {here}=FILE"));
+    }
+    if let Err(cause) = may_write(root) {
+        wrong(
+            "--root",
+            format!("{root} cannot be written to: {cause}"),
+            "choose another folder with --root, or run as its owner".into(),
+        );
+    }
+    let needs = Site::new(root).needs(bundle).and_then(|needs| needs.check(root));
+    if let Err(error) = needs {
+        let fix = error.hint().unwrap_or_default();
+        wrong("--root", error.to_string(), fix);
+    }
+    let now = jiff::Timestamp::now().as_second();
+    if u64::try_from(now).unwrap_or(0) < bundle.manifest().epoch {
+        let cause = format!(
+            "this machine's clock says {}, which is before the bundle was made",
+            jiff::Timestamp::now().strftime("%Y-%m-%d")
+        );
+        wrong("clock", cause, "set the clock: certificates that are made now would not be valid".into());
+    }
+    let weights = weights(bundle);
+    let memory = Memory::here();
+    if weights + PROGRAMS > memory.total {
+        let cause = format!(
+            "the models have {}, this machine has {} of memory ({})",
+            size(weights),
+            size(memory.total),
+            memory.bound_by
+        );
+        wrong("memory", cause, "leave models out of the environment, quantize them, or use a larger machine".into());
+    }
+    // Where the environment runs already, its ports and files are its own; `up` looks at what changes.
+    if !root.join(".textnlp").join(name).join("lineage.json").exists() && super::install::is_file(bundle) {
+        problems.extend(of_environment(session, bundle, root, name, console).await?);
+    }
+    let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(|p| p.warning);
+    for warning in warnings {
+        console.warn(warning.to_string());
+    }
+    if problems.is_empty() { Ok(()) } else { Err(stands_in_the_way("install", "preflight", Exit::Failed, &problems)) }
+}
+
+/// What the providers say of the environment, its models apart: those come with the bundle.
+async fn of_environment(
+    session: &Session,
+    bundle: &Bundle,
+    root: &Utf8Path,
+    name: &str,
+    console: Console,
+) -> Result<Vec<Problem>, Failure> {
+    let bytes = bundle.read_file(&recipe::environment_path(name), MOST_ENVIRONMENT).map_err(super::failed)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let folder = std::env::temp_dir().join(format!("textnlp-preflight-{}", std::process::id()));
+    let folder =
+        camino::Utf8PathBuf::try_from(folder).map_err(|e| Failure::usage("path_not_utf8", anyhow::Error::new(e)))?;
+    let there = Remove(folder.join("environments"));
+    let write = std::fs::create_dir_all(&there.0).and_then(|()| {
+        std::fs::write(
+            there.0.join(format!("{name}.yaml")),
+            site::placed(&text, &root.join("current")).unwrap_or_default(),
+        )
+    });
+    write.map_err(|error| {
+        Failure::new(Exit::Failed, "io", anyhow::Error::new(error).context("look at the bundle's environment"))
+    })?;
+    let mut global = session.global.clone();
+    (global.env, global.file) = (Some(name.to_owned()), None);
+    global.state_dir = Some(root.join(".textnlp"));
+    let looked = Session { global, here: session.here.clone(), library: Library::from_folder(there.0.clone()) };
+    // Its notes are said by `up`.
+    let chosen = looked.load_to_run(Console::new(session.global.output, true))?;
+    let deployment = Deployment::wanted(&looked, chosen, console).await?;
+    let mut problems = Vec::new();
+    for road in deployment.sites.values() {
+        let wanted: Vec<_> = road.wanted.iter().filter(|w| !w.kind.as_str().ends_with(".model")).cloned().collect();
+        problems.extend(
+            road.provider
+                .preflight(&wanted)
+                .await
+                .map_err(|e| Failure::new(Exit::Failed, "preflight", anyhow::Error::new(e)))?,
+        );
+    }
+    Ok(problems)
+}
+
+/// A folder that goes away again.
+struct Remove(camino::Utf8PathBuf);
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.0.parent().unwrap_or(&self.0));
+    }
+}
+
+fn may_write(root: &Utf8Path) -> Result<(), String> {
+    let there = root.ancestors().find(|path| path.exists()).unwrap_or(Utf8Path::new("/"));
+    if !there.is_dir() {
+        return Err(format!("{there} is not a folder"));
+    }
+    rustix::fs::access(there.as_std_path(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+        .map_err(|e| e.to_string())
+}
+
+fn weights(bundle: &Bundle) -> u64 {
+    let weights =
+        |path: &str| path.starts_with("models/") && (path.ends_with(".safetensors") || path.ends_with(".gguf"));
+    bundle.manifest().files.iter().filter(|f| weights(&f.path)).map(|f| f.size).sum()
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "no machine".to_owned() } else { names.join(", ") }
+}

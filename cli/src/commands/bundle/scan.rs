@@ -1,0 +1,160 @@
+//! `bundle scan`: known vulnerabilities, weak settings, forgotten secrets; and a gate over them.
+
+use anyhow::Context;
+use camino::Utf8Path;
+use jiff::Timestamp;
+use serde_json::json;
+use textnlp_bundle::report;
+use textnlp_bundle::scan::{self, Contents, Database, Folder, Gate, Report, Settings, Severity};
+
+use super::open;
+use crate::bundle_args::{FailOn, Scan};
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+
+const LOCK: &str = include_str!("../../../../Cargo.lock");
+/// Findings that a person is shown; the reports have them all.
+const SHOWN: usize = 30;
+
+/// `bundle scan`.
+pub fn scan(session: &Session, args: &Scan, console: Console) -> Result<Success, Failure> {
+    let progress = Progress::new(console);
+    progress.doing("scanning");
+    let scan = scanner(args)?;
+    let reports = tokio::task::block_in_place(|| match &args.target {
+        Some(target) if target.is_dir() => {
+            let folder = Folder::open(target).with_context(|| format!("list {target}"))?;
+            Ok(vec![scan.of_folder(target.as_str(), &folder).map_err(failed)?])
+        }
+        Some(target) => {
+            let bundle = open(target)?;
+            Ok(vec![scan.of_folder(target.as_str(), &bundle as &dyn Contents).map_err(failed)?])
+        }
+        None => own(session, &scan, console),
+    });
+    progress.finish();
+    let reports: Vec<Report> = reports?;
+    let fail_on = severity(args.fail_on);
+    let written = match &args.out {
+        Some(folder) => write(folder, &reports, fail_on)?,
+        None => Vec::new(),
+    };
+    let mut text = String::new();
+    let mut blockers = Vec::new();
+    for found in &reports {
+        text.push_str(&text_of(found));
+        if let Gate::Shut { blockers: more } = scan::gate(found, fail_on) {
+            blockers.extend(more);
+        }
+    }
+    for path in &written {
+        text.push_str(&format!("\n  report {path}"));
+    }
+    let document = json!({
+        "reports": reports, "files": written, "gate": { "state": if blockers.is_empty() { "open" } else { "shut" }, "blockers": blockers },
+    });
+    if blockers.is_empty() {
+        return Ok(Success::new(text.trim_start().to_owned(), document));
+    }
+    console.stream(&format!("{}\n", text.trim_start()));
+    let error = anyhow::anyhow!("{}", blockers.join("\n")).context("the scan's gate is shut");
+    Err(Failure::new(Exit::GateShut, "scan", error)
+        .hint("mend what is named, or bear it knowingly with --allow FILE (id, path, reason, until)")
+        .document(document))
+}
+
+fn scanner(args: &Scan) -> Result<scan::Scan, Failure> {
+    let mut settings = Settings::at(Timestamp::now());
+    if let Some(path) = &args.allow {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+        settings.allow = scan::allow::read(&text, path.as_str()).map_err(failed)?;
+    }
+    let mut scan = scan::Scan::new(settings);
+    for folder in &args.advisories {
+        scan = scan.with(Database::from_folder(folder).map_err(failed)?);
+    }
+    Ok(scan)
+}
+
+/// This program's crates, and the environment of `--env`.
+fn own(session: &Session, scan: &scan::Scan, console: Console) -> Result<Vec<Report>, Failure> {
+    let mut reports = vec![scan.of_lock("this program", LOCK).map_err(failed)?];
+    if session.global.env.is_some() || session.global.file.is_some() {
+        let loaded = session.load(console)?.loaded;
+        let name = loaded.environment.environment.to_string();
+        reports.push(scan.of_environment(&name, &[(format!("{name}.yaml"), loaded.to_yaml(false))]));
+    }
+    Ok(reports)
+}
+
+/// From which severity on.
+pub fn severity(fail_on: FailOn) -> Severity {
+    match fail_on {
+        FailOn::Low => Severity::Low,
+        FailOn::Medium => Severity::Medium,
+        FailOn::High => Severity::High,
+        FailOn::Critical => Severity::Critical,
+    }
+}
+
+fn write(folder: &Utf8Path, reports: &[Report], fail_on: Severity) -> Result<Vec<String>, Failure> {
+    std::fs::create_dir_all(folder).with_context(|| format!("make {folder}"))?;
+    let title = "What the scan found";
+    let files = [
+        ("scan.html", report::to_html(title, reports, Some(fail_on)).into_bytes()),
+        ("scan.pdf", report::to_pdf(title, reports, Some(fail_on))),
+    ];
+    let json = reports.iter().enumerate().map(|(n, found)| {
+        (if n == 0 { "scan.json".to_owned() } else { format!("scan-{}.json", n + 1) }, report::to_json(found))
+    });
+    let mut written = Vec::new();
+    for (name, bytes) in files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).chain(json) {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).with_context(|| format!("write {path}"))?;
+        written.push(path.to_string());
+    }
+    Ok(written)
+}
+
+fn text_of(found: &Report) -> String {
+    let mut text = format!("\n{}", found.target);
+    match found.databases.as_slice() {
+        [] => text.push_str(": no advisories at hand"),
+        databases => {
+            let dates: Vec<String> = databases.iter().map(|d| format!("{} of {}", d.name, d.date)).collect();
+            text.push_str(&format!(": advisories: {}", dates.join(", ")));
+        }
+    }
+    for severity in [Severity::Critical, Severity::High, Severity::Medium, Severity::Low, Severity::Info] {
+        let count = found.summary.of(severity);
+        if count > 0 {
+            text.push_str(&format!(", {count} {severity}"));
+        }
+    }
+    if found.findings.is_empty() {
+        text.push_str(", nothing found");
+    }
+    for listed in &found.listed {
+        text.push_str(&format!("\n  looked at {} {}", listed.count, listed.what));
+    }
+    for missed in &found.not_looked_at {
+        text.push_str(&format!("\n  NOT looked at: {}: {}", missed.what, missed.why));
+    }
+    for finding in found.findings.iter().take(SHOWN) {
+        text.push_str(&format!(
+            "\n  {:<8} {}  {}\n           {}",
+            finding.severity, finding.place, finding.title, finding.fix
+        ));
+    }
+    if found.findings.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more, in the reports of --out DIR", found.findings.len() - SHOWN));
+    }
+    text
+}
+
+/// An error of scanning, for people.
+pub fn failed(error: scan::Error) -> Failure {
+    let hint = error.hint();
+    Failure::new(Exit::Failed, "scan", error).hint(hint)
+}

@@ -1,0 +1,163 @@
+//! `bundle update …`: what changed, sealed; and what was sealed, applied.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+use textnlp_bundle::manifest::{Item, ItemKind};
+use textnlp_bundle::{Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
+
+use super::install::{absolute, merge};
+use super::{authentic, drive, failed, look, open, site, size, trusted};
+use crate::bundle_args::{Root, Trust, Update};
+use crate::progress::Progress;
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+use crate::signals;
+
+/// `bundle update create|apply|rollback`.
+pub async fn update(session: &Session, command: &Update, console: Console) -> Result<Success, Failure> {
+    match command {
+        Update::Create { from, to, out, only, sign_key } => create(from, to, out, only, sign_key.as_deref(), console),
+        Update::Apply { bundles, root, trust, no_up, no_gate } => {
+            apply(session, bundles, root, trust, *no_up, *no_gate, console).await
+        }
+        Update::Rollback { root, no_up, no_gate } => rollback(session, root, *no_up, *no_gate, console).await,
+    }
+}
+
+fn create(
+    from: &Utf8Path,
+    to: &Utf8Path,
+    out: &Utf8Path,
+    only: &[String],
+    sign_key: Option<&Utf8Path>,
+    console: Console,
+) -> Result<Success, Failure> {
+    let (base, target) = (open(from)?, open(to)?);
+    let contents = Contents::of(base.manifest()).ok_or_else(|| {
+        Failure::usage("other_kind", anyhow::anyhow!("{from} is an update itself"))
+            .hint("--from is the whole bundle that the site has")
+    })?;
+    let scope = scope(&target.manifest().items, only)?;
+    let progress = Progress::new(console);
+    let stop = signals::stop(console);
+    let made =
+        drive(&progress, &stop, |drive| make_delta(Some(&contents), &Target::Bundle(&target), &scope, out, &drive));
+    progress.finish();
+    let made = made.map_err(failed)?;
+    let signed = sign_key.map(|key| super::keys::sign_with(out, key, None)).transpose()?;
+    let whole = target.bytes();
+    let text = format!(
+        "{out}: {} of which {} are content; the whole bundle has {}{}\n  signed by  {}\nThere: textnlp-deploy bundle update apply {}",
+        size(made.bytes),
+        size(made.carried),
+        size(whole),
+        look::items_text(&made.manifest),
+        signed.as_deref().unwrap_or("nobody"),
+        out.file_name().unwrap_or("FILE")
+    );
+    Ok(Success::new(
+        text,
+        json!({ "file": made.path, "bytes": made.bytes, "carried_bytes": made.carried, "whole_bytes": whole, "items": made.manifest.items, "signed_by": signed }),
+    ))
+}
+
+/// The items that are meant, by `kind/name`.
+fn scope(items: &[Item], only: &[String]) -> Result<Scope, Failure> {
+    if only.is_empty() {
+        return Ok(Scope::Everything);
+    }
+    let called = |item: &Item| format!("{}/{}", look::word(item.kind), item.name);
+    let mut keys = Vec::new();
+    for wanted in only {
+        let found: Vec<_> = items.iter().filter(|item| called(item) == *wanted).map(Item::key).collect();
+        if found.is_empty() {
+            let there: Vec<String> = items.iter().map(called).collect();
+            return Err(Failure::usage("no_such_item", anyhow::anyhow!("the bundle has no `{wanted}`"))
+                .hint(format!("it has: {}", there.join(", "))));
+        }
+        keys.extend(found);
+    }
+    Ok(Scope::Items(keys))
+}
+
+async fn apply(
+    session: &Session,
+    bundles: &[Utf8PathBuf],
+    root: &Root,
+    trust: &Trust,
+    no_up: bool,
+    no_gate: bool,
+    console: Console,
+) -> Result<Success, Failure> {
+    let trust = trusted(trust)?;
+    let root = absolute(session, &root.root);
+    let (place, before) = site::installed(&root)?;
+    let progress = Progress::new(console);
+    let stop = signals::stop(console);
+    let mut applied = Vec::new();
+    for path in bundles {
+        let mut bundle = open(path)?;
+        let authenticity = authentic(&bundle, &trust, console)?;
+        let unpacked = drive(&progress, &stop, |drive| {
+            let unpacked =
+                place.apply(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })?;
+            place.activate(&unpacked.name)?;
+            Ok(unpacked)
+        });
+        let unpacked = unpacked.map_err(failed)?;
+        let what = if unpacked.unchanged {
+            "was applied already".to_owned()
+        } else {
+            format!("applied, {} new", size(unpacked.written))
+        };
+        progress.line(format!("  {path}: {what}; {}", look::signed(&authenticity)));
+        applied.push(json!({ "file": path, "written_bytes": unpacked.written, "unchanged": unpacked.unchanged, "authenticity": authenticity }));
+    }
+    progress.finish();
+    let (_, now) = site::installed(&root)?;
+    let mut document = json!({ "root": root, "before": before.content, "digest": now.content, "applied": applied });
+    merge(&mut document, roll(session, &place, &now, no_up, no_gate, console).await?);
+    Ok(Success::new(format!("{root} holds {} now (before: {})", now.content, before.content), document))
+}
+
+async fn rollback(
+    session: &Session,
+    root: &Root,
+    no_up: bool,
+    no_gate: bool,
+    console: Console,
+) -> Result<Success, Failure> {
+    let root = absolute(session, &root.root);
+    let (place, before) = site::installed(&root)?;
+    place.rollback().map_err(failed)?;
+    let (_, now) = site::installed(&root)?;
+    let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
+    merge(&mut document, roll(session, &place, &now, no_up, no_gate, console).await?);
+    Ok(Success::new(
+        format!("{root} is back at {} (version {}); the same command goes forward again", now.content, now.version),
+        document,
+    ))
+}
+
+/// Lays out what is in use now, and rolls every environment of it that runs here.
+async fn roll(
+    session: &Session,
+    place: &Site,
+    installed: &Installed,
+    no_up: bool,
+    no_gate: bool,
+    console: Console,
+) -> Result<Value, Failure> {
+    let root = place.root();
+    let names = site::names(&installed.contents.items, ItemKind::Environment);
+    let running = |name: &&String| root.join(".textnlp").join(name.as_str()).join("lineage.json").exists();
+    let up: Vec<&String> = names.iter().filter(running).collect();
+    let mut last = Value::Null;
+    for name in &names {
+        site::lay_out(session, place, installed, name, console)?;
+    }
+    for name in up.iter().filter(|_| !no_up) {
+        last = site::up(session, &site::Run { root, environment: name, no_gate }, console).await?;
+    }
+    Ok(last)
+}

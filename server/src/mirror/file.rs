@@ -1,0 +1,168 @@
+//! A file of the shelf as an answer: whole or a range of it, block by block, nothing before it has been checked.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use textnlp_bundle::shelf::{Entry, Shelf};
+
+use super::Call;
+
+/// What is read at once and held for a connection.
+const BLOCK: u64 = 1 << 20;
+
+/// What goes out with a file.
+pub(super) struct Sent {
+    pub(super) path: String,
+    pub(super) entry: Entry,
+    pub(super) content_type: &'static str,
+    /// In quotes.
+    pub(super) etag: String,
+    pub(super) headers: Vec<(HeaderName, String)>,
+}
+
+/// Answers with a file. `Err`: it is damaged or cannot be read, which is known before anything has been sent; what is found later cuts the
+/// connection, so that nobody takes a part for the whole.
+pub(super) async fn send(call: &Call<'_>, sent: Sent) -> io::Result<Response> {
+    let size = sent.entry.size;
+    let mut headers = HeaderMap::new();
+    let mut put = |name: HeaderName, text: &str| {
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(name, value);
+        }
+    };
+    put(header::CONTENT_TYPE, sent.content_type);
+    put(header::ETAG, &sent.etag);
+    put(header::ACCEPT_RANGES, "bytes");
+    for (name, text) in &sent.headers {
+        put(name.clone(), text);
+    }
+    if asked(call.headers, header::IF_NONE_MATCH).is_some_and(|tags| matches(tags, &sent.etag)) {
+        return Ok(respond(StatusCode::NOT_MODIFIED, headers, Body::empty()));
+    }
+    let same = asked(call.headers, header::IF_RANGE).is_none_or(|tag| tag == sent.etag);
+    let range = asked(call.headers, header::RANGE).filter(|_| same).and_then(|text| range(text, size));
+    let (status, start, end) = match range {
+        None => (StatusCode::OK, 0, size),
+        Some(Some((start, end))) => {
+            put(header::CONTENT_RANGE, &format!("bytes {start}-{}/{size}", end - 1));
+            (StatusCode::PARTIAL_CONTENT, start, end)
+        }
+        Some(None) => {
+            put(header::CONTENT_RANGE, &format!("bytes */{size}"));
+            return Ok(respond(StatusCode::RANGE_NOT_SATISFIABLE, headers, Body::empty()));
+        }
+    };
+    put(header::CONTENT_LENGTH, &(end - start).to_string());
+    if call.head || start == end {
+        return Ok(respond(status, headers, Body::empty()));
+    }
+    let reading = Reading { shelf: call.desk.shelf.clone(), path: sent.path.into(), at: start, end };
+    // The first block is read before the answer begins: damage there is an error that can still be told.
+    let (first, rest) = reading.block().await?;
+    let blocks = futures::stream::unfold((Some(first), Some(rest)), async |(ready, reading)| match (ready, reading) {
+        (Some(block), reading) => Some((Ok(block), (None, reading))),
+        (None, Some(reading)) if reading.at < reading.end => match reading.block().await {
+            Ok((block, reading)) => Some((Ok(block), (None, Some(reading)))),
+            Err(error) => Some((Err(error), (None, None))),
+        },
+        _ => None,
+    });
+    Ok(respond(status, headers, Body::from_stream(blocks)))
+}
+
+/// The rest of a transfer.
+struct Reading {
+    shelf: Arc<dyn Shelf>,
+    path: Arc<str>,
+    at: u64,
+    end: u64,
+}
+
+impl Reading {
+    async fn block(self) -> io::Result<(Bytes, Reading)> {
+        let job = move || {
+            let size = (self.end - self.at).min(BLOCK);
+            let mut block = vec![0; size as usize];
+            let mut filled = 0;
+            while filled < block.len() {
+                match self.shelf.read_at(&self.path, self.at + filled as u64, &mut block[filled..])? {
+                    0 => {
+                        let why = format!("{} is shorter than it should be", self.path);
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                    }
+                    n => filled += n,
+                }
+            }
+            Ok((block.into(), Reading { at: self.at + size, ..self }))
+        };
+        let read = tokio::task::spawn_blocking(job).await.map_err(io::Error::other).and_then(|read| read);
+        if let Err(error) = &read {
+            tracing::error!(%error, "a file of the bundle cannot be served");
+        }
+        read
+    }
+}
+
+fn respond(status: StatusCode, headers: HeaderMap, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn asked(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn matches(tags: &str, own: &str) -> bool {
+    tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == own)
+}
+
+/// One range of bytes as `start..end`. Outer `None`: what is asked for is not understood and is ignored, as HTTP wants it; inner: nothing of the file is in it.
+fn range(text: &str, size: u64) -> Option<Option<(u64, u64)>> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    Some(
+        match (first.trim(), last.trim()) {
+            ("", _) => Some((size.saturating_sub(number(last)?), size)),
+            (_, "") => Some((number(first)?, size)),
+            _ => {
+                let (first, last) = (number(first)?, number(last)?);
+                if last < first {
+                    return None;
+                }
+                Some((first, size.min(last.saturating_add(1))))
+            }
+        }
+        .filter(|(start, end)| start < end),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_http_says() {
+        for (text, meant) in [
+            ("bytes=0-", Some(Some((0, 10)))),
+            ("bytes=2-3", Some(Some((2, 4)))),
+            ("bytes=2-99", Some(Some((2, 10)))),
+            ("bytes=-3", Some(Some((7, 10)))),
+            ("bytes=-99", Some(Some((0, 10)))),
+            ("bytes=10-", Some(None)),
+            ("bytes=-0", Some(None)),
+            ("bytes=99-18446744073709551615", Some(None)),
+            ("bytes=3-2", None),
+            ("bytes=0-1,3-4", None),
+            ("lines=1-2", None),
+            ("bytes=x-", None),
+        ] {
+            assert_eq!(range(text, 10), meant, "{text}");
+        }
+        assert_eq!(range("bytes=0-", 0), Some(None));
+    }
+}
