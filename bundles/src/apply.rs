@@ -10,7 +10,7 @@ use textnlp_models::Digest;
 use crate::contents::Contents;
 use crate::delta::{merge, name};
 use crate::error::{Error, Mismatch, Result};
-use crate::flow::{Drive, Event};
+use crate::flow::{Drive, Event, WriteBehind};
 use crate::incoming::{Incoming, Needs, Older, read_part};
 use crate::layout::Role;
 use crate::manifest::{Chunk, Delta, FORMAT as MANIFEST_FORMAT, File, Kind, Manifest};
@@ -75,7 +75,7 @@ impl Site {
 
         let incoming = Incoming::open(self, &target, bundle.manifest_digest(), Some(base.content), &contents.files)?;
         let mut work = Assembly::new(self, incoming, &base_name, &base, &manifest, delta);
-        work.keep(&contents, &manifest)?;
+        WriteBehind::beside(|behind| work.keep(&contents, &manifest, behind))?;
         let missing: u64 = manifest.files.iter().map(|file| file.size).sum();
         Needs { bytes: missing.saturating_sub(work.resumed), inodes: manifest.files.len() as u64 + 8, kept: 0 }
             .check(self.root())?;
@@ -86,7 +86,7 @@ impl Site {
         let mut damages = Vec::new();
         member_header(feed, layout, member, &manifest.files, &mut damages)?;
         if damages.is_empty() {
-            work.assemble(feed, member.data_at, &options.drive)?;
+            WriteBehind::beside(|behind| work.assemble(feed, member.data_at, &options.drive, behind))?;
             padding(feed, member, crate::layout::CHUNKS_NAME, &mut damages)?;
             trailer(feed, layout.total, &mut damages)?;
         }
@@ -206,7 +206,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// Links what stays as it is.
-    fn keep(&mut self, contents: &Contents, manifest: &Manifest) -> Result<()> {
+    fn keep(&mut self, contents: &Contents, manifest: &Manifest, behind: &mut WriteBehind) -> Result<()> {
         let changed: BTreeSet<&str> = manifest.files.iter().map(|file| file.path.as_str()).collect();
         let stamps: HashMap<&str, &Stamp> =
             self.base.contents.files.iter().map(|file| file.path.as_str()).zip(&self.base.stamps).collect();
@@ -216,7 +216,7 @@ impl<'a> Assembly<'a> {
                 return Err(Error::Altered { path: from, why: "its size, time or inode is another".into() });
             }
             if !self.incoming.link(&from, file)? {
-                self.copy(&from, file)?;
+                self.copy(&from, file, behind)?;
             }
             self.linked += file.size;
         }
@@ -224,7 +224,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// Where a link is not possible.
-    fn copy(&mut self, from: &Utf8Path, file: &File) -> Result<()> {
+    fn copy(&mut self, from: &Utf8Path, file: &File, behind: &mut WriteBehind) -> Result<()> {
         let have = self.incoming.have(file)?;
         if file.size == 0 {
             return self.incoming.empty(file);
@@ -233,7 +233,7 @@ impl<'a> Assembly<'a> {
         for (n, chunk) in file.chunks.iter().enumerate() {
             if n >= have {
                 let bytes = verified(from, at, chunk)?;
-                self.incoming.append(usize::MAX, file, &bytes)?;
+                self.incoming.append(usize::MAX, file, &bytes, behind)?;
             }
             at += u64::from(chunk.size);
         }
@@ -241,7 +241,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// Writes the files that are new or changed, in the order of the carried chunks.
-    fn assemble(&mut self, feed: &mut Feed, data_at: u64, drive: &Drive<'_>) -> Result<()> {
+    fn assemble(&mut self, feed: &mut Feed, data_at: u64, drive: &Drive<'_>, behind: &mut WriteBehind) -> Result<()> {
         let older = Older::of(self.site)?;
         let manifest = self.manifest;
         let total: u64 = manifest.files.iter().map(|file| file.size).sum();
@@ -264,7 +264,7 @@ impl<'a> Assembly<'a> {
                 drive.check(|| "applying the delta".into())?;
                 if index >= have {
                     let bytes = self.bytes(feed, data_at, file, chunk)?;
-                    self.incoming.append(n, file, &bytes)?;
+                    self.incoming.append(n, file, &bytes, behind)?;
                     self.written += bytes.len() as u64;
                 } else {
                     self.resumed += u64::from(chunk.size);

@@ -276,3 +276,39 @@ pub(crate) fn run(
         result.and(read)
     })
 }
+
+/// Writes dirty pages out while the work goes on, so that the disk is not idle first and the processor afterwards.
+pub(crate) struct WriteBehind {
+    queue: SyncSender<std::fs::File>,
+    waiting: u64,
+}
+
+impl WriteBehind {
+    /// Large enough that a sync costs little, small enough that the last one is short.
+    const OFTEN: u64 = 64 << 20;
+
+    /// Runs the work beside a thread that syncs. A sync that failed is the work's failure: the system tells it only once.
+    pub(crate) fn beside<T>(work: impl FnOnce(&mut WriteBehind) -> Result<T>) -> Result<T> {
+        std::thread::scope(|scope| {
+            let (queue, files) = mpsc::sync_channel::<std::fs::File>(1);
+            let syncing = scope.spawn(move || files.into_iter().try_for_each(|file| file.sync_data()));
+            let mut behind = WriteBehind { queue, waiting: 0 };
+            let done = work(&mut behind);
+            drop(behind);
+            let synced = syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done.and_then(|done| synced.map(|()| done).map_err(Error::io("write to disk", "what was written")))
+        })
+    }
+
+    /// So many bytes were written to the file.
+    pub(crate) fn wrote(&mut self, bytes: u64, file: &std::fs::File) {
+        self.waiting += bytes;
+        // While the last sync still runs, the bytes wait for the next.
+        if self.waiting >= Self::OFTEN
+            && let Ok(file) = file.try_clone()
+            && self.queue.try_send(file).is_ok()
+        {
+            self.waiting = 0;
+        }
+    }
+}

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use textnlp_models::Digest;
 
 use crate::error::{Error, Result};
+use crate::flow::WriteBehind;
 use crate::manifest::File;
 use crate::pack::boot;
 use crate::site::{Installed, Site, Stamp, remove};
@@ -170,7 +171,7 @@ impl<'a> Incoming<'a> {
     }
 
     /// Appends a verified chunk to a file; the first one makes it.
-    pub(crate) fn append(&mut self, index: usize, file: &File, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn append(&mut self, index: usize, file: &File, bytes: &[u8], behind: &mut WriteBehind) -> Result<()> {
         let out = match self.open.take() {
             Some((open, out, at)) if open == index => self.open.insert((index, out, at)),
             _ => {
@@ -181,6 +182,7 @@ impl<'a> Incoming<'a> {
         };
         out.1.write_all_at(bytes, out.2).map_err(Error::io("write", self.folder.join(&file.path)))?;
         out.2 += bytes.len() as u64;
+        behind.wrote(bytes.len() as u64, &out.1);
         if out.2 == file.size {
             self.open = None;
         }

@@ -15,7 +15,7 @@ use textnlp_models::Digest;
 use crate::chunk::{self, Cuts};
 use crate::contents::{Contents, content_digest, digest_from};
 use crate::error::{Error, Result};
-use crate::flow::{self, Batch, Drive, Event, Whole};
+use crate::flow::{self, Batch, Drive, Event, Whole, WriteBehind};
 use crate::layout::{self, BLOCK, Layout, Outline, Role, SIGNATURE, round_up};
 use crate::manifest::{Chunk, FORMAT, File, Item, Kind, Manifest};
 use crate::rules::{MOST_CHUNK, MOST_MANIFEST};
@@ -189,27 +189,33 @@ fn content(
     let mut done: u64 = known[..next].iter().map(|known| known.size).sum::<u64>() + offset;
     let whole = Whole::Yes(Box::new(state.unwrap_or_default()));
     let mut spans = Spans::default();
-    flow::run(
-        drive.threads,
-        whole,
-        |batch| source.fill(batch),
-        |batch| {
-            for piece in &batch.pieces {
-                // One write for pieces that follow one another in a file.
-                spans.add(volumes, at(piece.file).data_at + written[piece.file], batch.bytes(piece))?;
-                written[piece.file] += piece.size as u64;
-                manifest.files[piece.file].chunks.push(Chunk { size: piece.size as u32, digest: piece.digest });
-                done += piece.size as u64;
-            }
-            spans.flush(volumes)?;
-            for (file, digest) in &batch.ends {
-                manifest.files[*file].digest = digest_from(*digest);
-            }
-            journal.add(batch)?;
-            (drive.progress)(Event::Bytes { done });
-            Ok(())
-        },
-    )?;
+    WriteBehind::beside(|behind| {
+        flow::run(
+            drive.threads,
+            whole,
+            |batch| source.fill(batch),
+            |batch| {
+                for piece in &batch.pieces {
+                    // One write for pieces that follow one another in a file.
+                    spans.add(volumes, at(piece.file).data_at + written[piece.file], batch.bytes(piece))?;
+                    written[piece.file] += piece.size as u64;
+                    manifest.files[piece.file].chunks.push(Chunk { size: piece.size as u32, digest: piece.digest });
+                    done += piece.size as u64;
+                }
+                spans.flush(volumes)?;
+                behind.wrote(
+                    batch.pieces.iter().map(|piece| piece.size as u64).sum(),
+                    volumes.file_at(spans.at.saturating_sub(1)),
+                );
+                for (file, digest) in &batch.ends {
+                    manifest.files[*file].digest = digest_from(*digest);
+                }
+                journal.add(batch)?;
+                (drive.progress)(Event::Bytes { done });
+                Ok(())
+            },
+        )
+    })?;
     // Headers and padding: few bytes, written anew in any case.
     for member in &layout.members {
         volumes.write_at(&layout.header(member, &manifest.files), member.header_at)?;

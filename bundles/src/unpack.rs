@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::contents::Contents;
 use crate::error::{Damage, Error, Result};
-use crate::flow::{self, Batch, Drive, Event, Whole};
+use crate::flow::{self, Batch, Drive, Event, Whole, WriteBehind};
 use crate::incoming::{Incoming, Needs, Older};
 use crate::layout::name;
 use crate::manifest::{File, Kind};
@@ -124,22 +124,24 @@ impl Site {
         let mut walk = Walk::new(feed, layout, manifest, drive);
         walk.skip = &plan.skip;
         walk.doing = "unpacking";
-        flow::run(
-            drive.threads,
-            Whole::No,
-            |batch| walk.fill(batch),
-            |batch| {
-                for piece in &batch.pieces {
-                    let file = &contents.files[piece.file];
-                    let at = layout.members[piece.file + 3].data_at;
-                    check(batch, piece, file, at)?;
-                    incoming.append(piece.file, file, batch.bytes(piece))?;
-                    written += piece.size as u64;
-                }
-                (drive.progress)(Event::Bytes { done: plan.resumed + plan.linked + written });
-                Ok(())
-            },
-        )?;
+        WriteBehind::beside(|behind| {
+            flow::run(
+                drive.threads,
+                Whole::No,
+                |batch| walk.fill(batch),
+                |batch| {
+                    for piece in &batch.pieces {
+                        let file = &contents.files[piece.file];
+                        let at = layout.members[piece.file + 3].data_at;
+                        check(batch, piece, file, at)?;
+                        incoming.append(piece.file, file, batch.bytes(piece), behind)?;
+                        written += piece.size as u64;
+                    }
+                    (drive.progress)(Event::Bytes { done: plan.resumed + plan.linked + written });
+                    Ok(())
+                },
+            )
+        })?;
         let (version, epoch) = (manifest.version.clone(), manifest.epoch);
         let previous = self.record(&name).ok().and_then(|record| record.previous);
         let record = Installed {

@@ -16,9 +16,9 @@ const MOST_LISTED: usize = 10_000;
 /// How a bundle is verified.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VerifyOptions<'a> {
-    /// Leaves out the digests of whole files, which say nothing about the bytes that those of the chunks do not say; what is left out
-    /// is whether `SHA256SUMS` was made from the same bytes.
-    pub chunks_only: bool,
+    /// Takes the digests of whole files too. Those of the chunks cover every byte already; this asks besides whether whoever made the
+    /// bundle told the truth in `SHA256SUMS`, and hashes everything twice.
+    pub whole_files: bool,
     /// Threads, progress and stopping.
     pub drive: Drive<'a>,
 }
@@ -79,7 +79,7 @@ impl Bundle {
         let (mut bytes, mut counted) = (0u64, 0);
         let mut place = (usize::MAX, 0u64);
         // Whole files are told by their digests only in a full bundle; a delta's chunks are no file.
-        let whole = manifest.kind == Kind::Full && !options.chunks_only;
+        let whole = manifest.kind == Kind::Full && options.whole_files;
         let whole = if whole { Whole::Yes(Box::default()) } else { Whole::No };
         let read = flow::run(
             options.drive.threads,

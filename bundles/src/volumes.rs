@@ -175,6 +175,12 @@ impl Volumes {
         Ok(())
     }
 
+    /// The file that holds this byte.
+    pub(crate) fn file_at(&self, at: u64) -> &File {
+        let (part, _) = self.locate(at, 1);
+        &self.parts[part.min(self.parts.len() - 1)].file
+    }
+
     pub(crate) fn sync(&self) -> Result<()> {
         self.parts.iter().try_for_each(|part| part.file.sync_data().map_err(Error::io("sync", &part.path)))
     }

@@ -1,5 +1,7 @@
 //! Bundles that bring only what changed.
 
+#![allow(clippy::unwrap_used)]
+
 mod made;
 
 use made::{Workshop, noise, safetensors, tree_digest};

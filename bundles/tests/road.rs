@@ -1,5 +1,7 @@
 //! From files to a bundle to an installed site, and what stock tools say on the way.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 mod made;
 
 use std::process::Command;
@@ -22,7 +24,7 @@ fn what_is_packed_verifies_and_is_installed_as_it_was() {
     let packed = shop.pack("a.tar", &shop.inputs());
     let mut bundle = Bundle::open(&shop.path("a.tar")).unwrap();
     assert_eq!(bundle.manifest(), &packed.manifest);
-    let verified = bundle.verify(&VerifyOptions::default()).unwrap();
+    let verified = bundle.verify(&VerifyOptions { whole_files: true, ..VerifyOptions::default() }).unwrap();
     assert_eq!(verified.damages, []);
     assert_eq!(verified.bytes, packed.manifest.files.iter().map(|file| file.size).sum::<u64>());
 
@@ -301,4 +303,48 @@ fn rot(path: &Utf8Path) {
     file.write_all_at(&[byte[0] ^ 4], 1_000_000).unwrap();
     file.set_times(std::fs::FileTimes::new().set_modified(metadata.modified().unwrap())).unwrap();
     std::fs::set_permissions(path, metadata.permissions()).unwrap();
+}
+
+#[test]
+fn a_stopped_unpack_goes_on_and_after_a_restart_of_the_machine_trusts_no_page() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let shop = Workshop::new();
+    shop.pack("a.tar", &shop.inputs());
+    let open = || Bundle::open(&shop.path("a.tar")).unwrap();
+    let expected = tree_digest(&Site::new(&shop.path("whole")).unpack(&mut open(), &unverified()).unwrap().folder);
+    for restarted in [false, true] {
+        let site = Site::new(&shop.path(&format!("site-{restarted}")));
+        let stop = AtomicBool::new(false);
+        let progress = |event: Event<'_>| {
+            if matches!(event, Event::Bytes { done } if done > 2 << 20) {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        let drive = Drive { threads: 1, progress: &progress, stop: &stop };
+        let error = site.unpack(&mut open(), &UnpackOptions { drive, ..unverified() }).unwrap_err();
+        assert!(matches!(error, Error::Stopped { .. }), "{error}");
+        let name = Site::name_of(&open().content_digest());
+        if restarted {
+            // A page that never reached the disk, under a note from before the restart.
+            let note = site.root().join(format!(".incoming-{name}.json"));
+            let text = std::fs::read_to_string(&note).unwrap();
+            let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+            std::fs::write(&note, text.replace(boot.trim(), "another")).unwrap();
+            rot(&site.root().join(format!(".incoming-{name}/bin/linux-amd64/textnlp-deploy")));
+        }
+        let unpacked = site.unpack(&mut open(), &unverified()).unwrap();
+        assert!(unpacked.resumed > 0);
+        assert_eq!(tree_digest(&unpacked.folder), expected);
+    }
+}
+
+#[test]
+fn too_little_room_is_said_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(folder.path()).unwrap();
+    let needs = Needs { bytes: u64::MAX, inodes: 1, kept: 0 };
+    let error = needs.check(&folder.join("not/there/yet")).unwrap_err();
+    assert!(matches!(error, Error::Room { unit: "bytes", .. }), "{error}");
+    assert!(error.hint().is_some());
+    assert!(Needs { bytes: 1, inodes: 1, kept: 0 }.check(folder).is_ok());
 }
