@@ -11,7 +11,7 @@ use textnlp_bundle::{elf, pack};
 use textnlp_models::{Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::{Loaded, Origin};
 
-use super::{drive, failed, look, size};
+use super::{drive, epoch, failed, look, size};
 use crate::bundle_args::Create;
 use crate::clouds;
 use crate::progress::Progress;
@@ -78,18 +78,6 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
             "resumed_bytes": packed.resumed, "seconds": packed.elapsed.as_secs_f64(),
         }),
     ))
-}
-
-/// The time that every member carries.
-fn epoch() -> Result<u64, Failure> {
-    match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text.trim().parse().map_err(|_| {
-            Failure::usage("usage", anyhow::anyhow!("SOURCE_DATE_EPOCH is `{text}`, not a number of seconds"))
-                .hint("leave it unset, or: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
-        }),
-        // The first of January 2026: without being told, every day makes the same bytes.
-        Err(_) => Ok(1_767_225_600),
-    }
 }
 
 fn environments(session: &Session, args: &Create, console: Console) -> Result<Vec<Loaded>, Failure> {
