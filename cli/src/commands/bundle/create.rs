@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use serde_yaml::Value;
 use textnlp_bundle::recipe::{self, Ingredients, ModelFolder, ProgramFile};
-use textnlp_bundle::{elf, pack};
+use textnlp_bundle::{Packed, elf, pack};
 use textnlp_models::{Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::{Loaded, Origin};
 
@@ -40,6 +40,14 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         ..Ingredients::default()
     };
     super::parts::gather(session, args, &mut ingredients, &progress).await?;
+    let promised: BTreeMap<String, Digest> = ingredients
+        .models
+        .iter()
+        .flat_map(|m| {
+            m.manifest.files.iter().map(|f| (format!("{}/{}", recipe::model_path(&m.name), f.name), f.digest))
+        })
+        .chain(ingredients.programs.iter().map(|p| (recipe::program_path(&p.platform), p.digest)))
+        .collect();
     let inputs = recipe::inputs(ingredients).map_err(failed)?;
     let stop = crate::signals::stop(console);
     let packed = drive(&progress, &stop, |drive| {
@@ -47,6 +55,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     });
     progress.finish();
     let packed = packed.map_err(failed)?;
+    as_promised(&packed, &promised, &args.out)?;
     // Models may be removed from the cache from here on.
     drop(held);
     let signed = match &args.sign_key {
@@ -208,6 +217,8 @@ async fn models(
             source.parse().map_err(|e| crate::commands::model::failed(textnlp_models::Error::Source(e)))?;
         let mut options = FetchOptions::from_env();
         options.offline |= args.offline;
+        // What is in the cache is read once: while it is packed.
+        options.verify = false;
         options.expect = digest
             .as_deref()
             .map(str::parse)
@@ -219,6 +230,22 @@ async fn models(
         held.push(model);
     }
     Ok((folders, held))
+}
+
+/// Models and programs must be, byte for byte, what their names say; a bundle of a damaged cache is taken away again.
+fn as_promised(packed: &Packed, promised: &BTreeMap<String, Digest>, out: &Utf8Path) -> Result<(), Failure> {
+    let other = |file: &&textnlp_bundle::manifest::File| promised.get(&file.path).is_some_and(|d| *d != file.digest);
+    let damaged: Vec<&str> = packed.manifest.files.iter().filter(other).map(|file| file.path.as_str()).collect();
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    for path in &packed.paths {
+        let _ = std::fs::remove_file(path);
+    }
+    let error = anyhow::anyhow!("{} is not what was stored under its digest", damaged.join(", "))
+        .context(format!("{out} is not made"));
+    Err(Failure::new(Exit::Failed, "damaged_model", error)
+        .hint("the cache is damaged: fetch the model again with `textnlp-deploy model pull SOURCE`, then create again"))
 }
 
 /// Refuses a place that nothing can be written to before hours of work.
