@@ -26,12 +26,20 @@ fn run_with(sandbox: &Sandbox, server: &Utf8PathBuf, args: &[&str]) -> Said {
     textnlp_tests::said(sandbox.command(&[args, &TWO].concat()).env("TEXTNLP_SERVER", server).output().unwrap())
 }
 
-/// Rolls everything to another program and waits until the gateway is another process.
+/// Rolls everything to another program while a request is in flight, which ends when everything else is new.
 fn replace(sandbox: &Sandbox, name: &str) {
     let old = gateways(sandbox);
+    let body = Crowd::body(9).to_string();
+    let (begin, end) = body.split_at(10);
+    let mut slow = http::connect(sandbox.port).unwrap();
+    slow.write_all(http::head("POST", "/v1/generate", &[], body.len()).as_bytes()).unwrap();
+    slow.write_all(begin.as_bytes()).unwrap();
     let server = other_program(sandbox, name);
     run_with(sandbox, &server, &["release", "set"]).expect(0);
     run_with(sandbox, &server, &["up", "--yes", "--no-gate"]).expect(0);
+    assert_eq!(gateways(sandbox).len(), 2, "the old one finishes what it has, and nobody waits for that");
+    slow.write_all(end.as_bytes()).unwrap();
+    assert_eq!(http::read(slow).unwrap().status, 200);
     eventually("another gateway alone", || {
         let new = gateways(sandbox);
         (new.len() == 1 && !old.contains(&new[0])).then_some(())
@@ -167,7 +175,13 @@ fn with_a_crowd(name: &str, story: impl FnOnce(&Sandbox, &Crowd)) {
 fn nothing_was_lost(sandbox: &Sandbox, crowd: &Crowd) {
     let lost = crowd.take_lost();
     let log = sandbox.run(&["logs", "supervisor"]).out;
-    assert!(lost.is_empty(), "{} lost, {} answered: {:?}\n{log}", lost.len(), crowd.answered.load(SeqCst), &lost[..lost.len().min(5)]);
+    assert!(
+        lost.is_empty(),
+        "{} lost, {} answered: {:?}\n{log}",
+        lost.len(),
+        crowd.answered.load(SeqCst),
+        &lost[..lost.len().min(5)]
+    );
 }
 
 #[test]

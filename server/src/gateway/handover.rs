@@ -158,8 +158,7 @@ impl Sockets {
         if !fds.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(&fds)) {
             return Err(io::Error::other("too many sockets"));
         }
-        let sent =
-            rustix::net::sendmsg(to, &[io::IoSlice::new(line.as_bytes())], &mut beside, SendFlags::NOSIGNAL)?;
+        let sent = rustix::net::sendmsg(to, &[io::IoSlice::new(line.as_bytes())], &mut beside, SendFlags::NOSIGNAL)?;
         // It is the first thing after a short head: it fits, or the other side has stopped reading.
         if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
@@ -185,7 +184,11 @@ pub(super) fn give(gateway: &Arc<Gateway>, mut request: Request<Incoming>) -> Re
     let bad = |status, code, message| error(status, "invalid_request_error", code, message, hint);
     let peer = request.extensions().get::<Peer>().cloned();
     let Some(peer) = peer.filter(Peer::is_ours) else {
-        return bad(StatusCode::FORBIDDEN, "not_for_you", "sockets are given to the gateway's own user on a Unix socket");
+        return bad(
+            StatusCode::FORBIDDEN,
+            "not_for_you",
+            "sockets are given to the gateway's own user on a Unix socket",
+        );
     };
     if request.headers().get(header::UPGRADE).is_none_or(|wanted| wanted != PROTOCOL) {
         return bad(StatusCode::UPGRADE_REQUIRED, "no_upgrade", "ask with `upgrade: textnlp-sockets`");

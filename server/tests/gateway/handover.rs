@@ -26,7 +26,7 @@ async fn ask(site: &Site) -> (serde_json::Value, Vec<TcpListener>) {
             let iov = &mut [IoSliceMut::new(&mut buffer)];
             let got = rustix::net::recvmsg(&stream, iov, &mut beside, RecvFlags::CMSG_CLOEXEC)?;
             for message in beside.drain() {
-                let RecvAncillaryMessage::ScmRights(fds) = message else { panic!("{message:?}") };
+                let RecvAncillaryMessage::ScmRights(fds) = message else { panic!("another message") };
                 sockets.extend(fds.map(TcpListener::from));
             }
             Ok(String::from_utf8(buffer[..got.bytes].to_vec()).unwrap())

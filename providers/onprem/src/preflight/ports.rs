@@ -30,7 +30,11 @@ pub(super) fn check(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Pro
                 if applied.contains(&address) && by.iter().any(|(pid, _)| Some(*pid) == supervisor) {
                     continue;
                 }
-                let by = by.first().map(|(pid, name)| format!("`{name}`, pid {pid}")).map(|by| format!(" by {by}")).unwrap_or_default();
+                let by = by
+                    .first()
+                    .map(|(pid, name)| format!("`{name}`, pid {pid}"))
+                    .map(|by| format!(" by {by}"))
+                    .unwrap_or_default();
                 let cause = format!("{address} is taken{by}");
                 problems.push(Problem::new(place, cause, format!("stop that, or choose another `{field}`")));
             }

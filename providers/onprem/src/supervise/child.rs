@@ -9,8 +9,8 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, sockets};
 use super::unit::Unit;
+use super::{Error, sockets};
 use crate::files;
 use crate::layout::SiteFolder;
 use crate::lock;

@@ -81,7 +81,14 @@ impl Drop for AskedOf {
 
 impl Sockets {
     /// Asks the process that runs now, once it can answer.
-    pub(super) async fn look(&mut self, name: &str, keeps: Option<&KeepsSockets>, pid: u32, now: Instant, notes: &mut Notes) {
+    pub(super) async fn look(
+        &mut self,
+        name: &str,
+        keeps: Option<&KeepsSockets>,
+        pid: u32,
+        now: Instant,
+        notes: &mut Notes,
+    ) {
         let Some(keeps) = keeps else { return };
         let asked = match &mut self.asked {
             Some(asked) if asked.pid == pid => asked,
@@ -117,7 +124,8 @@ impl Sockets {
             }
             return;
         }
-        if !asked.answered && asked.asking.is_none() && asked.last.is_none_or(|at| now.duration_since(at) >= ASK_EVERY) {
+        if !asked.answered && asked.asking.is_none() && asked.last.is_none_or(|at| now.duration_since(at) >= ASK_EVERY)
+        {
             asked.last = Some(now);
             let keeps = keeps.clone();
             asked.asking = Some(tokio::spawn(async move { ask(&keeps).await }));

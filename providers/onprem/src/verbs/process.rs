@@ -291,6 +291,19 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_kept_of_whoever_has_addresses_of_its_own() {
+        let folder = SiteFolder::at(Utf8Path::new("/s"));
+        let keeps = |change: fn(&mut Value)| unit(&folder, &spec(change), 1, "l").keeps_sockets;
+        assert_eq!(keeps(|_| {}), None, "a replica has none");
+        let kept = keeps(|spec| {
+            spec["inputs"] = json!({"listen": "0.0.0.0:8443", "metrics_listen": "127.0.0.1:9090", "tls": true});
+            spec["ready"]["socket"] = json!("gateway-admin");
+        });
+        let addresses = ["0.0.0.0:8443", "127.0.0.1:9090"].map(|address| address.parse().unwrap()).to_vec();
+        assert_eq!(kept, Some(KeepsSockets { from: folder.socket("gateway-admin"), addresses }));
+    }
+
+    #[test]
     fn a_gateways_configuration_is_a_reload() {
         let reload = |config: &'static str| {
             digests(move |spec| {
