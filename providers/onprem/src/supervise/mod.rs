@@ -9,6 +9,7 @@ pub(crate) mod output;
 mod probe;
 pub(crate) mod renewal;
 mod roll;
+mod sockets;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 
 pub(crate) use child::{Running, clean_environment};
 pub use control::{Ask, CertificateStatus, PhaseName, Rejected, Status, UnitStatus, ask, status};
-pub use unit::{Ready, State, Unit};
+pub use unit::{KeepsSockets, Ready, State, Unit};
 
 use crate::files::{self, Stamp};
 use crate::layout::SiteFolder;
