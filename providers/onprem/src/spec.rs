@@ -25,6 +25,9 @@ pub(crate) struct DirectorySpec {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SupervisorSpec {
     pub(crate) state: String,
+    /// See [`crate::supervise::VERSION`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) version: Option<String>,
 }
 
 /// `onprem.secret`.

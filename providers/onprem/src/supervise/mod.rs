@@ -33,6 +33,10 @@ use output::Notes;
 use renewal::Renewal;
 use roll::Kept;
 
+/// Which supervisor this is: the release, and what it understands of unit files. A supervisor of another version is replaced by the next
+/// `up`, while its programs go on. 2: gateways whose sockets are kept.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
+
 /// Between two looks at the children.
 const TICK: Duration = Duration::from_millis(100);
 /// Between two looks at the unit files.
@@ -306,7 +310,7 @@ impl Supervisor {
         }
         Status {
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             units: self.units.values().map(Kept::status).collect(),
             rejected: self
                 .rejected
