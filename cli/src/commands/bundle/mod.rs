@@ -42,7 +42,14 @@ pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<
 
 /// An error of the bundle crate, for people.
 pub fn failed(error: Error) -> Failure {
-    let hint = error.hint();
+    let hint = match &error {
+        Error::WrongBase { .. } => Some(
+            "apply the updates before this one first, or make one from what is installed: \
+             textnlp-deploy bundle update create --from INSTALLED --to WANTED --out FILE"
+                .to_owned(),
+        ),
+        error => error.hint(),
+    };
     let (exit, code) = match &error {
         Error::Stopped { .. } => (Exit::Stopped, "stopped"),
         Error::NotABundle { .. } => (Exit::Usage, "no_bundle"),
@@ -71,7 +78,14 @@ pub fn failed(error: Error) -> Failure {
 
 /// A bundle of this path, or of standard input.
 pub fn open(path: &camino::Utf8Path) -> Result<Bundle, Failure> {
-    if path == "-" { Bundle::from_stream(std::io::stdin()) } else { Bundle::open(path) }.map_err(failed)
+    let opened = if path == "-" { Bundle::from_stream(std::io::stdin()) } else { Bundle::open(path) };
+    opened.map_err(|error| match error {
+        Error::Io { action: "open", path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+            Failure::usage("no_such_file", anyhow::Error::new(source).context(format!("open {path}")))
+                .hint("give the path of the sealed file, or of its first volume, FILE.001")
+        }
+        error => failed(error),
+    })
 }
 
 /// The keys that are trusted here.

@@ -117,6 +117,10 @@ async fn apply(
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content, "applied": applied });
     merge(&mut document, roll(session, &place, &now, no_up, no_gate, console).await?);
+    if !no_up {
+        // What runs is the new content; one way back is kept.
+        place.gc().map_err(failed)?;
+    }
     Ok(Success::new(format!("{root} holds {} now (before: {})", now.content, before.content), document))
 }
 
