@@ -9,7 +9,8 @@ use textnlp_tests::{Sandbox, eventually, program, said};
 use crate::archive::{changed, member, members};
 use crate::stage::{Goods, NAME, Stage, lacking, names};
 
-const PROGRAM: &str = if cfg!(target_arch = "aarch64") { "bin/linux-arm64/textnlp-deploy" } else { "bin/linux-amd64/textnlp-deploy" };
+const PROGRAM: &str =
+    if cfg!(target_arch = "aarch64") { "bin/linux-arm64/textnlp-deploy" } else { "bin/linux-amd64/textnlp-deploy" };
 const WEIGHTS: &str = "models/textnlp-tiny/model.safetensors";
 
 /// A bundle that somebody or something changed; what must be said of it.
@@ -34,9 +35,10 @@ fn broken(bytes: &[u8]) -> Vec<Broken> {
         change: Box::new(move |copy: &mut Vec<u8>| copy.truncate(length)),
         says,
     };
-    let digit = bytes[manifest.data..].windows(9).position(|w| w == b"\"sha256\":").or_else(|| {
-        bytes[manifest.data..].windows(7).position(|w| w == b"sha256:")
-    });
+    let digit = bytes[manifest.data..]
+        .windows(9)
+        .position(|w| w == b"\"sha256\":")
+        .or_else(|| bytes[manifest.data..].windows(7).position(|w| w == b"sha256:"));
     let digit = manifest.data + digit.expect("digests stand in the manifest") + 20;
     let mut all = vec![
         flip("a flipped bit in the manifest's digests", digit, &["manifest.json"]),
@@ -59,7 +61,11 @@ fn broken(bytes: &[u8]) -> Vec<Broken> {
             change: Box::new(|copy| copy.extend(b"Dear Sir")),
             says: &["the end of the archive", "there are bytes after it"],
         },
-        Broken { name: "compressed", change: Box::new(|copy| copy[..2].copy_from_slice(&[0x1f, 0x8b])), says: &["compressed"] },
+        Broken {
+            name: "compressed",
+            change: Box::new(|copy| copy[..2].copy_from_slice(&[0x1f, 0x8b])),
+            says: &["compressed"],
+        },
         Broken { name: "a letter", change: Box::new(|copy| *copy = b"Dear Sir, ".repeat(100)), says: &["no bundle"] },
     ];
     // What an attacker makes of a header: each with a checksum that is right.
@@ -94,7 +100,9 @@ fn broken(bytes: &[u8]) -> Vec<Broken> {
         }),
         forge("a sparse file", &["config.json", "sparse"], |h| h[156] = b'S'),
         forge("a size that lies", &["config.json", "another size"], |h| h[124..135].copy_from_slice(b"77777777777")),
-        forge("a program with its owner's rights", &["config.json", "header"], |h| h[100..107].copy_from_slice(b"0004755")),
+        forge("a program with its owner's rights", &["config.json", "header"], |h| {
+            h[100..107].copy_from_slice(b"0004755")
+        }),
     ]);
     all
 }
@@ -108,7 +116,8 @@ fn a_changed_bundle_is_refused_wherever_it_was_changed() {
     // Beside an empty root, one that has content: neither takes anything of it.
     stage.at_root("fresh");
     let (file, used) = (stage.made().join("changed.tar"), stage.sandbox.folder().join("used"));
-    let install = |stage: &Stage, bundle: &str| stage.install(bundle, &["--no-up", "--trust", &goods.public, "--output", "json"]);
+    let install =
+        |stage: &Stage, bundle: &str| stage.install(bundle, &["--no-up", "--trust", &goods.public, "--output", "json"]);
     stage.at_root("used");
     install(&stage, &goods.second).expect(0);
     let before = stage.digest();
@@ -151,7 +160,13 @@ fn verified_by_sums(stage: &Stage) {
         .as_array()
         .unwrap()
         .iter()
-        .map(|f| format!("{}  {}\n", f["digest"].as_str().unwrap().trim_start_matches("sha256:"), f["path"].as_str().unwrap()))
+        .map(|f| {
+            format!(
+                "{}  {}\n",
+                f["digest"].as_str().unwrap().trim_start_matches("sha256:"),
+                f["path"].as_str().unwrap()
+            )
+        })
         .collect();
     std::fs::write(stage.made().join("sums"), list).unwrap();
     let sums = stage.made().join("sums");
@@ -208,7 +223,8 @@ fn a_stream_installs_and_a_cut_one_goes_on_where_it_was_cut() {
     let fed = |bytes: &[u8], more: &[&str]| {
         let args = stage.install_args("-", &[&["--trust", &goods.public, "--output", "json"], more].concat());
         let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let mut child = stage.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            stage.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // It may stop listening before the end.
         let _ = child.stdin.take().unwrap().write_all(bytes);
         said(child.wait_with_output().unwrap())
@@ -249,7 +265,8 @@ fn other_machine(stage: &Stage) -> (String, &'static str) {
 fn everything_that_stands_in_the_way_is_in_one_report() {
     let stage = Stage::new("preflight");
     let (other, platform) = other_machine(&stage);
-    let mut create = stage.command(&["bundle", "create", "--env", NAME, "--no-server-image", "--out", "b.tar", "--program", &other]);
+    let mut create =
+        stage.command(&["bundle", "create", "--env", NAME, "--no-server-image", "--out", "b.tar", "--program", &other]);
     said(create.env("SOURCE_DATE_EPOCH", "4102444800").output().unwrap()).expect(0);
     let taken = std::net::TcpListener::bind(("127.0.0.1", stage.sandbox.port)).unwrap();
     let refused = stage.install("b.tar", &["--output", "json"]).expect(1).json();
@@ -257,7 +274,14 @@ fn everything_that_stands_in_the_way_is_in_one_report() {
     let text = refused.to_string();
     names(
         &text,
-        &[platform, "--program", "clock", "before the bundle was made", &format!("{}", stage.sandbox.port), "is taken by"],
+        &[
+            platform,
+            "--program",
+            "clock",
+            "before the bundle was made",
+            &format!("{}", stage.sandbox.port),
+            "is taken by",
+        ],
     );
     assert!(problems.len() >= 3, "{refused:#}");
     stage.is_untouched("preflight");
@@ -297,11 +321,20 @@ fn two_installs_at_once_are_one_too_many() {
     let bytes = std::fs::read(&goods.first).unwrap();
     let args = stage.install_args("-", &["--no-up"]);
     let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let mut first = stage.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first =
+        stage.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut input = first.stdin.take().unwrap();
     // It waits for the rest, with the site's lock in its hand.
     input.write_all(&bytes[..bytes.len() / 2]).unwrap();
-    eventually("it is at work", || stage.root().read_dir().unwrap().flatten().any(|e| e.file_name().to_string_lossy().starts_with(".incoming-")).then_some(()));
+    eventually("it is at work", || {
+        stage
+            .root()
+            .read_dir()
+            .unwrap()
+            .flatten()
+            .any(|e| e.file_name().to_string_lossy().starts_with(".incoming-"))
+            .then_some(())
+    });
     let second = stage.install(&goods.first, &["--output", "json"]).expect(4).json();
     assert_eq!(second["error"]["code"], "locked", "{second:#}");
     names(&second["error"].to_string(), &[stage.root().as_str()]);
@@ -344,11 +377,13 @@ impl Drop for Small<'_> {
 fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     let goods = Goods::get();
     let stage = Stage::new("room");
-    let in_file = stage.run(&["bundle", "install", &goods.first, "--no-up", "--root", &format!("{}/below", goods.first)]);
+    let in_file =
+        stage.run(&["bundle", "install", &goods.first, "--no-up", "--root", &format!("{}/below", goods.first)]);
     names(&in_file.expect(1).err, &["--root", "cannot be written to"]);
     let Some(small) = Small::mount(&stage.sandbox, "size=20m") else { return };
     let root = format!("{}/site", small.1);
-    let install = || stage.run(&["bundle", "install", &goods.first, "--no-up", "--trust", &goods.public, "--root", &root]);
+    let install =
+        || stage.run(&["bundle", "install", &goods.first, "--no-up", "--trust", &goods.public, "--root", &root]);
     let full = install().expect(1);
     names(&full.err, &[&small.1, "bytes free", "are needed", "hint: free some bytes"]);
     assert!(small.call(&["-o", "remount,size=200m,nr_inodes=8"]));
@@ -373,7 +408,8 @@ fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     let mut input = child.stdin.take().unwrap();
     let manifest = member(&bytes, PROGRAM).data + (4 << 20);
     input.write_all(&bytes[..manifest]).unwrap();
-    let incoming = || std::fs::read_dir(&root).ok()?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(".incoming-"));
+    let incoming =
+        || std::fs::read_dir(&root).ok()?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(".incoming-"));
     eventually("it is at work", incoming);
     std::fs::write(format!("{}/ballast", small.1), vec![7; 165 << 20]).unwrap();
     let _ = input.write_all(&bytes[manifest..]);

@@ -121,7 +121,10 @@ fn install_ends_with_the_same_site() {
             }
         }
         arrives(&stage, &args);
-        assert_eq!((stage.digest(), stage.sandbox.files(&stage.root().join("current"))), (digest.clone(), files.clone()));
+        assert_eq!(
+            (stage.digest(), stage.sandbox.files(&stage.root().join("current"))),
+            (digest.clone(), files.clone())
+        );
         assert_eq!(leftovers(&stage.sandbox, stage.root()), Vec::<String>::new());
         stage.is_well();
         stage.down();
@@ -137,7 +140,9 @@ fn update_ends_with_the_same_site_and_serves_all_the_while() {
     let there = goods.step(&stage, &goods.first, &goods.second, &[]);
     let back = goods.step(&stage, &goods.second, &goods.first, &[]);
     let args = |step: &String| -> Vec<String> {
-        ["bundle", "update", "apply", step, "--trust", &goods.public, "--yes", "--root", stage.root().as_str()].map(str::to_owned).into()
+        ["bundle", "update", "apply", step, "--trust", &goods.public, "--yes", "--root", stage.root().as_str()]
+            .map(str::to_owned)
+            .into()
     };
     let command = |args: &[String]| stage.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let longest = undisturbed(command(&args(&there)));

@@ -36,14 +36,35 @@ fn serve_is_a_registry_and_a_mirror_until_it_is_told_to_stop() {
 
     if tool("skopeo") {
         let reference = format!("docker://{address}/{image}");
-        let inspected = said(stage.other("skopeo", &["inspect", "--tls-verify=false", &reference]).output().unwrap()).expect(0).json();
+        let inspected = said(stage.other("skopeo", &["inspect", "--tls-verify=false", &reference]).output().unwrap())
+            .expect(0)
+            .json();
         assert_eq!(inspected["Os"], "linux", "{inspected:#}");
-        let copied = stage.other("skopeo", &["copy", "-q", "--insecure-policy", "--src-tls-verify=false", &reference, "oci:copied:one"]).output();
+        let copied = stage
+            .other(
+                "skopeo",
+                &["copy", "-q", "--insecure-policy", "--src-tls-verify=false", &reference, "oci:copied:one"],
+            )
+            .output();
         said(copied.unwrap()).expect(0);
         assert!(stage.made().join("copied/index.json").exists());
-        let pushed = stage.other("skopeo", &["copy", "-q", "--insecure-policy", "--dest-tls-verify=false", "oci:copied:one", &format!("docker://{address}/mine:1")]);
+        let pushed = stage.other(
+            "skopeo",
+            &[
+                "copy",
+                "-q",
+                "--insecure-policy",
+                "--dest-tls-verify=false",
+                "oci:copied:one",
+                &format!("docker://{address}/mine:1"),
+            ],
+        );
         let mut pushed = pushed;
-        assert_ne!(pushed.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code(), Some(0), "it is read-only");
+        assert_ne!(
+            pushed.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code(),
+            Some(0),
+            "it is read-only"
+        );
     }
     let mut pull = stage.command(&["model", "pull", "hf:bundle/textnlp-tiny", "--output", "json"]);
     let pulled = said(pull.env("HF_ENDPOINT", format!("http://{address}")).output().unwrap()).expect(0).json();
@@ -86,7 +107,18 @@ fn scan_finds_what_is_known_and_its_gate_obeys() {
     let shut = stage.json(3, &["bundle", "scan", "b.tar", "--advisories", &critical]);
     assert_eq!(shut["gate"]["state"], "shut", "{shut:#}");
     // What is installed is scanned as what was sealed.
-    stage.run(&["bundle", "install", "b.tar", "--no-up", "--root", stage.root().as_str(), "--set", "prerequisites.allow_below_minimum=true"]).expect(0);
+    stage
+        .run(&[
+            "bundle",
+            "install",
+            "b.tar",
+            "--no-up",
+            "--root",
+            stage.root().as_str(),
+            "--set",
+            "prerequisites.allow_below_minimum=true",
+        ])
+        .expect(0);
     let current = stage.root().join("current");
     let folder = stage.json(3, &["bundle", "scan", current.as_str(), "--fail-on", "low"]);
     names(&folder.to_string(), &["RUSTSEC-2025-9999"]);
@@ -99,7 +131,9 @@ fn scan_finds_what_is_known_and_its_gate_obeys() {
 fn export_writes_the_older_layout_and_its_archive() {
     let stage = Stage::new("export");
     std::fs::write(stage.made().join("a.deb"), "a package").unwrap();
-    stage.run(&["bundle", "create", "--env", "air-gapped", "--out", "b.tar", "--version", "1.2.3", "--package", "a.deb"]).expect(0);
+    stage
+        .run(&["bundle", "create", "--env", "air-gapped", "--out", "b.tar", "--version", "1.2.3", "--package", "a.deb"])
+        .expect(0);
     let exported = stage.json(0, &["bundle", "export", "b.tar", "--layout", "legacy", "--out", "out"]);
     has(&exported, &["folder", "archive", "images", "models"]);
     let folder = stage.made().join("out/offline_bundle");
@@ -113,7 +147,8 @@ fn export_writes_the_older_layout_and_its_archive() {
     names(&listed.out, &["offline_bundle/install.sh", "offline_bundle/packages/a.deb", "offline_bundle/models/"]);
     if tool("skopeo") {
         let image = exported["images"].as_object().unwrap().values().next().unwrap().as_str().unwrap().to_owned();
-        let found = stage.sandbox.files(&folder).into_iter().find(|f| f.ends_with(image.rsplit('/').next().unwrap())).unwrap();
+        let found =
+            stage.sandbox.files(&folder).into_iter().find(|f| f.ends_with(image.rsplit('/').next().unwrap())).unwrap();
         let reference = format!("docker-archive:{}", folder.join(found));
         let inspected = said(stage.other("skopeo", &["inspect", &reference]).output().unwrap()).expect(0).json();
         assert_eq!(inspected["Os"], json!("linux"));

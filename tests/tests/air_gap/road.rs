@@ -21,8 +21,10 @@ fn from_create_to_a_service_that_answers_and_down_again() {
     let mode = std::fs::metadata(stage.made().join("release.key")).unwrap().permissions();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "a secret is its owner's alone");
 
-    let advisories = advisories(&stage, "advisories", "a-crate-that-nobody-has", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
-    let created = stage.json(0, &["bundle", "create", "--env", "air-gapped", "--out", "textnlp.tar", "--advisories", &advisories]);
+    let advisories =
+        advisories(&stage, "advisories", "a-crate-that-nobody-has", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
+    let created = stage
+        .json(0, &["bundle", "create", "--env", "air-gapped", "--out", "textnlp.tar", "--advisories", &advisories]);
     has(&created, &["format", "ok", "exit", "file", "bytes", "digest", "files", "seconds", "items", "signed_by"]);
     let length = std::fs::metadata(stage.made().join("textnlp.tar")).unwrap().len();
     assert_eq!((created["bytes"].as_u64(), &created["signed_by"]), (Some(length), &Value::Null));
@@ -56,7 +58,10 @@ fn from_create_to_a_service_that_answers_and_down_again() {
     let install = "exec sh install.sh textnlp.tar --trust release.pub \"$@\"";
     let flags = stage.flags();
     let first = shell(install, &flags).expect(0);
-    names(&first.out, &["Installing textnlp.tar with textnlp-deploy", "The air-gapped gate is open", "which is trusted"]);
+    names(
+        &first.out,
+        &["Installing textnlp.tar with textnlp-deploy", "The air-gapped gate is open", "which is trusted"],
+    );
 
     // The same once more, for programs: nothing is left to do, the gate is the one that was open.
     let again = shell(install, &[&flags[..], &["--output".to_owned(), "json".to_owned()]].concat()).expect(0);
@@ -64,8 +69,26 @@ fn from_create_to_a_service_that_answers_and_down_again() {
     has(
         &again,
         &[
-            "format", "ok", "exit", "environment", "phase", "lineage", "address", "ca_file", "key_file", "region", "sites",
-            "plan", "gate.state", "gate.checks", "retained", "report", "seconds", "authenticity", "digest", "version",
+            "format",
+            "ok",
+            "exit",
+            "environment",
+            "phase",
+            "lineage",
+            "address",
+            "ca_file",
+            "key_file",
+            "region",
+            "sites",
+            "plan",
+            "gate.state",
+            "gate.checks",
+            "retained",
+            "report",
+            "seconds",
+            "authenticity",
+            "digest",
+            "version",
         ],
     );
     assert_eq!(counts(&again)[..4], [0; 4], "{again:#}");
@@ -87,7 +110,8 @@ fn from_create_to_a_service_that_answers_and_down_again() {
 }
 
 fn answers_with_its_key_and_its_ca_only(stage: &Stage, installed: &Value) {
-    let field = |name: &str| installed[name].as_str().unwrap_or_else(|| panic!("no {name} in {installed:#}")).to_owned();
+    let field =
+        |name: &str| installed[name].as_str().unwrap_or_else(|| panic!("no {name} in {installed:#}")).to_owned();
     let (address, ca, key) = (field("address"), field("ca_file"), field("key_file"));
     let key = std::fs::read_to_string(key).unwrap().trim().to_owned();
     let said = stage.there(&["generate", "Once upon a time", "--max-tokens", "4", "--no-stream"]).expect(0);
@@ -98,7 +122,10 @@ fn answers_with_its_key_and_its_ca_only(stage: &Stage, installed: &Value) {
     let url = format!("{address}/v1/generate");
     let body = r#"{"prompt":"Once upon a time","max_tokens":4}"#;
     let curl = |more: &[&str]| {
-        let args = [&["-sS", "-o", "-", "-w", "\n%{http_code}", "-H", "Content-Type: application/json", "-d", body, &url], more];
+        let args = [
+            &["-sS", "-o", "-", "-w", "\n%{http_code}", "-H", "Content-Type: application/json", "-d", body, &url],
+            more,
+        ];
         let root = stage.root().join("..");
         textnlp_tests::said(stage.other("curl", &args.concat()).current_dir(root).output().unwrap())
     };

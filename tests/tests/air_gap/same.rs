@@ -9,7 +9,9 @@ fn two_makers_with_other_clocks_masks_and_folders_make_the_same_bytes() {
     let goods = Goods::get();
     let (here, there) = (Stage::new("here"), Stage::new("elsewhere-with-a-longer-name"));
     let made = |stage: &Stage, folder: &str, zone: &str, mask: &str, out: &str| {
-        let line = format!("umask {mask}; exec \"$0\" bundle create --env {NAME} --package a.deb --set models[0].source=file:model --out {out}");
+        let line = format!(
+            "umask {mask}; exec \"$0\" bundle create --env {NAME} --package a.deb --set models[0].source=file:model --out {out}"
+        );
         let folder = stage.made().join(folder);
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("a.deb"), "a package").unwrap();
@@ -63,7 +65,8 @@ fn what_cannot_become_a_bundle_is_refused_before_anything_is_written() {
             let document = stage.run(&[&create[..], flags, &["--output", "json"]].concat()).json();
             assert_eq!(document["error"]["code"], code, "{document:#}");
         }
-        let left: Vec<_> = stage.sandbox.files(&stage.made()).into_iter().filter(|f| f.starts_with("out.tar")).collect();
+        let left: Vec<_> =
+            stage.sandbox.files(&stage.made()).into_iter().filter(|f| f.starts_with("out.tar")).collect();
         assert!(left.is_empty(), "{flags:?} left {left:?}");
     }
     let nowhere = stage.run(&["bundle", "create", "--env", NAME, "--out", "no/such/folder/out.tar"]).expect(2);
@@ -77,7 +80,18 @@ fn a_person_sees_what_is_in_it_and_what_differs() {
     let goods = Goods::get();
     let stage = goods.stage();
     let inspected = stage.run(&["bundle", "inspect", &goods.first, "--files", "--trust", &goods.public]).expect(0);
-    names(&inspected.out, &["version 1.0.0", "model", "textnlp-tiny", "environment", NAME, "models/textnlp-tiny/model.safetensors", "which is trusted here"]);
+    names(
+        &inspected.out,
+        &[
+            "version 1.0.0",
+            "model",
+            "textnlp-tiny",
+            "environment",
+            NAME,
+            "models/textnlp-tiny/model.safetensors",
+            "which is trusted here",
+        ],
+    );
     let same = stage.json(0, &["bundle", "diff", &goods.first, &goods.first]);
     assert_eq!(same["same"], true);
     let diff = stage.run(&["bundle", "diff", &goods.first, &goods.second]).expect(0);
@@ -87,7 +101,10 @@ fn a_person_sees_what_is_in_it_and_what_differs() {
     let unpacked = stage.made().join("unpacked");
     std::fs::create_dir_all(&unpacked).unwrap();
     said(stage.other("tar", &["-xf", &goods.first, "-C", unpacked.as_str()]).output().unwrap()).expect(0);
-    said(stage.other("sha256sum", &["-c", "--quiet", "--strict", "SHA256SUMS"]).current_dir(&unpacked).output().unwrap()).expect(0);
+    said(
+        stage.other("sha256sum", &["-c", "--quiet", "--strict", "SHA256SUMS"]).current_dir(&unpacked).output().unwrap(),
+    )
+    .expect(0);
     if crate::stage::tool("minisign") {
         let check = ["-V", "-p", &goods.public, "-m", "manifest.json"];
         said(stage.other("minisign", &check).current_dir(&unpacked).output().unwrap()).expect(0);

@@ -1,7 +1,7 @@
 //! An installed site belongs to two: its content to whoever sealed it, its settings to whoever runs it.
 
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
 use textnlp_tests::said;
@@ -20,8 +20,10 @@ fn alter(stage: &Stage, path: &str) {
 #[test]
 fn altered_content_shuts_the_gate_by_its_name_and_the_next_install_mends_it() {
     let stage = Stage::new("altered");
-    let advisories = advisories(&stage, "advisories", "a-crate-that-nobody-has", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
-    let create = ["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "b.tar", "--advisories", &advisories];
+    let advisories =
+        advisories(&stage, "advisories", "a-crate-that-nobody-has", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
+    let create =
+        ["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "b.tar", "--advisories", &advisories];
     stage.run(&create).expect(0);
     stage.install("b.tar", &[]).expect(0);
     let gate = || stage.there(&["gate", "--env", "air-gapped", "--again", "-o", "json"]);
@@ -48,7 +50,8 @@ fn altered_content_shuts_the_gate_by_its_name_and_the_next_install_mends_it() {
 fn a_known_flaw_in_the_content_shuts_the_gate_and_the_service_stays_up() {
     let stage = Stage::new("flaw");
     let advisories = advisories(&stage, "advisories", "tokio", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
-    let create = ["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "b.tar", "--advisories", &advisories];
+    let create =
+        ["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "b.tar", "--advisories", &advisories];
     stage.run(&create).expect(0);
     let shut = stage.install("b.tar", &["--output", "json"]).expect(3).json();
     assert_eq!(shut["error"]["code"], "gate_not_open", "{shut:#}");
@@ -56,7 +59,8 @@ fn a_known_flaw_in_the_content_shuts_the_gate_and_the_service_stays_up() {
     stage.there(&["generate", "Once", "--max-tokens", "2", "--no-stream"]).expect(0);
 
     // Without any advisories nobody can tell: that is said when it is made, and the gate is not open there either.
-    let blind = stage.run(&["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "blind.tar"]).expect(0);
+    let blind =
+        stage.run(&["bundle", "create", "--env", "air-gapped", "--no-server-image", "--out", "blind.tar"]).expect(0);
     names(&blind.err, &["warning: ", "--advisories"]);
     let shut = stage.install("blind.tar", &["--output", "json"]).expect(3).json();
     names(&shut["error"].to_string(), &["known vulnerabilities in it", "--advisories DIR"]);
@@ -94,7 +98,8 @@ fn the_sites_own_settings_outlive_every_bundle_and_the_shell_is_not_asked() {
     // Contents are kept for one way back, and no longer.
     stage.install(&goods.third, &trust).expect(0);
     stage.install(&goods.first, &trust).expect(0);
-    let contents: Vec<_> = stage.root().read_dir_utf8().unwrap().flatten().filter(|e| e.file_name().starts_with("content-")).collect();
+    let contents: Vec<_> =
+        stage.root().read_dir_utf8().unwrap().flatten().filter(|e| e.file_name().starts_with("content-")).collect();
     assert_eq!(contents.len(), 2, "{contents:?}");
     stage.is_well();
     stage.down();

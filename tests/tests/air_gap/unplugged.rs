@@ -45,13 +45,26 @@ fn installs_answers_and_updates_without_a_route_and_calls_nobody() {
     if !strace || !ip || !alone() && !lacking("the right to have a network of one's own") {
         return;
     }
-    let advisories = advisories(&stage, "advisories", "a-crate-that-nobody-has", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
-    let create = ["bundle", "create", "--env", "air-gapped", "--no-server-image", "--advisories", &advisories, "--sign-key", &goods.secret];
+    let advisories =
+        advisories(&stage, "advisories", "a-crate-that-nobody-has", "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H");
+    let create = [
+        "bundle",
+        "create",
+        "--env",
+        "air-gapped",
+        "--no-server-image",
+        "--advisories",
+        &advisories,
+        "--sign-key",
+        &goods.secret,
+    ];
     let (one, two) = (stage.made().join("one.tar"), stage.made().join("two.tar"));
     stage.run(&[&create[..], &["--out", one.as_str()]].concat()).expect(0);
     let model = format!("models[0].source=file:{}", crate::stage::other_model(&stage, one.as_str()));
     let program = crate::stage::other_program(&stage);
-    stage.run(&[&create[..], &["--out", two.as_str(), "--set", &model, "--program", program.as_str()]].concat()).expect(0);
+    stage
+        .run(&[&create[..], &["--out", two.as_str(), "--set", &model, "--program", program.as_str()]].concat())
+        .expect(0);
     let step = goods.step(&stage, one.as_str(), two.as_str(), &[]);
     drop(goods);
 
@@ -93,7 +106,10 @@ fn installs_answers_and_updates_without_a_route_and_calls_nobody() {
         let away: Vec<_> = calls.lines().filter_map(elsewhere).collect();
         assert!(away.is_empty(), "{name} calls others: {away:#?}");
         let who: BTreeSet<_> = calls.lines().filter_map(|line| line.split_whitespace().next()).collect();
-        assert!(calls.contains("AF_UNIX") && calls.contains("inet_addr(\"127.0.0.1\")") && who.len() > 2, "too little was seen:\n{calls}");
+        assert!(
+            calls.contains("AF_UNIX") && calls.contains("inet_addr(\"127.0.0.1\")") && who.len() > 2,
+            "too little was seen:\n{calls}"
+        );
         eprintln!("{name}: {} calls of {} threads, all at home", calls.lines().count(), who.len());
     }
     assert_ne!(NAME, "air-gapped");

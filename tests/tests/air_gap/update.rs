@@ -14,7 +14,8 @@ const GATEWAY_HANDS_OVER: bool = false;
 fn asked_for(stage: &Stage, tokens: u64) -> u16 {
     let body = json!({ "prompt": "Once", "max_tokens": tokens, "stop": ["."] }).to_string();
     let key = stage.key(NAME);
-    let answer = textnlp_tests::http::ask(stage.sandbox.port, "POST", "/v1/generate", &[("X-API-Key", &key)], body.as_bytes());
+    let answer =
+        textnlp_tests::http::ask(stage.sandbox.port, "POST", "/v1/generate", &[("X-API-Key", &key)], body.as_bytes());
     answer.unwrap().status
 }
 
@@ -25,7 +26,8 @@ fn bounded(stage: &Stage) -> bool {
 
 /// Clients ask all the while that something happens; what they were told that is no answer.
 fn asking<T>(stage: &Stage, happens: impl FnOnce() -> T) -> (T, usize, Vec<String>) {
-    let (key, over, asked, wrong) = (stage.key(NAME), AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (key, over, asked, wrong) =
+        (stage.key(NAME), AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let result = std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -54,13 +56,15 @@ fn steps_forward_and_back_lose_no_request() {
     let goods = Goods::get();
     let stage = Stage::new("steps");
     let trust = ["--trust", goods.public.as_str()];
-    let (one, two) = (goods.step(&stage, &goods.first, &goods.second, &[]), goods.step(&stage, &goods.second, &goods.third, &[]));
+    let (one, two) =
+        (goods.step(&stage, &goods.first, &goods.second, &[]), goods.step(&stage, &goods.second, &goods.third, &[]));
     stage.install(&goods.first, &[&trust[..], &["--set", "scaling.min=2"]].concat()).expect(0);
     let first = stage.digest();
     assert!(!bounded(&stage));
 
     // Another model and another setting: both replicas are replaced, one after the other.
-    let (updated, asked, wrong) = asking(&stage, || stage.update(&[&one], &[&trust[..], &["--output", "json"]].concat()));
+    let (updated, asked, wrong) =
+        asking(&stage, || stage.update(&[&one], &[&trust[..], &["--output", "json"]].concat()));
     let updated = updated.expect(0).json();
     assert!(asked > 0 && wrong.is_empty(), "{} of {asked}: {:?}", wrong.len(), wrong.first());
     names(&updated.to_string(), &["lineage", "gate"]);
@@ -141,7 +145,19 @@ fn steps_that_touch_different_things_arrive_at_the_same_in_any_order() {
         digests.insert(stage.digest());
     }
     assert_eq!(digests.len(), 1, "{digests:?}");
-    let unknown = stage.run(&["bundle", "update", "create", "--from", &goods.first, "--to", &goods.third, "--out", "x.tar", "--only", "model/huge"]);
+    let unknown = stage.run(&[
+        "bundle",
+        "update",
+        "create",
+        "--from",
+        &goods.first,
+        "--to",
+        &goods.third,
+        "--out",
+        "x.tar",
+        "--only",
+        "model/huge",
+    ]);
     names(&unknown.expect(2).err, &["model/huge", "model/textnlp-tiny", "environment/island"]);
 }
 
@@ -165,7 +181,12 @@ fn a_step_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
 
     stage.install(&goods.first, &["--no-up"]).expect(0);
     let before = stage.digest();
-    let wrong = refused(stage.update(&[&step], &trust), 4, "wrong_base", &["program textnlp-deploy", "bundle update create --from"]);
+    let wrong = refused(
+        stage.update(&[&step], &trust),
+        4,
+        "wrong_base",
+        &["program textnlp-deploy", "bundle update create --from"],
+    );
     assert!(!wrong["mismatches"].as_array().unwrap().is_empty(), "{wrong:#}");
     refused(stage.update(&[&goods.second], &trust), 2, "other_kind", &["bundle install"]);
     assert_eq!(stage.digest(), before);
@@ -189,6 +210,7 @@ fn a_step_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
     let nothing = stage.run(&["bundle", "update", "rollback", "--root", stage.root().as_str(), "--no-up"]);
     assert!([1, 2].contains(&nothing.exit), "{nothing:?}");
     names(&nothing.err, &["nothing was installed before"]);
-    let delta_of_delta = stage.run(&["bundle", "update", "create", "--from", &step, "--to", &goods.third, "--out", "x.tar"]);
+    let delta_of_delta =
+        stage.run(&["bundle", "update", "create", "--from", &step, "--to", &goods.third, "--out", "x.tar"]);
     names(&delta_of_delta.expect(2).err, &["is an update itself", "--from"]);
 }
