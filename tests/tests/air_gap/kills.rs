@@ -36,7 +36,11 @@ fn killed(mut command: Command, dice: &mut Dice, longest: Duration) -> bool {
         }
         std::thread::park_timeout(Duration::from_micros(200));
     };
-    if dice.below(2) == 0 {
+    let everything = dice.below(2) == 0;
+    if !alive {
+        return false;
+    }
+    if everything {
         let group = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     } else {

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use serde_json::json;
 use textnlp_tests::said;
 
-use crate::stage::{Goods, NAME, Stage, advisories, names};
+use crate::stage::{Goods, NAME, Stage, advisories, has, names};
 
 /// Writes into an installed file, as somebody with the right to everything can.
 fn alter(stage: &Stage, path: &str) {
@@ -55,6 +55,8 @@ fn a_known_flaw_in_the_content_shuts_the_gate_and_the_service_stays_up() {
     stage.run(&create).expect(0);
     let shut = stage.install("b.tar", &["--output", "json"]).expect(3).json();
     assert_eq!(shut["error"]["code"], "gate_not_open", "{shut:#}");
+    has(&shut, &["digest", "root", "lineage", "address", "key_file", "ca_file", "gate.checks"]);
+    assert_eq!(shut["gate"]["state"], "shut");
     names(&shut["error"].to_string(), &["known vulnerabilities in it", "RUSTSEC-2025-9999"]);
     stage.there(&["generate", "Once", "--max-tokens", "2", "--no-stream"]).expect(0);
 

@@ -191,9 +191,7 @@ fn a_step_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
     refused(stage.update(&[&goods.second], &trust), 2, "other_kind", &["bundle install"]);
     assert_eq!(stage.digest(), before);
 
-    // Of two steps the first is done when the second is refused.
     let one = goods.step(&stage, &goods.first, &goods.second, &[]);
-    let wrong_way = goods.step(&stage, &goods.first, &goods.third, &["program/textnlp-deploy"]);
     let bytes = std::fs::read(&one).unwrap();
     let broken = stage.made().join("broken.tar");
     crate::archive::changed(&bytes, &broken, |copy| {
@@ -203,7 +201,13 @@ fn a_step_that_does_not_fit_is_refused_by_name_and_changes_nothing() {
     let damaged = refused(stage.update(&[broken.as_str()], &trust), 1, "damaged", &["delta/chunks", "chunk"]);
     assert!(damaged["damages"].is_array());
     assert_eq!(stage.digest(), before);
-    stage.update(&[&wrong_way, &one], &["--no-up"]).expect(0);
+    // Of two steps the first is done when the second is refused, and that is said.
+    let program = goods.step(&stage, &goods.first, &goods.third, &["program/textnlp-deploy"]);
+    let half = stage.update(&[&program, &one], &["--no-up"]).expect(4);
+    names(&half.err, &["applied", "does not fit", "program textnlp-deploy"]);
+    assert_ne!(stage.digest(), before);
+    stage.run(&["bundle", "update", "rollback", "--root", stage.root().as_str(), "--no-up"]).expect(0);
+    assert_eq!(stage.digest(), before);
 
     stage.at_root("back");
     stage.install(&goods.first, &["--no-up"]).expect(0);

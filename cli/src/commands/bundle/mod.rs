@@ -90,6 +90,11 @@ pub fn open(path: &camino::Utf8Path) -> Result<Bundle, Failure> {
 
 /// The keys that are trusted here.
 pub fn trusted(trust: &Trust) -> Result<TrustSet, Failure> {
+    // A key may also be given as the text of its second line, which begins so.
+    if let Some(missing) = trust.trust.iter().find(|path| !path.exists() && !path.as_str().starts_with("RW")) {
+        return Err(Failure::usage("no_such_file", anyhow::anyhow!("the public key {missing} is not there"))
+            .hint("--trust takes the NAME.pub that `bundle keygen` wrote where the bundle was made"));
+    }
     TrustSet::from_texts(trust.trust.iter().map(|path| path.as_str())).map_err(failed)
 }
 

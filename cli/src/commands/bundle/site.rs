@@ -99,8 +99,9 @@ pub fn placed(text: &str, content: &Utf8Path, items: &[Item]) -> Result<String, 
     let mut document: Yaml = serde_yaml::from_str(text).context("read the environment of the bundle")?;
     let models = document.get_mut("models").and_then(Yaml::as_sequence_mut).into_iter().flatten();
     for model in models.filter_map(Yaml::as_mapping_mut) {
-        let said = |key: &str| model.get(key).and_then(Yaml::as_str).map(str::to_owned);
-        let (Some(name), Some(source)) = (said("name"), said("source")) else { continue };
+        let field = |key: &str| model.get(key).and_then(Yaml::as_str).map(str::to_owned);
+        let (name, source) = (field("name"), field("source"));
+        let (Some(name), Some(source)) = (name, source) else { continue };
         let Some(path) = source.strip_prefix("file:").filter(|path| !path.starts_with('/')) else { continue };
         model.insert("source".into(), format!("file:{}", content.join(path)).into());
         if let Some(item) = items.iter().find(|item| item.kind == ItemKind::Model && item.name == name) {
@@ -228,19 +229,28 @@ fn passed_on(code: Option<i32>, stdout: &[u8], verb: &str) -> Failure {
         Some(5) => Exit::Stopped,
         _ => Exit::Failed,
     };
-    let document: Value = serde_json::from_slice(stdout).unwrap_or(Value::Null);
+    let mut document: Value = serde_json::from_slice(stdout).unwrap_or(Value::Null);
+    let said = document["error"].take();
     // On a terminal the child has said itself what is wrong.
     let mut error = anyhow::anyhow!("the content is installed; `{verb}` did not end well");
-    if let Some(said) = document["error"]["message"].as_str() {
-        error = anyhow::anyhow!("{said}").context(error.to_string());
+    let causes = said["causes"].as_array().into_iter().flatten();
+    let lines: Vec<&str> = said["message"].as_str().into_iter().chain(causes.filter_map(Value::as_str)).collect();
+    if let Some((last, before)) = lines.split_last() {
+        let inner =
+            before.iter().rev().fold(anyhow::anyhow!("{last}"), |inner, line| inner.context((*line).to_owned()));
+        error = inner.context(error.to_string());
     }
-    let code = match &exit {
-        Exit::GateShut => "gate_not_open",
-        Exit::Stopped => "stopped",
+    let code = match (&exit, said["code"].as_str()) {
+        (Exit::GateShut, _) => "gate_not_open",
+        (Exit::Stopped, _) => "stopped",
+        (_, Some("locked")) => "locked",
         _ => "up_failed",
     };
-    let mut failure = Failure::new(exit, code, error).document(serde_json::json!({ "up": document }));
-    failure.hint = document["error"]["hint"].as_str().map(str::to_owned);
+    // What the child tells of what it did stands where it stands when all went well.
+    let mut members = serde_json::json!({});
+    super::install::merge(&mut members, document);
+    let mut failure = Failure::new(exit, code, error).document(members);
+    failure.hint = said["hint"].as_str().map(str::to_owned);
     failure
 }
 
