@@ -9,6 +9,7 @@ use serde_yaml::Value;
 use textnlp_bundle::recipe::{self, Ingredients, ModelFolder, ProgramFile};
 use textnlp_bundle::{Packed, elf, pack};
 use textnlp_models::{Digest, FetchOptions, Model, Source, Store};
+use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Loaded, Origin};
 
 use super::{drive, epoch, failed, look, size};
@@ -23,6 +24,13 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     writable(&args.out)?;
     let progress = Progress::new(console);
     let environments = environments(session, args, console)?;
+    if args.advisories.is_none() && environments.iter().any(|e| e.environment.phase == Phase::AirGapped) {
+        console.warn(
+            "no advisories are carried along, so nobody can tell on the other side what is known against this content, and the \
+             air-gapped gate stays shut: --advisories DIR takes a folder of RustSec's"
+                .to_owned(),
+        );
+    }
     let programs = programs(args)?;
     let (models, held) = models(session, args, &environments, &progress).await?;
     let digests: BTreeMap<&str, Digest> = models.iter().map(|m| (m.name.as_str(), m.manifest.digest)).collect();
@@ -226,7 +234,12 @@ async fn models(
             .map_err(|e| Failure::usage("usage", anyhow::Error::new(e)))?;
         progress.doing(&format!("model {name}"));
         let model = store.fetch(&source, &options, &|_| {}).await.map_err(crate::commands::model::failed)?;
-        folders.push(ModelFolder { name, path: model.dir.clone(), manifest: model.manifest.clone() });
+        let mut manifest = model.manifest.clone();
+        // Where it lay on this machine is nobody's business on another, and would make other bytes elsewhere.
+        if let Some(path) = manifest.source.strip_prefix("file:") {
+            manifest.source = format!("file:{}", Utf8Path::new(path).file_name().unwrap_or(path));
+        }
+        folders.push(ModelFolder { name, path: model.dir.clone(), manifest });
         held.push(model);
     }
     Ok((folders, held))

@@ -48,19 +48,19 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     console.say(said(&unpacked));
     site::lay_out(session, &place, &unpacked.record, &name, console)?;
 
-    let up = if args.no_up {
-        Value::Null
-    } else {
-        let run = site::Run { root: &root, environment: &name, no_gate: args.no_gate };
-        let up = site::up(session, &run, console).await?;
-        place.gc().map_err(failed)?;
-        up
-    };
     let mut document = json!({
         "file": args.bundle, "root": root, "environment": name, "version": bundle.manifest().version, "digest": unpacked.record.content,
         "content": unpacked.folder, "unchanged": unpacked.unchanged, "written_bytes": unpacked.written, "linked_bytes": unpacked.linked,
         "resumed_bytes": unpacked.resumed, "authenticity": authenticity, "unpack_seconds": unpacked.elapsed.as_secs_f64(),
     });
+    let up = if args.no_up {
+        Value::Null
+    } else {
+        let run = site::Run { root: &root, environment: &name, no_gate: args.no_gate };
+        let up = site::up(session, &run, console).await.map_err(|failure| failure.document(document.clone()))?;
+        place.gc().map_err(failed)?;
+        up
+    };
     merge(&mut document, up);
     let mut text = format!(
         "{} is installed in {root}: version {}, {}",

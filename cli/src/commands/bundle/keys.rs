@@ -12,6 +12,10 @@ use crate::report::{Failure, Success};
 pub fn keygen(args: &Keygen) -> Result<Success, Failure> {
     let with = |ending: &str| Utf8PathBuf::from(format!("{}.{ending}", args.out));
     let (secret, public) = (with("key"), with("pub"));
+    if let Some(there) = [&secret, &public].into_iter().find(|path| path.exists()) {
+        let error = anyhow::anyhow!("{there} is there already, and a key is never replaced");
+        return Err(Failure::usage("key_exists", error).hint("choose another name: --out NAME"));
+    }
     let password = password(args.password_file.as_deref())?;
     let key = textnlp_bundle::keygen(&secret, &public, password.as_ref()).map_err(failed)?;
     let mut text = format!(

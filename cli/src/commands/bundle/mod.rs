@@ -42,7 +42,14 @@ pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<
 
 /// An error of the bundle crate, for people.
 pub fn failed(error: Error) -> Failure {
-    let hint = error.hint();
+    let hint = match &error {
+        Error::WrongBase { .. } => Some(
+            "apply the updates before this one first, or make one from what is installed: \
+             textnlp-deploy bundle update create --from INSTALLED --to WANTED --out FILE"
+                .to_owned(),
+        ),
+        error => error.hint(),
+    };
     let (exit, code) = match &error {
         Error::Stopped { .. } => (Exit::Stopped, "stopped"),
         Error::NotABundle { .. } => (Exit::Usage, "no_bundle"),
@@ -71,11 +78,23 @@ pub fn failed(error: Error) -> Failure {
 
 /// A bundle of this path, or of standard input.
 pub fn open(path: &camino::Utf8Path) -> Result<Bundle, Failure> {
-    if path == "-" { Bundle::from_stream(std::io::stdin()) } else { Bundle::open(path) }.map_err(failed)
+    let opened = if path == "-" { Bundle::from_stream(std::io::stdin()) } else { Bundle::open(path) };
+    opened.map_err(|error| match error {
+        Error::Io { action: "open", path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+            Failure::usage("no_such_file", anyhow::Error::new(source).context(format!("open {path}")))
+                .hint("give the path of the sealed file, or of its first volume, FILE.001")
+        }
+        error => failed(error),
+    })
 }
 
 /// The keys that are trusted here.
 pub fn trusted(trust: &Trust) -> Result<TrustSet, Failure> {
+    // A key may also be given as the text of its second line, which begins so.
+    if let Some(missing) = trust.trust.iter().find(|path| !path.exists() && !path.as_str().starts_with("RW")) {
+        return Err(Failure::usage("no_such_file", anyhow::anyhow!("the public key {missing} is not there"))
+            .hint("--trust takes the NAME.pub that `bundle keygen` wrote where the bundle was made"));
+    }
     TrustSet::from_texts(trust.trust.iter().map(|path| path.as_str())).map_err(failed)
 }
 

@@ -95,7 +95,7 @@ async fn of_environment(
     let write = std::fs::create_dir_all(&there.0).and_then(|()| {
         std::fs::write(
             there.0.join(format!("{name}.yaml")),
-            site::placed(&text, &root.join("current")).unwrap_or_default(),
+            site::placed(&text, &root.join("current"), &bundle.manifest().items).unwrap_or_default(),
         )
     });
     write.map_err(|error| {

@@ -1,5 +1,6 @@
 //! `bundle serve`: a read-only registry of images and mirror of models, straight from the file.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -17,7 +18,11 @@ pub async fn serve(args: &Serve, console: Console) -> Result<Success, Failure> {
     let trust = trusted(&args.trust)?;
     let bundle = open(&args.bundle)?;
     let authenticity = authentic(&bundle, &trust, console)?;
-    let images = site::names(&bundle.manifest().items, ItemKind::Image);
+    let of_images = bundle.manifest().items.iter().filter(|item| item.kind == ItemKind::Image);
+    // One image for several platforms is one name.
+    let images: BTreeSet<String> = of_images
+        .map(|i| i.version.as_ref().map_or_else(|| i.name.clone(), |tag| format!("{}:{tag}", i.name)))
+        .collect();
     let models = site::names(&bundle.manifest().items, ItemKind::Model);
     let options = Options { listen: Address::Tcp(args.listen.to_string()), ..Options::default() };
     let stop = signals::stop(console);

@@ -6,7 +6,7 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use serde_yaml::{Mapping, Value as Yaml};
-use textnlp_bundle::manifest::ItemKind;
+use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{Installed, Site, recipe};
 use tokio::process::Command;
 
@@ -46,7 +46,7 @@ pub fn environment(session: &Session, names: &[String]) -> Result<String, Failur
 }
 
 /// The names of items of a kind.
-pub fn names(items: &[textnlp_bundle::manifest::Item], kind: ItemKind) -> Vec<String> {
+pub fn names(items: &[Item], kind: ItemKind) -> Vec<String> {
     items.iter().filter(|item| item.kind == kind).map(|item| item.name.clone()).collect()
 }
 
@@ -70,7 +70,10 @@ pub fn lay_out(
     for environment in names(&installed.contents.items, ItemKind::Environment) {
         let sealed = current.join(recipe::environment_path(&environment));
         let text = std::fs::read_to_string(&sealed).with_context(|| format!("read {sealed}"))?;
-        write(&folder.join(format!("bundle-{environment}.yaml")), &placed(&text, &current)?)?;
+        write(
+            &folder.join(format!("bundle-{environment}.yaml")),
+            &placed(&text, &current, &installed.contents.items)?,
+        )?;
         let own = folder.join(format!("{environment}.yaml"));
         let sets: &[String] = if environment == name { &session.global.set } else { &[] };
         if own.exists() {
@@ -91,13 +94,18 @@ pub fn lay_out(
     Ok(())
 }
 
-/// The sealed environment with its models where this site has them.
-pub fn placed(text: &str, content: &Utf8Path) -> Result<String, Failure> {
+/// The sealed environment with its models where this site has them, and as it has them: an update may have brought a model alone.
+pub fn placed(text: &str, content: &Utf8Path, items: &[Item]) -> Result<String, Failure> {
     let mut document: Yaml = serde_yaml::from_str(text).context("read the environment of the bundle")?;
     let models = document.get_mut("models").and_then(Yaml::as_sequence_mut).into_iter().flatten();
-    for source in models.filter_map(|model| model.get_mut("source")) {
-        if let Some(path) = source.as_str().and_then(|s| s.strip_prefix("file:")).filter(|p| !p.starts_with('/')) {
-            *source = format!("file:{}", content.join(path)).into();
+    for model in models.filter_map(Yaml::as_mapping_mut) {
+        let field = |key: &str| model.get(key).and_then(Yaml::as_str).map(str::to_owned);
+        let (name, source) = (field("name"), field("source"));
+        let (Some(name), Some(source)) = (name, source) else { continue };
+        let Some(path) = source.strip_prefix("file:").filter(|path| !path.starts_with('/')) else { continue };
+        model.insert("source".into(), format!("file:{}", content.join(path)).into());
+        if let Some(item) = items.iter().find(|item| item.kind == ItemKind::Model && item.name == name) {
+            model.insert("digest".into(), item.digest.to_string().into());
         }
     }
     let text = serde_yaml::to_string(&document).context("write the environment of the bundle")?;
@@ -221,19 +229,28 @@ fn passed_on(code: Option<i32>, stdout: &[u8], verb: &str) -> Failure {
         Some(5) => Exit::Stopped,
         _ => Exit::Failed,
     };
-    let document: Value = serde_json::from_slice(stdout).unwrap_or(Value::Null);
+    let mut document: Value = serde_json::from_slice(stdout).unwrap_or(Value::Null);
+    let said = document["error"].take();
     // On a terminal the child has said itself what is wrong.
     let mut error = anyhow::anyhow!("the content is installed; `{verb}` did not end well");
-    if let Some(said) = document["error"]["message"].as_str() {
-        error = anyhow::anyhow!("{said}").context(error.to_string());
+    let causes = said["causes"].as_array().into_iter().flatten();
+    let lines: Vec<&str> = said["message"].as_str().into_iter().chain(causes.filter_map(Value::as_str)).collect();
+    if let Some((last, before)) = lines.split_last() {
+        let inner =
+            before.iter().rev().fold(anyhow::anyhow!("{last}"), |inner, line| inner.context((*line).to_owned()));
+        error = inner.context(error.to_string());
     }
-    let code = match &exit {
-        Exit::GateShut => "gate_not_open",
-        Exit::Stopped => "stopped",
+    let code = match (&exit, said["code"].as_str()) {
+        (Exit::GateShut, _) => "gate_not_open",
+        (Exit::Stopped, _) => "stopped",
+        (_, Some("locked")) => "locked",
         _ => "up_failed",
     };
-    let mut failure = Failure::new(exit, code, error).document(serde_json::json!({ "up": document }));
-    failure.hint = document["error"]["hint"].as_str().map(str::to_owned);
+    // What the child tells of what it did stands where it stands when all went well.
+    let mut members = serde_json::json!({});
+    super::install::merge(&mut members, document);
+    let mut failure = Failure::new(exit, code, error).document(members);
+    failure.hint = said["hint"].as_str().map(str::to_owned);
     failure
 }
 

@@ -119,7 +119,13 @@ async fn apply(
     progress.finish();
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content, "applied": applied });
-    merge(&mut document, roll(session, &place, &now, no_up, no_gate, console).await?);
+    let rolled = roll(session, &place, &now, no_up, no_gate, console).await;
+    let rolled = rolled.map_err(|failure| failure.document(document.clone()))?;
+    merge(&mut document, rolled);
+    if !no_up {
+        // What runs is the new content; one way back is kept.
+        place.gc().map_err(failed)?;
+    }
     Ok(Success::new(format!("{root} holds {} now (before: {})", now.content, before.content), document))
 }
 
@@ -135,7 +141,9 @@ async fn rollback(
     place.rollback().map_err(failed)?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
-    merge(&mut document, roll(session, &place, &now, no_up, no_gate, console).await?);
+    let rolled = roll(session, &place, &now, no_up, no_gate, console).await;
+    let rolled = rolled.map_err(|failure| failure.document(document.clone()))?;
+    merge(&mut document, rolled);
     Ok(Success::new(
         format!("{root} is back at {} (version {}); the same command goes forward again", now.content, now.version),
         document,

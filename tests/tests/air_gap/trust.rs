@@ -1,0 +1,137 @@
+//! Who made it: believed only with a key that came on another way, and said loudly where nobody knows.
+
+use serde_json::{Value, json};
+use textnlp_tests::said;
+
+use crate::archive::{changed, member};
+use crate::stage::{Goods, NAME, Stage, names};
+
+fn recorded(stage: &Stage) -> Value {
+    let record: Value = serde_json::from_slice(&std::fs::read(stage.root().join("installed.json")).unwrap()).unwrap();
+    record["sources"][0].clone()
+}
+
+#[test]
+fn nobody_known_is_said_loudly_and_recorded() {
+    let goods = Goods::get();
+    let stage = Stage::new("unknown");
+    let installed = stage.install(&goods.first, &["--no-up"]).expect(0);
+    names(&installed.err, &["warning: authenticity: unverified", "which is not trusted here", "--trust KEY.pub"]);
+    names(&installed.out, &["unverified"]);
+    assert_eq!(recorded(&stage)["authenticity"], "unverified");
+    // Known from here on: the same bytes, believed.
+    let installed = stage.install(&goods.first, &["--no-up", "--trust", &goods.public]).expect(0);
+    names(&installed.out, &["which is trusted here"]);
+    let mut by_variable = stage.command(&["bundle", "verify", &goods.first, "--output", "json"]);
+    let verified = said(by_variable.env("TEXTNLP_TRUST", &goods.public).output().unwrap()).expect(0).json();
+    assert_eq!(verified["authenticity"]["authenticity"], "verified");
+    let unsigned = stage.made().join("unsigned.tar");
+    let unsigned = unsigned.as_str();
+    stage.run(&["bundle", "create", "--env", NAME, "--no-server-image", "--out", unsigned]).expect(0);
+    let verified = stage.run(&["bundle", "verify", unsigned]).expect(0);
+    names(&verified.err, &["unverified; it is not signed"]);
+}
+
+#[test]
+fn where_somebody_is_trusted_nobody_else_is_let_in() {
+    let goods = Goods::get();
+    let stage = Stage::new("untrusted");
+    stage.run(&["bundle", "keygen", "--out", "other"]).expect(0);
+    let bytes = std::fs::read(&goods.first).unwrap();
+    let place = |name: &str| stage.made().join(name);
+    let block = member(&bytes, "manifest.json.minisig");
+    changed(&bytes, &place("stripped.tar"), |copy| copy[block.data..block.data + block.size].fill(b'\n'));
+    std::fs::write(place("resigned.tar"), &bytes).unwrap();
+    stage.run(&["bundle", "sign", "resigned.tar", "--key", "other.key"]).expect(0);
+    // Somebody else's signature of something else, set into this one.
+    let second = std::fs::read(&goods.second).unwrap();
+    let from = member(&second, "manifest.json.minisig");
+    changed(&bytes, &place("borrowed.tar"), |copy| {
+        copy[block.data..block.data + block.size].copy_from_slice(&second[from.data..from.data + from.size]);
+    });
+
+    let strangers = [
+        ("stripped.tar", goods.public.as_str(), "it is not signed"),
+        ("resigned.tar", &goods.public, "which is not trusted here"),
+        ("borrowed.tar", &goods.public, "its signature is invalid"),
+        (&goods.first, "other.pub", "which is not trusted here"),
+    ];
+    for (bundle, key, why) in strangers {
+        for verb in ["verify", "install", "serve", "export"] {
+            let mut args = vec!["bundle", verb, bundle, "--trust", key, "--output", "json"];
+            let flags = stage.flags();
+            match verb {
+                "install" => args.extend(flags.iter().map(String::as_str)),
+                "serve" => args.extend(["--listen", "127.0.0.1:0"]),
+                "export" => args.extend(["--out", "exported"]),
+                _ => {}
+            }
+            let refused = stage.run(&args);
+            let document = refused.json();
+            let damaged = bundle == "borrowed.tar" && verb == "verify";
+            assert_eq!(refused.exit, if damaged { 1 } else { 4 }, "{verb} {bundle}: {document:#}");
+            if !damaged {
+                assert_eq!(document["error"]["code"], "not_trusted", "{verb} {bundle}: {document:#}");
+                names(&document["error"].to_string(), &[why, "--trust KEY.pub"]);
+            }
+        }
+        stage.is_untouched(bundle);
+        assert!(!place("exported").exists());
+    }
+    // A borrowed signature is refused even where nobody is asked for.
+    stage.install("borrowed.tar", &[]).expect(4);
+    stage.is_untouched("borrowed.tar");
+}
+
+#[test]
+fn a_signature_changes_its_own_bytes_alone() {
+    let goods = Goods::get();
+    let stage = Stage::new("resign");
+    stage.run(&["bundle", "keygen", "--out", "other"]).expect(0);
+    let before = std::fs::read(&goods.first).unwrap();
+    std::fs::write(stage.made().join("copy.tar"), &before).unwrap();
+    stage.run(&["bundle", "sign", "copy.tar", "--key", "other.key"]).expect(0);
+    let after = std::fs::read(stage.made().join("copy.tar")).unwrap();
+    let block = member(&before, "manifest.json.minisig");
+    let differ: Vec<_> = (0..before.len()).filter(|n| before[*n] != after[*n]).collect();
+    assert_eq!(before.len(), after.len());
+    assert!(!differ.is_empty());
+    assert!(differ.iter().all(|n| (block.data..block.data + block.size).contains(n)), "{:?}", differ.first());
+}
+
+#[test]
+fn wrong_keys_are_named_before_anything_is_read() {
+    let goods = Goods::get();
+    let stage = Stage::new("keys");
+    std::fs::write(stage.made().join("text.pub"), "a letter to the editor\n").unwrap();
+    std::fs::write(stage.made().join("password"), "swordfish\n").unwrap();
+    std::fs::write(stage.made().join("wrong"), "sordfish\n").unwrap();
+    for key in [goods.secret.as_str(), "text.pub", "nowhere.pub"] {
+        for said in [
+            stage.run(&["bundle", "verify", &goods.first, "--trust", key]),
+            stage.install(&goods.first, &["--trust", key]),
+        ] {
+            assert_eq!(said.exit, 2, "{key}: {said:?}");
+            names(&said.err, &[key, "error: "]);
+        }
+    }
+    stage.is_untouched("wrong keys");
+    let secret = std::fs::read_to_string(&goods.secret).unwrap();
+    let wrong = stage.run(&["bundle", "verify", &goods.first, "--trust", &goods.secret]);
+    assert!(!wrong.err.contains(secret.lines().nth(1).unwrap()), "a secret is not printed: {}", wrong.err);
+
+    stage.run(&["bundle", "keygen", "--out", "locked", "--password-file", "password"]).expect(0);
+    std::fs::copy(&goods.first, stage.made().join("copy.tar")).unwrap();
+    let sign = |more: &[&str]| stage.run(&[&["bundle", "sign", "copy.tar", "--key"], more].concat());
+    names(&sign(&["locked.key"]).expect(2).err, &["locked.key", "password"]);
+    names(&sign(&["locked.key", "--password-file", "wrong"]).expect(2).err, &["locked.key"]);
+    names(&sign(&[&goods.public]).expect(2).err, &["maker.pub"]);
+    let document = stage.json(0, &["bundle", "verify", "copy.tar", "--trust", &goods.public]);
+    assert_eq!(document["authenticity"]["authenticity"], json!("verified"), "a refused signing leaves the old one");
+    sign(&["locked.key", "--password-file", "password"]).expect(0);
+    stage.run(&["bundle", "verify", "copy.tar", "--trust", "locked.pub"]).expect(0);
+
+    let again = stage.run(&["bundle", "keygen", "--out", "locked"]);
+    assert_eq!(again.exit, 2, "a key that is there is not replaced: {again:?}");
+    names(&again.err, &["locked.key", "hint: ", "--out"]);
+}
