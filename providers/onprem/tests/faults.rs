@@ -125,7 +125,7 @@ async fn a_supervisor_of_another_version_is_replaced_while_its_programs_go_on() 
     let mut machine = Machine::new(1);
     machine.up().await;
     let (server, gateway) = (machine.pid_of("server-0").await, machine.pid_of("gateway").await);
-    let control = machine.outputs("here/cluster")["control"].as_str().unwrap().to_owned();
+    let control = machine.recorded[&id("here/cluster")].outputs["control"].as_str().unwrap().to_owned();
     kill(machine.status().await.pid, Signal::KILL);
     let mut other = std::process::Command::new("python3")
         .args(["-c", OTHER_VERSION, machine.folder().as_str(), &control])

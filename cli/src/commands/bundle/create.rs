@@ -27,8 +27,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     if args.advisories.is_none() && environments.iter().any(|e| e.environment.phase == Phase::AirGapped) {
         console.warn(
             "no advisories are carried along, so nobody can tell on the other side what is known against this content, and the \
-             air-gapped gate stays shut: --advisories DIR takes a folder of RustSec's"
-                .to_owned(),
+             air-gapped gate stays shut: --advisories DIR takes a folder of RustSec's",
         );
     }
     let programs = programs(args)?;

@@ -285,11 +285,6 @@ impl Machine {
     }
 
     /// Brings the machine to what is wanted and says what that took.
-    /// What a recorded resource gave out.
-    pub fn outputs(&self, id: &str) -> &textnlp_provider::Outputs {
-        &self.recorded[&ResourceId::new(id).unwrap()].outputs
-    }
-
     pub async fn up(&mut self) -> Vec<String> {
         self.try_up().await.unwrap()
     }
