@@ -132,3 +132,34 @@ fn copy(from: &Utf8Path, to: &Utf8Path) {
         }
     }
 }
+
+#[test]
+fn a_model_that_does_not_come_holds_up_neither_its_up_nor_the_down_after_it() {
+    let sandbox = Sandbox::new("away");
+    // Nobody listens on the first port of this machine.
+    let nowhere = ["--set", "models.0.source=https://127.0.0.1:1/m.gguf"];
+    let small = ["--set", "storage.model_cache=1MB"];
+    for setting in [small, nowhere] {
+        let up = [&["up", "--env", "development", "--yes", "--no-gate"][..], &setting].concat();
+        let mut child = sandbox.start(&up);
+        let ended = textnlp_tests::eventually("up ends by itself", || child.try_wait().expect("look at the program"));
+        assert_eq!(ended.code(), Some(1), "{setting:?}");
+        let said = sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
+        assert!(sandbox.processes().is_empty(), "{:?} {}", sandbox.processes(), said.err);
+    }
+
+    // Killed while it waits for the model: what is open is ended by the next `down`.
+    let up = [&["up", "--env", "development", "--yes", "--no-gate"][..], &nowhere].concat();
+    let mut child = sandbox.start(&up);
+    textnlp_tests::eventually("the model is begun", || {
+        sandbox
+            .files(&sandbox.site("development"))
+            .iter()
+            .any(|f| f.contains("objects") && f.contains("models"))
+            .then_some(())
+    });
+    child.kill().expect("kill it");
+    child.wait().expect("wait for it");
+    sandbox.run(&["down", "--env", "development", "--yes"]).expect(0);
+    assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
+}

@@ -106,7 +106,8 @@ fn by_cargo_audit(database: &Utf8Path, lock: &str) -> Option<BTreeSet<(String, S
     let own = std::env::var("HOME").map(|home| format!("{home}/.cache/textnlp-deploy/tools/bin/cargo-audit"));
     let program = match own {
         Ok(path) if Utf8Path::new(&path).is_file() => path,
-        _ if tool::missing("cargo-audit") => return None,
+        // It is built in minutes, so only the full run of checks has it for sure.
+        _ if tool::missing_where("cargo-audit", "TEXTNLP_TESTS_REQUIRE_AUDIT") => return None,
         _ => "cargo-audit".to_owned(),
     };
     let (_guard, folder) = temporary();

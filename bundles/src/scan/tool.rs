@@ -5,10 +5,15 @@ use std::process::{Command, Stdio};
 
 /// Whether a tool is missing. Then the test says so loudly, or fails where tools are required.
 pub(crate) fn missing(tool: &str) -> bool {
+    missing_where(tool, "TEXTNLP_TESTS_REQUIRE_TOOLS")
+}
+
+/// The same for a tool that is required only where `variable` is set.
+pub(crate) fn missing_where(tool: &str, variable: &str) -> bool {
     let there = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()));
     if !there {
-        assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "{tool} must be installed");
+        assert!(std::env::var_os(variable).is_none(), "{tool} must be installed");
         eprintln!("\n*** SKIPPED: {tool} is not installed ***\n");
     }
     !there

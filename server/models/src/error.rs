@@ -179,7 +179,7 @@ impl Error {
                 Some(format!("free space on the disk of {path}, or put the store elsewhere with `models.cache_dir`"))
             }
             Error::TooLarge { .. } => {
-                Some("raise `models.max_cache_size`, or unpin and remove models with `textnlp-deploy model remove`".to_owned())
+                Some("raise `storage.model_cache`, or choose smaller models: `textnlp-deploy model list` shows what is in the cache".to_owned())
             }
             Error::Corrupt { .. } => {
                 Some("remove the model from the store and pull it again; if it happens again, check the disk".to_owned())

@@ -38,7 +38,8 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
 pub(super) async fn remove(work: &Work<'_>, mut last: Object) -> Result<Progress> {
     let root = work.folder.root();
     let others = Marker::all(&work.folder).map_err(work.io(root))?;
-    if let Some(other) = others.iter().find(|marker| marker.resource != work.op.resource) {
+    // What was begun and never became an object is nobody's: no record knows it, so nothing else would ever take it away.
+    if let Some(other) = others.iter().find(|marker| marker.complete && marker.resource != work.op.resource) {
         let why = format!("{} is still in it", other.resource);
         return Err(Error::new(Sort::Conflict, "delete", root.as_str()).because(why));
     }

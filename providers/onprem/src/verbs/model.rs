@@ -27,7 +27,13 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
         let placed = fetch_and_place(&spec, fetch, &cache, &path, &saying).await;
         placed.map_err(|failed| failed.explained(&subject, &source))
     });
-    match begun.await? {
+    let standing = match begun.await {
+        Ok(standing) => standing,
+        // The fetch has tried again itself as often as it is worth; going on here would hold up a `down` for as long as a source is
+        // away. The next `up` begins anew.
+        Err(error) => return Ok(Progress::Failed { left: None, error }),
+    };
+    match standing {
         Standing::GoesOn(says) => Ok(work.pending(json!({ "step": "fetch" }), format!("{name}: {says}"))),
         Standing::Ended(facts) => {
             let marker = work.complete(&cloud_id, facts)?;
