@@ -13,8 +13,8 @@ use crate::rules::MOST_CHUNK;
 /// A batch takes pieces until it holds this many bytes; the last may be a whole chunk.
 pub(crate) const ENOUGH: usize = 1 << 20;
 const CAPACITY: usize = ENOUGH + MOST_CHUNK as usize;
-/// Batches on their way at most: 60 MiB.
-const ON_THE_WAY: usize = 12;
+/// Batches on their way at most: 40 MiB.
+const ON_THE_WAY: usize = 8;
 /// A piece takes forty bytes; a batch of one-byte chunks may not become the larger part.
 const MOST_PIECES: usize = 8192;
 

@@ -1,7 +1,7 @@
 //! Opening a bundle: its first three members are read and checked; after that every byte of the rest is known by its digest.
 
 use std::io::{self, Read, Seek, SeekFrom};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
@@ -28,6 +28,7 @@ pub struct Bundle {
     manifest_digest: Digest,
     signature: Signature,
     damages: Vec<Damage>,
+    recent: Recent,
 }
 
 impl Bundle {
@@ -214,7 +215,15 @@ impl Bundle {
             damages.push(damage(SUMS_NAME, sums.data_at, sums.size, "it is not the list that the manifest implies"));
         }
         padding(&mut feed, &sums, SUMS_NAME, &mut damages)?;
-        Ok(Bundle { feed, layout, manifest, manifest_digest: digest, signature: status, damages })
+        Ok(Bundle {
+            feed,
+            layout,
+            manifest,
+            manifest_digest: digest,
+            signature: status,
+            damages,
+            recent: Recent::default(),
+        })
     }
 }
 
@@ -518,16 +527,56 @@ impl Shelf for Bundle {
             Error::Io { source, .. } => source,
             error => io::Error::new(io::ErrorKind::InvalidData, error),
         };
-        let mut reader = self.reader(path).map_err(broken)?;
-        reader.seek(SeekFrom::Start(offset))?;
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match reader.read(&mut buffer[filled..])? {
-                0 => break,
-                n => filled += n,
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        if self.manifest.kind != Kind::Full {
+            return Err(missing());
+        }
+        let (index, file) = Bundle::find(self, path).ok_or_else(missing)?;
+        let data_at = self.member(index).ok_or_else(missing)?.data_at;
+        let (mut begin, mut filled) = (0, 0);
+        for (index, chunk) in file.chunks.iter().enumerate() {
+            let (end, at) = (begin + u64::from(chunk.size), offset + filled as u64);
+            if at < end && filled < buffer.len() {
+                let bytes = self.recent.get(data_at + begin, || self.chunk_at(data_at + begin, chunk, path, index));
+                let bytes = bytes.map_err(broken)?;
+                let rest = &bytes[(at - begin) as usize..];
+                let n = rest.len().min(buffer.len() - filled);
+                buffer[filled..filled + n].copy_from_slice(&rest[..n]);
+                filled += n;
             }
+            begin = end;
         }
         Ok(filled)
+    }
+}
+
+/// Chunks that were verified just now: who reads in blocks reads the same one several times.
+#[derive(Debug, Default)]
+struct Recent(Mutex<Vec<(u64, Arc<Vec<u8>>)>>);
+
+impl Recent {
+    /// 32 MiB at most; clients that read at the same time have one each.
+    const MOST: usize = 8;
+
+    fn get(&self, at: u64, read: impl FnOnce() -> Result<Vec<u8>>) -> Result<Arc<Vec<u8>>> {
+        let known = |held: &mut Vec<(u64, Arc<Vec<u8>>)>| {
+            let found = held.iter().position(|(there, _)| *there == at)?;
+            let entry = held.remove(found);
+            held.push(entry.clone());
+            Some(entry.1)
+        };
+        if let Some(bytes) = known(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(bytes);
+        }
+        let bytes = Arc::new(read()?);
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known(&mut held).is_none() {
+            if held.len() >= Self::MOST {
+                held.remove(0);
+            }
+            held.push((at, bytes.clone()));
+        }
+        Ok(bytes)
     }
 }
 

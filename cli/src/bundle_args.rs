@@ -167,6 +167,12 @@ pub struct Scan {
     /// Findings that are known and borne, with reasons
     #[arg(long, value_name = "FILE")]
     pub allow: Option<Utf8PathBuf>,
+    /// Writes one file for each image, scan_IMAGE.json, and scan_configs.json into the folder of --out
+    #[arg(long, requires = "out")]
+    pub per_image: bool,
+    /// Scans nothing, and makes one report of those that are there: `scan_*.json`
+    #[arg(long, value_name = "PATTERN", alias = "docker-scans", conflicts_with_all = ["target", "per_image"])]
+    pub reports: Option<String>,
 }
 
 /// From which severity on a scan is no pass.
@@ -218,6 +224,29 @@ pub enum Update {
         /// Starts, and does not measure the gate
         #[arg(long)]
         no_gate: bool,
+    },
+    /// Puts models of a folder into a zip file, as older sites take them; a model that is not there is skipped
+    Zip {
+        /// The models
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// The folder that holds them
+        #[arg(long, value_name = "DIR", default_value = "/opt/textnlp/models")]
+        models: Utf8PathBuf,
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        out: Utf8PathBuf,
+        /// The version that the update says it has
+        #[arg(long, value_name = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
+        version: String,
+    },
+    /// Brings the models of such a zip file into a folder; nothing is replaced before all of it was compared
+    Unzip {
+        /// The zip file
+        file: Utf8PathBuf,
+        /// The folder
+        #[arg(long, value_name = "DIR", default_value = "/opt/textnlp/models")]
+        models: Utf8PathBuf,
     },
     /// Goes back to the content that was installed before
     Rollback {

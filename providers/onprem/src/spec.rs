@@ -1,6 +1,7 @@
 //! The specs of our kinds. Paths are relative to the site's folder, so that a state folder that moved differs in nothing.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub(crate) struct DirectorySpec {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SupervisorSpec {
     pub(crate) state: String,
+    /// See [`crate::supervise::VERSION`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) version: Option<String>,
 }
 
 /// `onprem.secret`.
@@ -155,6 +159,18 @@ pub(crate) struct ProcessSpec {
     pub(crate) group: Option<String>,
     pub(crate) stop_grace_ms: u64,
     pub(crate) state: String,
+}
+
+/// The TCP addresses that a process binds, by its inputs: they stand among what takes a restart to change.
+pub(crate) fn bound_addresses(input: impl Fn(&str) -> Option<String>) -> Vec<SocketAddr> {
+    ["listen", "metrics_listen"].iter().filter_map(|name| input(name)?.parse().ok()).collect()
+}
+
+impl ProcessSpec {
+    /// See [`bound_addresses`].
+    pub(crate) fn bound_addresses(&self) -> Vec<SocketAddr> {
+        bound_addresses(|name| self.inputs.get(name).and_then(Value::as_str).map(str::to_owned))
+    }
 }
 
 /// See [`ProcessSpec::on_config`].

@@ -99,6 +99,53 @@ async fn a_supervisor_that_died_with_whoever_started_it_is_started_by_whoever_go
     machine.wait_until("a supervisor again", runs).await;
 }
 
+/// Holds the site's lock and answers as a supervisor of another version would, until it is told to leave.
+const OTHER_VERSION: &str = r#"
+import fcntl, json, os, socket, sys
+folder = sys.argv[1]
+lock = open(folder + "/run/supervisor.lock", "r+")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+control = os.path.join(folder, sys.argv[2])
+if os.path.exists(control):
+    os.remove(control)
+server = socket.socket(socket.AF_UNIX)
+server.bind(control)
+server.listen()
+while True:
+    client, _ = server.accept()
+    asked = client.makefile().readline()
+    client.sendall((json.dumps({"pid": os.getpid(), "version": "0.0.0/1", "units": []}) + "\n").encode())
+    client.close()
+    if "shutdown" in asked:
+        break
+"#;
+
+#[tokio::test]
+async fn a_supervisor_of_another_version_is_replaced_while_its_programs_go_on() {
+    let mut machine = Machine::new(1);
+    machine.up().await;
+    let (server, gateway) = (machine.pid_of("server-0").await, machine.pid_of("gateway").await);
+    let control = machine.recorded[&id("here/cluster")].outputs["control"].as_str().unwrap().to_owned();
+    kill(machine.status().await.pid, Signal::KILL);
+    let mut other = std::process::Command::new("python3")
+        .args(["-c", OTHER_VERSION, machine.folder().as_str(), &control])
+        .spawn()
+        .unwrap();
+    let version = async |m: &Machine| {
+        textnlp_onprem::supervise::status(&m.folder()).await.ok().flatten().map(|status| status.version)
+    };
+    machine.wait_until("the other one", async |m| version(m).await.as_deref() == Some("0.0.0/1")).await;
+
+    let wanted = machine.wanted().into_iter().find(|wanted| wanted.id == id("here/cluster")).unwrap();
+    let op = machine.operation(Verb::Update, &wanted, machine.resolved(&wanted), Vec::new());
+    machine.drive(&op).await.unwrap();
+    assert_eq!(version(&machine).await.as_deref(), Some(textnlp_onprem::supervise::VERSION));
+    assert!(other.wait().unwrap().success(), "it left by itself");
+    machine.wait_until("the programs adopted", async |m| m.ready_pid("gateway").await.is_some()).await;
+    assert_eq!((machine.pid_of("server-0").await, machine.pid_of("gateway").await), (server, gateway));
+    machine.down().await;
+}
+
 #[tokio::test]
 async fn a_model_that_cannot_be_delivered_is_named_before_anything_changes() {
     let mut machine = Machine::new(1);

@@ -13,16 +13,17 @@ use serde_json::json;
 
 use super::answer::{error, json};
 use super::backend::State;
-use super::{Gateway, Live};
+use super::{Gateway, Live, handover};
 
 const MOST_BODY: usize = 64 << 10;
 const BODY_WITHIN: Duration = Duration::from_secs(5);
 
-/// `GET /status`, `GET /ready`, `POST /weights`, `POST /reload`.
+/// `GET /status`, `GET /ready`, `GET /sockets`, `POST /weights`, `POST /reload`.
 pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/status") => json(StatusCode::OK, &status(&gateway)),
         (&Method::GET, "/ready") => ready(&gateway.live()),
+        (&Method::GET, "/sockets") => handover::give(&gateway, request),
         (&Method::POST, "/weights") => weights(&gateway, request).await,
         (&Method::POST, "/reload") => match gateway.reload().await {
             Ok(reloaded) => json(StatusCode::OK, &json!(reloaded)),

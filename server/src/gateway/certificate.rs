@@ -96,7 +96,7 @@ pub(super) async fn watch(gateway: Arc<Gateway>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            () = gateway.stops.drain.cancelled() => return,
+            () = gateway.stops.leave.cancelled() => return,
         }
         let Some((files, stamp)) = certificate.changed_files() else { continue };
         // Certificate and key are two files: between the two writes they do not match, and the next look finds them whole.

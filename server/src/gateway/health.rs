@@ -14,13 +14,13 @@ pub(super) async fn watch(gateway: Arc<Gateway>, backend: Arc<Backend>) {
         tokio::select! {
             () = look(&gateway, &health, &backend) => {}
             () = backend.retired.cancelled() => return,
-            () = gateway.stops.drain.cancelled() => return,
+            () = gateway.stops.leave.cancelled() => return,
         }
         backend.close_idle();
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(health.interval_ms)) => {}
             () = backend.retired.cancelled() => return,
-            () = gateway.stops.drain.cancelled() => return,
+            () = gateway.stops.leave.cancelled() => return,
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{self, HeaderValue};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -24,6 +26,8 @@ use tokio::time::timeout;
 
 use super::config::Address;
 use super::forward::{self, Client};
+use super::handover::{Inherited, Peer};
+use super::quiet::{Activity, Answering};
 use super::stall::Guarded;
 use super::{Error, Gateway, answer};
 
@@ -64,8 +68,12 @@ pub(super) fn raise_file_limit() {
 }
 
 impl Listener {
-    /// Opens the socket. `what` says in errors what it is for.
-    pub(super) async fn bind(what: &'static str, address: &Address) -> Result<Listener, Error> {
+    /// Opens the socket, or takes over that of a predecessor. `what` says in errors what it is for.
+    pub(super) async fn bind(
+        what: &'static str,
+        address: &Address,
+        inherited: &mut Inherited,
+    ) -> Result<Listener, Error> {
         let fail = |source: io::Error| Error::Listen {
             what,
             address: address.to_string(),
@@ -74,7 +82,12 @@ impl Listener {
         };
         match address {
             Address::Tcp(wanted) => {
-                let socket = TcpListener::bind(wanted).await.map_err(fail)?;
+                let socket = match inherited.socket(*wanted) {
+                    Some(socket) => TcpListener::from_std(socket),
+                    // The kernel's queue is 1024 long, in which clients wait while a gateway makes room for the next.
+                    None => TcpListener::bind(wanted).await,
+                };
+                let socket = socket.map_err(fail)?;
                 let address = Address::Tcp(socket.local_addr().map_err(fail)?);
                 Ok(Listener { socket: Socket::Tcp(socket), address })
             }
@@ -97,6 +110,14 @@ impl Listener {
     /// Where it listens, with the port that was got.
     pub(super) fn address(&self) -> Address {
         self.address.clone()
+    }
+
+    /// The socket once more, if others may have it: one of TCP.
+    pub(super) fn shared(&self) -> io::Result<Option<(SocketAddr, OwnedFd)>> {
+        match (&self.socket, &self.address) {
+            (Socket::Tcp(socket), Address::Tcp(address)) => Ok(Some((*address, socket.as_fd().try_clone_to_owned()?))),
+            _ => Ok(None),
+        }
     }
 
     /// Serves clients until the gateway drains.
@@ -125,13 +146,16 @@ impl Listener {
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
         self.accept(gateway, MOST_PLAIN, move |gateway, stream| async move {
-            let stream: Box<dyn Both> = match stream {
-                Stream::Tcp(stream, _) => Box::new(stream),
-                Stream::Unix(stream) => Box::new(stream),
+            let (peer, stream): (_, Box<dyn Both>) = match stream {
+                Stream::Tcp(stream, _) => (None, Box::new(stream)),
+                Stream::Unix(stream) => (Peer::of(&stream).ok(), Box::new(stream)),
             };
             let service = {
                 let gateway = gateway.clone();
-                service_fn(move |request| {
+                service_fn(move |mut request: Request<Incoming>| {
+                    if let Some(peer) = &peer {
+                        request.extensions_mut().insert(peer.clone());
+                    }
                     let answer = answer(gateway.clone(), request);
                     async move { Ok::<_, Infallible>(answer.await) }
                 })
@@ -140,7 +164,8 @@ impl Listener {
                 .timer(TokioTimer::new())
                 .header_read_timeout(Duration::from_secs(10))
                 .max_buf_size(MOST_HEAD)
-                .serve_connection(TokioIo::new(Guarded::new(stream)), service);
+                .serve_connection(TokioIo::new(Guarded::new(stream)), service)
+                .with_upgrades();
             let mut connection = pin!(connection);
             tokio::select! {
                 _ = &mut connection => return,
@@ -181,6 +206,7 @@ impl Listener {
                 }
             }
         }
+        drop(self.socket);
         if let Address::Unix(path) = &self.address {
             let _ = std::fs::remove_file(path);
         }
@@ -224,10 +250,13 @@ fn hint(address: &Address, error: &io::Error) -> String {
 
 async fn secure(gateway: Arc<Gateway>, stream: TcpStream, ip: IpAddr) {
     let Some(certificate) = gateway.certificate.clone() else { return };
+    let begun = AtomicBool::new(false);
     let shaken = timeout(SHAKE_WITHIN, async {
         // A TLS handshake begins with 22; a letter is the method of plain HTTP.
         let mut first = [0u8];
-        if stream.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase() {
+        let came = stream.peek(&mut first).await? == 1;
+        begun.store(true, Relaxed);
+        if came && first[0].is_ascii_uppercase() {
             return Ok((Err(stream), false));
         }
         let shaken = certificate.acceptor().accept(stream).await?;
@@ -236,7 +265,8 @@ async fn secure(gateway: Arc<Gateway>, stream: TcpStream, ip: IpAddr) {
     });
     let shaken = tokio::select! {
         shaken = shaken => shaken,
-        () = gateway.stops.drain.cancelled() => return,
+        () = gateway.stops.leave.cancelled() => return,
+        () = async { gateway.stops.drain.cancelled().await; nothing_comes(&gateway, || begun.load(Relaxed)).await } => return,
     };
     match shaken {
         Ok(Ok((Ok(stream), http2))) => {
@@ -269,12 +299,19 @@ async fn plain_on_tls(mut stream: TcpStream) {
 }
 
 async fn http1(gateway: Arc<Gateway>, client: Client, stream: Box<dyn Both>) {
-    let begun = Arc::new(AtomicBool::new(false));
+    let activity = Arc::new(Activity::default());
     let service = {
-        let (gateway, begun) = (gateway.clone(), begun.clone());
+        let (gateway, activity) = (gateway.clone(), activity.clone());
         service_fn(move |request| {
-            begun.store(true, Relaxed);
-            forward::handle(gateway.clone(), client, request)
+            let (gateway, asked) = (gateway.clone(), activity.asked());
+            async move {
+                let mut answer = forward::handle(gateway.clone(), client, request).await?;
+                // The client closes: it alone knows that it has nothing more to say here.
+                if gateway.stops.drain.is_cancelled() {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer.map(|body| Answering::new(body, asked)))
+            }
         })
     };
     let within = Duration::from_secs(gateway.live().config.header_timeout_seconds);
@@ -284,24 +321,32 @@ async fn http1(gateway: Arc<Gateway>, client: Client, stream: Box<dyn Both>) {
         .max_buf_size(MOST_HEAD)
         .serve_connection(TokioIo::new(Guarded::new(stream)), service);
     let mut connection = pin!(connection);
+    let quiet = async {
+        gateway.stops.drain.cancelled().await;
+        activity.is_quiet_for(gateway.stops.lame_duck()).await;
+    };
     tokio::select! {
         ended = &mut connection => return note(ended),
-        () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = gateway.stops.leave.cancelled() => return,
+        () = quiet => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         ended = connection => note(ended),
         () = gateway.stops.leave.cancelled() => {}
-        () = nothing_comes(&begun) => {}
+        () = nothing_comes(&gateway, || activity.has_begun()) => {}
     }
 }
 
 async fn http2(gateway: Arc<Gateway>, client: Client, stream: Box<dyn Both>) {
-    let begun = Arc::new(AtomicBool::new(false));
+    let activity = Arc::new(Activity::default());
     let service = {
-        let (gateway, begun) = (gateway.clone(), begun.clone());
+        let (gateway, activity) = (gateway.clone(), activity.clone());
         service_fn(move |request| {
-            begun.store(true, Relaxed);
-            forward::handle(gateway.clone(), client, request)
+            let (gateway, asked) = (gateway.clone(), activity.asked());
+            async move {
+                let answer = forward::handle(gateway, client, request).await?;
+                Ok::<_, Infallible>(answer.map(|body| Answering::new(body, asked)))
+            }
         })
     };
     let connection = http2::Builder::new(TokioExecutor::new())
@@ -315,19 +360,20 @@ async fn http2(gateway: Arc<Gateway>, client: Client, stream: Box<dyn Both>) {
     let mut connection = pin!(connection);
     tokio::select! {
         ended = &mut connection => return note(ended),
+        // HTTP/2 has a word for it: what is on its way is still answered, and the client opens another connection.
         () = gateway.stops.drain.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         ended = connection => note(ended),
         () = gateway.stops.leave.cancelled() => {}
-        () = nothing_comes(&begun) => {}
+        () = nothing_comes(&gateway, || activity.has_begun()) => {}
     }
 }
 
-/// A connection that is open and has never asked for anything is not worth a drain's time.
-async fn nothing_comes(begun: &AtomicBool) {
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    if begun.load(Relaxed) {
+/// A connection that is open and has never asked for anything is not worth a whole drain's time.
+async fn nothing_comes(gateway: &Gateway, has_begun: impl Fn() -> bool) {
+    tokio::time::sleep(gateway.stops.lame_duck().max(Duration::from_millis(500))).await;
+    if has_begun() {
         std::future::pending::<()>().await;
     }
 }

@@ -11,6 +11,7 @@ mod config;
 mod listen;
 
 mod forward;
+mod handover;
 
 mod backend;
 mod balance;
@@ -23,8 +24,11 @@ mod certificate;
 mod exposition;
 mod metrics;
 mod plain;
+mod quiet;
 mod stall;
 
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -39,6 +43,7 @@ pub use config::{Address, Config, InvalidConfig};
 use backend::Backend;
 use balance::Backends;
 use certificate::Certificate;
+use handover::{Inherited, Sockets};
 use listen::Listener;
 use metrics::Metrics;
 
@@ -117,6 +122,7 @@ struct Gateway {
     live: RwLock<Arc<Live>>,
     certificate: Option<Arc<Certificate>>,
     metrics: Metrics,
+    sockets: Sockets,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
     stops: Stops,
@@ -136,31 +142,69 @@ struct Stops {
     /// Leave now.
     leave: CancellationToken,
     tasks: TaskTracker,
-    /// Connections to backends: those that wait for a request would hold a drain up, so nobody waits for them before
-    /// they are told to leave.
+    /// Who opens connections for clients.
+    accepting: TaskTracker,
+    /// Connections to backends and those who look after them, to the last request: nobody waits for them before they are told to leave.
     upstream: TaskTracker,
+    /// Milliseconds; set before `drain`.
+    lame_duck: Arc<AtomicU64>,
+}
+
+/// Idle connections are served for so long after SIGTERM: whoever has a request on its way must not find a closed door.
+const LAME_DUCK: Duration = Duration::from_millis(500);
+/// The same when a successor is at work already, and nobody waits.
+const LAME_DUCK_ASIDE: Duration = Duration::from_secs(5);
+
+impl Stops {
+    fn new() -> Stops {
+        Stops {
+            drain: CancellationToken::new(),
+            leave: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            accepting: TaskTracker::new(),
+            upstream: TaskTracker::new(),
+            lame_duck: Arc::default(),
+        }
+    }
+
+    fn lame_duck(&self) -> Duration {
+        Duration::from_millis(self.lame_duck.load(Relaxed))
+    }
 }
 
 /// Runs the gateway of this configuration file until SIGTERM or SIGINT, then lets requests finish; a second signal ends
-/// it at once. SIGHUP reloads.
+/// it at once. SIGHUP reloads. SIGUSR1 makes room for a successor, if there is one to expect: see [`handover`].
 pub async fn run(file: &Utf8Path) -> Result<(), Error> {
     // Before the first socket: a signal during the start must not kill a gateway that already has clients.
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
-    let running = start(file).await?;
-    loop {
+    let mut aside = signal(SignalKind::user_defined1()).map_err(Error::Signals)?;
+    let mut inherited = Inherited::take();
+    let mut lock = inherited.lock.take();
+    let running = start_with(file, inherited, lock.is_some()).await?;
+    let held = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            _ = aside.recv() => match lock.take() {
+                Some(lock) => break Some(lock),
+                None => tracing::warn!("nobody waits to take over: SIGUSR1 changes nothing"),
+            },
             _ = hangup.recv() => match running.reload().await {
                 Ok(reloaded) => tracing::info!(?reloaded, "reloaded"),
                 Err(error) => tracing::error!(%error, "the new configuration is not taken over"),
             },
         }
-    }
+    };
+    let left = async {
+        match held {
+            Some(lock) => running.step_aside(lock).await,
+            None => running.drain().await,
+        }
+    };
     tokio::select! {
-        () = running.drain() => {}
+        () = left => {}
         _ = terminate.recv() => tracing::warn!("asked twice to stop: requests in flight are cut"),
         _ = interrupt.recv() => tracing::warn!("asked twice to stop: requests in flight are cut"),
     }
@@ -169,25 +213,31 @@ pub async fn run(file: &Utf8Path) -> Result<(), Error> {
 
 /// Starts the gateway: everything that can be wrong with configuration, certificate and addresses is wrong here.
 pub async fn start(file: &Utf8Path) -> Result<Running, Error> {
+    start_with(file, Inherited::default(), false).await
+}
+
+async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool) -> Result<Running, Error> {
     let config = Config::read(file)?;
     let certificate = config.tls.as_ref().map(Certificate::load).transpose()?.map(Arc::new);
     listen::raise_file_limit();
-    let front = Listener::bind("clients", &config.listen).await?;
+    let front = Listener::bind("clients", &config.listen, &mut inherited).await?;
     let metrics = match &config.metrics_listen {
-        Some(address) => Some(Listener::bind("metrics", address).await?),
+        Some(address) => Some(Listener::bind("metrics", address, &mut inherited).await?),
         None => None,
     };
     let admin = match &config.admin_listen {
-        Some(address) => Some(Listener::bind("administration", address).await?),
+        Some(address) => Some(Listener::bind("administration", address, &mut inherited).await?),
         None => None,
     };
 
-    let stops = Stops {
-        drain: CancellationToken::new(),
-        leave: CancellationToken::new(),
-        tasks: TaskTracker::new(),
-        upstream: TaskTracker::new(),
-    };
+    inherited.drop_the_rest();
+    let mut shared = Vec::new();
+    for listener in [Some(&front), metrics.as_ref()].into_iter().flatten() {
+        match listener.shared() {
+            Ok(socket) => shared.extend(socket),
+            Err(error) => tracing::warn!(address = %listener.address(), %error, "this socket cannot be handed over"),
+        }
+    }
     let backends = Backends::new(config.backends.iter().map(|wanted| Arc::new(Backend::new(wanted))).collect());
     let (listen, metrics_address) = (front.address(), metrics.as_ref().map(Listener::address));
     let gateway = Arc::new(Gateway {
@@ -195,22 +245,23 @@ pub async fn start(file: &Utf8Path) -> Result<Running, Error> {
         live: RwLock::new(Arc::new(Live { config, backends })),
         certificate,
         metrics: Metrics::new(),
+        sockets: Sockets::new(shared, steps_aside),
         reloading: tokio::sync::Mutex::new(()),
-        stops,
+        stops: Stops::new(),
     });
     for backend in gateway.live().backends.all() {
         gateway.watch(backend);
     }
     if gateway.certificate.is_some() {
         let task = certificate::watch(gateway.clone());
-        gateway.stops.tasks.spawn(task);
+        gateway.stops.upstream.spawn(task);
     }
-    gateway.stops.tasks.spawn(front.serve_clients(gateway.clone()));
+    gateway.stops.accepting.spawn(front.serve_clients(gateway.clone()));
     if let Some(listener) = metrics {
-        gateway.stops.tasks.spawn(listener.serve_plain(gateway.clone(), metrics::answer));
+        gateway.stops.accepting.spawn(listener.serve_plain(gateway.clone(), metrics::answer));
     }
     if let Some(listener) = admin {
-        gateway.stops.tasks.spawn(listener.serve_plain(gateway.clone(), admin::answer));
+        gateway.stops.accepting.spawn(listener.serve_plain(gateway.clone(), admin::answer));
     }
     tracing::info!(%listen, tls = gateway.certificate.is_some(), "the gateway listens");
     Ok(Running { gateway, listen, metrics: metrics_address })
@@ -234,10 +285,24 @@ impl Running {
 
     /// Takes nothing new, waits until requests in flight have ended or the drain time is over, and stops.
     pub async fn drain(self) {
+        self.leave(LAME_DUCK, None).await;
+    }
+
+    /// The same, and a successor may begin as soon as nobody listens here any more: that is what the lock says.
+    async fn step_aside(self, lock: OwnedFd) {
+        self.leave(LAME_DUCK_ASIDE, Some(lock)).await;
+    }
+
+    async fn leave(self, lame_duck: Duration, lock: Option<OwnedFd>) {
         let stops = self.gateway.stops.clone();
         let most = Duration::from_secs(self.gateway.live().config.drain_seconds);
-        tracing::info!(seconds = most.as_secs(), "draining");
+        tracing::info!(seconds = most.as_secs(), steps_aside = lock.is_some(), "draining");
+        stops.lame_duck.store(lame_duck.min(most).as_millis() as u64, Relaxed);
         stops.drain.cancel();
+        self.gateway.sockets.close();
+        stops.accepting.close();
+        stops.accepting.wait().await;
+        drop(lock);
         stops.tasks.close();
         if tokio::time::timeout(most, stops.tasks.wait()).await.is_err() {
             tracing::warn!("requests are still in flight after the drain time and are cut");
@@ -253,6 +318,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.gateway.stops.drain.cancel();
         self.gateway.stops.leave.cancel();
+        self.gateway.sockets.close();
     }
 }
 
@@ -263,7 +329,7 @@ impl Gateway {
 
     /// Looks after a backend until it is removed or the gateway leaves.
     fn watch(self: &Arc<Self>, backend: &Arc<Backend>) {
-        self.stops.tasks.spawn(health::watch(self.clone(), backend.clone()));
+        self.stops.upstream.spawn(health::watch(self.clone(), backend.clone()));
     }
 
     async fn reload(self: &Arc<Self>) -> Result<Reloaded, Error> {

@@ -4,6 +4,7 @@
 mod backend;
 mod site;
 
+mod handover;
 mod operating;
 mod requests;
 mod tls;

@@ -7,12 +7,12 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use serde_yaml::Value;
 use textnlp_bundle::recipe::{self, Ingredients, ModelFolder, ProgramFile};
-use textnlp_bundle::{elf, pack};
+use textnlp_bundle::{Packed, elf, pack};
 use textnlp_models::{Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Loaded, Origin};
 
-use super::{drive, failed, look, size};
+use super::{drive, epoch, failed, look, size};
 use crate::bundle_args::Create;
 use crate::clouds;
 use crate::progress::Progress;
@@ -27,8 +27,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     if args.advisories.is_none() && environments.iter().any(|e| e.environment.phase == Phase::AirGapped) {
         console.warn(
             "no advisories are carried along, so nobody can tell on the other side what is known against this content, and the \
-             air-gapped gate stays shut: --advisories DIR takes a folder of RustSec's"
-                .to_owned(),
+             air-gapped gate stays shut: --advisories DIR takes a folder of RustSec's",
         );
     }
     let programs = programs(args)?;
@@ -48,6 +47,14 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         ..Ingredients::default()
     };
     super::parts::gather(session, args, &mut ingredients, &progress).await?;
+    let promised: BTreeMap<String, Digest> = ingredients
+        .models
+        .iter()
+        .flat_map(|m| {
+            m.manifest.files.iter().map(|f| (format!("{}/{}", recipe::model_path(&m.name), f.name), f.digest))
+        })
+        .chain(ingredients.programs.iter().map(|p| (recipe::program_path(&p.platform), p.digest)))
+        .collect();
     let inputs = recipe::inputs(ingredients).map_err(failed)?;
     let stop = crate::signals::stop(console);
     let packed = drive(&progress, &stop, |drive| {
@@ -55,6 +62,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     });
     progress.finish();
     let packed = packed.map_err(failed)?;
+    as_promised(&packed, &promised, &args.out)?;
     // Models may be removed from the cache from here on.
     drop(held);
     let signed = match &args.sign_key {
@@ -86,18 +94,6 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
             "resumed_bytes": packed.resumed, "seconds": packed.elapsed.as_secs_f64(),
         }),
     ))
-}
-
-/// The time that every member carries.
-fn epoch() -> Result<u64, Failure> {
-    match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text.trim().parse().map_err(|_| {
-            Failure::usage("usage", anyhow::anyhow!("SOURCE_DATE_EPOCH is `{text}`, not a number of seconds"))
-                .hint("leave it unset, or: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
-        }),
-        // The first of January 2026: without being told, every day makes the same bytes.
-        Err(_) => Ok(1_767_225_600),
-    }
 }
 
 fn environments(session: &Session, args: &Create, console: Console) -> Result<Vec<Loaded>, Failure> {
@@ -228,6 +224,8 @@ async fn models(
             source.parse().map_err(|e| crate::commands::model::failed(textnlp_models::Error::Source(e)))?;
         let mut options = FetchOptions::from_env();
         options.offline |= args.offline;
+        // What is in the cache is read once: while it is packed.
+        options.verify = false;
         options.expect = digest
             .as_deref()
             .map(str::parse)
@@ -244,6 +242,22 @@ async fn models(
         held.push(model);
     }
     Ok((folders, held))
+}
+
+/// Models and programs must be, byte for byte, what their names say; a bundle of a damaged cache is taken away again.
+fn as_promised(packed: &Packed, promised: &BTreeMap<String, Digest>, out: &Utf8Path) -> Result<(), Failure> {
+    let other = |file: &&textnlp_bundle::manifest::File| promised.get(&file.path).is_some_and(|d| *d != file.digest);
+    let damaged: Vec<&str> = packed.manifest.files.iter().filter(other).map(|file| file.path.as_str()).collect();
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    for path in &packed.paths {
+        let _ = std::fs::remove_file(path);
+    }
+    let error = anyhow::anyhow!("{} is not what was stored under its digest", damaged.join(", "))
+        .context(format!("{out} is not made"));
+    Err(Failure::new(Exit::Failed, "damaged_model", error)
+        .hint("the cache is damaged: fetch the model again with `textnlp-deploy model pull SOURCE`, then create again"))
 }
 
 /// Refuses a place that nothing can be written to before hours of work.

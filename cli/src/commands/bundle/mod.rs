@@ -152,6 +152,18 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).min(4)
 }
 
+/// The time that every member carries.
+pub fn epoch() -> Result<u64, Failure> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            Failure::usage("usage", anyhow::anyhow!("SOURCE_DATE_EPOCH is `{text}`, not a number of seconds"))
+                .hint("leave it unset, or: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
+        }),
+        // The first of January 2026: without being told, every day makes the same bytes.
+        Err(_) => Ok(1_767_225_600),
+    }
+}
+
 /// Bytes for people.
 pub fn size(bytes: u64) -> String {
     let bytes = bytes as f64;

@@ -23,6 +23,9 @@ pub fn scan(session: &Session, args: &Scan, console: Console) -> Result<Success,
     progress.doing("scanning");
     let scan = scanner(args)?;
     let reports = tokio::task::block_in_place(|| match &args.target {
+        _ if args.reports.is_some() => {
+            report::from_pattern(args.reports.as_deref().unwrap_or_default()).map_err(failed)
+        }
         Some(target) if target.is_dir() => {
             let folder = Folder::open(target).with_context(|| format!("list {target}"))?;
             Ok(vec![scan.of_folder(target.as_str(), &folder).map_err(failed)?])
@@ -40,6 +43,10 @@ pub fn scan(session: &Session, args: &Scan, console: Console) -> Result<Success,
         Some(folder) => write(folder, &reports, fail_on)?,
         None => Vec::new(),
     };
+    let mut written = written;
+    if let (true, Some(folder)) = (args.per_image, &args.out) {
+        written.extend(tokio::task::block_in_place(|| per_image(&scan, args, folder))?);
+    }
     let mut text = String::new();
     let mut blockers = Vec::new();
     for found in &reports {
@@ -115,6 +122,24 @@ fn write(folder: &Utf8Path, reports: &[Report], fail_on: Severity) -> Result<Vec
         written.push(path.to_string());
     }
     Ok(written)
+}
+
+/// The files that older scripts look for.
+fn per_image(scan: &scan::Scan, args: &Scan, folder: &Utf8Path) -> Result<Vec<String>, Failure> {
+    let Some(target) = &args.target else {
+        return Err(Failure::usage("usage", anyhow::anyhow!("--per-image is about the images of a bundle"))
+            .hint("textnlp-deploy bundle scan FILE --out DIR --per-image"));
+    };
+    let contents: Box<dyn Contents> = if target.is_dir() {
+        Box::new(Folder::open(target).with_context(|| format!("list {target}"))?)
+    } else {
+        Box::new(open(target)?)
+    };
+    let images = scan.of_images(&*contents, "images").map_err(failed)?;
+    let configs = scan.of_configs("configs", &*contents);
+    let written =
+        report::write_legacy(folder, &images, Some(&configs)).with_context(|| format!("write to {folder}"))?;
+    Ok(written.iter().map(ToString::to_string).collect())
 }
 
 fn text_of(found: &Report) -> String {

@@ -2,6 +2,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
+use textnlp_bundle::legacy;
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
 
@@ -9,7 +10,7 @@ use super::install::{absolute, merge};
 use super::{authentic, drive, failed, look, open, site, size, trusted};
 use crate::bundle_args::{Root, Trust, Update};
 use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::signals;
 
@@ -20,6 +21,8 @@ pub async fn update(session: &Session, command: &Update, console: Console) -> Re
         Update::Apply { bundles, root, trust, no_up, no_gate } => {
             apply(session, bundles, root, trust, *no_up, *no_gate, console).await
         }
+        Update::Zip { names, models, out, version } => zip(names, models, out, version),
+        Update::Unzip { file, models } => unzip(file, models),
         Update::Rollback { root, no_up, no_gate } => rollback(session, root, *no_up, *no_gate, console).await,
     }
 }
@@ -168,4 +171,33 @@ async fn roll(
         last = site::up(session, &site::Run { root, environment: name, no_gate }, console).await?;
     }
     Ok(last)
+}
+
+fn zip(names: &[String], models: &Utf8Path, out: &Utf8Path, version: &str) -> Result<Success, Failure> {
+    let made = tokio::task::block_in_place(|| {
+        legacy::update::create(models, names, out, version, super::epoch()?).map_err(older)
+    })?;
+    let mut text = format!("{out}: {}", made.manifest.models.keys().cloned().collect::<Vec<_>>().join(", "));
+    for name in &made.skipped {
+        text.push_str(&format!("\n  skipped {name}: it is not in {models}"));
+    }
+    Ok(Success::new(text, json!({ "file": out, "manifest": made.manifest, "skipped": made.skipped })))
+}
+
+fn unzip(file: &Utf8Path, models: &Utf8Path) -> Result<Success, Failure> {
+    let done = tokio::task::block_in_place(|| legacy::update::apply(file, models)).map_err(older)?;
+    let mut text = format!("{models} has what {file} brings");
+    for (word, names) in [("added", &done.added), ("replaced", &done.replaced), ("unchanged", &done.unchanged)] {
+        if !names.is_empty() {
+            text.push_str(&format!("\n  {word:<9} {}", names.join(", ")));
+        }
+    }
+    let document =
+        json!({ "models": models, "added": done.added, "replaced": done.replaced, "unchanged": done.unchanged });
+    Ok(Success::new(text, document))
+}
+
+fn older(error: legacy::Error) -> Failure {
+    let hint = error.hint();
+    Failure::new(Exit::Failed, "update", error).hint(hint)
 }

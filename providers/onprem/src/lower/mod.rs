@@ -110,7 +110,8 @@ impl Lowering<'_> {
             self.problem("gpu", cause, "remove `gpu` for this site, or choose a runtime with GPU machines");
         }
         let network = ResourceId::of(&self.site.name, &cluster.network);
-        self.want(self.id(), Noun::Supervisor, &SupervisorSpec { state: "running".to_owned() }, [network]);
+        let spec = SupervisorSpec { state: "running".to_owned(), version: Some(crate::supervise::VERSION.to_owned()) };
+        self.want(self.id(), Noun::Supervisor, &spec, [network]);
     }
 
     fn secrets(&mut self, secrets: &Secrets) {

@@ -9,27 +9,32 @@ use textnlp_provider::{Problem, Wanted};
 use crate::layout::SiteFolder;
 use crate::lock;
 use crate::marker::Marker;
-use crate::spec::ProcessSpec;
-
-/// The TCP addresses that a process binds: they stand among what takes a restart to change.
-fn bound(inputs: impl Fn(&str) -> Option<String>) -> Vec<SocketAddr> {
-    ["listen", "metrics_listen"].iter().filter_map(|name| inputs(name)?.parse().ok()).collect()
-}
+use crate::spec::{ProcessSpec, bound_addresses};
 
 /// Adds a problem for every port that is taken.
 pub(super) fn check(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) {
     let inputs = wanted.spec.get("inputs");
     let text = |name: &str| inputs?.get(name).and_then(Value::as_str).map(str::to_owned);
-    let ours = ours(wanted, folder);
-    for (address, field) in bound(text).into_iter().zip(["port", "metrics_port"]) {
-        if ours.contains(&address) {
+    let (applied, runs) = ours(wanted, folder);
+    // Between two gateways the site's supervisor holds the port.
+    let supervisor = lock::holder(&folder.lock("supervisor")).ok().flatten();
+    for (address, field) in bound_addresses(text).into_iter().zip(["port", "metrics_port"]) {
+        if runs && applied.contains(&address) {
             continue;
         }
         let place = format!("{}: {field}", wanted.id);
         match TcpListener::bind(address) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                let by = taken_by(address.port()).map(|by| format!(" by {by}")).unwrap_or_default();
+                let by = holders(address.port());
+                if applied.contains(&address) && by.iter().any(|(pid, _)| Some(*pid) == supervisor) {
+                    continue;
+                }
+                let by = by
+                    .first()
+                    .map(|(pid, name)| format!("`{name}`, pid {pid}"))
+                    .map(|by| format!(" by {by}"))
+                    .unwrap_or_default();
                 let cause = format!("{address} is taken{by}");
                 problems.push(Problem::new(place, cause, format!("stop that, or choose another `{field}`")));
             }
@@ -45,24 +50,23 @@ pub(super) fn check(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Pro
     }
 }
 
-/// The addresses that our own process of that name has bound: it runs, by its lock, and was applied with them.
-fn ours(wanted: &Wanted, folder: &SiteFolder) -> Vec<SocketAddr> {
-    let Ok(Some(marker)) = Marker::read(&folder.marker(&wanted.id)) else { return Vec::new() };
-    let Ok(spec) = marker.spec.typed::<ProcessSpec>() else { return Vec::new() };
-    if !matches!(lock::holder(&folder.lock(&spec.unit)), Ok(Some(_))) {
-        return Vec::new();
-    }
-    bound(|name| spec.inputs.get(name).and_then(Value::as_str).map(str::to_owned))
+/// The addresses that our own process of that name was applied with, and whether it runs, by its lock.
+fn ours(wanted: &Wanted, folder: &SiteFolder) -> (Vec<SocketAddr>, bool) {
+    let Ok(Some(marker)) = Marker::read(&folder.marker(&wanted.id)) else { return (Vec::new(), false) };
+    let Ok(spec) = marker.spec.typed::<ProcessSpec>() else { return (Vec::new(), false) };
+    let runs = matches!(lock::holder(&folder.lock(&spec.unit)), Ok(Some(_)));
+    (spec.bound_addresses(), runs)
 }
 
-/// The name and number of a process that listens on a port, as far as we may see it.
-fn taken_by(port: u16) -> Option<String> {
+/// The numbers and names of the processes that listen on a port, as far as we may see them.
+fn holders(port: u16) -> Vec<(u32, String)> {
     let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
         .filter_map(|table| std::fs::read_to_string(table).ok())
         .flat_map(|table| table.lines().skip(1).filter_map(|line| listener(line, port)).collect::<Vec<_>>())
         .collect();
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let Ok(open) = std::fs::read_dir(process.path().join("fd")) else { continue };
         let holds = open.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|target| {
@@ -71,10 +75,10 @@ fn taken_by(port: u16) -> Option<String> {
         });
         if holds {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some(format!("`{}`, pid {pid}", name.trim()));
+            found.push((pid, name.trim().to_owned()));
         }
     }
-    None
+    found
 }
 
 /// The inode of a line of `/proc/net/tcp` that listens on a port.
@@ -94,7 +98,7 @@ mod tests {
     fn who_took_a_port_is_named() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let by = taken_by(port).unwrap();
-        assert!(by.ends_with(&format!("pid {}", std::process::id())), "{by}");
+        let by = holders(port);
+        assert!(by.iter().any(|(pid, name)| *pid == std::process::id() && !name.is_empty()), "{by:?}");
     }
 }

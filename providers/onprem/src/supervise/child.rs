@@ -3,13 +3,14 @@
 //! These steps run in the child itself, so that whoever dies meanwhile leaves no lock without a process and no process
 //! without a lock: the lock is the process.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use super::unit::Unit;
+use super::{Error, sockets};
 use crate::files;
 use crate::layout::SiteFolder;
 use crate::lock;
@@ -98,7 +99,14 @@ fn prepare(folder: &SiteFolder, name: &str) -> Result<(Command, std::os::fd::Own
         files::remove_file(&ready.unix).map_err(fails)?;
     }
     let kept = lock::keep_over_exec(lock).map_err(fails)?;
+    let handed = unit.keeps_sockets.as_ref().map(|_| {
+        // Of this very process: it keeps its number over `exec`, and what its own children inherit is not for them.
+        let mut handed = vec![(sockets::PROCESS, pid.to_string()), (sockets::LOCK, kept.as_raw_fd().to_string())];
+        handed.extend(std::env::var(sockets::SOCKETS).ok().map(|numbers| (sockets::SOCKETS, numbers)));
+        handed
+    });
     let mut command = Command::new(&unit.argv[0]);
-    command.args(&unit.argv[1..]).env_clear().envs(clean_environment()).envs(&unit.env).current_dir(&unit.cwd);
+    command.args(&unit.argv[1..]).env_clear().envs(clean_environment()).envs(&unit.env);
+    command.envs(handed.into_iter().flatten()).current_dir(&unit.cwd);
     Ok((command, kept))
 }

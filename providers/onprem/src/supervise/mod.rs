@@ -9,6 +9,7 @@ pub(crate) mod output;
 mod probe;
 pub(crate) mod renewal;
 mod roll;
+mod sockets;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 
 pub(crate) use child::{Running, clean_environment};
 pub use control::{Ask, CertificateStatus, PhaseName, Rejected, Status, UnitStatus, ask, status};
-pub use unit::{Ready, State, Unit};
+pub use unit::{KeepsSockets, Ready, State, Unit};
 
 use crate::files::{self, Stamp};
 use crate::layout::SiteFolder;
@@ -31,6 +32,10 @@ use crate::lock;
 use output::Notes;
 use renewal::Renewal;
 use roll::Kept;
+
+/// Which supervisor this is: the release, and what it understands of unit files. A supervisor of another version is replaced by the next
+/// `up`, while its programs go on. 2: gateways whose sockets are kept.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
 
 /// Between two looks at the children.
 const TICK: Duration = Duration::from_millis(100);
@@ -305,7 +310,7 @@ impl Supervisor {
         }
         Status {
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             units: self.units.values().map(Kept::status).collect(),
             rejected: self
                 .rejected

@@ -11,6 +11,7 @@ use super::child::{Running, clean_environment};
 use super::control::{PhaseName, UnitStatus};
 use super::output::{self, Notes};
 use super::probe::probe;
+use super::sockets::{self, Sockets};
 use super::unit::{State, Unit};
 use crate::files::Stamp;
 use crate::layout::SiteFolder;
@@ -30,6 +31,10 @@ const PROBE_READY: Duration = Duration::from_secs(2);
 const SETTLED: Duration = Duration::from_secs(2);
 /// A program whose pid file is not there by then is not known to be the right one.
 const UNKNOWN_FOR: Duration = Duration::from_secs(3);
+/// Programs of one unit that have made room and still finish what they have; beyond, a restart waits for its predecessor.
+const ASIDE_MAX: usize = 4;
+/// A program that ended so often without becoming ready may do better without sockets that were kept for it.
+const FAILED_STARTS_MAX: u32 = 3;
 /// Between two SIGKILLs, for a process that hangs in the kernel.
 const KILL_EVERY: Duration = Duration::from_secs(1);
 
@@ -71,6 +76,27 @@ pub(super) struct Kept {
     probing: Option<JoinHandle<Result<(), String>>>,
     probed: Option<Instant>,
     watched: Vec<(Utf8PathBuf, Option<Stamp>)>,
+    sockets: Sockets,
+    /// The running program was told to make room for its successor.
+    steps_aside: bool,
+    aside: Vec<Aside>,
+}
+
+/// A program that has made room and finishes what it has.
+struct Aside {
+    child: Option<Child>,
+    pid: u32,
+    started: Option<u64>,
+    kill_at: Instant,
+}
+
+impl Aside {
+    fn lives(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => !matches!(child.try_wait(), Ok(Some(_))),
+            None => self.started.is_some() && lock::started(self.pid) == self.started,
+        }
+    }
 }
 
 /// What a person asked for, until the unit changes or it is done.
@@ -99,6 +125,9 @@ impl Kept {
             probing: None,
             probed: None,
             watched,
+            sockets: Sockets::default(),
+            steps_aside: false,
+            aside: Vec::new(),
         }
     }
 
@@ -108,6 +137,10 @@ impl Kept {
             self.watched = watched(&unit);
         }
         self.unit = unit;
+        match &self.unit.keeps_sockets {
+            Some(keeps) => self.sockets.keep_only(&keeps.addresses),
+            None => self.sockets.close(),
+        }
         self.asked = None;
         self.failures = 0;
         self.pause = PAUSE_FIRST;
@@ -126,7 +159,7 @@ impl Kept {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.phase == Phase::Stopped || matches!(self.phase, Phase::Waiting { .. })
+        self.aside.is_empty() && (self.phase == Phase::Stopped || matches!(self.phase, Phase::Waiting { .. }))
     }
 
     pub(super) fn start_now(&mut self) {
@@ -189,14 +222,21 @@ impl Kept {
                 return;
             }
         };
-        let lives = holder.is_some() || self.child.is_some();
+        self.look_at_aside(now, notes);
+        self.keep_sockets(now, notes);
+        if self.steps_aside && holder.is_none() {
+            self.has_stepped_aside(now, notes);
+        }
+        let lives = holder.is_some() || self.child.is_some() || (!self.wants_to_run() && !self.aside.is_empty());
         match self.phase {
             Phase::New | Phase::Stopped if holder.is_some() => self.adopt(folder, holder, notes),
+            Phase::New if !self.wants_to_run() && lives => self.phase = Phase::Stopping { kill_at: now },
             Phase::New if !self.wants_to_run() => self.phase = Phase::Stopped,
             Phase::New => self.start(folder, now, notes),
             Phase::Stopped if self.wants_to_run() => self.phase = Phase::New,
             Phase::Stopped => {}
             Phase::Waiting { .. } if holder.is_some() => self.adopt(folder, holder, notes),
+            Phase::Waiting { .. } if !self.wants_to_run() && lives => self.phase = Phase::Stopping { kill_at: now },
             Phase::Waiting { .. } if !self.wants_to_run() => self.phase = Phase::Stopped,
             Phase::Waiting { until } if now >= until => {
                 self.restarts = self.restarts.saturating_add(1);
@@ -204,7 +244,7 @@ impl Kept {
             }
             Phase::Waiting { .. } => {}
             Phase::Stopping { .. } if !lives => self.is_gone(notes),
-            Phase::Stopping { kill_at } if now >= kill_at => {
+            Phase::Stopping { kill_at } if now >= kill_at && (holder.is_some() || self.child.is_some()) => {
                 notes.say(&format!("{name} did not end in time and is killed"));
                 self.signal(holder, Signal::KILL, true);
                 self.phase = Phase::Stopping { kill_at: now + KILL_EVERY };
@@ -244,9 +284,20 @@ impl Kept {
             self.running.is_none() && now.duration_since(*self.unknown_since.get_or_insert(now)) >= UNKNOWN_FOR;
         let outdated = self.running.is_some() && !self.is_current();
         let restart = self.asked == Some(Asked::Restart) || outdated || unknown;
+        let keeps = self.unit.keeps_sockets.as_ref();
+        self.sockets.look(&name, keeps, pid, now, notes).await;
+        if restart && self.wants_to_run() && self.sockets.are_awaited(keeps, pid, now) {
+            return;
+        }
         if !self.wants_to_run() || (restart && may_roll) {
-            notes.say(&format!("{name} is told to end, pid {pid}"));
-            self.signal(holder, Signal::TERM, false);
+            if self.wants_to_run() && self.sockets.steps_aside(pid) && self.aside.len() < ASIDE_MAX {
+                notes.say(&format!("{name} is told to make room for its successor, pid {pid}"));
+                self.steps_aside = true;
+                self.signal(holder, Signal::USR1, false);
+            } else {
+                notes.say(&format!("{name} is told to end, pid {pid}"));
+                self.signal(holder, Signal::TERM, false);
+            }
             let grace = Duration::from_millis(self.unit.stop_grace_ms);
             self.phase = Phase::Stopping { kill_at: now + grace };
             self.drop_probe();
@@ -323,7 +374,7 @@ impl Kept {
         if self.asked == Some(Asked::Restart) {
             self.asked = None;
         }
-        match spawn(folder, &self.unit) {
+        match spawn(folder, &self.unit, &self.sockets) {
             Ok(child) => {
                 notes.say(&format!("{} is started, pid {}", self.unit.name, child.id()));
                 self.child = Some(child);
@@ -354,12 +405,60 @@ impl Kept {
         self.running = None;
         self.pid = None;
         self.drop_probe();
+        // A program of old binds its ports itself, and cannot while they are kept.
+        if self.failures >= FAILED_STARTS_MAX {
+            self.sockets.close();
+        }
         self.pause_from(now);
     }
 
     fn pause_from(&mut self, now: Instant) {
         self.phase = Phase::Waiting { until: now + self.pause };
         self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+
+    /// Ports are kept for whoever comes next, if somebody does.
+    fn keep_sockets(&mut self, now: Instant, notes: &mut Notes) {
+        if !self.wants_to_run() {
+            self.sockets.close();
+        }
+        let served = matches!(self.phase, Phase::Ready { .. } | Phase::Unready | Phase::Stopping { .. });
+        self.sockets.close_if_unserved(&self.unit.name, served, now, notes);
+    }
+
+    /// It gave its lock up: it has made room, or has ended.
+    fn has_stepped_aside(&mut self, now: Instant, notes: &mut Notes) {
+        self.steps_aside = false;
+        let (child, Some(pid)) = (self.child.take(), self.pid) else { return };
+        let kill_at = now + Duration::from_millis(self.unit.stop_grace_ms);
+        let mut aside = Aside { child, pid, started: lock::started(pid), kill_at };
+        if aside.lives() {
+            notes.say(&format!("{} has made room and finishes what it has, pid {pid}", self.unit.name));
+            self.aside.push(aside);
+            self.running = None;
+            self.pid = None;
+            self.phase = Phase::New;
+        }
+    }
+
+    /// Those who made room end by themselves; for ever they may not take.
+    fn look_at_aside(&mut self, now: Instant, notes: &mut Notes) {
+        let name = &self.unit.name;
+        self.aside.retain_mut(|aside| {
+            if !aside.lives() {
+                notes.say(&format!("{name} that had made room ended, pid {}", aside.pid));
+                return false;
+            }
+            if now >= aside.kill_at
+                && let Some(pid) = i32::try_from(aside.pid).ok().and_then(Pid::from_raw)
+            {
+                notes.say(&format!("{name} that had made room did not end in time and is killed, pid {}", aside.pid));
+                // One that is gone already is what is wanted.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+                aside.kill_at = now + KILL_EVERY;
+            }
+            true
+        });
     }
 
     /// It was told to end and did.
@@ -420,13 +519,16 @@ fn watched(unit: &Unit) -> Vec<(Utf8PathBuf, Option<Stamp>)> {
 }
 
 /// Starts our own program once more, as the child that becomes the unit's program.
-fn spawn(folder: &SiteFolder, unit: &Unit) -> std::io::Result<Child> {
+fn spawn(folder: &SiteFolder, unit: &Unit, sockets: &Sockets) -> std::io::Result<Child> {
     let log = output::open(&unit.log)?;
+    // Open for this child alone: nothing else is started before they are closed here.
+    let handed = sockets.for_child()?;
     // Not by path: the file may have been replaced or removed since this supervisor began.
     Command::new("/proc/self/exe")
         .args(["supervise", "--folder", folder.root().as_str(), "--child", &unit.name])
         .env_clear()
         .envs(clean_environment())
+        .env(sockets::SOCKETS, sockets::numbers(&handed))
         .current_dir(folder.root())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -1,6 +1,7 @@
 //! Unit files: what the supervisor keeps running, checked before anything of it is believed.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
@@ -47,9 +48,22 @@ pub struct Unit {
     /// Files whose change is told by SIGHUP: certificates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub watch: Vec<Utf8PathBuf>,
+    /// Listening sockets that outlive the program, so that clients wait for its successor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeps_sockets: Option<KeepsSockets>,
     /// Whether it should run.
     #[serde(default)]
     pub state: State,
+}
+
+/// Whose listening sockets outlive the program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeepsSockets {
+    /// The Unix socket where the program gives them.
+    pub from: Utf8PathBuf,
+    /// The addresses that it listens on; sockets of others are not kept.
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// Whether a unit should run.
@@ -115,6 +129,11 @@ impl Unit {
                 return Err("`ready` does not name a socket of this site and a plain path".to_owned());
             }
         }
+        if let Some(keeps) = &self.keeps_sockets
+            && (!within(&keeps.from, &folder.sockets()) || keeps.addresses.len() > 8)
+        {
+            return Err("`keeps_sockets` does not name a socket of this site and a few addresses".to_owned());
+        }
         if let Some(file) = self.watch.iter().find(|file| !file.is_absolute()) {
             return Err(format!("`watch` holds `{file}`, which is not an absolute path"));
         }
@@ -176,6 +195,7 @@ mod tests {
             log: folder.log("server-0"),
             group: None,
             watch: Vec::new(),
+            keeps_sockets: Some(KeepsSockets { from: folder.socket("server-0"), addresses: Vec::new() }),
             state: State::Running,
         };
         change(&mut unit);
@@ -190,7 +210,8 @@ mod tests {
 
     #[test]
     fn hostile_units_are_refused() {
-        let cases: [fn(&mut Unit); 9] = [
+        let cases: [fn(&mut Unit); 10] = [
+            |unit| unit.keeps_sockets.as_mut().unwrap().from = "/run/docker.sock".into(),
             |unit| unit.name = "other".to_owned(),
             |unit| unit.argv.clear(),
             |unit| unit.argv[0] = "sh".to_owned(),

@@ -13,7 +13,7 @@ use crate::layout::SiteFolder;
 use crate::lock;
 use crate::marker::Marker;
 use crate::spec::{OnConfig, ProcessSpec};
-use crate::supervise::{self, Ask, PhaseName, Running, State, Unit, UnitStatus, output};
+use crate::supervise::{self, Ask, KeepsSockets, PhaseName, Running, State, Unit, UnitStatus, output};
 
 /// A program that ended this often since its unit changed will not come up by itself.
 const FAILURES_MAX: u32 = 5;
@@ -158,6 +158,8 @@ fn unit(folder: &SiteFolder, spec: &ProcessSpec, operation: u64, lineage: &str) 
     argv.extend(["--config".to_owned(), folder.join(&spec.config).into_string()]);
     let restarts = spec.on_config == OnConfig::Restart;
     let config = restarts.then_some(&spec.config_sha256);
+    // Only who has addresses of its own has clients that would be refused.
+    let addresses = spec.bound_addresses();
     let what_runs = json!({ "argv": argv, "program": spec.program_sha256, "config": config, "inputs": spec.inputs });
     Unit {
         name: spec.unit.clone(),
@@ -173,6 +175,7 @@ fn unit(folder: &SiteFolder, spec: &ProcessSpec, operation: u64, lineage: &str) 
         log: folder.log(&spec.unit),
         group: spec.group.clone(),
         watch: spec.watch.clone(),
+        keeps_sockets: (!addresses.is_empty()).then(|| KeepsSockets { from: spec.ready.at(folder).unix, addresses }),
         state: State::Running,
     }
 }
@@ -285,6 +288,19 @@ mod tests {
             assert_ne!(digests(case), before);
         }
         assert_eq!(digests(|spec| spec["stop_grace_ms"] = json!(2)), before);
+    }
+
+    #[test]
+    fn sockets_are_kept_of_whoever_has_addresses_of_its_own() {
+        let folder = SiteFolder::at(Utf8Path::new("/s"));
+        let keeps = |change: fn(&mut Value)| unit(&folder, &spec(change), 1, "l").keeps_sockets;
+        assert_eq!(keeps(|_| {}), None, "a replica has none");
+        let kept = keeps(|spec| {
+            spec["inputs"] = json!({"listen": "0.0.0.0:8443", "metrics_listen": "127.0.0.1:9090", "tls": true});
+            spec["ready"]["socket"] = json!("gateway-admin");
+        });
+        let addresses = ["0.0.0.0:8443", "127.0.0.1:9090"].map(|address| address.parse().unwrap()).to_vec();
+        assert_eq!(kept, Some(KeepsSockets { from: folder.socket("gateway-admin"), addresses }));
     }
 
     #[test]

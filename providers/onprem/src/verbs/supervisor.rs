@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal};
-use serde_json::Map;
+use serde_json::{Map, Value};
 use textnlp_provider::{Error, Handle, Health, Progress, Result, Sort};
 
 use super::{Look, Seen, Supervisor, Work};
@@ -19,18 +19,48 @@ const UP_WITHIN_MS: u64 = 15_000;
 const ADOPTED_WITHIN_MS: u64 = 5_000;
 /// One that was asked to leave and does not is told by a signal.
 const GONE_WITHIN_MS: u64 = 5_000;
+/// The step in which a supervisor of another version leaves.
+const REPLACE: &str = "replace";
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let cloud_id = work.folder.cloud_id("run/supervisor.lock")?;
     work.claim(&cloud_id, Map::new())?;
-    begun(work)
+    begun(work).await
 }
 
-fn begun(work: &Work<'_>) -> Result<Progress> {
+async fn begun(work: &Work<'_>) -> Result<Progress> {
     if holder(work)?.is_none() {
         start(work)?;
+    } else if let Some(version) = other_version(work).await {
+        let _ = supervise::ask(work.folder.root(), &Ask::Shutdown).await;
+        let says = format!("the supervisor of version {version} leaves; its programs go on");
+        return Ok(work.pending(work.onprem.waiting().begin(REPLACE), says));
     }
     Ok(work.pending(work.onprem.waiting().begin("start"), "the supervisor begins"))
+}
+
+/// The version of a supervisor that runs and is not of this program.
+async fn other_version(work: &Work<'_>) -> Option<String> {
+    match Supervisor::of(&work.folder).await {
+        Supervisor::Runs(status) => Some(status.version).filter(|version| version != supervise::VERSION),
+        Supervisor::Stopped | Supervisor::Silent(_) => None,
+    }
+}
+
+/// Another version was asked to leave: ours begins when its lock is free.
+async fn replacing(work: &Work<'_>, handle: &Handle, waited: Option<u64>) -> Result<Progress> {
+    match (holder(work)?, waited) {
+        (None, _) | (Some(_), None) => begun(work).await,
+        // Somebody else started ours meanwhile.
+        (Some(_), Some(_)) if matches!(Supervisor::of(&work.folder).await, Supervisor::Runs(s) if s.version == supervise::VERSION) => {
+            begun(work).await
+        }
+        (Some(pid), Some(waited)) if waited > GONE_WITHIN_MS => {
+            signal(pid, if waited > 2 * GONE_WITHIN_MS { Signal::KILL } else { Signal::TERM });
+            Ok(work.pending(handle.0.clone(), "the supervisor of another version leaves"))
+        }
+        (Some(_), Some(_)) => Ok(work.pending(handle.0.clone(), "the supervisor of another version leaves")),
+    }
 }
 
 /// Starts it detached: it makes a session of its own as its first act. When two are started, the lock lets one stay.
@@ -60,10 +90,13 @@ fn start(work: &Work<'_>) -> Result<()> {
 
 pub(super) async fn starting(work: &Work<'_>, handle: &Handle) -> Result<Progress> {
     let waited = work.onprem.waiting().waited_ms(handle);
+    if handle.0.get("step").and_then(Value::as_str) == Some(REPLACE) {
+        return replacing(work, handle, waited).await;
+    }
     match (Supervisor::of(&work.folder).await, waited) {
         // Whoever started it may have died before it came up, and it with them: it is started where nobody holds its lock.
-        (Supervisor::Stopped | Supervisor::Silent(_), None) => begun(work),
-        (Supervisor::Runs(status), None) if looks_at_adopted(&status) => begun(work),
+        (Supervisor::Stopped | Supervisor::Silent(_), None) => begun(work).await,
+        (Supervisor::Runs(status), None) if looks_at_adopted(&status) => begun(work).await,
         (Supervisor::Runs(status), Some(waited)) if waited < ADOPTED_WITHIN_MS && looks_at_adopted(&status) => {
             Ok(work.pending(handle.0.clone(), "the supervisor looks at the processes that it found running"))
         }
@@ -100,11 +133,7 @@ pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progres
     if let Some(pid) = holder(work)? {
         let Some(waited) = work.onprem.waiting().waited_ms(handle) else { return remove(work).await };
         if waited > GONE_WITHIN_MS {
-            let signal = if waited > 2 * GONE_WITHIN_MS { Signal::KILL } else { Signal::TERM };
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                // It may be gone by now, which is what is wanted.
-                let _ = rustix::process::kill_process(pid, signal);
-            }
+            signal(pid, if waited > 2 * GONE_WITHIN_MS { Signal::KILL } else { Signal::TERM });
         }
         return Ok(work.pending(handle.0.clone(), "the supervisor leaves"));
     }
@@ -114,6 +143,13 @@ pub(super) async fn stopping(work: &Work<'_>, handle: &Handle) -> Result<Progres
     }
     work.forget()?;
     Ok(Progress::Done(last))
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may be gone by now, which is what is wanted.
+        let _ = rustix::process::kill_process(pid, signal);
+    }
 }
 
 fn holder(work: &Work<'_>) -> Result<Option<u32>> {

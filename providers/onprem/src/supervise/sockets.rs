@@ -1,0 +1,400 @@
+//! The listening sockets of a program, kept so that a connection waits for the program's successor instead of being refused.
+//!
+//! The program gives them when it is asked (see `gateway/handover.rs` of the server), and its successor finds them open. A program that
+//! knows nothing of this is started and ended as ever.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use serde::Deserialize;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+use super::output::Notes;
+use super::unit::KeepsSockets;
+
+/// What the next program is told: for whom what follows is, the numbers of its sockets, and that of the file whose lock it holds.
+pub(super) const PROCESS: &str = "TEXTNLP_HANDED_PROCESS";
+pub(super) const SOCKETS: &str = "TEXTNLP_HANDED_SOCKETS";
+pub(super) const LOCK: &str = "TEXTNLP_HANDED_LOCK";
+
+/// A program that serves answers at once.
+const WITHIN: Duration = Duration::from_secs(2);
+/// A head and one short line.
+const ANSWER_MAX: usize = 8 << 10;
+/// The kernel closes what is given beyond.
+const SOCKETS_MAX: usize = 8;
+/// Between two questions to a program that did not answer.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+/// A restart waits no longer for the answer.
+const AWAITED_FOR: Duration = Duration::from_secs(5);
+/// Without a program for so long there is none to wait for: clients are refused, as they should be.
+const UNSERVED_MAX: Duration = Duration::from_secs(60);
+
+/// The sockets of one unit.
+#[derive(Default)]
+pub(super) struct Sockets {
+    kept: Vec<TcpListener>,
+    asked: Option<AskedOf>,
+    unserved_since: Option<Instant>,
+}
+
+/// What became of the question to one process.
+struct AskedOf {
+    pid: u32,
+    since: Instant,
+    last: Option<Instant>,
+    asking: Option<JoinHandle<Result<Given, Refused>>>,
+    answered: bool,
+    steps_aside: bool,
+    told: bool,
+}
+
+/// What a program gave.
+#[derive(Debug)]
+struct Given {
+    sockets: Vec<TcpListener>,
+    steps_aside: bool,
+}
+
+/// Why it gave nothing.
+#[derive(Debug)]
+enum Refused {
+    /// It will not, however often it is asked.
+    Never(String),
+    /// It may later.
+    Now(String),
+}
+
+impl Drop for AskedOf {
+    fn drop(&mut self) {
+        if let Some(asking) = self.asking.take() {
+            asking.abort();
+        }
+    }
+}
+
+impl Sockets {
+    /// Asks the process that runs now, once it can answer.
+    pub(super) async fn look(
+        &mut self,
+        name: &str,
+        keeps: Option<&KeepsSockets>,
+        pid: u32,
+        now: Instant,
+        notes: &mut Notes,
+    ) {
+        let Some(keeps) = keeps else { return };
+        let asked = match &mut self.asked {
+            Some(asked) if asked.pid == pid => asked,
+            other => other.insert(AskedOf {
+                pid,
+                since: now,
+                last: None,
+                asking: None,
+                answered: false,
+                steps_aside: false,
+                told: false,
+            }),
+        };
+        if let Some(asking) = asked.asking.take_if(|asking| asking.is_finished()) {
+            match asking.await {
+                Ok(Ok(given)) => {
+                    asked.answered = true;
+                    asked.steps_aside = given.steps_aside;
+                    self.kept = given.sockets;
+                    self.keep_only(&keeps.addresses);
+                    notes.say(&format!("{name} shares {} listening sockets, which outlive it", self.kept.len()));
+                }
+                Ok(Err(Refused::Never(why))) => {
+                    asked.answered = true;
+                    self.kept.clear();
+                    notes.say(&format!("{name} does not share its listening sockets: {why}"));
+                }
+                Ok(Err(Refused::Now(why))) if !asked.told && now.duration_since(asked.since) >= AWAITED_FOR => {
+                    asked.told = true;
+                    notes.say(&format!("{name} does not share its listening sockets yet: {why}"));
+                }
+                Ok(Err(Refused::Now(_))) | Err(_) => {}
+            }
+            return;
+        }
+        if !asked.answered && asked.asking.is_none() && asked.last.is_none_or(|at| now.duration_since(at) >= ASK_EVERY)
+        {
+            asked.last = Some(now);
+            let keeps = keeps.clone();
+            asked.asking = Some(tokio::spawn(async move { ask(&keeps).await }));
+        }
+    }
+
+    /// Whether a process that should go may still give its sockets.
+    pub(super) fn are_awaited(&self, keeps: Option<&KeepsSockets>, pid: u32, now: Instant) -> bool {
+        keeps.is_some()
+            && self.asked.as_ref().is_none_or(|asked| {
+                asked.pid != pid || (!asked.answered && now.duration_since(asked.since) < AWAITED_FOR)
+            })
+    }
+
+    /// Whether a process makes room for its successor before it has ended.
+    pub(super) fn steps_aside(&self, pid: u32) -> bool {
+        !self.kept.is_empty() && self.asked.as_ref().is_some_and(|asked| asked.pid == pid && asked.steps_aside)
+    }
+
+    /// Closes the sockets of addresses that are wanted no longer.
+    pub(super) fn keep_only(&mut self, addresses: &[SocketAddr]) {
+        self.kept.retain(|socket| socket.local_addr().is_ok_and(|address| addresses.contains(&address)));
+    }
+
+    /// Frees the ports.
+    pub(super) fn close(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Frees the ports of a program that does not come back.
+    pub(super) fn close_if_unserved(&mut self, name: &str, served: bool, now: Instant, notes: &mut Notes) {
+        if served || self.kept.is_empty() {
+            self.unserved_since = None;
+        } else if now.duration_since(*self.unserved_since.get_or_insert(now)) >= UNSERVED_MAX {
+            notes.say(&format!("{name} does not come back: its ports are free until it does"));
+            self.close();
+        }
+    }
+
+    /// Copies for a child. They stay open over its `exec`, so they must be dropped as soon as it has been started.
+    pub(super) fn for_child(&self) -> io::Result<Vec<OwnedFd>> {
+        self.kept.iter().map(|socket| Ok(rustix::io::dup(socket)?)).collect()
+    }
+}
+
+/// The numbers as the child reads them.
+pub(super) fn numbers(sockets: &[OwnedFd]) -> String {
+    sockets.iter().map(|socket| socket.as_raw_fd().to_string()).collect::<Vec<_>>().join(",")
+}
+
+async fn ask(keeps: &KeepsSockets) -> Result<Given, Refused> {
+    match tokio::time::timeout(WITHIN, exchange(keeps)).await {
+        Ok(Ok(answer)) => answer.given(),
+        Ok(Err(error)) => Err(Refused::Now(error.to_string())),
+        Err(_) => Err(Refused::Now(format!("no answer within {} s", WITHIN.as_secs()))),
+    }
+}
+
+/// The bytes and what came beside them.
+struct Answer {
+    text: String,
+    sockets: Vec<OwnedFd>,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    sockets: Vec<SocketAddr>,
+    #[serde(default)]
+    steps_aside: bool,
+}
+
+async fn exchange(keeps: &KeepsSockets) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(&keeps.from).await?;
+    if stream.peer_cred()?.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let request = "GET /sockets HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: textnlp-sockets\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let (mut bytes, mut sockets) = (Vec::new(), Vec::new());
+    while !is_whole(&bytes) {
+        let got = stream.async_io(Interest::READABLE, || receive(&stream, &mut sockets)).await?;
+        if got.is_empty() {
+            break;
+        }
+        bytes.extend_from_slice(&got);
+        if bytes.len() > ANSWER_MAX {
+            return Err(io::Error::other("the answer is too long"));
+        }
+    }
+    Ok(Answer { text: String::from_utf8_lossy(&bytes).into_owned(), sockets })
+}
+
+fn receive(stream: &UnixStream, sockets: &mut Vec<OwnedFd>) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; 1024];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut buffer)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            sockets.extend(fds);
+        }
+    }
+    if sockets.len() > SOCKETS_MAX {
+        return Err(io::Error::other("too many sockets"));
+    }
+    Ok(buffer[..got.bytes].to_vec())
+}
+
+/// A refusal, or the head and the line behind it.
+fn is_whole(bytes: &[u8]) -> bool {
+    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+    !bytes.starts_with(b"HTTP/1.1 101 ") || bytes[end + 4..].contains(&b'\n')
+}
+
+impl Answer {
+    fn given(self) -> Result<Given, Refused> {
+        let later = |why: &str| Err(Refused::Now(why.to_owned()));
+        let Some((head, rest)) = self.text.split_once("\r\n\r\n") else { return later("its answer is cut") };
+        if !head.starts_with("HTTP/1.1 101 ") {
+            let status: String = head.chars().take_while(|c| !c.is_control()).take(60).collect();
+            return Err(Refused::Never(format!("it answers `{status}`")));
+        }
+        let Ok(line) = serde_json::from_str::<Line>(rest) else { return later("its answer is garbage") };
+        if line.sockets.len() != self.sockets.len() {
+            return later("it names other sockets than it gives");
+        }
+        let mut sockets = Vec::new();
+        for (address, socket) in line.sockets.into_iter().zip(self.sockets) {
+            let listens = rustix::net::sockopt::socket_acceptconn(&socket).unwrap_or(false);
+            let socket = TcpListener::from(socket);
+            if !listens || socket.local_addr().ok() != Some(address) {
+                return later("a socket is not what it says");
+            }
+            sockets.push(socket);
+        }
+        Ok(Given { sockets, steps_aside: line.steps_aside })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use camino::{Utf8Path, Utf8PathBuf};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+    use std::io::{IoSlice, Read};
+    use std::os::fd::AsFd;
+
+    /// Answers once per answer given, with all sockets beside the last bytes.
+    fn program(path: &Utf8Path, answers: Vec<(String, Vec<OwnedFd>)>) -> std::thread::JoinHandle<()> {
+        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        std::thread::spawn(move || {
+            for (text, sockets) in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 1024];
+                let length = stream.read(&mut request).unwrap();
+                assert!(request[..length].starts_with(b"GET /sockets "));
+                let (head, rest) = text.split_at(text.find("\r\n\r\n").map_or(0, |at| at + 4));
+                std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+                let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+                let mut beside = SendAncillaryBuffer::new(&mut space);
+                assert!(fds.is_empty() || beside.push(SendAncillaryMessage::ScmRights(&fds)));
+                if !rest.is_empty() {
+                    rustix::net::sendmsg(&stream, &[IoSlice::new(rest.as_bytes())], &mut beside, SendFlags::NOSIGNAL)
+                        .unwrap();
+                }
+            }
+        })
+    }
+
+    const HEAD: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\r\n";
+
+    async fn given(text: String, sockets: Vec<OwnedFd>) -> Result<Given, Refused> {
+        let dir = tempfile::tempdir().unwrap();
+        let from = Utf8PathBuf::from_path_buf(dir.path().join("admin.sock")).unwrap();
+        let program = program(&from, vec![(text, sockets)]);
+        let answer = ask(&KeepsSockets { from, addresses: Vec::new() }).await;
+        program.join().unwrap();
+        answer
+    }
+
+    fn listener() -> (SocketAddr, TcpListener) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        (socket.local_addr().unwrap(), socket)
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_given_listens_when_its_program_has_ended() {
+        let (address, socket) = listener();
+        let text = format!("{HEAD}{{\"sockets\":[\"{address}\"],\"steps_aside\":true}}\n");
+        let given = given(text, vec![socket.into()]).await.unwrap();
+        assert!(given.steps_aside);
+        std::net::TcpStream::connect(address).unwrap();
+        let mut sockets = Sockets { kept: given.sockets, ..Sockets::default() };
+        let copies = sockets.for_child().unwrap();
+        let flags = rustix::io::fcntl_getfd(&copies[0]).unwrap();
+        assert!(!flags.contains(rustix::io::FdFlags::CLOEXEC), "a child finds it open");
+        assert_eq!(numbers(&copies), copies[0].as_raw_fd().to_string());
+        let flags = rustix::io::fcntl_getfd(&sockets.kept[0]).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "other children do not");
+        drop(copies);
+        sockets.keep_only(&[address]);
+        std::net::TcpStream::connect(address).unwrap();
+        sockets.keep_only(&[([127, 0, 0, 1], 1).into()]);
+        std::net::TcpStream::connect(address).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn garbage_is_refused_and_closed() {
+        let (address, socket) = listener();
+        let (other, _held) = listener();
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let copy = || OwnedFd::from(socket.try_clone().unwrap());
+        let line = |addresses: &str| format!("{HEAD}{{\"sockets\":[{addresses}],\"steps_aside\":true}}\n");
+        let local = client.local_addr().unwrap();
+        let cases: [(String, Vec<OwnedFd>); 8] = [
+            (line(&format!("\"{other}\"")), vec![copy()]),
+            (line(""), vec![copy()]),
+            (line(&format!("\"{address}\"")), vec![]),
+            (line(&format!("\"{local}\"")), vec![client.try_clone().unwrap().into()]),
+            (line("\"0.0.0.0:0\""), vec![std::fs::File::open("/dev/null").unwrap().into()]),
+            (format!("{HEAD}sockets\n"), vec![copy()]),
+            (format!("{HEAD}{{\"sockets\":[\"{address}\"]"), vec![copy()]),
+            (line(&vec![format!("\"{address}\""); 9].join(",")), (0..9).map(|_| copy()).collect()),
+        ];
+        for (number, (text, fds)) in cases.into_iter().enumerate() {
+            assert!(matches!(given(text, fds).await, Err(Refused::Now(_))), "case {number}");
+        }
+        drop((socket, client));
+        std::net::TcpStream::connect(address).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_program_that_knows_nothing_of_this_is_not_asked_again() {
+        let old = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+        assert!(matches!(given(old.to_owned(), vec![]).await, Err(Refused::Never(_))));
+        assert!(matches!(given(String::new(), vec![]).await, Err(Refused::Now(_))), "one that dies is");
+    }
+
+    #[tokio::test]
+    async fn a_program_is_asked_once_and_its_successor_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = Utf8PathBuf::from_path_buf(dir.path().join("admin.sock")).unwrap();
+        let mut notes = Notes::open(Utf8PathBuf::from_path_buf(dir.path().join("log")).unwrap());
+        let (address, socket) = listener();
+        let text = format!("{HEAD}{{\"sockets\":[\"{address}\"],\"steps_aside\":true}}\n");
+        let both = [socket.try_clone().unwrap(), socket].map(|socket| (text.clone(), vec![socket.into()]));
+        let program = program(&from, both.into());
+        let keeps = KeepsSockets { from, addresses: vec![address] };
+        let mut sockets = Sockets::default();
+        for pid in [7, 8] {
+            assert!(sockets.are_awaited(Some(&keeps), pid, Instant::now()));
+            while sockets.are_awaited(Some(&keeps), pid, Instant::now()) {
+                assert!(!sockets.steps_aside(pid));
+                sockets.look("gateway", Some(&keeps), pid, Instant::now(), &mut notes).await;
+                tokio::task::yield_now().await;
+            }
+            assert!(sockets.steps_aside(pid) && !sockets.steps_aside(pid + 1));
+            sockets.look("gateway", Some(&keeps), pid, Instant::now(), &mut notes).await;
+            assert!(sockets.asked.as_ref().unwrap().asking.is_none(), "it has answered");
+            assert_eq!(sockets.kept.len(), 1);
+        }
+        program.join().unwrap();
+        let now = Instant::now();
+        sockets.close_if_unserved("gateway", false, now, &mut notes);
+        sockets.close_if_unserved("gateway", true, now + UNSERVED_MAX, &mut notes);
+        sockets.close_if_unserved("gateway", false, now + UNSERVED_MAX, &mut notes);
+        std::net::TcpStream::connect(address).unwrap();
+        sockets.close_if_unserved("gateway", false, now + 2 * UNSERVED_MAX, &mut notes);
+        std::net::TcpStream::connect(address).unwrap_err();
+    }
+}
