@@ -104,6 +104,24 @@ fn broken(bytes: &[u8]) -> Vec<Broken> {
             h[100..107].copy_from_slice(b"0004755")
         }),
     ]);
+    // A manifest that wants out: as long as the path that it takes the place of.
+    let path = config.name.clone().into_bytes();
+    let named =
+        manifest.data + bytes[manifest.data..].windows(path.len()).position(|w| w == path).expect("it is listed");
+    let lie = |name: &'static str, begin: &'static [u8]| {
+        let mut liar = path.clone();
+        liar[..begin.len()].copy_from_slice(begin);
+        Broken {
+            name,
+            change: Box::new(move |copy: &mut Vec<u8>| copy[named..named + liar.len()].copy_from_slice(&liar)),
+            says: &["manifest.json"],
+        }
+    };
+    all.extend([
+        lie("a manifest with a path that climbs", b"../../"),
+        lie("a manifest with an absolute path", b"/etc/x/"),
+        lie("a manifest with a path of its own", b"sudoers/"),
+    ]);
     all
 }
 

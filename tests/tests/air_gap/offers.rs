@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use textnlp_tests::{said, signal};
 
-use crate::stage::{Stage, advisories, has, names, tool};
+use crate::stage::{Goods, Stage, advisories, has, names, other_model, tool};
 
 const CRITICAL: &str = "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H";
 const LOW: &str = "CVSS:3.1/AV:L/AC:H/PR:H/UI:R/S:U/C:L/I:N/A:N";
@@ -122,9 +122,41 @@ fn scan_finds_what_is_known_and_its_gate_obeys() {
     let current = stage.root().join("current");
     let folder = stage.json(3, &["bundle", "scan", current.as_str(), "--fail-on", "low"]);
     names(&folder.to_string(), &["RUSTSEC-2025-9999"]);
+    // As older scripts want it: a file for each image, and one report of them all.
+    stage.run(&["bundle", "scan", "b.tar", "--out", "each", "--per-image"]).expect(0);
+    let each = stage.sandbox.files(&stage.made().join("each"));
+    let of_images: Vec<_> = each.iter().filter(|f| f.starts_with("scan_") && f.contains("textnlp")).collect();
+    assert!(of_images.len() == 1 && each.contains(&"scan_configs.json".to_owned()), "{each:?}");
+    let together = stage.json(0, &["bundle", "scan", "--reports", "each/scan_*.json", "--out", "together"]);
+    assert!(together["reports"].as_array().is_some_and(|r| r.len() == 2), "{together:#}");
     let nowhere = stage.run(&["bundle", "scan", "nowhere.tar"]);
     assert!([1, 2].contains(&nowhere.exit));
     names(&nowhere.err, &["nowhere.tar"]);
+}
+
+#[test]
+fn models_go_and_come_as_the_zip_files_of_older_sites() {
+    let goods = Goods::get();
+    let stage = Stage::new("zip");
+    let (old, new) = (stage.made().join("old/models"), other_model(&stage, &goods.first));
+    said(stage.other("cp", &["-r", new.parent().unwrap().as_str(), "there"]).output().unwrap()).expect(0);
+    std::fs::create_dir_all(&old).unwrap();
+    let zip = ["bundle", "update", "zip", "textnlp-tiny", "nobody", "--models", "there", "--out", "models.zip"];
+    let made = stage.json(0, &zip);
+    assert_eq!(made["skipped"], json!(["nobody"]), "{made:#}");
+    let unzip = || stage.json(0, &["bundle", "update", "unzip", "models.zip", "--models", old.as_str()]);
+    assert_eq!(unzip()["added"], json!(["textnlp-tiny"]));
+    assert_eq!(unzip()["unchanged"], json!(["textnlp-tiny"]));
+    let weights = old.join("textnlp-tiny/model.safetensors");
+    assert!(std::fs::read(&weights).unwrap() == std::fs::read(new.join("model.safetensors")).unwrap());
+    let mut bytes = std::fs::read(stage.made().join("models.zip")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(stage.made().join("models.zip"), bytes).unwrap();
+    std::fs::write(&weights, "mine").unwrap();
+    let refused = stage.run(&["bundle", "update", "unzip", "models.zip", "--models", old.as_str()]).expect(1);
+    names(&refused.err, &["models.zip", "error: "]);
+    assert_eq!(std::fs::read_to_string(&weights).unwrap(), "mine", "nothing is replaced before all of it was compared");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The same things make the same file, whoever makes it, wherever and whenever.
 
+use std::os::unix::fs::PermissionsExt;
+
 use textnlp_tests::{program, said};
 
 use crate::stage::{Goods, NAME, Stage, names, other_model};
@@ -68,6 +70,33 @@ fn what_cannot_become_a_bundle_is_refused_before_anything_is_written() {
     names(&nowhere.err, &["no/such/folder", "mkdir -p no/such/folder"]);
     let unknown = stage.run(&["bundle", "create", "--env", "iland", "--out", "out.tar"]).expect(2);
     names(&unknown.err, &["iland", "island"]);
+}
+
+#[test]
+fn a_damaged_cache_makes_no_bundle() {
+    let stage = Stage::new("cache");
+    let create = ["bundle", "create", "--env", NAME, "--no-server-image", "--out", "out.tar"];
+    stage.run(&create).expect(0);
+    let cached = stage.sandbox.files(&stage.made()).into_iter().find(|f| f.ends_with("model.safetensors"));
+    let cached = stage.made().join(cached.expect("models are cached beside their environments"));
+    let mut bytes = std::fs::read(&cached).unwrap();
+    let times = std::fs::metadata(&cached).unwrap().modified().unwrap();
+    bytes[100_000] ^= 1;
+    let mode = PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(&cached, mode).unwrap();
+    std::fs::write(&cached, bytes).unwrap();
+    std::fs::File::options().write(true).open(&cached).unwrap().set_modified(times).unwrap();
+    let refused = stage.run(&[&create[..], &["--offline"]].concat());
+    if refused.exit == 0 {
+        // The model comes with the program, and may be unpacked again: then it is whole.
+        stage.run(&["bundle", "install", "out.tar", "--no-up", "--root", stage.root().as_str()]).expect(0);
+        let installed = std::fs::read(stage.root().join("current/models/textnlp-tiny/model.safetensors")).unwrap();
+        assert!(installed != std::fs::read(&cached).unwrap(), "a damaged model was sealed");
+        return;
+    }
+    assert_eq!(refused.exit, 1, "{refused:?}");
+    names(&refused.err, &["models/textnlp-tiny/model.safetensors", "hint: "]);
+    assert!(!stage.made().join("out.tar").exists());
 }
 
 #[test]
