@@ -6,14 +6,13 @@ use camino::Utf8Path;
 #[derive(Clone, Debug)]
 pub struct Member {
     pub name: String,
-    pub header: usize,
     pub data: usize,
     pub size: usize,
 }
 
 /// All members of an archive.
 pub fn members(bytes: &[u8]) -> Vec<Member> {
-    let (mut at, mut found, mut begins, mut longer) = (0, Vec::new(), 0, None);
+    let (mut at, mut found, mut longer) = (0, Vec::new(), None);
     while at + 512 <= bytes.len() && bytes[at] != 0 {
         let header = &bytes[at..at + 512];
         let text = |from: usize, length: usize| {
@@ -29,8 +28,7 @@ pub fn members(bytes: &[u8]) -> Vec<Member> {
         } else {
             let prefix = text(345, 155);
             let short = if prefix.is_empty() { text(0, 100) } else { format!("{prefix}/{}", text(0, 100)) };
-            found.push(Member { name: longer.take().unwrap_or(short), header: begins, data, size });
-            begins = next;
+            found.push(Member { name: longer.take().unwrap_or(short), data, size });
         }
         at = next;
     }
