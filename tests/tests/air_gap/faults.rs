@@ -414,6 +414,7 @@ fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     let full = install().expect(1);
     names(&full.err, &[&small.1, "bytes free", "are needed", "hint: free some bytes"]);
     assert!(small.call(&["-o", "remount,size=600m,nr_inodes=8"]));
+    assert!(!full.err.contains("--state-dir"), "the flag of an install is --root: {}", full.err);
     let inodes = install().expect(1);
     names(&inodes.err, &["inodes free", "hint: free some inodes"]);
     assert!(small.call(&["-o", "remount,ro,nr_inodes=10000"]));
