@@ -13,10 +13,13 @@ const PROGRAM: &str =
     if cfg!(target_arch = "aarch64") { "bin/linux-arm64/textnlp-deploy" } else { "bin/linux-amd64/textnlp-deploy" };
 const WEIGHTS: &str = "models/textnlp-tiny/model.safetensors";
 
+/// What was done to it.
+type Change = Box<dyn Fn(&mut Vec<u8>)>;
+
 /// A bundle that somebody or something changed; what must be said of it.
 struct Broken {
     name: &'static str,
-    change: Box<dyn Fn(&mut Vec<u8>)>,
+    change: Change,
     says: &'static [&'static str],
 }
 
