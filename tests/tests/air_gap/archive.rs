@@ -4,14 +4,14 @@ use camino::Utf8Path;
 
 /// A member and where it stands.
 #[derive(Clone, Debug)]
-pub struct Member {
-    pub name: String,
-    pub data: usize,
-    pub size: usize,
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) data: usize,
+    pub(crate) size: usize,
 }
 
 /// All members of an archive.
-pub fn members(bytes: &[u8]) -> Vec<Member> {
+pub(crate) fn members(bytes: &[u8]) -> Vec<Member> {
     let (mut at, mut found, mut longer) = (0, Vec::new(), None);
     while at + 512 <= bytes.len() && bytes[at] != 0 {
         let header = &bytes[at..at + 512];
@@ -37,13 +37,13 @@ pub fn members(bytes: &[u8]) -> Vec<Member> {
 
 /// The member of a name.
 #[track_caller]
-pub fn member(bytes: &[u8], name: &str) -> Member {
+pub(crate) fn member(bytes: &[u8], name: &str) -> Member {
     let all = members(bytes);
     all.iter().find(|m| m.name == name).cloned().unwrap_or_else(|| panic!("no {name} in {all:?}"))
 }
 
 /// Writes a copy that was changed.
-pub fn changed(bytes: &[u8], to: &Utf8Path, change: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn changed(bytes: &[u8], to: &Utf8Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut copy = bytes.to_vec();
     change(&mut copy);
     std::fs::write(to, copy).unwrap();

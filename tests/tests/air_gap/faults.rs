@@ -13,7 +13,7 @@ const PROGRAM: &str =
     if cfg!(target_arch = "aarch64") { "bin/linux-arm64/textnlp-deploy" } else { "bin/linux-amd64/textnlp-deploy" };
 const WEIGHTS: &str = "models/textnlp-tiny/model.safetensors";
 
-/// What happens to the bytes.
+/// What was done to it.
 type Change = Box<dyn Fn(&mut Vec<u8>)>;
 
 /// A bundle that somebody or something changed; what must be said of it.
@@ -417,6 +417,7 @@ fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     let full = install().expect(1);
     names(&full.err, &[&small.1, "bytes free", "are needed", "hint: free some bytes"]);
     assert!(small.call(&["-o", "remount,size=600m,nr_inodes=8"]));
+    assert!(!full.err.contains("--state-dir"), "the flag of an install is --root: {}", full.err);
     let inodes = install().expect(1);
     names(&inodes.err, &["inodes free", "hint: free some inodes"]);
     assert!(small.call(&["-o", "remount,ro,nr_inodes=10000"]));

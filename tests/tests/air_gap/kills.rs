@@ -13,7 +13,7 @@ fn seed() -> u64 {
     let seed = seed.unwrap_or_else(|| {
         u64::from(std::process::id()) ^ u64::from(std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.subsec_nanos()))
     });
-    println!("TEXTNLP_TEST_SEED={seed}");
+    eprintln!("TEXTNLP_TEST_SEED={seed}");
     seed
 }
 

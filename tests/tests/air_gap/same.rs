@@ -87,13 +87,6 @@ fn a_damaged_cache_makes_no_bundle() {
     std::fs::write(&cached, bytes).unwrap();
     std::fs::File::options().write(true).open(&cached).unwrap().set_modified(times).unwrap();
     let refused = stage.run(&[&create[..], &["--offline"]].concat());
-    if refused.exit == 0 {
-        // The model comes with the program, and may be unpacked again: then it is whole.
-        stage.run(&["bundle", "install", "out.tar", "--no-up", "--root", stage.root().as_str()]).expect(0);
-        let installed = std::fs::read(stage.root().join("current/models/textnlp-tiny/model.safetensors")).unwrap();
-        assert!(installed != std::fs::read(&cached).unwrap(), "a damaged model was sealed");
-        return;
-    }
     assert_eq!(refused.exit, 1, "{refused:?}");
     names(&refused.err, &["models/textnlp-tiny/model.safetensors", "hint: "]);
     assert!(!stage.made().join("out.tar").exists());

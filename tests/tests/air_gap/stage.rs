@@ -8,18 +8,18 @@ use serde_json::{Value, json};
 use textnlp_tests::{Said, Sandbox, eventually, http, program, said};
 
 /// The environment of most stories: plain HTTP, so that the plainest of clients can count answers, with keys, and data that is kept.
-pub const NAME: &str = "island";
+pub(crate) const NAME: &str = "island";
 const ISLAND: &str = "extends: development\nenvironment: island\ndescription: An island without a cable\ndata: protected\n\
                       server:\n  security: { api_keys_enabled: true, rate_limit: 1000000/hour }\n";
 
 /// A folder to make bundles in, and a root to install them in.
-pub struct Stage {
-    pub sandbox: Sandbox,
+pub(crate) struct Stage {
+    pub(crate) sandbox: Sandbox,
     root: Utf8PathBuf,
 }
 
 impl Stage {
-    pub fn new(name: &str) -> Stage {
+    pub(crate) fn new(name: &str) -> Stage {
         let sandbox = Sandbox::new(name);
         for folder in ["made/environments", "home", "site"] {
             std::fs::create_dir_all(sandbox.folder().join(folder)).unwrap();
@@ -30,23 +30,23 @@ impl Stage {
     }
 
     /// The folder where bundles are made; commands run here.
-    pub fn made(&self) -> Utf8PathBuf {
+    pub(crate) fn made(&self) -> Utf8PathBuf {
         self.sandbox.folder().join("made")
     }
 
     /// Where bundles are installed.
-    pub fn root(&self) -> &Utf8Path {
+    pub(crate) fn root(&self) -> &Utf8Path {
         &self.root
     }
 
     /// Takes another root from here on.
-    pub fn at_root(&mut self, name: &str) {
+    pub(crate) fn at_root(&mut self, name: &str) {
         self.root = self.sandbox.folder().join(name);
         std::fs::create_dir_all(&self.root).unwrap();
     }
 
     /// Prepares a run of any program; nothing of the caller's environment leaks in.
-    pub fn other(&self, name: &str, args: &[&str]) -> Command {
+    pub(crate) fn other(&self, name: &str, args: &[&str]) -> Command {
         let mut command = Command::new(name);
         command
             .args(args)
@@ -59,30 +59,30 @@ impl Stage {
     }
 
     /// Prepares a run of the program, as a person types it.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         self.other(program().as_str(), args)
     }
 
-    pub fn run(&self, args: &[&str]) -> Said {
+    pub(crate) fn run(&self, args: &[&str]) -> Said {
         said(self.command(args).output().expect("start the program"))
     }
 
     /// Runs with `--output json` and gives the document; the status is this one.
     #[track_caller]
-    pub fn json(&self, exit: i32, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, exit: i32, args: &[&str]) -> Value {
         let said = self.run(&[args, &["--output", "json"]].concat());
         assert_eq!(said.exit, exit, "{args:?}\n--- stdout\n{}\n--- stderr\n{}", said.out, said.err);
         said.json()
     }
 
     /// Runs the program of the installed site, where it is installed.
-    pub fn there(&self, args: &[&str]) -> Said {
+    pub(crate) fn there(&self, args: &[&str]) -> Said {
         let mut command = self.other(self.root.join("bin/textnlp-deploy").as_str(), args);
         said(command.current_dir(&self.root).output().expect("start the installed program"))
     }
 
     /// The flags that make an install fit for this machine: ports that are free, and a gate that is over in seconds.
-    pub fn flags(&self) -> Vec<String> {
+    pub(crate) fn flags(&self) -> Vec<String> {
         let mut flags = vec!["--root".to_owned(), self.root.to_string(), "--yes".to_owned()];
         for set in [
             format!("server.api.port={}", self.sandbox.port),
@@ -99,38 +99,38 @@ impl Stage {
     }
 
     /// `bundle install BUNDLE`, with the flags of this machine and more.
-    pub fn install_args(&self, bundle: &str, more: &[&str]) -> Vec<String> {
+    pub(crate) fn install_args(&self, bundle: &str, more: &[&str]) -> Vec<String> {
         let mut args: Vec<String> = ["bundle", "install", bundle].map(str::to_owned).into();
         args.extend(self.flags());
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         args
     }
 
-    pub fn install(&self, bundle: impl AsRef<str>, more: &[&str]) -> Said {
+    pub(crate) fn install(&self, bundle: impl AsRef<str>, more: &[&str]) -> Said {
         let args = self.install_args(bundle.as_ref(), more);
         self.run(&args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// `bundle update apply BUNDLES…`.
-    pub fn update(&self, bundles: &[&str], more: &[&str]) -> Said {
+    pub(crate) fn update(&self, bundles: &[&str], more: &[&str]) -> Said {
         self.run(&[&["bundle", "update", "apply"], bundles, &["--root", self.root.as_str(), "--yes"], more].concat())
     }
 
     /// The content that is in use: a folder's name.
-    pub fn current(&self) -> Option<String> {
+    pub(crate) fn current(&self) -> Option<String> {
         let link = std::fs::read_link(self.root.join("current")).ok()?;
         Some(link.file_name()?.to_str()?.to_owned())
     }
 
     /// The digest of the content that is in use.
-    pub fn digest(&self) -> Option<String> {
+    pub(crate) fn digest(&self) -> Option<String> {
         let record = std::fs::read(self.root.join("installed.json")).ok()?;
         let record: Value = serde_json::from_slice(&record).expect("a record is JSON");
         Some(record["content"].as_str().expect("it names its content").to_owned())
     }
 
     /// The first API key of the installed environment.
-    pub fn key(&self, environment: &str) -> String {
+    pub(crate) fn key(&self, environment: &str) -> String {
         let folder = self.root.join(".textnlp").join(environment).join("secrets/here.api-key");
         let mut versions: Vec<_> = folder.read_dir_utf8().expect("list the key's versions").flatten().collect();
         versions.sort_by_key(|entry| entry.file_name().to_owned());
@@ -138,14 +138,14 @@ impl Stage {
     }
 
     /// One question, answered.
-    pub fn ask(&self, key: &str) -> std::io::Result<http::Answer> {
+    pub(crate) fn ask(&self, key: &str) -> std::io::Result<http::Answer> {
         let body = json!({ "prompt": "Once upon a time", "max_tokens": 4, "seed": 1 }).to_string();
         http::ask(self.sandbox.port, "POST", "/v1/generate", &[("X-API-Key", key)], body.as_bytes())
     }
 
     /// The island is in use, as it should be, and answers.
     #[track_caller]
-    pub fn is_well(&self) {
+    pub(crate) fn is_well(&self) {
         let status = self.there(&["status", "--env", NAME, "-o", "json"]);
         assert_eq!(status.exit, 0, "{}\n{}", status.out, status.err);
         let status = status.json();
@@ -156,14 +156,14 @@ impl Stage {
 
     /// Takes the island down with its data; nothing runs then.
     #[track_caller]
-    pub fn down(&self) {
+    pub(crate) fn down(&self) {
         self.there(&["down", "--env", NAME, "--yes", "--delete-data", NAME]).expect(0);
         assert!(self.sandbox.processes().is_empty(), "{:?}", self.sandbox.processes());
     }
 
     /// Nothing is in use here and nothing runs: an install that was refused.
     #[track_caller]
-    pub fn is_untouched(&self, story: &str) {
+    pub(crate) fn is_untouched(&self, story: &str) {
         assert_eq!(self.current(), None, "{story}: something is in use");
         for name in ["installed.json", "bin", "environments", ".textnlp"] {
             assert!(!self.root.join(name).exists(), "{story}: it left {name}");
@@ -174,18 +174,18 @@ impl Stage {
 
 /// Bundles that several stories read, and the steps between them: the first, the second with another model and setting, the third with
 /// another program besides.
-pub struct Goods {
+pub(crate) struct Goods {
     stage: Stage,
-    pub first: String,
-    pub second: String,
-    pub third: String,
-    pub public: String,
-    pub secret: String,
+    pub(crate) first: String,
+    pub(crate) second: String,
+    pub(crate) third: String,
+    pub(crate) public: String,
+    pub(crate) secret: String,
 }
 
 impl Goods {
     /// Made once while any story has it; gone with the last.
-    pub fn get() -> Arc<Goods> {
+    pub(crate) fn get() -> Arc<Goods> {
         static SHARED: Mutex<Weak<Goods>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
@@ -196,7 +196,7 @@ impl Goods {
     }
 
     /// The stage on which they were made.
-    pub fn stage(&self) -> &Stage {
+    pub(crate) fn stage(&self) -> &Stage {
         &self.stage
     }
 
@@ -218,7 +218,7 @@ impl Goods {
     }
 
     /// The step from one bundle to another, or a part of it, signed.
-    pub fn step(&self, to: &Stage, from: &str, target: &str, only: &[&str]) -> String {
+    pub(crate) fn step(&self, to: &Stage, from: &str, target: &str, only: &[&str]) -> String {
         let name = |path: &str| path.rsplit('/').next().unwrap_or_default().trim_end_matches(".tar").to_owned();
         let out = to.made().join(format!("{}-{}-{}.tar", name(from), name(target), only.concat().replace('/', "-")));
         let mut args = vec!["bundle", "update", "create", "--from", from, "--to", target, "--out", out.as_str()];
@@ -230,7 +230,7 @@ impl Goods {
 }
 
 /// A folder of advisories as RustSec publishes them, with one against every version of a crate.
-pub fn advisories(stage: &Stage, name: &str, krate: &str, cvss: &str) -> String {
+pub(crate) fn advisories(stage: &Stage, name: &str, krate: &str, cvss: &str) -> String {
     let folder = stage.made().join(name);
     let place = folder.join("crates").join(krate);
     std::fs::create_dir_all(&place).unwrap();
@@ -243,7 +243,7 @@ pub fn advisories(stage: &Stage, name: &str, krate: &str, cvss: &str) -> String 
 }
 
 /// The program with bytes behind its end: another program by digest that does the same.
-pub fn other_program(stage: &Stage) -> Utf8PathBuf {
+pub(crate) fn other_program(stage: &Stage) -> Utf8PathBuf {
     let path = stage.made().join("other-program");
     let mut bytes = std::fs::read(program()).unwrap();
     bytes.extend_from_slice(b"another one");
@@ -254,7 +254,7 @@ pub fn other_program(stage: &Stage) -> Utf8PathBuf {
 }
 
 /// The model of a bundle with a few weights that are a little different.
-pub fn other_model(stage: &Stage, bundle: &str) -> Utf8PathBuf {
+pub(crate) fn other_model(stage: &Stage, bundle: &str) -> Utf8PathBuf {
     let folder = stage.made().join("other-model");
     std::fs::create_dir_all(&folder).unwrap();
     let tar = stage.other("tar", &["-xf", bundle, "-C", folder.as_str(), "models"]).output().unwrap();
@@ -272,13 +272,13 @@ pub fn other_model(stage: &Stage, bundle: &str) -> Utf8PathBuf {
 }
 
 /// Skips a story loudly where somebody else's tool is missing; where tools are demanded, fails it.
-pub fn tool(name: &str) -> bool {
+pub(crate) fn tool(name: &str) -> bool {
     let there = Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     there || lacking(name)
 }
 
 /// See [`tool`].
-pub fn lacking(what: &str) -> bool {
+pub(crate) fn lacking(what: &str) -> bool {
     assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "{what} is missing; `tests/run` installs it");
     eprintln!("SKIPPED: {what} is missing here");
     false
@@ -286,7 +286,7 @@ pub fn lacking(what: &str) -> bool {
 
 /// Every word is in the text.
 #[track_caller]
-pub fn names(text: &str, words: &[&str]) {
+pub(crate) fn names(text: &str, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "`{word}` is not in:\n{text}");
     }
@@ -294,7 +294,7 @@ pub fn names(text: &str, words: &[&str]) {
 
 /// Every key is in the document.
 #[track_caller]
-pub fn has(document: &Value, keys: &[&str]) {
+pub(crate) fn has(document: &Value, keys: &[&str]) {
     for key in keys {
         let pointer = format!("/{}", key.replace('.', "/"));
         assert!(document.pointer(&pointer).is_some(), "no `{key}` in {document:#}");
@@ -302,6 +302,6 @@ pub fn has(document: &Value, keys: &[&str]) {
 }
 
 /// Waits until the port is free again.
-pub fn port_is_free(port: u16) {
+pub(crate) fn port_is_free(port: u16) {
     eventually("the port is free", || std::net::TcpListener::bind(("127.0.0.1", port)).ok());
 }

@@ -45,7 +45,7 @@ pub async fn preflight(
     }
     let needs = Site::new(root).needs(bundle).and_then(|needs| needs.check(root));
     if let Err(error) = needs {
-        let fix = error.hint().unwrap_or_default();
+        let fix = error.hint().unwrap_or_else(|| "choose another folder with --root".to_owned());
         wrong("--root", error.to_string(), fix);
     }
     let now = jiff::Timestamp::now().as_second();
@@ -118,6 +118,8 @@ async fn of_environment(
                 .map_err(|e| Failure::new(Exit::Failed, "preflight", anyhow::Error::new(e)))?,
         );
     }
+    // Here the state lies below the root.
+    problems.iter_mut().for_each(|problem| problem.fix = problem.fix.replace("--state-dir", "--root"));
     Ok(problems)
 }
 
