@@ -228,7 +228,7 @@ impl Error {
             Error::Kind { found: "delta", .. } => "use `bundle update apply` for a delta".into(),
             Error::Kind { .. } => "use `bundle install` for a full bundle".into(),
             Error::WrongBase { .. } => {
-                "apply the deltas before this one first, or make a delta from what is installed: `bundle update create --base`".into()
+                "apply the deltas before this one first, or make a delta from what is installed: `bundle update create --from`".into()
             }
             Error::Altered { .. } => "install the full bundle again; what is intact is kept".into(),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

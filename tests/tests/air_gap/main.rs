@@ -1,5 +1,5 @@
 //! One file out, a running service in, with the cable pulled; and whatever can happen to that file and that service on the way.
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod archive;
 mod stage;
