@@ -149,7 +149,7 @@ async fn a_full_store_evicts_what_was_not_asked_for_the_longest_but_never_what_i
 
     let error = place.fetch(&place.model("m5", 200_000, 5), Some(330_000)).await.unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }), "{error}");
-    assert!(error.hint().unwrap().contains("max_cache_size"));
+    assert!(error.hint().unwrap().contains("storage.model_cache"));
     assert!(matches!(place.store.remove(&in_use.manifest.digest), Err(Error::Busy { .. })));
 
     let digest = in_use.manifest.digest;

@@ -224,8 +224,8 @@ async fn models(
             source.parse().map_err(|e| crate::commands::model::failed(textnlp_models::Error::Source(e)))?;
         let mut options = FetchOptions::from_env();
         options.offline |= args.offline;
-        // What is in the cache is read once: while it is packed.
-        options.verify = false;
+        // What is in the cache is read once, while it is packed; but nothing takes the place of a good bundle before it is known to be one.
+        options.verify = args.out.exists();
         options.expect = digest
             .as_deref()
             .map(str::parse)
