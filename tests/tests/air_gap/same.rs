@@ -86,10 +86,16 @@ fn a_damaged_cache_makes_no_bundle() {
     std::fs::set_permissions(&cached, mode).unwrap();
     std::fs::write(&cached, bytes).unwrap();
     std::fs::File::options().write(true).open(&cached).unwrap().set_modified(times).unwrap();
-    let refused = stage.run(&[&create[..], &["--offline"]].concat());
+    let elsewhere = [&create[..create.len() - 1], &["second.tar", "--offline"]].concat();
+    let refused = stage.run(&elsewhere);
     assert_eq!(refused.exit, 1, "{refused:?}");
     names(&refused.err, &["models/textnlp-tiny/model.safetensors", "hint: "]);
-    assert!(!stage.made().join("out.tar").exists());
+    assert!(!stage.made().join("second.tar").exists());
+
+    // Where a good bundle lies, the cache is looked through first, and this model is mended from the program.
+    let before = std::fs::read(stage.made().join("out.tar")).unwrap();
+    stage.run(&[&create[..], &["--offline"]].concat()).expect(0);
+    assert!(std::fs::read(stage.made().join("out.tar")).unwrap() == before, "the same bundle again");
 }
 
 #[test]
