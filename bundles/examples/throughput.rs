@@ -43,6 +43,7 @@ fn main() {
                 executable: false,
                 content: Content::File(weights.clone()),
             }],
+            ..Inputs::default()
         };
         let out = folder.join("b.tar");
         let create = rate(time(|| drop(pack(&inputs, &out, &PackOptions::default()).unwrap())));

@@ -272,6 +272,5 @@ pub(crate) fn merge(
 
 /// An item in words: `model textnlp-tiny`.
 pub(crate) fn name((kind, name, platform): &ItemKey) -> String {
-    let kind = format!("{kind:?}").to_lowercase();
     platform.as_ref().map_or_else(|| format!("{kind} {name}"), |platform| format!("{kind} {name} ({platform})"))
 }

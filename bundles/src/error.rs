@@ -74,6 +74,12 @@ pub enum Error {
         /// The file.
         path: Utf8PathBuf,
     },
+    /// Files that are not, byte for byte, what their digests promise; nothing took its name.
+    #[error("{} is not what was stored under its digest", paths.join(", "))]
+    NotAsPromised {
+        /// Paths in the bundle, all of them.
+        paths: Vec<String>,
+    },
     /// Inputs that cannot become a bundle; every problem is listed.
     #[error("these inputs cannot become a bundle: {}", list(problems))]
     Inputs {
@@ -222,13 +228,16 @@ impl Error {
             Error::Truncated { .. } => "the copy is not complete: copy it again; what was installed so far is kept".into(),
             Error::Volume { .. } => "put all volumes into one folder under their own names".into(),
             Error::InputChanged { .. } => "stop whatever writes to it and run the same command again".into(),
+            Error::NotAsPromised { .. } => {
+                "what it was stored as is damaged: fetch it again with `textnlp-deploy model pull SOURCE`, then create again".into()
+            }
             Error::Stopped { .. } => "run the same command again; it goes on where it stopped".into(),
             Error::Room { unit, .. } => format!("free some {unit} there, or choose another folder"),
             Error::Busy { .. } => "wait for the other process, or stop it".into(),
             Error::Kind { found: "delta", .. } => "use `bundle update apply` for a delta".into(),
             Error::Kind { .. } => "use `bundle install` for a full bundle".into(),
             Error::WrongBase { .. } => {
-                "apply the deltas before this one first, or make a delta from what is installed: `bundle update create --from`".into()
+                "apply the deltas before this one first, or make one from what is installed: textnlp-deploy bundle update create --from INSTALLED --to WANTED --out FILE".into()
             }
             Error::Altered { .. } => "install the full bundle again; what is intact is kept".into(),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

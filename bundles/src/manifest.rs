@@ -2,6 +2,7 @@
 //! The rules that a manifest must keep are in `rules.rs`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -85,6 +86,19 @@ pub enum ItemKind {
     Package,
     /// Software lists under `sbom/`, scripts, and whatever else stands for itself.
     Document,
+}
+
+impl fmt::Display for ItemKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            ItemKind::Program => "program",
+            ItemKind::Image => "image",
+            ItemKind::Model => "model",
+            ItemKind::Environment => "environment",
+            ItemKind::Package => "package",
+            ItemKind::Document => "document",
+        })
+    }
 }
 
 /// One file of the content.

@@ -4,6 +4,7 @@
 mod inputs;
 mod journal;
 
+use std::collections::BTreeMap;
 use std::fs::File as OsFile;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ pub struct Inputs {
     pub items: Vec<Item>,
     /// In any order.
     pub files: Vec<Input>,
+    /// What files must be, by their paths. When one is something else, nothing takes the bundle's name.
+    pub promised: BTreeMap<String, Digest>,
 }
 
 /// How it is written.
@@ -93,12 +96,24 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
         (drive.progress)(Event::Resume { bytes: resumed });
     }
     content(&mut manifest, &known, &layout, &volumes, &mut journal, progress, drive)?;
+    if let Err(error) = as_promised(&manifest, &inputs.promised) {
+        // Going on from there would end here again.
+        volumes.discard()?;
+        journal.remove()?;
+        return Err(error);
+    }
     head(&manifest, &layout, &volumes, reserve)?;
     volumes.sync()?;
     let paths = volumes.publish()?;
     journal.remove()?;
     let content = content_digest(&manifest.items, &manifest.files);
     Ok(Packed { paths, bytes: layout.total, manifest, content, resumed, elapsed: begun.elapsed() })
+}
+
+fn as_promised(manifest: &Manifest, promised: &BTreeMap<String, Digest>) -> Result<()> {
+    let other = |file: &&File| promised.get(&file.path).is_some_and(|digest| *digest != file.digest);
+    let paths: Vec<String> = manifest.files.iter().filter(other).map(|file| file.path.clone()).collect();
+    if paths.is_empty() { Ok(()) } else { Err(Error::NotAsPromised { paths }) }
 }
 
 /// The manifest as far as it is known before content is read: everything but digests and chunks.

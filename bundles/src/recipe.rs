@@ -2,6 +2,8 @@
 //!
 //! The texts that every bundle carries are in `bundles/recipes/`.
 
+use std::collections::BTreeMap;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::{Digest, MANIFEST, Manifest as ModelManifest};
 
@@ -81,6 +83,7 @@ pub fn model_path(name: &str) -> String {
 pub fn inputs(from: Ingredients) -> Result<Inputs> {
     let mut files = vec![text("install.sh", true, INSTALL), text("scripts/README.md", false, READ_ME)];
     let mut items = from.images;
+    let mut promised = BTreeMap::new();
     for program in &from.programs {
         let path = program_path(&program.platform);
         items.push(Item {
@@ -89,6 +92,7 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
             license: Some("Apache-2.0".into()),
             ..item(ItemKind::Program, "textnlp-deploy", program.digest, vec![path.clone()])
         });
+        promised.insert(path.clone(), program.digest);
         files.push(file(path, true, &program.path));
     }
     for (name, yaml) in &from.environments {
@@ -98,6 +102,8 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
     }
     for model in &from.models {
         let (found, paths) = model_files(model)?;
+        let folder = model_path(&model.name);
+        promised.extend(model.manifest.files.iter().map(|f| (format!("{folder}/{}", f.name), f.digest)));
         files.extend(found);
         items.push(Item {
             version: model.manifest.revision.clone(),
@@ -113,10 +119,11 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
             .map_err(|error| Error::Inputs { problems: vec![format!("read package {package}: {error}")] })?;
         let path = format!("packages/{name}");
         items.push(item(ItemKind::Package, name, digest, vec![path.clone()]));
+        promised.insert(path.clone(), digest);
         files.push(file(path, false, package));
     }
     files.extend(from.files);
-    Ok(Inputs { version: from.version, epoch: from.epoch, items, files })
+    Ok(Inputs { version: from.version, epoch: from.epoch, items, files, promised })
 }
 
 /// The files that the model's manifest names, and the manifest itself: the folder on the other side is what it was on this one.

@@ -103,6 +103,11 @@ impl Volumes {
         Ok(names)
     }
 
+    /// Takes unfinished parts away.
+    pub(crate) fn discard(&self) -> Result<()> {
+        self.parts.iter().try_for_each(|part| std::fs::remove_file(&part.path).map_err(Error::io("remove", &part.path)))
+    }
+
     pub(crate) fn length(&self) -> u64 {
         self.parts.iter().map(|part| part.length).sum()
     }

@@ -210,6 +210,7 @@ fn chosen_models_ship_without_a_base_and_from_files() {
             file("models/new/w", noise(8, 2_000_000)),
             file("models/tiny/model.safetensors", safetensors(&[(9, 100_000)])),
         ],
+        ..Inputs::default()
     };
     let made =
         make_delta(None, &Target::Inputs(&inputs), &Scope::Everything, &shop.path("d.tar"), &Drive::default()).unwrap();

@@ -275,6 +275,7 @@ fn a_file_digest_that_lies_is_never_linked_to() {
         epoch: 7,
         items: Vec::new(),
         files: vec![Input { path: "bin/tool".into(), executable: true, content: Content::Bytes(bytes.to_vec()) }],
+        ..Inputs::default()
     };
     let good = shop.pack("good.tar", &inputs(b"good"));
     let evil = shop.pack("evil.tar", &inputs(b"evil"));

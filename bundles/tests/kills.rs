@@ -29,7 +29,7 @@ fn inputs(root: &Utf8Path) -> Inputs {
         executable: n % 2 == 0,
         content: Content::Bytes(noise(n + 1000, 30_000)),
     }));
-    Inputs { version: "1".into(), epoch: 1, items: Vec::new(), files }
+    Inputs { version: "1".into(), epoch: 1, files, ..Inputs::default() }
 }
 
 /// Not a test of its own: what the other tests start and kill. It writes one line for each event to the standard error.

@@ -159,6 +159,33 @@ fn an_input_that_changes_is_named() {
     assert!(!shop.path("a.tar").exists());
 }
 
+#[test]
+fn what_is_not_as_promised_takes_no_good_bundles_place() {
+    let shop = Workshop::new();
+    let mut inputs = shop.inputs();
+    let good = shop.pack("b.tar", &inputs);
+    let before = std::fs::read(shop.path("b.tar")).unwrap();
+    inputs.promised = good.manifest.files.iter().map(|file| (file.path.clone(), file.digest)).collect();
+    shop.pack("b.tar", &inputs);
+
+    let weights = shop.path("in").join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    for volume_size in [None, Some(1 << 20)] {
+        let options = PackOptions { volume_size, ..PackOptions::default() };
+        let error = textnlp_bundle::pack(&inputs, &shop.path("b.tar"), &options).unwrap_err();
+        assert!(
+            matches!(&error, Error::NotAsPromised { paths } if paths == &["models/tiny/model.safetensors"]),
+            "{error}"
+        );
+        let left = std::fs::read_dir(shop.path("b.tar").parent().unwrap()).unwrap();
+        let left: Vec<_> = left.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(!left.iter().any(|name| name.contains("partial") || name.starts_with("b.tar.")), "{left:?}");
+    }
+    assert!(std::fs::read(shop.path("b.tar")).unwrap() == before);
+}
+
 fn run(command: &mut Command) -> String {
     let output = command.env("LC_ALL", "C").output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

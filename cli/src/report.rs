@@ -29,6 +29,17 @@ pub enum Exit {
     ChangesPlanned = 6,
 }
 
+/// A number of bytes for people: in thousands, as disks and networks are sold.
+pub fn size(bytes: u64) -> String {
+    let (unit, divisor, digits) = match bytes {
+        b if b >= 1_000_000_000 => ("GB", 1e9, 2),
+        b if b >= 1_000_000 => ("MB", 1e6, 1),
+        b if b >= 1_000 => ("kB", 1e3, 1),
+        b => return format!("{b} bytes"),
+    };
+    format!("{:.digits$} {unit}", bytes as f64 / divisor)
+}
+
 /// Why a command failed, for people and programs.
 #[derive(Debug)]
 pub struct Failure {

@@ -237,3 +237,53 @@ pub fn program() -> Utf8PathBuf {
 fn free_port() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").expect("ask for a port")
 }
+
+/// Every key, `a.b` for one inside of another, is in the document.
+#[track_caller]
+pub fn has(document: &Value, keys: &[&str]) {
+    for key in keys {
+        let pointer = format!("/{}", key.replace('.', "/"));
+        assert!(document.pointer(&pointer).is_some(), "no `{key}` in {document:#}");
+    }
+}
+
+/// What the document of an `up` promises to programs.
+pub const UP_KEYS: &[&str] = &[
+    "format",
+    "ok",
+    "exit",
+    "environment",
+    "phase",
+    "lineage",
+    "address",
+    "ca_file",
+    "key_file",
+    "region",
+    "sites",
+    "plan",
+    "gate.state",
+    "gate.checks",
+    "retained",
+    "report",
+    "seconds",
+];
+
+/// What a plan creates, updates, replaces, deletes and leaves.
+pub fn counts(document: &Value) -> [i64; 5] {
+    ["create", "update", "replace", "delete", "unchanged"].map(|word| {
+        document["plan"][word].as_i64().unwrap_or_else(|| panic!("plan.{word} is no integer: {document:#}"))
+    })
+}
+
+/// A folder with everything in it but sockets, which live with their processes.
+pub fn copy(from: &Utf8Path, to: &Utf8Path) {
+    std::fs::create_dir_all(to).expect("make a folder");
+    for entry in from.read_dir_utf8().expect("list a folder").flatten() {
+        let to = to.join(entry.file_name());
+        match entry.file_type().expect("look at a file") {
+            kind if kind.is_dir() => copy(entry.path(), &to),
+            kind if kind.is_file() => drop(std::fs::copy(entry.path(), to).expect("copy a file")),
+            _ => {}
+        }
+    }
+}

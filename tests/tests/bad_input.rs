@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use camino::Utf8Path;
 use serde_json::{Value, json};
-use textnlp_tests::{Sandbox, http};
+use textnlp_tests::{Sandbox, copy, http};
 
 /// One wrong command: what is typed, how it ends, its code for programs, and what its text must say.
 struct Wrong<'a> {
@@ -489,19 +489,6 @@ fn a_file_in_the_place_of_the_state_folder() {
         );
     }
     assert!(sandbox.processes().is_empty());
-}
-
-fn copy(from: &Utf8Path, to: &Utf8Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in from.read_dir_utf8().unwrap().flatten() {
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap() {
-            kind if kind.is_dir() => copy(entry.path(), &to),
-            kind if kind.is_file() => drop(std::fs::copy(entry.path(), to).unwrap()),
-            // Sockets live with their processes.
-            _ => {}
-        }
-    }
 }
 
 #[test]

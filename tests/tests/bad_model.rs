@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use camino::Utf8Path;
-use textnlp_tests::Sandbox;
+use textnlp_tests::{Sandbox, copy};
 
 /// `up` with a model that was spoiled; a run that does not end within a minute fails the story.
 fn up_with_model(sandbox: &Sandbox, folder: &Utf8Path) -> textnlp_tests::Said {
@@ -118,19 +118,6 @@ fn a_model_that_changes_where_it_lies_is_delivered_when_it_is_released() {
     up_with_model(&sandbox, &folder).expect(0);
     assert_eq!(delivered(), first);
     assert_eq!(planned().0, 0);
-}
-
-fn copy(from: &Utf8Path, to: &Utf8Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in from.read_dir_utf8().unwrap().flatten() {
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap() {
-            kind if kind.is_dir() => copy(entry.path(), &to),
-            kind if kind.is_file() => drop(std::fs::copy(entry.path(), to).unwrap()),
-            // Sockets live with their processes.
-            _ => {}
-        }
-    }
 }
 
 #[test]

@@ -5,27 +5,13 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use textnlp_tests::{Said, Sandbox, eventually, http, program, said};
+use textnlp_tests::{Said, Sandbox, UP_KEYS, counts, eventually, has, http, program, said};
 
 /// A gate that is over in seconds and that any machine opens: what it measures is told elsewhere, here it is travelled.
 const SMALL_GATE: [&str; 6] = ["--set", "gates.users=3", "--set", "gates.hold=1s", "--set", "gates.p95_ms=60000"];
 
 fn with_gate<'a>(args: &[&'a str]) -> Vec<&'a str> {
     args.iter().copied().chain(SMALL_GATE).collect()
-}
-
-#[track_caller]
-fn has(document: &Value, keys: &[&str]) {
-    for key in keys {
-        let pointer = format!("/{}", key.replace('.', "/"));
-        assert!(document.pointer(&pointer).is_some(), "no `{key}` in {document:#}");
-    }
-}
-
-fn counts(document: &Value) -> [i64; 5] {
-    ["create", "update", "replace", "delete", "unchanged"].map(|word| {
-        document["plan"][word].as_i64().unwrap_or_else(|| panic!("plan.{word} is no integer: {document:#}"))
-    })
 }
 
 fn typed(sandbox: &Sandbox, args: &[&str], input: &str) -> Said {
@@ -100,29 +86,8 @@ fn staging_from_the_first_plan_to_the_last_down() {
 
     // Up: text from the model, then the gate's result.
     let up = sandbox.run(&with_gate(&["up", "--env", "staging", "--yes", "-o", "json"])).expect(0).json();
-    has(
-        &up,
-        &[
-            "format",
-            "ok",
-            "exit",
-            "environment",
-            "phase",
-            "lineage",
-            "address",
-            "ca_file",
-            "key_file",
-            "region",
-            "sites",
-            "plan",
-            "gate.state",
-            "gate.checks",
-            "retained",
-            "report",
-            "seconds",
-            "text",
-        ],
-    );
+    has(&up, UP_KEYS);
+    has(&up, &["text"]);
     assert_eq!(
         counts(&up),
         [planned["steps"].as_array().unwrap().len() as i64, 0, 0, 0, 0],

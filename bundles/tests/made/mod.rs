@@ -75,6 +75,7 @@ impl Workshop {
                 ),
                 bytes("sbom/größe.json", b"not ASCII"),
             ],
+            ..Inputs::default()
         }
     }
 

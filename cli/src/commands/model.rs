@@ -9,7 +9,7 @@ use textnlp_models::{
 
 use crate::args::Model;
 use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::Session;
 
 /// How many sequences at once `fit` reckons with: what a server runs at once by default.
@@ -173,15 +173,6 @@ fn summary_text(source: &str, s: &Summary) -> String {
         let _ = writeln!(text, "  file       {name}  {}", size(*bytes));
     }
     text
-}
-
-fn size(bytes: u64) -> String {
-    let bytes = bytes as f64;
-    match bytes {
-        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
-        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
-        b => format!("{:.1} kB", b / 1e3),
-    }
 }
 
 /// A model in a folder of the operator's is mended there.

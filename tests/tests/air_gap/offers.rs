@@ -5,9 +5,9 @@ use std::process::{Child, Stdio};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use textnlp_tests::{said, signal};
+use textnlp_tests::{has, said, signal};
 
-use crate::stage::{Goods, Stage, advisories, has, names, other_model, tool};
+use crate::stage::{Goods, Stage, advisories, names, other_model, tool};
 
 const CRITICAL: &str = "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H";
 const LOW: &str = "CVSS:3.1/AV:L/AC:H/PR:H/UI:R/S:U/C:L/I:N/A:N";

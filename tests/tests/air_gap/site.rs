@@ -4,9 +4,9 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
-use textnlp_tests::said;
+use textnlp_tests::{has, said};
 
-use crate::stage::{Goods, NAME, Stage, advisories, has, names};
+use crate::stage::{Goods, NAME, Stage, advisories, names};
 
 /// Writes into an installed file, as somebody with the right to everything can.
 fn alter(stage: &Stage, path: &str) {

@@ -292,15 +292,6 @@ pub(crate) fn names(text: &str, words: &[&str]) {
     }
 }
 
-/// Every key is in the document.
-#[track_caller]
-pub(crate) fn has(document: &Value, keys: &[&str]) {
-    for key in keys {
-        let pointer = format!("/{}", key.replace('.', "/"));
-        assert!(document.pointer(&pointer).is_some(), "no `{key}` in {document:#}");
-    }
-}
-
 /// Waits until the port is free again.
 pub(crate) fn port_is_free(port: u16) {
     eventually("the port is free", || std::net::TcpListener::bind(("127.0.0.1", port)).ok());

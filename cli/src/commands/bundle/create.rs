@@ -7,16 +7,16 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use serde_yaml::Value;
 use textnlp_bundle::recipe::{self, Ingredients, ModelFolder, ProgramFile};
-use textnlp_bundle::{Packed, elf, pack};
+use textnlp_bundle::{elf, pack};
 use textnlp_models::{Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Loaded, Origin};
 
-use super::{drive, epoch, failed, look, size};
+use super::{drive, epoch, failed, look};
 use crate::bundle_args::Create;
 use crate::clouds;
 use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::{Session, invalid, known_models};
 
 /// `bundle create`.
@@ -47,22 +47,17 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         ..Ingredients::default()
     };
     super::parts::gather(session, args, &mut ingredients, &progress).await?;
-    let promised: BTreeMap<String, Digest> = ingredients
-        .models
-        .iter()
-        .flat_map(|m| {
-            m.manifest.files.iter().map(|f| (format!("{}/{}", recipe::model_path(&m.name), f.name), f.digest))
-        })
-        .chain(ingredients.programs.iter().map(|p| (recipe::program_path(&p.platform), p.digest)))
-        .collect();
     let inputs = recipe::inputs(ingredients).map_err(failed)?;
     let stop = crate::signals::stop(console);
     let packed = drive(&progress, &stop, |drive| {
         pack(&inputs, &args.out, &textnlp_bundle::PackOptions { volume_size: args.volume_size, drive })
     });
     progress.finish();
-    let packed = packed.map_err(failed)?;
-    as_promised(&packed, &promised, &args.out)?;
+    let packed = packed.map_err(|error| {
+        let mut failure = failed(error);
+        failure.error = failure.error.context(format!("{} is not made", args.out));
+        failure
+    })?;
     // Models may be removed from the cache from here on.
     drop(held);
     let signed = match &args.sign_key {
@@ -224,8 +219,9 @@ async fn models(
             source.parse().map_err(|e| crate::commands::model::failed(textnlp_models::Error::Source(e)))?;
         let mut options = FetchOptions::from_env();
         options.offline |= args.offline;
-        // What is in the cache is read once, while it is packed; but nothing takes the place of a good bundle before it is known to be one.
-        options.verify = args.out.exists();
+        // What is in the cache is read once, while it is packed. Where a bundle lies already this is a second run of many: one that
+        // reads twice and mends what is damaged is worth more there than one that ends.
+        options.verify = args.out.exists() || Utf8PathBuf::from(format!("{}.001", args.out)).exists();
         options.expect = digest
             .as_deref()
             .map(str::parse)
@@ -242,22 +238,6 @@ async fn models(
         held.push(model);
     }
     Ok((folders, held))
-}
-
-/// Models and programs must be, byte for byte, what their names say; a bundle of a damaged cache is taken away again.
-fn as_promised(packed: &Packed, promised: &BTreeMap<String, Digest>, out: &Utf8Path) -> Result<(), Failure> {
-    let other = |file: &&textnlp_bundle::manifest::File| promised.get(&file.path).is_some_and(|d| *d != file.digest);
-    let damaged: Vec<&str> = packed.manifest.files.iter().filter(other).map(|file| file.path.as_str()).collect();
-    if damaged.is_empty() {
-        return Ok(());
-    }
-    for path in &packed.paths {
-        let _ = std::fs::remove_file(path);
-    }
-    let error = anyhow::anyhow!("{} is not what was stored under its digest", damaged.join(", "))
-        .context(format!("{out} is not made"));
-    Err(Failure::new(Exit::Failed, "damaged_model", error)
-        .hint("the cache is damaged: fetch the model again with `textnlp-deploy model pull SOURCE`, then create again"))
 }
 
 /// Refuses a place that nothing can be written to before hours of work.

@@ -3,12 +3,12 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_bundle::manifest::{ItemKind, Kind};
-use textnlp_bundle::{Bundle, Site, UnpackOptions, Unpacked};
+use textnlp_bundle::{Site, UnpackOptions, Unpacked};
 
-use super::{authentic, drive, failed, look, open, preflight, site, size, trusted};
+use super::{authentic, drive, failed, look, open, preflight, site, trusted};
 use crate::bundle_args::Install;
 use crate::progress::Progress;
-use crate::report::{Console, Failure, Success};
+use crate::report::{Console, Failure, Success, size};
 use crate::session::Session;
 use crate::signals;
 
@@ -103,9 +103,4 @@ fn said(unpacked: &Unpacked) -> String {
         text.push_str(&format!("; {} of an earlier run", size(unpacked.resumed)));
     }
     text
-}
-
-/// Whether the bundle can be read from anywhere, as a file can.
-pub fn is_file(bundle: &Bundle) -> bool {
-    bundle.path().is_some()
 }

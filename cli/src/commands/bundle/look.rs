@@ -7,10 +7,10 @@ use serde_json::json;
 use textnlp_bundle::manifest::{ItemKind, Kind, Manifest};
 use textnlp_bundle::{Authenticity, Change, Contents, VerifyOptions};
 
-use super::{authentic, drive, failed, open, size, trusted};
+use super::{authentic, drive, failed, open, trusted};
 use crate::bundle_args::{Diff, Inspect, Verify};
 use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success, size};
 use crate::signals;
 
 /// Damages that a person is shown; the JSON document has them all.
@@ -72,8 +72,18 @@ pub fn inspect(args: &Inspect) -> Result<Success, Failure> {
         manifest.files.len()
     );
     text.push_str(&items_text(manifest));
-    let _ = write!(text, "\n  content    {}\n  signed     {}", bundle.content_digest(), signed(&authenticity));
+    let _ = write!(text, "\n  signed     {}", signed(&authenticity));
+    let mut digest = Some(bundle.content_digest());
+    if manifest.delta.is_none() {
+        let _ = write!(text, "\n  content    {}", bundle.content_digest());
+    }
     if let Some(delta) = &manifest.delta {
+        // What it holds is a part; what it makes of the site it was made for is a whole.
+        digest = delta.result;
+        for (word, digest) in [("from", delta.base), ("to", delta.result)] {
+            let _ =
+                write!(text, "\n  {word:<9}  {}", digest.map_or("any site".to_owned(), |digest| digest.to_string()));
+        }
         let carried: u64 = delta.carries.iter().map(|c| u64::from(c.size)).sum();
         let _ = write!(text, "\n  carries    {} in {} chunks", size(carried), delta.carries.len());
         for path in &delta.removes {
@@ -98,8 +108,8 @@ pub fn inspect(args: &Inspect) -> Result<Success, Failure> {
         text,
         json!({
             "file": args.bundle, "kind": kind, "version": manifest.version, "epoch": manifest.epoch, "bytes": bundle.bytes(),
-            "digest": bundle.content_digest(), "manifest": bundle.manifest_digest(), "authenticity": authenticity,
-            "items": manifest.items, "files": files, "damages": bundle.head_damages(),
+            "digest": digest, "base": manifest.delta.as_ref().and_then(|delta| delta.base), "manifest": bundle.manifest_digest(),
+            "authenticity": authenticity, "items": manifest.items, "files": files, "damages": bundle.head_damages(),
         }),
     ))
 }
@@ -118,7 +128,7 @@ pub fn items_text(manifest: &Manifest) -> String {
         let _ = write!(
             text,
             "\n  {:<11} {:<32} {:>9}  {}  {}",
-            word(item.kind),
+            item.kind,
             item.name,
             size(bytes),
             &item.digest.hex()[..12],
@@ -126,18 +136,6 @@ pub fn items_text(manifest: &Manifest) -> String {
         );
     }
     text
-}
-
-/// The word for a kind of item.
-pub fn word(kind: ItemKind) -> &'static str {
-    match kind {
-        ItemKind::Program => "program",
-        ItemKind::Image => "image",
-        ItemKind::Model => "model",
-        ItemKind::Environment => "environment",
-        ItemKind::Package => "package",
-        ItemKind::Document => "document",
-    }
 }
 
 /// Who stands behind a bundle, in a few words.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle_args::{Bundle as Verb, Trust};
 use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::Session;
 
 /// Picks the verb.
@@ -42,14 +42,7 @@ pub async fn bundle(session: &Session, verb: &Verb, console: Console) -> Result<
 
 /// An error of the bundle crate, for people.
 pub fn failed(error: Error) -> Failure {
-    let hint = match &error {
-        Error::WrongBase { .. } => Some(
-            "apply the updates before this one first, or make one from what is installed: \
-             textnlp-deploy bundle update create --from INSTALLED --to WANTED --out FILE"
-                .to_owned(),
-        ),
-        error => error.hint(),
-    };
+    let hint = error.hint();
     let (exit, code) = match &error {
         Error::Stopped { .. } => (Exit::Stopped, "stopped"),
         Error::NotABundle { .. } => (Exit::Usage, "no_bundle"),
@@ -116,7 +109,7 @@ pub fn authentic(bundle: &Bundle, trust: &TrustSet, console: Console) -> Result<
     Ok(authenticity)
 }
 
-/// Does long work on a thread of its own, with progress, until it is done or a signal comes.
+/// Does long work with progress, until it is done or a signal comes.
 pub fn drive<T: Send>(
     progress: &Progress,
     stop: &CancellationToken,
@@ -161,16 +154,5 @@ pub fn epoch() -> Result<u64, Failure> {
         }),
         // The first of January 2026: without being told, every day makes the same bytes.
         Err(_) => Ok(1_767_225_600),
-    }
-}
-
-/// Bytes for people.
-pub fn size(bytes: u64) -> String {
-    let bytes = bytes as f64;
-    match bytes {
-        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
-        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
-        b if b >= 1e3 => format!("{:.1} kB", b / 1e3),
-        b => format!("{b} bytes"),
     }
 }

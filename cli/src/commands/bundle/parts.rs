@@ -11,7 +11,7 @@ use textnlp_models::FetchOptions;
 
 use crate::bundle_args::Create;
 use crate::progress::Progress;
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, size};
 use crate::session::Session;
 
 /// What this program was built from.
@@ -81,7 +81,7 @@ async fn third_party(text: &str, platform: &Platform, work: &Utf8Path, progress:
     };
     let tell = |event| {
         if let textnlp_models::Event::File { name, done, .. } = event {
-            progress.doing(&format!("{name}: {}", super::size(done)));
+            progress.doing(&format!("{name}: {}", size(done)));
         }
     };
     let pinned = registry::resolve(&reference, &options, &tell).await.map_err(failed)?;

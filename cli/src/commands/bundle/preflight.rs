@@ -1,5 +1,6 @@
 //! What would stand in the way of an install: everything in one report, before the first byte is written.
 
+use anyhow::Context;
 use camino::Utf8Path;
 use textnlp_bundle::manifest::ItemKind;
 use textnlp_bundle::{Bundle, Site, recipe};
@@ -7,9 +8,9 @@ use textnlp_models::Memory;
 use textnlp_orchestrator::environment::Library;
 use textnlp_provider::Problem;
 
-use super::{site, size};
+use super::site;
 use crate::deployment::{Deployment, stands_in_the_way};
-use crate::report::{Console, Exit, Failure};
+use crate::report::{Console, Exit, Failure, size};
 use crate::session::Session;
 
 /// Beside the weights: programs, caches and contexts.
@@ -67,8 +68,8 @@ pub async fn preflight(
         );
         wrong("memory", cause, "leave models out of the environment, quantize them, or use a larger machine".into());
     }
-    // Where the environment runs already, its ports and files are its own; `up` looks at what changes.
-    if !root.join(".textnlp").join(name).join("lineage.json").exists() && super::install::is_file(bundle) {
+    // Where the environment runs already, its ports and files are its own; `up` looks at what changes. A stream is read once.
+    if !root.join(".textnlp").join(name).join("lineage.json").exists() && bundle.path().is_some() {
         problems.extend(of_environment(session, bundle, root, name, console).await?);
     }
     let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(|p| p.warning);
@@ -88,23 +89,16 @@ async fn of_environment(
 ) -> Result<Vec<Problem>, Failure> {
     let bytes = bundle.read_file(&recipe::environment_path(name), MOST_ENVIRONMENT).map_err(super::failed)?;
     let text = String::from_utf8_lossy(&bytes);
-    let folder = std::env::temp_dir().join(format!("textnlp-preflight-{}", std::process::id()));
-    let folder =
-        camino::Utf8PathBuf::try_from(folder).map_err(|e| Failure::usage("path_not_utf8", anyhow::Error::new(e)))?;
-    let there = Remove(folder.join("environments"));
-    let write = std::fs::create_dir_all(&there.0).and_then(|()| {
-        std::fs::write(
-            there.0.join(format!("{name}.yaml")),
-            site::placed(&text, &root.join("current"), &bundle.manifest().items).unwrap_or_default(),
-        )
-    });
-    write.map_err(|error| {
-        Failure::new(Exit::Failed, "io", anyhow::Error::new(error).context("look at the bundle's environment"))
-    })?;
+    let placed = site::placed(&text, &root.join("current"), &bundle.manifest().items)?;
+    // A folder that nobody else could have made: an install is often run as root.
+    let folder = tempfile::tempdir().context("look at the bundle's environment")?;
+    let there = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
+    let written = there.join(format!("{name}.yaml"));
+    std::fs::write(&written, placed).with_context(|| format!("write {written}"))?;
     let mut global = session.global.clone();
     (global.env, global.file) = (Some(name.to_owned()), None);
     global.state_dir = Some(root.join(".textnlp"));
-    let looked = Session { global, here: session.here.clone(), library: Library::from_folder(there.0.clone()) };
+    let looked = Session { global, here: session.here.clone(), library: Library::from_folder(there.to_owned()) };
     // Its notes are said by `up`.
     let chosen = looked.load_to_run(Console::new(session.global.output, true))?;
     let deployment = Deployment::wanted(&looked, chosen, console).await?;
@@ -121,15 +115,6 @@ async fn of_environment(
     // Here the state lies below the root.
     problems.iter_mut().for_each(|problem| problem.fix = problem.fix.replace("--state-dir", "--root"));
     Ok(problems)
-}
-
-/// A folder that goes away again.
-struct Remove(camino::Utf8PathBuf);
-
-impl Drop for Remove {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(self.0.parent().unwrap_or(&self.0));
-    }
 }
 
 fn may_write(root: &Utf8Path) -> Result<(), String> {

@@ -38,7 +38,7 @@ pub async fn serve(args: &Serve, console: Console) -> Result<Success, Failure> {
         console.say(format!("  skopeo copy --src-tls-verify=false docker://{address}/{image} …"));
     }
     for model in &models {
-        console.say(format!("  HF_ENDPOINT=http://{address} textnlp-deploy model pull hf:textnlp/{model}"));
+        console.say(format!("  HF_ENDPOINT=http://{address} textnlp-deploy model pull hf:bundle/{model}"));
     }
     console.event(&json!({ "event": "serving", "address": address, "images": images, "models": models }));
     stop.cancelled().await;

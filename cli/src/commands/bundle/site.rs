@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use anyhow::Context;
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use serde_json::Value;
 use serde_yaml::{Mapping, Value as Yaml};
 use textnlp_bundle::manifest::{Item, ItemKind};
@@ -50,11 +50,6 @@ pub fn names(items: &[Item], kind: ItemKind) -> Vec<String> {
     items.iter().filter(|item| item.kind == kind).map(|item| item.name.clone()).collect()
 }
 
-/// Where the environments of an installed site are.
-pub fn environments(root: &Utf8Path) -> Utf8PathBuf {
-    root.join("environments")
-}
-
 /// Puts the settings and the program of the content in use where `up` finds them. What an operator changed is kept.
 pub fn lay_out(
     session: &Session,
@@ -65,7 +60,7 @@ pub fn lay_out(
 ) -> Result<(), Failure> {
     let root = site.root();
     let current = root.join("current");
-    let folder = environments(root);
+    let folder = root.join("environments");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {folder}"))?;
     for environment in names(&installed.contents.items, ItemKind::Environment) {
         let sealed = current.join(recipe::environment_path(&environment));

@@ -7,10 +7,10 @@ use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
 
 use super::install::{absolute, merge};
-use super::{authentic, drive, failed, look, open, site, size, trusted};
+use super::{authentic, drive, failed, look, open, site, trusted};
 use crate::bundle_args::{Root, Trust, Update};
 use crate::progress::Progress;
-use crate::report::{Console, Exit, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::Session;
 use crate::signals;
 
@@ -69,7 +69,7 @@ fn scope(items: &[Item], only: &[String]) -> Result<Scope, Failure> {
     if only.is_empty() {
         return Ok(Scope::Everything);
     }
-    let called = |item: &Item| format!("{}/{}", look::word(item.kind), item.name);
+    let called = |item: &Item| format!("{}/{}", item.kind, item.name);
     let mut keys = Vec::new();
     for wanted in only {
         let found: Vec<_> = items.iter().filter(|item| called(item) == *wanted).map(Item::key).collect();
@@ -164,9 +164,8 @@ async fn roll(
     let running = |name: &&String| root.join(".textnlp").join(name.as_str()).join("lineage.json").exists();
     let up: Vec<&String> = names.iter().filter(running).collect();
     let mut last = Value::Null;
-    for name in &names {
-        site::lay_out(session, place, installed, name, console)?;
-    }
+    let meant = session.global.env.as_deref().or_else(|| names.first().map(String::as_str)).unwrap_or_default();
+    site::lay_out(session, place, installed, meant, console)?;
     for name in up.iter().filter(|_| !no_up) {
         last = site::up(session, &site::Run { root, environment: name, no_gate }, console).await?;
     }

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes (once) a virtual environment with the packages that tests drive, and prints the path of its interpreter.
+# python.sh PACKAGE==VERSION…: makes (once) a virtual environment with packages that tests drive, and prints the path of its interpreter.
 # The versions are pinned: a contract test that changes under our feet tests nothing.
 set -eu
-packages="cyclonedx-python-lib[json-validation]==11.12.0"
+packages=${*:?name the packages}
 name=$(printf '%s' "$packages" | cksum | cut -d' ' -f1)
 folder="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/textnlp-deploy}/python-$name"
 if [ ! -f "$folder/ready" ]; then
