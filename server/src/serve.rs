@@ -7,7 +7,8 @@ use camino::Utf8PathBuf;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Monitoring};
+use crate::control;
 use crate::database::{Store, StoreError};
 use crate::error::chain;
 use crate::gateway;
@@ -41,6 +42,10 @@ pub enum Role {
     Migrate,
     /// Does one JSON command about API keys from standard input
     Keys,
+    /// Keeps a site's control data equal to that of the other sites
+    Watch,
+    /// Keeps who is primary
+    Witness,
     /// Asks the server of this configuration whether it takes requests, and ends: for health checks
     Ready,
 }
@@ -63,6 +68,9 @@ pub enum ServeError {
     /// A key command; what is wrong with it is on standard output.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The watch or the witness.
+    #[error(transparent)]
+    Control(#[from] control::Error),
     /// The gateway.
     #[error(transparent)]
     Gateway(#[from] gateway::Error),
@@ -83,6 +91,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         // The file is read again inside; here only the number is wanted, and what is wrong is said there.
         Role::Server => Config::read(&args.config).map_or(1, |config| config.api.workers),
         Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
+        Role::Watch | Role::Witness => 2,
         Role::Migrate | Role::Keys | Role::Ready => 1,
     };
     let runtime =
@@ -116,6 +125,16 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             raise_file_limit();
             Ok(gateway::run(&args.config).await?)
         }
+        Role::Watch | Role::Witness => {
+            log::begin(&Monitoring::standard())
+                .map_err(|error| ServeError::Log("standard output".to_owned(), error))?;
+            if args.role == Role::Watch {
+                control::watch(&args.config).await?;
+            } else {
+                control::witness(&args.config).await?;
+            }
+            Ok(())
+        }
         Role::Migrate => {
             let config = Config::read(&args.config)?;
             let store = Store::open(&config.database).await?;
@@ -136,6 +155,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
                 Err(error) => {
                     let hint = match &error {
                         KeysError::Command { hint, .. } => hint.clone(),
+                        KeysError::Watch(why) => why.hint.clone(),
                         _ => None,
                     };
                     print(&json!({ "error": { "message": chain(&error), "hint": hint } }))?;
