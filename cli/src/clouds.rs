@@ -107,7 +107,8 @@ pub fn provider(
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     let mut options = Options::new(folder.to_owned(), program)?;
     options.secrets = secrets;
-    options.strict = environment.phase.minimum().blocks && !environment.prerequisites.allow_below_minimum;
+    options.minimum = environment.phase.minimum();
+    options.minimum.blocks &= !environment.prerequisites.allow_below_minimum;
     options.models = fetching(environment)?;
     if let Some(cache) = model_folder(environment)? {
         options.model_cache = cache;

@@ -827,10 +827,12 @@ fn each_rule_answers_with_its_own_sentence() {
 #[test]
 fn smaller_machines_are_warned_of_up_to_staging_and_refused_from_pilot_on() {
     use environment::model::Phase;
-    let of = |phase: Phase| phase.minimum();
-    assert_eq!(
-        (of(Phase::Staging).cores, of(Phase::Staging).memory.0, of(Phase::Staging).blocks),
-        (4, 8_000_000_000, false)
-    );
-    assert_eq!((of(Phase::Pilot).cores, of(Phase::Pilot).disk.0, of(Phase::Pilot).blocks), (16, 500_000_000_000, true));
+    use textnlp_provider::{Disk, Minimum};
+    let of = |phase: Phase| {
+        let Minimum { cores, memory_bytes, disk_bytes, disk, network_mbps, gpu_recommended, blocks, .. } =
+            phase.minimum();
+        (cores, memory_bytes / 1_000_000_000, disk_bytes / 1_000_000_000, disk, network_mbps, gpu_recommended, blocks)
+    };
+    assert_eq!(of(Phase::Staging), (4, 8, 50, Disk::Solid, 1_000, false, false));
+    assert_eq!(of(Phase::Pilot), (16, 32, 500, Disk::Nvme, 10_000, true, true));
 }
