@@ -552,7 +552,6 @@ fn older_files_become_todays_with_a_warning_per_key() {
             log_level: INFO
         models:
           - { name: gpt2, role: default, preload: true }
-          - { name: bert, preload: true }
         storage:
           model_folder: /models
           model_cache: 50GB
@@ -569,6 +568,11 @@ fn older_files_become_todays_with_a_warning_per_key() {
           max_connections: 100
     "#]]
     .assert_eq(&migrated("production.yaml", OLD_NESTED).0);
+    let notes = migrated("production.yaml", OLD_NESTED).1;
+    assert!(
+        notes.contains("note: `textnlp.models.preload`: `bert` is an encoder") && notes.contains("left out"),
+        "{notes}"
+    );
     let (text, warnings) = migrated(".env.staging", OLD_VARIABLES);
     assert!(!text.contains("hunter2") && !warnings.contains("hunter2"));
     expect![[r#"
@@ -591,6 +595,16 @@ fn older_files_become_todays_with_a_warning_per_key() {
           url: redis://staging-redis:6379/0
     "#]]
     .assert_eq(&text);
+}
+
+#[test]
+fn an_older_file_with_nothing_but_encoders_serves_what_it_extends() {
+    let old = "textnlp: { models: { default: bert-base-uncased, preload: [org/DistilBERT-base, roberta] } }\n";
+    let (text, notes) = migrated("staging.yaml", old);
+    assert!(!text.contains("models") && notes.matches("is an encoder").count() == 3, "{text}{notes}");
+    let source = Source { label: "staging.yaml".to_owned(), bytes: text.into_bytes() };
+    let loaded = Library::built_in().load_source(source, &Overrides::default(), &Catalogue::default()).unwrap();
+    assert_eq!(loaded.environment.models[0].name, "textnlp-tiny");
 }
 
 #[test]
