@@ -39,6 +39,23 @@ fn every_environment_that_ships_loads_and_says_its_own_name() {
 }
 
 #[test]
+fn tenants_of_a_base_domain_reach_the_server_and_the_certificate() {
+    let sets = ["server.api.base_domain=example.com", "server.security.jwt_token_limit=5000"];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+    let part =
+        |name: &str| serde_json::to_value(&parts.iter().find(|c| c.name.as_str() == name).unwrap().part).unwrap();
+    let config = &part("server")["workload"]["config"]["textnlp"];
+    assert_eq!(
+        (&config["api"]["base_domain"], &config["security"]["jwt_token_limit"]),
+        (&json!("example.com"), &json!(5000))
+    );
+    let names = part("certificate")["certificate"]["names"].to_string();
+    assert!(names.contains("\"example.com\"") && names.contains("\"*.example.com\""), "{names}");
+}
+
+#[test]
 fn development_and_staging_become_components_in_the_fixed_order() {
     let names = |name: &str| {
         let environment = built_in(name);
@@ -68,6 +85,7 @@ fn development_and_staging_become_components_in_the_fixed_order() {
             max_tokens: 4096
             cors_origins: []
             docs: true
+            base_domain: null
             drain_seconds: 30
             require_https: true
           models:
@@ -86,6 +104,7 @@ fn development_and_staging_become_components_in_the_fixed_order() {
           security:
             jwt_algorithm: RS256
             jwt_expiry: 3600
+            jwt_token_limit: 1000000
             api_keys_enabled: true
             api_key_header: X-API-Key
             rate_limit: 1000/hour
@@ -771,6 +790,8 @@ fn each_rule_answers_with_its_own_sentence() {
         (plus("server: { api: { port: 9090 } }"), "port 9090 is wanted by `server.api.port` too"),
         (plus("server: { api: { port: 443 } }"), "port 443 needs a privilege"),
         (plus("server: { api: { timeout: 0 } }"), "no answer could be that fast"),
+        (plus("server: { api: { base_domain: '*.example.com' } }"), "is not a domain that has subdomains"),
+        (plus("server: { api: { base_domain: 10.0.0.1 } }"), "is not a domain that has subdomains"),
         (plus("server: { api: { max_request_size: 1B } }"), "no request is that small"),
         (plus("server: { security: { jwt_expiry: 0 } }"), "a token would be old when it is made"),
         (plus("server: { security: { api_key_header: \"a b\" } }"), "`a b` is not a header"),

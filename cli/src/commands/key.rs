@@ -17,14 +17,15 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
     let chosen = session.load(Console::new(session.global.output, true))?;
     let running = running::running(&chosen.name, &chosen.folder).await?;
     match command {
-        Key::Create { name, tenant, rate_limit, token_rate_limit, expires_days } => {
+        Key::Create { name, tenant, rate_limit, token_rate_limit, token_limit, expires_days } => {
             let expires_at = expires_days
                 .map(|days| jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * i64::from(days)));
             let made = ask(
                 &running,
                 &json!({
                     "do": "create", "name": name, "tenant": tenant, "rate_limit": rate_limit,
-                    "token_rate_limit": token_rate_limit, "expires_at": expires_at.map(|t| t.as_millisecond()),
+                    "token_rate_limit": token_rate_limit, "token_limit": token_limit,
+                    "expires_at": expires_at.map(|t| t.as_millisecond()),
                 }),
             )
             .await?;
