@@ -449,6 +449,33 @@ fn what_a_provider_cannot_do_yet_is_refused_later_and_what_nobody_can_do_now() {
         mine.yaml:5:19: not yet: `database.kind`: `postgres/managed` is not there yet; `onprem` offers `sqlite` today
         mine.yaml:6:16: not yet: `cache.kind`: `redis/managed` is not there yet; `onprem` offers `memory` today"#]],
     );
+    let idle = [
+        "rollout.bake",
+        "rollout.deadline",
+        "traffic.ttl",
+        "traffic.health_path",
+        "monitoring.retention",
+        "monitoring.alerts",
+    ];
+    catalogue.providers.get_mut("onprem").unwrap().choices.extend(idle.map(|field| format!("{field}=none")));
+    let check = |more: &str, expected: Expect| {
+        expected.assert_eq(&said(load(&format!("{GOOD}{more}"), &Overrides::default(), &catalogue)))
+    };
+    // Written out as they are anyway, they are no wish.
+    check(
+        "rollout: { bake: 10m, deadline: 1h }\ntraffic: { ttl: 60, health_path: /health }\nmonitoring: { retention: 15d, alerts: { disk: 90 } }\n",
+        expect![[r#""#]],
+    );
+    check(
+        "rollout: { bake: 5m, deadline: 2h }\ntraffic: { ttl: 5, health_path: /ready }\nmonitoring: { retention: 30d, alerts: { disk: 70, memory: 70 } }\n",
+        expect![[r#"
+            mine.yaml:5:18: not yet: `rollout.bake`: `5m` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:5:32: not yet: `rollout.deadline`: `2h` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:6:17: not yet: `traffic.ttl`: `5s` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:6:33: not yet: `traffic.health_path`: `/ready` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:7:26: not yet: `monitoring.retention`: `30d` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:7:39: not yet: `monitoring.alerts`: `memory, disk` is not there yet; remove it: `onprem` does nothing with it today"#]],
+    );
     let with =
         |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
     expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: pods"));
