@@ -7,6 +7,7 @@ use textnlp_models::{
     Catalogue, Error, Event, FetchOptions, Fit, Memory, Quantize, Source, Store, Summary, Verdict, Want, fit, inspect,
 };
 
+use crate::again::quoted;
 use crate::args::Model;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
@@ -44,7 +45,7 @@ fn list(session: &Session) -> Result<Success, Failure> {
     }
     let _ = write!(text, "\nIn the cache ({}):", session.model_cache()?);
     if cached.is_empty() {
-        text.push_str(" nothing yet; `textnlp-deploy model pull NAME` fetches one");
+        let _ = write!(text, " nothing yet; `{}` fetches one", session.again().bare("model pull NAME"));
     }
     for stored in &cached {
         let _ =
@@ -108,7 +109,7 @@ fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
         return Ok(entry.summary());
     }
     Err(Failure::usage("not_in_cache", anyhow::anyhow!("{source} is not in the cache"))
-        .hint(format!("textnlp-deploy model pull {source}")))
+        .hint(session.again().bare(&format!("model pull {}", quoted(source)))))
 }
 
 fn fits(session: &Session, source: &str, quantize: Option<&str>, context: Option<u32>) -> Result<Success, Failure> {
