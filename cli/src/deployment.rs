@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
-use textnlp_models::{Catalogue, Store, local_digest};
+use textnlp_models::{Catalogue, Event, Store, local_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::{self, Environment};
@@ -23,7 +23,8 @@ use uuid::Uuid;
 
 use crate::clouds;
 use crate::commands::running;
-use crate::report::{Console, Exit, Failure};
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, size};
 use crate::session::{Chosen, Session};
 
 /// An environment on its way to run.
@@ -188,7 +189,7 @@ pub fn artifacts(session: &Session, environment: &Environment, console: Console)
     let models = environment
         .models
         .iter()
-        .filter_map(|m| Some((m.name.clone(), m.digest.clone().or_else(|| at_hand(&cache, m.source()))?)));
+        .filter_map(|m| Some((m.name.clone(), m.digest.clone().or_else(|| at_hand(&cache, m.source(), console))?)));
     let models = models.collect();
     // Templates are of a release only where something is rendered from them, which local processes are not.
     Ok(Artifacts { program: Program { path: path.to_string(), digest }, models, templates: None, schema: None })
@@ -196,15 +197,36 @@ pub fn artifacts(session: &Session, environment: &Environment, console: Console)
 
 /// The digest of a model that this program carries or that lies on this machine, as it is now; of others it is known once they
 /// are fetched. What cannot be read is for the preflight to name.
-fn at_hand(cache: &Utf8Path, source: &str) -> Option<String> {
+fn at_hand(cache: &Utf8Path, source: &str, console: Console) -> Option<String> {
     let source = match Catalogue::embedded().get(source) {
         Some(entry) => entry.source.clone(),
         None => source.parse().ok()?,
     };
     // The cache remembers what it read; looking makes none.
     let store = cache.is_dir().then(|| Store::open(cache).ok()).flatten();
-    let remembered = store.and_then(|store| store.local_digest(&source).ok());
-    remembered.or_else(|| local_digest(&source).ok()).flatten().map(|digest| digest.to_string())
+    let reading = Reading { console, progress: OnceLock::new() };
+    let tell = |event| reading.tell(event);
+    let remembered = store.and_then(|store| store.local_digest(&source, &tell).ok());
+    remembered.or_else(|| local_digest(&source, &tell).ok()).flatten().map(|digest| digest.to_string())
+}
+
+/// Tells how far a large file was read.
+struct Reading {
+    console: Console,
+    /// Only a large file is worth a line.
+    progress: OnceLock<Progress>,
+}
+
+impl Reading {
+    fn tell(&self, event: Event) {
+        const LARGE: u64 = 100_000_000;
+        if let Event::File { name, done, total: Some(total) } = event
+            && total >= LARGE
+        {
+            let progress = self.progress.get_or_init(|| Progress::new(self.console));
+            progress.doing(&format!("reading {name}: {} of {}", size(done), size(total)));
+        }
+    }
 }
 
 /// Says which models the lock keeps although others are at hand.

@@ -212,8 +212,8 @@ async fn model(
     let looked = tokio::task::spawn_blocking(move || {
         textnlp_models::inspect(&folder)?;
         match &store {
-            Some(store) => store.local_digest(&source),
-            None => textnlp_models::local_digest(&source),
+            Some(store) => store.local_digest(&source, &|_| ()),
+            None => textnlp_models::local_digest(&source, &|_| ()),
         }
     });
     match looked.await {
