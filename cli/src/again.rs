@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use camino::Utf8PathBuf;
+
 use crate::args::Global;
 
 /// The flags of a session that a command typed next needs as well.
@@ -13,20 +15,23 @@ pub struct Again {
 }
 
 impl Again {
-    /// What was given, on the command line or by variables.
+    /// What was typed. What a variable says goes on to say it, so commands stay short.
     pub fn of(global: &Global) -> Self {
+        Self::beside(global, |variable| std::env::var(variable).ok())
+    }
+
+    fn beside(global: &Global, variable: impl Fn(&str) -> Option<String>) -> Self {
+        let typed = |value: Option<String>, name: &str| value.filter(|value| variable(name).as_ref() != Some(value));
+        let text = |path: &Option<Utf8PathBuf>| path.as_ref().map(ToString::to_string);
         let mut changes: Vec<_> = global.set.iter().map(|set| ("--set", set.clone())).collect();
         let flags = [
-            ("--site", global.site.clone()),
-            ("--provider", global.provider.clone()),
-            ("--server", global.server.as_ref().map(ToString::to_string)),
+            ("--site", typed(global.site.clone(), "TEXTNLP_SITE")),
+            ("--provider", typed(global.provider.clone(), "TEXTNLP_PROVIDER")),
+            ("--server", typed(text(&global.server), "TEXTNLP_SERVER")),
         ];
         changes.extend(flags.into_iter().filter_map(|(flag, value)| Some((flag, value?))));
-        Self {
-            file: global.file.as_ref().map(ToString::to_string),
-            state_dir: global.state_dir.as_ref().map(ToString::to_string),
-            changes,
-        }
+        // Where a variable names a file, `--env` beside it would be refused: the file is named again.
+        Self { file: text(&global.file), state_dir: typed(text(&global.state_dir), "TEXTNLP_STATE_DIR"), changes }
     }
 
     /// A command about no environment.
@@ -48,10 +53,12 @@ impl Again {
         }
     }
 
-    /// The look at what was just mended: this file's, else every environment's.
-    pub fn check(&self) -> String {
-        let file = self.file.as_deref().map(|file| flag("--file", file));
-        format!("textnlp-deploy env check{}", file.unwrap_or_default())
+    /// The look at this session's file, else at these environments; at all of them when none is named.
+    pub fn check(&self, environments: &str) -> String {
+        match &self.file {
+            Some(file) => format!("textnlp-deploy env check{}", flag("--file", file)),
+            None => format!("textnlp-deploy env check {environments}").trim_end().to_owned(),
+        }
     }
 
     /// A command that is to do what this one looked at: with the values that were changed for this run.
@@ -77,9 +84,21 @@ mod tests {
     use crate::args::Cli;
     use clap::Parser;
 
-    fn again(flags: &[&str]) -> Again {
+    fn beside(flags: &[&str], variable: &str, value: &str) -> Again {
         let words = ["textnlp-deploy", "status"].iter().chain(flags);
-        Again::of(&Cli::try_parse_from(words).unwrap().global)
+        let global = Cli::try_parse_from(words).unwrap().global;
+        Again::beside(&global, |name| (name == variable).then(|| value.to_owned()))
+    }
+
+    fn again(flags: &[&str]) -> Again {
+        beside(flags, "", "")
+    }
+
+    #[test]
+    fn what_a_variable_says_need_not_be_typed_again() {
+        let of = |said: &str| beside(&["--state-dir", "/srv"], "TEXTNLP_STATE_DIR", said).named("up", "dev");
+        assert_eq!(of("/srv"), "textnlp-deploy up --env dev");
+        assert_eq!(of("/other"), "textnlp-deploy up --env dev --state-dir /srv");
     }
 
     #[test]
@@ -88,6 +107,11 @@ mod tests {
         assert_eq!(plain.same("up", "staging"), "textnlp-deploy up --env staging");
         let told =
             again(&["--file", "my env.yaml", "--state-dir", "/srv/it's", "--set", "scaling.min=2", "--site", "here"]);
+        assert_eq!(
+            (plain.check("pilot"), plain.check("")),
+            ("textnlp-deploy env check pilot".into(), "textnlp-deploy env check".into())
+        );
+        assert_eq!(told.check("dev"), "textnlp-deploy env check --file 'my env.yaml'");
         assert_eq!(told.bare("model list"), r"textnlp-deploy model list --state-dir '/srv/it'\''s'");
         assert_eq!(told.named("up", "dev"), r"textnlp-deploy up --env dev --state-dir '/srv/it'\''s'");
         assert_eq!(told.command("up", "dev"), r"textnlp-deploy up --file 'my env.yaml' --state-dir '/srv/it'\''s'");

@@ -114,7 +114,7 @@ impl Session {
         let error = anyhow::anyhow!("environment {} cannot run here", chosen.name);
         Err(Failure::usage("not_available", error.context_last(&refusals.join("\n"))).hint(format!(
             "`textnlp-deploy providers` says what is there; `{}` explains",
-            self.again().command("env check", &chosen.name)
+            self.again().check(chosen.name.as_str())
         )))
     }
 
@@ -258,7 +258,7 @@ pub fn invalid(error: LoadError, again: &Again) -> Failure {
                     _ => format!("the environment has {count} mistakes"),
                 }),
             )
-            .hint(format!("mend what is named, then look again: {}", again.check()))
+            .hint(format!("mend what is named, then look again: {}", again.check("")))
             .document(serde_json::json!({ "problems": problems }))
         }
         other => Failure::usage("unreadable_environment", other)
