@@ -148,6 +148,7 @@ fn alerts(alerts: &Alerts) -> Vec<String> {
         ("restarts", alerts.restarts != restarts),
     ]
     .into_iter()
-    .filter_map(|(name, is_changed)| is_changed.then(|| name.to_owned()))
+    .filter(|(_, is_changed)| *is_changed)
+    .map(|(name, _)| name.to_owned())
     .collect()
 }
