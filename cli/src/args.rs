@@ -303,6 +303,9 @@ pub enum Key {
         /// Tokens it may spend: `100000/hour`
         #[arg(long, value_name = "RATE")]
         token_rate_limit: Option<String>,
+        /// Tokens that one bearer token from `/auth/token` may spend; left out, `server.security.jwt_token_limit`
+        #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 50))]
+        token_limit: Option<u64>,
         /// Days until it ends
         #[arg(long, value_name = "DAYS")]
         expires_days: Option<u32>,

@@ -7,8 +7,9 @@ use camino::Utf8Path;
 use futures::StreamExt;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
-use textnlp_provider::Secret;
+use textnlp_provider::{EnvironmentName, Secret};
 
+use crate::again::Again;
 use crate::args::SamplingArgs;
 use crate::report::{Exit, Failure};
 
@@ -26,6 +27,19 @@ pub struct Target {
     pub key: Option<Secret>,
     /// The certificate authority to trust besides the system's, PEM.
     pub ca_pem: Option<Vec<u8>>,
+    /// The environment that it is, where it is one of ours.
+    pub environment: Option<EnvironmentName>,
+    /// Commands to type next.
+    pub again: Again,
+}
+
+impl Target {
+    fn next(&self, verb: &str) -> String {
+        match &self.environment {
+            Some(name) => self.again.command(verb, name),
+            None => self.again.bare(verb),
+        }
+    }
 }
 
 /// A connection to a service.
@@ -78,7 +92,7 @@ impl Client {
                 each(event);
             }
         }
-        Err(Failure::from(anyhow::anyhow!("the stream ended before the text did")).hint("textnlp-deploy logs"))
+        Err(Failure::from(anyhow::anyhow!("the stream ended before the text did")).hint(self.target.next("logs")))
     }
 
     fn url(&self, path: &str) -> String {
@@ -104,7 +118,11 @@ impl Client {
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
-        let hint = if error.is_connect() { "is it running? textnlp-deploy status" } else { "textnlp-deploy logs" };
+        let hint = if error.is_connect() {
+            format!("is it running? {}", self.target.next("status"))
+        } else {
+            self.target.next("logs")
+        };
         Failure::new(
             Exit::Failed,
             "unreachable",

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
-use textnlp_models::{Catalogue, Store, local_digest};
+use textnlp_models::{Catalogue, Event, Store, local_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::{self, Environment};
@@ -18,12 +18,13 @@ use textnlp_orchestrator::release::{Artifacts, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
 use textnlp_orchestrator::state::{Folder, Operator, Place, State, StateError};
 use textnlp_provider::component::Program;
-use textnlp_provider::{Lineage, Problem, Problems, SiteName};
+use textnlp_provider::{EnvironmentName, Lineage, Problem, Problems, SiteName};
 use uuid::Uuid;
 
 use crate::clouds;
 use crate::commands::running;
-use crate::report::{Console, Exit, Failure};
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, size};
 use crate::session::{Chosen, Session};
 
 /// An environment on its way to run.
@@ -117,7 +118,7 @@ impl<'a> Deployment<'a> {
 
     /// The state, read without a lock.
     pub async fn state(&self) -> Result<State, Failure> {
-        running::state(&self.chosen.name, &self.chosen.folder).await
+        running::state(self.session, &self.chosen.name, &self.chosen.folder).await
     }
 }
 
@@ -148,27 +149,28 @@ async fn resolve(
 ) -> Result<Release, Failure> {
     let environment = &chosen.loaded.environment;
     let here = artifacts(session, environment, console)?;
-    let Some(lock) = Lock::read(lock_path).map_err(|e| broken_lock(e, chosen.name.as_str()))? else {
+    let Some(lock) = Lock::read(lock_path).map_err(|e| broken_lock(e, session, &chosen.name))? else {
         return Ok(Release::resolve(environment, &here));
     };
-    other_models(environment, &lock, &here, console);
+    other_models(session, environment, &lock, &here, console);
     match Release::locked(environment, &lock, &here) {
         Ok(release) => Ok(release),
         Err(difference) => {
             // The locked program may still be where the last `up` put it.
-            let kept = running::program(&chosen.name, &chosen.folder).await?.filter(|p| p.digest == lock.server);
+            let kept =
+                running::program(session, &chosen.name, &chosen.folder).await?.filter(|p| p.digest == lock.server);
             let Some(program) = kept else {
                 let error =
                     anyhow::Error::new(*difference).context("the release lock names a server program that is not here");
                 return Err(Failure::refused("locked_program_missing", error).hint(format!(
-                    "give it with --server FILE, or release what is here: textnlp-deploy release set --env {}",
-                    chosen.name
+                    "give it with --server FILE, or release what is here: {}",
+                    session.again().command("release set", &chosen.name)
                 )));
             };
             console.say(format!(
-                "The release lock keeps server {}; another one is here. To roll to it: textnlp-deploy release set --env {}",
+                "The release lock keeps server {}; another one is here. To roll to it: {}",
                 short(&lock.server),
-                chosen.name
+                session.again().command("release set", &chosen.name)
             ));
             let kept = Artifacts { program, ..here };
             Ok(Release::locked(environment, &lock, &kept)?)
@@ -187,7 +189,7 @@ pub fn artifacts(session: &Session, environment: &Environment, console: Console)
     let models = environment
         .models
         .iter()
-        .filter_map(|m| Some((m.name.clone(), m.digest.clone().or_else(|| at_hand(&cache, m.source()))?)));
+        .filter_map(|m| Some((m.name.clone(), m.digest.clone().or_else(|| at_hand(&cache, m.source(), console))?)));
     let models = models.collect();
     // Templates are of a release only where something is rendered from them, which local processes are not.
     Ok(Artifacts { program: Program { path: path.to_string(), digest }, models, templates: None, schema: None })
@@ -195,30 +197,51 @@ pub fn artifacts(session: &Session, environment: &Environment, console: Console)
 
 /// The digest of a model that this program carries or that lies on this machine, as it is now; of others it is known once they
 /// are fetched. What cannot be read is for the preflight to name.
-fn at_hand(cache: &Utf8Path, source: &str) -> Option<String> {
+fn at_hand(cache: &Utf8Path, source: &str, console: Console) -> Option<String> {
     let source = match Catalogue::embedded().get(source) {
         Some(entry) => entry.source.clone(),
         None => source.parse().ok()?,
     };
     // The cache remembers what it read; looking makes none.
     let store = cache.is_dir().then(|| Store::open(cache).ok()).flatten();
-    let remembered = store.and_then(|store| store.local_digest(&source).ok());
-    remembered.or_else(|| local_digest(&source).ok()).flatten().map(|digest| digest.to_string())
+    let reading = Reading { console, progress: OnceLock::new() };
+    let tell = |event| reading.tell(event);
+    let remembered = store.and_then(|store| store.local_digest(&source, &tell).ok());
+    remembered.or_else(|| local_digest(&source, &tell).ok()).flatten().map(|digest| digest.to_string())
+}
+
+/// Tells how far a large file was read.
+struct Reading {
+    console: Console,
+    /// Only a large file is worth a line.
+    progress: OnceLock<Progress>,
+}
+
+impl Reading {
+    fn tell(&self, event: Event) {
+        const LARGE: u64 = 100_000_000;
+        if let Event::File { name, done, total: Some(total) } = event
+            && total >= LARGE
+        {
+            let progress = self.progress.get_or_init(|| Progress::new(self.console));
+            progress.doing(&format!("reading {name}: {} of {}", size(done), size(total)));
+        }
+    }
 }
 
 /// Says which models the lock keeps although others are at hand.
-fn other_models(environment: &Environment, lock: &Lock, here: &Artifacts, console: Console) {
+fn other_models(session: &Session, environment: &Environment, lock: &Lock, here: &Artifacts, console: Console) {
     for model in environment.models.iter().filter(|m| m.digest.is_none() && lock.holds(&m.name, m.source())) {
         if let (Some(locked), Some(found)) = (lock.models.get(&model.name), here.models.get(&model.name))
             && locked != found
         {
             console.say(format!(
-                "The release lock keeps model {} as {}; {} holds {}. To deliver that: textnlp-deploy release set --env {}",
+                "The release lock keeps model {} as {}; {} holds {}. To deliver that: {}",
                 model.name,
                 short(locked),
                 model.source(),
                 short(found),
-                environment.environment
+                session.again().command("release set", &environment.environment)
             ));
         }
     }
@@ -318,7 +341,7 @@ pub fn operator(session: &Session) -> Operator {
 }
 
 /// Errors of the road, for people and programs.
-pub fn road_failed(error: RoadError, environment: &str) -> Failure {
+pub fn road_failed(error: RoadError, session: &Session, environment: &EnvironmentName) -> Failure {
     match error {
         RoadError::Preflight(Problems(problems)) => {
             stands_in_the_way("preflight", "preflight", Exit::Failed, &problems)
@@ -329,21 +352,22 @@ pub fn road_failed(error: RoadError, environment: &str) -> Failure {
                 stands_in_the_way("approve the plan", "refused", Exit::Refused, &problems)
             }
             no @ textnlp_orchestrator::plan::Refused::NoConsent => Failure::refused("not_approved", no)
-                .hint(format!("look at it with `textnlp-deploy plan --env {environment}`, agree with --yes")),
+                .hint(format!("look at it with `{}`, agree with --yes", session.again().same("plan", environment))),
         },
-        RoadError::State(error) => state_failed(error, environment),
+        RoadError::State(error) => state_failed(error, session, environment),
         other => Failure::new(Exit::Failed, "road", other),
     }
 }
 
 /// Errors of the state, for people and programs.
-pub fn state_failed(error: StateError, environment: &str) -> Failure {
+pub fn state_failed(error: StateError, session: &Session, environment: &EnvironmentName) -> Failure {
     let (exit, code, hint) = match &error {
         StateError::Held { .. } => (
             Exit::Refused,
             "locked",
             format!(
-                "it lets go when it ends, also when it is killed; meanwhile look: textnlp-deploy status --env {environment}"
+                "it lets go when it ends, also when it is killed; meanwhile look: {}",
+                session.again().command("status", environment)
             ),
         ),
         StateError::OtherPlace { .. } => (
@@ -375,9 +399,9 @@ pub fn state_failed(error: StateError, environment: &str) -> Failure {
 }
 
 /// A release lock that cannot be read.
-pub fn broken_lock(error: impl Into<anyhow::Error>, environment: &str) -> Failure {
-    Failure::usage("broken_lock", error)
-        .hint(format!("mend it, or remove it and release what is here: textnlp-deploy release set --env {environment}"))
+pub fn broken_lock(error: impl Into<anyhow::Error>, session: &Session, environment: &EnvironmentName) -> Failure {
+    let set = session.again().command("release set", environment);
+    Failure::usage("broken_lock", error).hint(format!("mend it, or remove it and release what is here: {set}"))
 }
 
 /// One failure that names every problem with its place and cause; the fixes are the hint.

@@ -4,6 +4,7 @@
 // A program has no outside: `pub` says here which module offers what.
 #![allow(unreachable_pub)]
 
+mod again;
 mod args;
 mod bundle_args;
 mod client;

@@ -26,8 +26,7 @@ pub fn text(plan: &Plan) -> String {
         let _ = writeln!(out, "  = {:<34} kept: {}", kept.resource.as_str(), kept.because);
     }
     for problem in plan.refusals.iter().chain(&plan.warnings) {
-        let word = if problem.warning { "warning" } else { "refused" };
-        let _ = writeln!(out, "  {word}: {}: {}\n           {}", problem.place, problem.cause, problem.fix);
+        let _ = writeln!(out, "  {}: {}: {}\n           {}", problem.word(), problem.place, problem.cause, problem.fix);
     }
     let _ = write!(out, "{}", sum(plan));
     out
@@ -106,7 +105,8 @@ fn cost(plan: &Plan, facts: &Facts, currency: &str) -> Value {
 
 /// Problems for programs.
 pub fn problems(problems: &[textnlp_provider::Problem]) -> Vec<Value> {
-    problems.iter().map(|p| json!({ "place": p.place, "cause": p.cause, "fix": p.fix, "warning": p.warning })).collect()
+    let one = |p: &textnlp_provider::Problem| json!({ "place": p.place, "cause": p.cause, "fix": p.fix, "warning": p.warning, "note": p.note });
+    problems.iter().map(one).collect()
 }
 
 /// What a step does, in one word.

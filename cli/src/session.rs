@@ -6,6 +6,7 @@ use textnlp_models::Source;
 use textnlp_orchestrator::environment::{FlagValue, Library, LoadError, Loaded, Overrides};
 use textnlp_provider::{EnvironmentName, Secret};
 
+use crate::again::Again;
 use crate::args::Global;
 use crate::client::{self, Target};
 use crate::clouds;
@@ -43,6 +44,11 @@ impl Session {
         Ok(Self { global, here, library })
     }
 
+    /// Commands to type next.
+    pub fn again(&self) -> Again {
+        Again::of(&self.global)
+    }
+
     /// Variables, `--set` and the flags that are short for one.
     pub fn overrides(&self) -> Overrides {
         let variables =
@@ -70,7 +76,7 @@ impl Session {
                 self.library.load(&name, &self.overrides(), &clouds::catalogue())
             }
         }
-        .map_err(invalid)?;
+        .map_err(|e| invalid(e, &self.again()))?;
         for problem in &loaded.report.0 {
             console.say(problem.to_string());
         }
@@ -83,7 +89,7 @@ impl Session {
             return Err(Failure::usage("other_environment", error)
                 .hint(format!("write `environment: {asked}` there, or ask for --env {name}")));
         }
-        known_models(&loaded)?;
+        known_models(&loaded, &self.again())?;
         let folder = self.state_folder(&name)?;
         Ok(Chosen { loaded, name, folder })
     }
@@ -107,8 +113,8 @@ impl Session {
         }
         let error = anyhow::anyhow!("environment {} cannot run here", chosen.name);
         Err(Failure::usage("not_available", error.context_last(&refusals.join("\n"))).hint(format!(
-            "`textnlp-deploy providers` says what is there; `textnlp-deploy env check {}` explains",
-            chosen.name
+            "`textnlp-deploy providers` says what is there; `{}` explains",
+            self.again().check(chosen.name.as_str())
         )))
     }
 
@@ -193,7 +199,8 @@ impl Session {
         let key = key.map(|k| Secret::new(k.as_bytes()));
         let ca_pem = ca.map(client::read_ca).transpose()?;
         if let Some(address) = address {
-            return Ok(Target { address: address.trim_end_matches('/').to_owned(), key, ca_pem });
+            let address = address.trim_end_matches('/').to_owned();
+            return Ok(Target { address, key, ca_pem, environment: None, again: self.again() });
         }
         let (name, folder) = match (&self.global.env, &self.global.file) {
             (Some(name), None) => {
@@ -212,7 +219,7 @@ impl Session {
                 (name, folder)
             }
         };
-        let mut target = crate::commands::running::target(&name, &folder).await?;
+        let mut target = crate::commands::running::target(self, &name, &folder).await?;
         target.key = key.or(target.key);
         target.ca_pem = ca_pem.or(target.ca_pem);
         Ok(target)
@@ -220,7 +227,7 @@ impl Session {
 }
 
 /// Refuses sources that no model can come from, all of them at once, before anything is done.
-pub fn known_models(loaded: &Loaded) -> Result<(), Failure> {
+pub fn known_models(loaded: &Loaded, again: &Again) -> Result<(), Failure> {
     let wrong: Vec<String> = loaded
         .environment
         .models
@@ -231,11 +238,11 @@ pub fn known_models(loaded: &Loaded) -> Result<(), Failure> {
         return Ok(());
     }
     let error = anyhow::anyhow!("{}", wrong.join("\n")).context("the environment names models that there are not");
-    Err(Failure::usage("no_such_model", error).hint("textnlp-deploy model list"))
+    Err(Failure::usage("no_such_model", error).hint(again.bare("model list")))
 }
 
 /// Errors of loading, for people and programs.
-pub fn invalid(error: LoadError) -> Failure {
+pub fn invalid(error: LoadError, again: &Again) -> Failure {
     match error {
         LoadError::NoSuch(no) => {
             let hint = no.fix();
@@ -251,7 +258,7 @@ pub fn invalid(error: LoadError) -> Failure {
                     _ => format!("the environment has {count} mistakes"),
                 }),
             )
-            .hint("mend what is named, then look again: textnlp-deploy env check")
+            .hint(format!("mend what is named, then look again: {}", again.check("")))
             .document(serde_json::json!({ "problems": problems }))
         }
         other => Failure::usage("unreadable_environment", other)

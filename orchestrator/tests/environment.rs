@@ -39,6 +39,23 @@ fn every_environment_that_ships_loads_and_says_its_own_name() {
 }
 
 #[test]
+fn tenants_of_a_base_domain_reach_the_server_and_the_certificate() {
+    let sets = ["server.api.base_domain=example.com", "server.security.jwt_token_limit=5000"];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+    let part =
+        |name: &str| serde_json::to_value(&parts.iter().find(|c| c.name.as_str() == name).unwrap().part).unwrap();
+    let config = &part("server")["workload"]["config"]["textnlp"];
+    assert_eq!(
+        (&config["api"]["base_domain"], &config["security"]["jwt_token_limit"]),
+        (&json!("example.com"), &json!(5000))
+    );
+    let names = part("certificate")["certificate"]["names"].to_string();
+    assert!(names.contains("\"example.com\"") && names.contains("\"*.example.com\""), "{names}");
+}
+
+#[test]
 fn development_and_staging_become_components_in_the_fixed_order() {
     let names = |name: &str| {
         let environment = built_in(name);
@@ -68,6 +85,7 @@ fn development_and_staging_become_components_in_the_fixed_order() {
             max_tokens: 4096
             cors_origins: []
             docs: true
+            base_domain: null
             drain_seconds: 30
             require_https: true
           models:
@@ -86,6 +104,7 @@ fn development_and_staging_become_components_in_the_fixed_order() {
           security:
             jwt_algorithm: RS256
             jwt_expiry: 3600
+            jwt_token_limit: 1000000
             api_keys_enabled: true
             api_key_header: X-API-Key
             rate_limit: 1000/hour
@@ -430,6 +449,33 @@ fn what_a_provider_cannot_do_yet_is_refused_later_and_what_nobody_can_do_now() {
         mine.yaml:5:19: not yet: `database.kind`: `postgres/managed` is not there yet; `onprem` offers `sqlite` today
         mine.yaml:6:16: not yet: `cache.kind`: `redis/managed` is not there yet; `onprem` offers `memory` today"#]],
     );
+    let idle = [
+        "rollout.bake",
+        "rollout.deadline",
+        "traffic.ttl",
+        "traffic.health_path",
+        "monitoring.retention",
+        "monitoring.alerts",
+    ];
+    catalogue.providers.get_mut("onprem").unwrap().choices.extend(idle.map(|field| format!("{field}=none")));
+    let check = |more: &str, expected: Expect| {
+        expected.assert_eq(&said(load(&format!("{GOOD}{more}"), &Overrides::default(), &catalogue)))
+    };
+    // Written out as they are anyway, they are no wish.
+    check(
+        "rollout: { bake: 10m, deadline: 1h }\ntraffic: { ttl: 60, health_path: /health }\nmonitoring: { retention: 15d, alerts: { disk: 90 } }\n",
+        expect![[r#""#]],
+    );
+    check(
+        "rollout: { bake: 5m, deadline: 2h }\ntraffic: { ttl: 5, health_path: /ready }\nmonitoring: { retention: 30d, alerts: { disk: 70, memory: 70 } }\n",
+        expect![[r#"
+            mine.yaml:5:18: not yet: `rollout.bake`: `5m` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:5:32: not yet: `rollout.deadline`: `2h` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:6:17: not yet: `traffic.ttl`: `5s` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:6:33: not yet: `traffic.health_path`: `/ready` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:7:26: not yet: `monitoring.retention`: `30d` is not there yet; remove it: `onprem` does nothing with it today
+            mine.yaml:7:39: not yet: `monitoring.alerts`: `memory, disk` is not there yet; remove it: `onprem` does nothing with it today"#]],
+    );
     let with =
         |site: &str| said(load(&GOOD.replace("name: here, provider: onprem", site), &Overrides::default(), &catalogue));
     expect!["mine.yaml:4:33: not yet: `sites[0].provider`: provider `cumulus` is not part of this program; build with `--features all`"].assert_eq(&with("name: here, provider: cumulus, runtime: pods"));
@@ -552,7 +598,6 @@ fn older_files_become_todays_with_a_warning_per_key() {
             log_level: INFO
         models:
           - { name: gpt2, role: default, preload: true }
-          - { name: bert, preload: true }
         storage:
           model_folder: /models
           model_cache: 50GB
@@ -569,6 +614,11 @@ fn older_files_become_todays_with_a_warning_per_key() {
           max_connections: 100
     "#]]
     .assert_eq(&migrated("production.yaml", OLD_NESTED).0);
+    let notes = migrated("production.yaml", OLD_NESTED).1;
+    assert!(
+        notes.contains("note: `textnlp.models.preload`: `bert` is an encoder") && notes.contains("left out"),
+        "{notes}"
+    );
     let (text, warnings) = migrated(".env.staging", OLD_VARIABLES);
     assert!(!text.contains("hunter2") && !warnings.contains("hunter2"));
     expect![[r#"
@@ -591,6 +641,16 @@ fn older_files_become_todays_with_a_warning_per_key() {
           url: redis://staging-redis:6379/0
     "#]]
     .assert_eq(&text);
+}
+
+#[test]
+fn an_older_file_with_nothing_but_encoders_serves_what_it_extends() {
+    let old = "textnlp: { models: { default: bert-base-uncased, preload: [org/DistilBERT-base, roberta] } }\n";
+    let (text, notes) = migrated("staging.yaml", old);
+    assert!(!text.contains("models") && notes.matches("is an encoder").count() == 3, "{text}{notes}");
+    let source = Source { label: "staging.yaml".to_owned(), bytes: text.into_bytes() };
+    let loaded = Library::built_in().load_source(source, &Overrides::default(), &Catalogue::default()).unwrap();
+    assert_eq!(loaded.environment.models[0].name, "textnlp-tiny");
 }
 
 #[test]
@@ -757,6 +817,8 @@ fn each_rule_answers_with_its_own_sentence() {
         (plus("server: { api: { port: 9090 } }"), "port 9090 is wanted by `server.api.port` too"),
         (plus("server: { api: { port: 443 } }"), "port 443 needs a privilege"),
         (plus("server: { api: { timeout: 0 } }"), "no answer could be that fast"),
+        (plus("server: { api: { base_domain: '*.example.com' } }"), "is not a domain that has subdomains"),
+        (plus("server: { api: { base_domain: 10.0.0.1 } }"), "is not a domain that has subdomains"),
         (plus("server: { api: { max_request_size: 1B } }"), "no request is that small"),
         (plus("server: { security: { jwt_expiry: 0 } }"), "a token would be old when it is made"),
         (plus("server: { security: { api_key_header: \"a b\" } }"), "`a b` is not a header"),
@@ -827,10 +889,12 @@ fn each_rule_answers_with_its_own_sentence() {
 #[test]
 fn smaller_machines_are_warned_of_up_to_staging_and_refused_from_pilot_on() {
     use environment::model::Phase;
-    let of = |phase: Phase| phase.minimum();
-    assert_eq!(
-        (of(Phase::Staging).cores, of(Phase::Staging).memory.0, of(Phase::Staging).blocks),
-        (4, 8_000_000_000, false)
-    );
-    assert_eq!((of(Phase::Pilot).cores, of(Phase::Pilot).disk.0, of(Phase::Pilot).blocks), (16, 500_000_000_000, true));
+    use textnlp_provider::{Disk, Minimum};
+    let of = |phase: Phase| {
+        let Minimum { cores, memory_bytes, disk_bytes, disk, network_mbps, gpu_recommended, blocks, .. } =
+            phase.minimum();
+        (cores, memory_bytes / 1_000_000_000, disk_bytes / 1_000_000_000, disk, network_mbps, gpu_recommended, blocks)
+    };
+    assert_eq!(of(Phase::Staging), (4, 8, 50, Disk::Solid, 1_000, false, false));
+    assert_eq!(of(Phase::Pilot), (16, 32, 500, Disk::Nvme, 10_000, true, true));
 }

@@ -31,7 +31,7 @@ pub async fn down(session: &Session, args: &Down, console: Console) -> Result<Su
     let mut document = document(&deployment, &arrival);
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     if !arrival.is_complete() {
-        return Err(incomplete(&arrival, "down", name.as_str()).document(document));
+        return Err(incomplete(&arrival, "down", session, &name).document(document));
     }
     let plan = arrival.plan.as_ref();
     let removed = plan.map_or(0, |p| p.summary.delete);
@@ -40,7 +40,8 @@ pub async fn down(session: &Session, args: &Down, console: Console) -> Result<Su
         let _ = write!(text, "\n  kept {}: {}", kept.resource, kept.because);
     }
     if plan.is_some_and(|p| !p.retained.is_empty()) {
-        let _ = write!(text, "\nTo remove the data too: textnlp-deploy down --env {name} --delete-data {name}");
+        let _ =
+            write!(text, "\nTo remove the data too: {} --delete-data {name}", session.again().command("down", &name));
     }
     Ok(Success::new(text, document))
 }

@@ -21,7 +21,7 @@ pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
     for file in &written {
         let _ = writeln!(text, "{} {}", if file.written { "wrote" } else { "kept " }, file.path);
     }
-    let _ = write!(text, "\nNow: textnlp-deploy up --env staging");
+    let _ = write!(text, "\nNow: {}", session.again().named("up", "staging"));
     let files: Vec<_> = written.iter().map(|f| json!({ "path": f.path, "written": f.written })).collect();
     Ok(Success::new(text, json!({ "folder": folder, "files": files })))
 }
@@ -34,7 +34,7 @@ pub fn env(session: &Session, command: &Env, console: Console) -> Result<Success
         Env::Diff { left, right } => diff(session, left, right),
         Env::Check { names } => check(session, names),
         Env::New { name, from } => new(session, name, from),
-        Env::Migrate { from, out } => migrate(from, out.as_deref(), console),
+        Env::Migrate { from, out } => migrate(session, from, out.as_deref(), console),
         Env::Schema => {
             let schema = environment::schema();
             Ok(Success::new(serde_json::to_string_pretty(&schema)?, json!({ "schema": schema })))
@@ -69,7 +69,10 @@ fn list(session: &Session) -> Result<Success, Failure> {
 
 fn show(session: &Session, name: Option<&str>, explain: bool, console: Console) -> Result<Success, Failure> {
     let loaded = match name {
-        Some(name) => session.library.load(name, &session.overrides(), &clouds::catalogue()).map_err(invalid)?,
+        Some(name) => session
+            .library
+            .load(name, &session.overrides(), &clouds::catalogue())
+            .map_err(|e| invalid(e, &session.again()))?,
         None => session.load(console)?.loaded,
     };
     let document = if explain {
@@ -81,7 +84,9 @@ fn show(session: &Session, name: Option<&str>, explain: bool, console: Console) 
 }
 
 fn diff(session: &Session, left: &str, right: &str) -> Result<Success, Failure> {
-    let load = |name: &str| session.library.load(name, &session.overrides(), &clouds::catalogue()).map_err(invalid);
+    let load = |name: &str| {
+        session.library.load(name, &session.overrides(), &clouds::catalogue()).map_err(|e| invalid(e, &session.again()))
+    };
     let changes = environment::diff(&load(left)?, &load(right)?);
     let shown = |value: &Option<serde_json::Value>| value.as_ref().map_or("—".to_owned(), ToString::to_string);
     let mut text = String::new();
@@ -105,8 +110,8 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
                     &clouds::catalogue(),
                 ),
             };
-            let loaded = loaded.map_err(invalid)?;
-            known_models(&loaded)?;
+            let loaded = loaded.map_err(|e| invalid(e, &session.again()))?;
+            known_models(&loaded, &session.again())?;
             let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0);
             return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
         }
@@ -117,7 +122,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
     for name in &names {
         match session.library.load(name, &session.overrides(), &clouds::catalogue()) {
             Ok(loaded) => {
-                known_models(&loaded)?;
+                known_models(&loaded, &session.again())?;
                 text.push_str(&verdict(name, &loaded.report.0));
                 rows.push(json!({ "name": name, "ok": true, "problems": loaded.report.0 }));
             }
@@ -126,7 +131,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
                 text.push_str(&verdict(name, &report.0));
                 rows.push(json!({ "name": name, "ok": false, "problems": report.0 }));
             }
-            Err(error) => return Err(invalid(error)),
+            Err(error) => return Err(invalid(error, &session.again())),
         }
     }
     if bad > 0 {
@@ -157,20 +162,21 @@ fn new(session: &Session, name: &str, from: &str) -> Result<Success, Failure> {
     let name = EnvironmentName::new(name).map_err(|e| Failure::usage("invalid_name", e))?;
     let folder = session.library.folder().map_or_else(|| session.here.join("environments"), Utf8Path::to_owned);
     let path = environment::new(&session.library, &folder, &name, from).map_err(|error| match error {
-        environment::AuthorError::Like(error) => invalid(error),
+        environment::AuthorError::Like(error) => invalid(error, &session.again()),
         exists @ environment::AuthorError::Exists { .. } => {
             Failure::refused("exists", exists).hint("choose another name, or edit that file")
         }
         other => Failure::from(other),
     })?;
     Ok(Success::new(
-        format!("wrote {path}\nNow: edit it, then textnlp-deploy plan --env {name}"),
+        format!("wrote {path}\nNow: edit it, then {}", session.again().named("plan", &name)),
         json!({ "path": path, "environment": name, "from": from }),
     ))
 }
 
-fn migrate(from: &Utf8Path, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
-    let migrated = environment::migrate(&Source::read(from).map_err(invalid)?).map_err(invalid)?;
+fn migrate(session: &Session, from: &Utf8Path, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
+    let migrated = environment::migrate(&Source::read(from).map_err(|e| invalid(e, &session.again()))?)
+        .map_err(|e| invalid(e, &session.again()))?;
     for warning in &migrated.warnings {
         console.say(warning.to_string());
     }

@@ -20,7 +20,7 @@ use super::running::{self, Running};
 use super::{audit, bundle, key};
 use crate::args::Gate;
 use crate::client;
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, broken_lock};
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
@@ -33,11 +33,11 @@ const KEY_MINUTES: i64 = 60;
 pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Success, Failure> {
     let chosen = session.load_to_run(console)?;
     let deployment = Deployment::recorded(session, chosen)?;
-    let running = running::running(&deployment.chosen.name, &deployment.chosen.folder).await?;
+    let running = running::running(session, &deployment.chosen.name, &deployment.chosen.folder).await?;
     let kept = measure(&deployment, &running, args.again, console).await?;
     let document =
         json!({ "environment": deployment.chosen.name, "gate": kept.document(), "report": kept.report_file() });
-    match kept.verdict() {
+    match kept.verdict(&session.again().command("gate --again", &deployment.chosen.name)) {
         Ok(()) => Ok(Success::new(kept.text(), document)),
         Err(failure) => {
             console.stream(&format!("{}\n", kept.text()));
@@ -108,8 +108,8 @@ impl Kept {
         text
     }
 
-    /// Ok when the gate is open; else the failure with every blocker.
-    pub fn verdict(&self) -> Result<(), Failure> {
+    /// Ok when the gate is open; else the failure with every blocker. `again` is the command that measures once more.
+    pub fn verdict(&self, again: &str) -> Result<(), Failure> {
         if matches!(self.gate, gate::Gate::Open) {
             return Ok(());
         }
@@ -120,7 +120,7 @@ impl Kept {
             self.gate.state()
         ));
         Err(Failure::new(Exit::GateShut, "gate_not_open", error)
-            .hint(format!("look at {}, then measure again: textnlp-deploy gate --again", self.report)))
+            .hint(format!("look at {}, then measure again: {again}", self.report)))
     }
 }
 
@@ -133,7 +133,8 @@ pub async fn measure(
 ) -> Result<Kept, Failure> {
     let environment = &deployment.chosen.loaded.environment;
     let folder = &deployment.chosen.folder;
-    let lock = Lock::read(&deployment.lock_path).map_err(|e| Failure::usage("broken_lock", e))?;
+    let lock =
+        Lock::read(&deployment.lock_path).map_err(|e| broken_lock(e, deployment.session, &deployment.chosen.name))?;
     let mut release = lock.map(|l| l.to_bytes()).unwrap_or_default();
     // What the gate demands, and what the environment says today, are part of what was proven.
     release.extend(textnlp_orchestrator::release::configuration_digest(environment).into_bytes());
@@ -211,7 +212,7 @@ pub async fn measure(
             "stopped",
             anyhow::anyhow!("stopped while the gate was measured; the service stays up"),
         )
-        .hint("textnlp-deploy gate"));
+        .hint(deployment.session.again().command("gate", &deployment.chosen.name)));
     }
     keep(&file, &kept)?;
     Ok(kept)

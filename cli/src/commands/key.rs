@@ -15,16 +15,17 @@ use crate::session::Session;
 /// `key …`.
 pub async fn key(session: &Session, command: &Key, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(&chosen.name, &chosen.folder).await?;
+    let running = running::running(session, &chosen.name, &chosen.folder).await?;
     match command {
-        Key::Create { name, tenant, rate_limit, token_rate_limit, expires_days } => {
+        Key::Create { name, tenant, rate_limit, token_rate_limit, token_limit, expires_days } => {
             let expires_at = expires_days
                 .map(|days| jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * i64::from(days)));
             let made = ask(
                 &running,
                 &json!({
                     "do": "create", "name": name, "tenant": tenant, "rate_limit": rate_limit,
-                    "token_rate_limit": token_rate_limit, "expires_at": expires_at.map(|t| t.as_millisecond()),
+                    "token_rate_limit": token_rate_limit, "token_limit": token_limit,
+                    "expires_at": expires_at.map(|t| t.as_millisecond()),
                 }),
             )
             .await?;
@@ -69,7 +70,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             // A mistyped id must not look like a key that has ended.
             if done["found"] == json!(false) {
                 return Err(Failure::usage("no_such_key", anyhow::anyhow!("there is no key `{id}`"))
-                    .hint(format!("textnlp-deploy key list --env {}", chosen.name)));
+                    .hint(session.again().command("key list", &chosen.name)));
             }
             let text = if done["revoked"] == json!(true) {
                 format!("{id} is revoked")

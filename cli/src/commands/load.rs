@@ -30,6 +30,8 @@ struct Goal {
     /// A key of ours to give back.
     temporary: Option<(Issuer, String)>,
     reports: Utf8PathBuf,
+    /// The command that looks whether it is there.
+    health: String,
 }
 
 /// `load`.
@@ -120,7 +122,7 @@ async fn measure(goal: &Goal, args: &Load, console: Console) -> Result<Success, 
     if measured.errors > 0 && measured.errors == measured.requests {
         let error = anyhow::anyhow!("{text}").context(format!("{} answered no request", goal.address));
         return Err(Failure::new(Exit::Failed, "nothing_answered", error)
-            .hint("is it running, and is the key right? textnlp-deploy health")
+            .hint(format!("is it running, and is the key right? {}", goal.health))
             .document(document));
     }
     Ok(Success::new(text, document))
@@ -149,19 +151,21 @@ fn summary(measured: &Measured, limit: Option<&Limit>, p95_ms: f64) -> String {
 }
 
 async fn goal(session: &Session, args: &Load) -> Result<Goal, Failure> {
+    let health = session.again().bare("health");
     let given = args.api_key.as_deref().map(|key| Key { header: "X-API-Key".to_owned(), value: Secret::new(key) });
     let ca_pem = args.ca_file.as_deref().map(client::read_ca).transpose()?;
     if let Some(address) = &args.address {
         let reports = session.here.join("textnlp-reports");
-        return Ok(Goal { address: address.clone(), ca_pem, key: given, temporary: None, reports });
+        return Ok(Goal { address: address.clone(), ca_pem, key: given, temporary: None, reports, health });
     }
     let chosen = session.load(Console::new(session.global.output, true))?;
-    let running = running::running(&chosen.name, &chosen.folder).await?;
+    let health = session.again().command("health", &chosen.name);
+    let running = running::running(session, &chosen.name, &chosen.folder).await?;
     let own_ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
     let (address, reports) = (running.address.clone(), chosen.folder.join("reports"));
     let ca_pem = ca_pem.or(own_ca);
     if given.is_some() {
-        return Ok(Goal { address, ca_pem, key: given, temporary: None, reports });
+        return Ok(Goal { address, ca_pem, key: given, temporary: None, reports, health });
     }
     let header = chosen.loaded.environment.server.security.api_key_header.clone();
     let issuer = Issuer { running, header };
@@ -169,5 +173,5 @@ async fn goal(session: &Session, args: &Load) -> Result<Goal, Failure> {
         .create(KeyRequest { name: "load (temporary)".to_owned(), requests_per_hour: None })
         .await
         .map_err(|why| Failure::from(anyhow::anyhow!("{why}").context("make a temporary key")))?;
-    Ok(Goal { address, ca_pem, key: Some(issued.key), temporary: Some((issuer, issued.public_id)), reports })
+    Ok(Goal { address, ca_pem, key: Some(issued.key), temporary: Some((issuer, issued.public_id)), reports, health })
 }

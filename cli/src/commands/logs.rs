@@ -27,7 +27,7 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
     if files.is_empty() {
         let what = args.name.as_ref().map_or("no logs".to_owned(), |n| format!("no log of `{n}`"));
         return Err(Failure::usage("no_logs", anyhow::anyhow!("{}: there are {what}", chosen.name))
-            .hint(format!("textnlp-deploy status --env {}", chosen.name)));
+            .hint(session.again().command("status", &chosen.name)));
     }
     let level = args.level.as_deref().map(rank).transpose()?;
     let mut shown = Vec::new();

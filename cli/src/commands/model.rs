@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 
+use anyhow::Context;
+use camino::Utf8Path;
 use serde_json::json;
 use textnlp_models::{
     Catalogue, Error, Event, FetchOptions, Fit, Memory, Quantize, Source, Store, Summary, Verdict, Want, fit, inspect,
 };
 
+use crate::again::quoted;
 use crate::args::Model;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
@@ -21,10 +24,10 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
         Model::List => list(session),
         Model::Pull { source, offline } => pull(session, source, *offline, console).await,
         Model::Inspect { source } => {
-            let summary = look(session, source)?;
+            let summary = look(session, source).await?;
             Ok(Success::new(summary_text(source, &summary), json!({ "source": source, "model": summary })))
         }
-        Model::Fit { source, quantize, context } => fits(session, source, quantize.as_deref(), *context),
+        Model::Fit { source, quantize, context } => fits(session, source, quantize.as_deref(), *context).await,
     }
 }
 
@@ -44,7 +47,7 @@ fn list(session: &Session) -> Result<Success, Failure> {
     }
     let _ = write!(text, "\nIn the cache ({}):", session.model_cache()?);
     if cached.is_empty() {
-        text.push_str(" nothing yet; `textnlp-deploy model pull NAME` fetches one");
+        let _ = write!(text, " nothing yet; `{}` fetches one", session.again().bare("model pull NAME"));
     }
     for stored in &cached {
         let _ =
@@ -90,8 +93,8 @@ async fn pull(session: &Session, source: &str, offline: bool, console: Console) 
     Ok(Success::new(text, json!({ "model": manifest, "path": model.dir, "from_cache": from_cache })))
 }
 
-/// A folder is looked into; anything else is looked up in the cache, then in the catalogue.
-fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
+/// A folder is looked into; anything else is looked up in the cache, then in this program, then in the catalogue.
+async fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
     let folder = session.here.join(source);
     if folder.is_dir() {
         return inspect(&folder).map_err(failed_in_folder);
@@ -104,19 +107,36 @@ fn look(session: &Session, source: &str) -> Result<Summary, Failure> {
     if let Some(model) = store.find(&parsed).map_err(failed)? {
         return inspect(&model.dir).map_err(failed);
     }
+    if parsed.resolve().map_err(|e| failed(Error::Source(e)))? == Source::Bundled {
+        return carried().await;
+    }
     if let Some(entry) = Catalogue::embedded().get(source) {
         return Ok(entry.summary());
     }
     Err(Failure::usage("not_in_cache", anyhow::anyhow!("{source} is not in the cache"))
-        .hint(format!("textnlp-deploy model pull {source}")))
+        .hint(session.again().bare(&format!("model pull {}", quoted(source)))))
 }
 
-fn fits(session: &Session, source: &str, quantize: Option<&str>, context: Option<u32>) -> Result<Success, Failure> {
+/// The model in this program, unpacked for a moment: looking leaves nothing behind.
+async fn carried() -> Result<Summary, Failure> {
+    let folder = tempfile::tempdir().context("make a folder to unpack the bundled model into")?;
+    let folder = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
+    let store = Store::open(folder).map_err(failed)?;
+    let model = store.fetch(&Source::Bundled, &FetchOptions::from_env(), &|_| ()).await.map_err(failed)?;
+    inspect(&model.dir).map_err(failed)
+}
+
+async fn fits(
+    session: &Session,
+    source: &str,
+    quantize: Option<&str>,
+    context: Option<u32>,
+) -> Result<Success, Failure> {
     let quantize = match quantize {
         Some(word) => word.parse::<Quantize>().map_err(|e| Failure::usage("usage", e))?,
         None => Quantize::AsIs,
     };
-    let summary = look(session, source)?;
+    let summary = look(session, source).await?;
     let want = Want { quantize, context: context.map(u64::from), sequences: SEQUENCES };
     let memory = Memory::here();
     let found = fit(&summary, &want, &memory);
@@ -190,4 +210,26 @@ pub fn failed(error: Error) -> Failure {
     let mut failure = Failure::new(exit, "model", error);
     failure.hint = hint;
     failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[tokio::test]
+    async fn the_model_in_this_program_is_looked_at_by_each_of_its_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().to_str().unwrap();
+        let cli = crate::args::Cli::try_parse_from(["textnlp-deploy", "model", "list", "--state-dir", state]).unwrap();
+        let session = Session::new(cli.global).unwrap();
+        let tiny = look(&session, "bundled").await.unwrap();
+        assert!(tiny.digest.is_some() && !tiny.files.is_empty() && tiny.parameters > 1_000_000, "{tiny:?}");
+        for name in ["bundled:textnlp-tiny", "textnlp-tiny"] {
+            let found = look(&session, name).await.unwrap();
+            assert_eq!((found.digest, found.parameters), (tiny.digest, tiny.parameters), "{name}");
+        }
+        let wrong = look(&session, "bundled:gpt2").await.unwrap_err();
+        assert!(format!("{:#}", wrong.error).contains("carries `textnlp-tiny`"), "{:#}", wrong.error);
+    }
 }

@@ -23,12 +23,12 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     let progress = Progress::new(console);
     let looked = look(&deployment.road(&progress), Ask { purpose, delete_data: false }).await;
     progress.finish();
-    let (audited, facts) = looked.map_err(|e| road_failed(e, name.as_str()))?;
+    let (audited, facts) = looked.map_err(|e| road_failed(e, session, &name))?;
     let plan = audited.plan();
     let mut text = plan_view::text(plan);
     if plan.has_changes() {
         let verb = if args.down { "down" } else { "up" };
-        text.push_str(&format!("\nTo do it: textnlp-deploy {verb} --env {name}"));
+        text.push_str(&format!("\nTo do it: {}", session.again().same(verb, &name)));
     }
     let currency = &deployment.chosen.loaded.environment.budget.currency;
     let mut document = plan_view::document(plan, &facts, currency);

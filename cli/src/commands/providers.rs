@@ -40,7 +40,7 @@ pub async fn preflight(session: &Session, console: Console) -> Result<Success, F
     let (warnings, problems): (Vec<_>, Vec<_>) = found.into_iter().partition(|p| p.warning);
     let mut text = String::new();
     for warning in &warnings {
-        let _ = writeln!(text, "warning: {}: {}\n         {}", warning.place, warning.cause, warning.fix);
+        let _ = writeln!(text, "{}: {}: {}\n         {}", warning.word(), warning.place, warning.cause, warning.fix);
     }
     if problems.is_empty() {
         let _ = write!(text, "{name}: nothing stands in the way");
@@ -49,6 +49,6 @@ pub async fn preflight(session: &Session, console: Console) -> Result<Success, F
             json!({ "environment": name, "problems": [], "warnings": plan_view::problems(&warnings) }),
         ));
     }
-    warnings.iter().for_each(|w| console.warn(w.to_string()));
+    warnings.iter().filter(|w| !w.note).for_each(|w| console.warn(w.to_string()));
     Err(stands_in_the_way("preflight", "preflight", Exit::Failed, &problems))
 }

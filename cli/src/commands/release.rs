@@ -6,7 +6,7 @@ use serde_json::json;
 use textnlp_orchestrator::release::{Lock, Release as Resolved};
 
 use crate::args::Release;
-use crate::deployment::{artifacts, short};
+use crate::deployment::{artifacts, broken_lock, short};
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
 
@@ -15,7 +15,7 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
     let chosen = session.load(console)?;
     let environment = &chosen.loaded.environment;
     let path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
-    let locked = Lock::read(&path).map_err(|e| Failure::usage("broken_lock", e))?;
+    let locked = Lock::read(&path).map_err(|e| broken_lock(e, session, &chosen.name))?;
     let mut here = Resolved::resolve(environment, &artifacts(session, environment, console)?).lock;
     if let Some(locked) = &locked {
         // Of a model that is not part of this program, what was delivered stays; a new digest comes with a new source.
@@ -32,7 +32,7 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
         for difference in &differences {
             let _ = write!(text, "\n  {difference}");
         }
-        let _ = write!(text, "\nTo roll to it: textnlp-deploy up --env {}", chosen.name);
+        let _ = write!(text, "\nTo roll to it: {}", session.again().command("up", &chosen.name));
         return Ok(Success::new(text, json!({ "lock": path, "release": here, "changed": differences })));
     }
     let Some(locked) = locked else {
@@ -50,7 +50,7 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
         for difference in &differences {
             let _ = writeln!(text, "  differs: {difference}");
         }
-        let _ = write!(text, "To release what is here: textnlp-deploy release set --env {}", chosen.name);
+        let _ = write!(text, "To release what is here: {}", session.again().command("release set", &chosen.name));
     }
     Ok(Success::new(text, json!({ "lock": path, "release": locked, "here": here, "differences": differences })))
 }

@@ -11,10 +11,12 @@ use textnlp_provider::component::Program;
 use textnlp_provider::{EnvironmentName, Lineage, Outputs, SecretRef, SecretStore};
 use uuid::Uuid;
 
+use crate::again::quoted;
 use crate::client::{self, Target};
 use crate::clouds;
 use crate::deployment::state_failed;
 use crate::report::Failure;
+use crate::session::Session;
 
 /// What the journal says of a running environment's primary site.
 #[derive(Debug, Clone)]
@@ -40,14 +42,14 @@ pub struct Running {
 }
 
 /// Reads the state of an environment without a lock.
-pub async fn state(environment: &EnvironmentName, folder: &Utf8Path) -> Result<State, Failure> {
+pub async fn state(session: &Session, environment: &EnvironmentName, folder: &Utf8Path) -> Result<State, Failure> {
     let store = Arc::new(Folder::at(folder));
-    State::load(store, environment, Lineage(Uuid::new_v4())).await.map_err(|e| state_failed(e, environment.as_str()))
+    State::load(store, environment, Lineage(Uuid::new_v4())).await.map_err(|e| state_failed(e, session, environment))
 }
 
 /// What runs, or that nothing does.
-pub async fn running(environment: &EnvironmentName, folder: &Utf8Path) -> Result<Running, Failure> {
-    let state = state(environment, folder).await?;
+pub async fn running(session: &Session, environment: &EnvironmentName, folder: &Utf8Path) -> Result<Running, Failure> {
+    let state = state(session, environment, folder).await?;
     for site in state.sites() {
         let holdings = state.holdings(site)?;
         let outputs = |id: &str| -> Option<Outputs> {
@@ -79,12 +81,16 @@ pub async fn running(environment: &EnvironmentName, folder: &Utf8Path) -> Result
         });
     }
     Err(Failure::usage("not_up", anyhow::anyhow!("environment {environment} is not up here"))
-        .hint(format!("textnlp-deploy up --env {environment}")))
+        .hint(session.again().command("up", environment)))
 }
 
 /// The server program that the last `up` put in place; `None` when there was none.
-pub async fn program(environment: &EnvironmentName, folder: &Utf8Path) -> Result<Option<Program>, Failure> {
-    let state = state(environment, folder).await?;
+pub async fn program(
+    session: &Session,
+    environment: &EnvironmentName,
+    folder: &Utf8Path,
+) -> Result<Option<Program>, Failure> {
+    let state = state(session, environment, folder).await?;
     for site in state.sites() {
         let id = format!("{site}/{}/program", names::SERVER);
         let holdings = state.holdings(site)?;
@@ -103,14 +109,14 @@ pub async fn program(environment: &EnvironmentName, folder: &Utf8Path) -> Result
 }
 
 /// How clients reach what runs.
-pub async fn target(environment: &EnvironmentName, folder: &Utf8Path) -> Result<Target, Failure> {
-    let running = running(environment, folder).await?;
+pub async fn target(session: &Session, environment: &EnvironmentName, folder: &Utf8Path) -> Result<Target, Failure> {
+    let running = running(session, environment, folder).await?;
     let key = match &running.key {
         Some(secret) => Some(clouds::secrets(folder).get(secret).await.context("read the first API key")?),
         None => None,
     };
     let ca_pem = running.ca_file.as_deref().map(client::read_ca).transpose()?;
-    Ok(Target { address: running.address, key, ca_pem })
+    Ok(Target { address: running.address, key, ca_pem, environment: Some(environment.clone()), again: session.again() })
 }
 
 /// A line that works when pasted into a shell.
@@ -130,12 +136,6 @@ pub fn curl(running: &Running, prompt: &str) -> String {
         running.address
     ));
     line
-}
-
-/// A word for a POSIX shell.
-fn quoted(word: &str) -> String {
-    let plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c));
-    if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// A member of a JSON document that is left out when it is not known.

@@ -22,7 +22,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     let status = status::status(&facts, state.places());
     let name = &deployment.chosen.name;
     if status.resources.is_empty() && status.open.is_empty() {
-        let text = format!("{name} is not up here. To put it up: textnlp-deploy up --env {name}");
+        let text = format!("{name} is not up here. To put it up: {}", session.again().command("up", name));
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }
     let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
@@ -42,7 +42,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     }
     let _ = write!(text, "{}", drift_text(&status.drift));
     if !status.ready || !status.drift.is_empty() {
-        let _ = write!(text, "\nTo mend it: textnlp-deploy up --env {name}");
+        let _ = write!(text, "\nTo mend it: {}", session.again().command("up", name));
     }
     let ready = status.ready;
     let success = Success::new(text, serde_json::to_value(&status)?);
@@ -58,7 +58,7 @@ pub async fn drift(session: &Session, console: Console) -> Result<Success, Failu
     let text = if drift.is_empty() {
         format!("{name}: everything is as it was recorded")
     } else {
-        format!("{}\nTo mend it: textnlp-deploy up --env {name}", drift_text(&drift).trim_end())
+        format!("{}\nTo mend it: {}", drift_text(&drift).trim_end(), session.again().command("up", name))
     };
     Ok(Success::new(text, json!({ "environment": name, "drift": drift })))
 }
@@ -68,14 +68,15 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
     let deployment = Deployment::recorded(session, session.load(console)?)?;
     let resource = ResourceId::new(args.resource.clone()).map_err(|e| {
         Failure::usage("invalid_name", e)
-            .hint(format!("names are as in: textnlp-deploy status --env {}", deployment.chosen.name))
+            .hint(format!("names are as in: {}", session.again().command("status", &deployment.chosen.name)))
     })?;
     let (state, facts) = look(&deployment).await?;
     let told = status::explain(&state, &facts, &resource).await?;
     if told.holding.is_none() && told.history.is_empty() {
         let error = anyhow::anyhow!("environment {} has no resource `{resource}`", deployment.chosen.name);
-        return Err(Failure::usage("no_such_resource", error)
-            .hint(format!("textnlp-deploy status --env {}", deployment.chosen.name)));
+        return Err(
+            Failure::usage("no_such_resource", error).hint(session.again().command("status", &deployment.chosen.name))
+        );
     }
     let mut text = format!("{resource}\n");
     if let Some(recorded) = told.holding.as_ref().and_then(|h| h.current.as_ref()) {
@@ -112,7 +113,7 @@ async fn look(deployment: &Deployment<'_>) -> Result<(State, Facts), Failure> {
     let ask = Ask { purpose: Purpose::Up, delete_data: false };
     let facts = road::read(&deployment.road(&Quiet), &state, ask)
         .await
-        .map_err(|e| road_failed(e, deployment.chosen.name.as_str()))?;
+        .map_err(|e| road_failed(e, deployment.session, &deployment.chosen.name))?;
     Ok((state, facts))
 }
 

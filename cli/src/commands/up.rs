@@ -9,11 +9,13 @@ use textnlp_orchestrator::environment::names;
 use textnlp_orchestrator::plan::{Plan, Purpose};
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::road::{Arrival, Ask, travel};
+use textnlp_provider::EnvironmentName;
 
 use super::{gate, running};
+use crate::again;
 use crate::args::Up;
 use crate::client::Client;
-use crate::deployment::{Deployment, road_failed};
+use crate::deployment::{Deployment, broken_lock, road_failed};
 use crate::plan_view;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
@@ -33,11 +35,11 @@ pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Succes
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
     if !arrival.is_complete() {
-        return Err(incomplete(&arrival, "up", name.as_str()).document(document));
+        return Err(incomplete(&arrival, "up", session, &name).document(document));
     }
     keep_release(&deployment, &arrival).await?;
 
-    let running = running::running(&name, &deployment.chosen.folder).await?;
+    let running = running::running(session, &name, &deployment.chosen.folder).await?;
     document["address"] = json!(running.address);
     document["ca_file"] = running::path_or_null(running.ca_file.as_ref());
     document["key_file"] = running::path_or_null(running.key_file.as_ref());
@@ -54,10 +56,10 @@ pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Succes
         document["gate"] = evidence.document();
         document["report"] = json!(evidence.report_file());
         report = evidence.text();
-        verdict = evidence.verdict();
+        verdict = evidence.verdict(&session.again().command("gate --again", &name));
     }
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
-    let text = format!("{report}\n{}", how_to_reach(&running, name.as_str(), prompt));
+    let text = format!("{report}\n{}", how_to_reach(session, &running, &name, prompt));
     match verdict {
         Ok(()) => Ok(Success::new(text, document)),
         // The service stays up for inspection; a person reads the measurements and how to reach it all the same.
@@ -81,7 +83,7 @@ pub async fn go(deployment: &Deployment<'_>, ask: Ask, console: Console) -> Resu
     let stop = signals::stop(console);
     let arrived = travel(&deployment.road(&progress), ask, &mut agree, &stop).await;
     progress.finish();
-    let arrival = arrived.map_err(|e| road_failed(e, deployment.chosen.name.as_str()))?;
+    let arrival = arrived.map_err(|e| road_failed(e, deployment.session, &deployment.chosen.name))?;
     // Without changes nobody was asked, so nobody has seen the plan.
     if let Some(plan) = arrival.plan.as_ref().filter(|p| !p.has_changes()) {
         console.say(plan_view::text(plan));
@@ -122,9 +124,9 @@ pub fn document(deployment: &Deployment<'_>, arrival: &Arrival) -> Value {
 }
 
 /// What did not get done, and how to go on.
-pub fn incomplete(arrival: &Arrival, verb: &str, environment: &str) -> Failure {
+pub fn incomplete(arrival: &Arrival, verb: &str, session: &Session, environment: &EnvironmentName) -> Failure {
     let Outcome { failed, open, stopped, .. } = &arrival.outcome;
-    let again = format!("textnlp-deploy {verb} --env {environment}");
+    let again = session.again().same(verb, environment);
     if *stopped && failed.is_empty() {
         let error = anyhow::anyhow!("stopped; nothing is half-done that the next run does not finish");
         return Failure::new(Exit::Stopped, "stopped", error).hint(again);
@@ -154,7 +156,8 @@ async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<
     if arrival.plan.is_none() {
         return Ok(());
     }
-    let there = Lock::read(&deployment.lock_path).map_err(|e| Failure::usage("broken_lock", e))?;
+    let there =
+        Lock::read(&deployment.lock_path).map_err(|e| broken_lock(e, deployment.session, &deployment.chosen.name))?;
     let mut lock = there.clone().unwrap_or_else(|| release.lock.clone());
     let models = &deployment.chosen.loaded.environment.models;
     let fresh: Vec<_> =
@@ -193,7 +196,8 @@ async fn until_ready(client: &Client) -> Result<(), Failure> {
 
 /// A text from the model, streamed to people.
 async fn first_text(deployment: &Deployment<'_>, prompt: &str, console: Console) -> Result<String, Failure> {
-    let client = Client::new(running::target(&deployment.chosen.name, &deployment.chosen.folder).await?)?;
+    let client =
+        Client::new(running::target(deployment.session, &deployment.chosen.name, &deployment.chosen.folder).await?)?;
     until_ready(&client).await?;
     let mut whole = String::new();
     console.stream(&format!("\n{prompt}"));
@@ -210,7 +214,7 @@ async fn first_text(deployment: &Deployment<'_>, prompt: &str, console: Console)
     Ok(whole)
 }
 
-fn how_to_reach(running: &running::Running, environment: &str, prompt: &str) -> String {
+fn how_to_reach(session: &Session, running: &running::Running, environment: &EnvironmentName, prompt: &str) -> String {
     let mut text = format!("{environment} is up at {}\n", running.address);
     if let Some(key) = &running.key_file {
         text.push_str(&format!("  key    {key}\n"));
@@ -219,7 +223,11 @@ fn how_to_reach(running: &running::Running, environment: &str, prompt: &str) -> 
         text.push_str(&format!("  ca     {ca}\n"));
     }
     text.push_str(&format!("  try    {}\n", running::curl(running, prompt)));
-    text.push_str(&format!("  or     textnlp-deploy generate --env {environment} \"{prompt}\"\n"));
+    text.push_str(&format!(
+        "  or     {} {}\n",
+        session.again().command("generate", environment),
+        again::quoted(prompt)
+    ));
     text.push_str("  A reboot of this machine needs another `up`.");
     text
 }

@@ -100,7 +100,7 @@ fn create(path: &Utf8Path, text: &str) -> Result<(), AuthorError> {
 pub struct Migrated {
     /// The new text.
     pub text: String,
-    /// One warning per key that was changed.
+    /// One warning per key that was changed, and a note on what was left out.
     pub warnings: Vec<Problem>,
 }
 
@@ -111,7 +111,8 @@ pub fn migrate(source: &Source) -> Result<Migrated, LoadError> {
     let node = older::read(source, &file, &mut problems);
     let report = Report::tidy(problems);
     let Some(node) = node.filter(|_| !report.has_errors()) else { return Err(LoadError::Invalid(report)) };
-    let warnings: Vec<Problem> = report.0.into_iter().filter(|p| p.severity == Severity::Warning).collect();
+    let warnings: Vec<Problem> =
+        report.0.into_iter().filter(|p| matches!(p.severity, Severity::Warning | Severity::Note)).collect();
     if warnings.is_empty() {
         let text = String::from_utf8_lossy(&source.bytes).into_owned();
         return Ok(Migrated { text, warnings });

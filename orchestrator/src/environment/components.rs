@@ -152,6 +152,10 @@ fn host<'a>(e: &'a Environment, site: &'a SiteSettings) -> &'a str {
 /// The names by which clients can reach the site: what was asked for, and what this machine is always called.
 fn certified_names(e: &Environment, site: &SiteSettings) -> Vec<String> {
     let mut names: Vec<String> = e.tls.names.iter().chain(&e.traffic.domain).cloned().collect();
+    if let (TlsMode::LocalCa, Some(base)) = (e.tls.mode, &e.server.api.base_domain) {
+        // Tenants come by their subdomains; a public authority certifies a wildcard only to who proves the whole domain.
+        names.extend([base.clone(), format!("*.{base}")]);
+    }
     if e.tls.mode == TlsMode::LocalCa && site.region == "local" {
         names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
         let host = host(e, site);
@@ -247,6 +251,7 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             "max_tokens": api.max_tokens,
             "cors_origins": api.cors_origins,
             "docs": api.docs,
+            "base_domain": api.base_domain,
             "drain_seconds": api.drain.as_seconds(),
             "require_https": e.tls.mode != TlsMode::Off,
         },
@@ -261,6 +266,7 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         "security": {
             "jwt_algorithm": security.jwt_algorithm,
             "jwt_expiry": security.jwt_expiry.as_seconds(),
+            "jwt_token_limit": security.jwt_token_limit,
             "api_keys_enabled": security.api_keys_enabled,
             "api_key_header": security.api_key_header,
             "rate_limit": security.rate_limit.to_string(),

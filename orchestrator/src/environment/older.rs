@@ -110,6 +110,15 @@ const MOVES: &[(&str, &str)] = &[
     ("monitoring.log_level", "server.monitoring.log_level"),
 ];
 
+/// Families that read texts and write none; older files preload some.
+const ENCODERS: [&str; 6] = ["bert", "distilbert", "roberta", "albert", "electra", "deberta"];
+
+/// `bert`, `bert-base-uncased`, `org/distilbert-base`.
+fn is_encoder(name: &str) -> bool {
+    let family = name.rsplit('/').next().unwrap_or_default().split('-').next().unwrap_or_default();
+    ENCODERS.iter().any(|encoder| family.eq_ignore_ascii_case(encoder))
+}
+
 struct Upgrade<'p> {
     out: Node,
     problems: &'p mut Vec<Problem>,
@@ -201,7 +210,11 @@ impl Upgrade<'_> {
     }
 
     fn warn(&mut self, at: &Origin, path: &str, cause: &str, fix: &str) {
-        self.problems.push(Problem::error(at.clone(), path, cause, fix).at(Severity::Warning));
+        self.say(Severity::Warning, at, path, cause, fix);
+    }
+
+    fn say(&mut self, severity: Severity, at: &Origin, path: &str, cause: &str, fix: &str) {
+        self.problems.push(Problem::error(at.clone(), path, cause, fix).at(severity));
     }
 
     fn moved(&mut self, from: &str, to: &str, node: Node) {
@@ -251,13 +264,21 @@ impl Upgrade<'_> {
         let at = field.node.origin.clone();
         self.warn(&at, shown, "this is an older key", "write `models: [{ name: …, role: default, preload: true }]`");
         let default = field.key == "default";
-        let names: Vec<String> = field
+        let (encoders, names): (Vec<String>, Vec<String>) = field
             .node
             .text()
             .map(str::to_owned)
             .into_iter()
             .chain(field.node.items().iter().filter_map(|i| i.text().map(str::to_owned)))
-            .collect();
+            .partition(|name| is_encoder(name));
+        for name in encoders {
+            let cause = format!("`{}` is an encoder, which this version does not serve: it is left out", cut(&name));
+            self.say(Severity::Note, &at, shown, &cause, "name a model that writes texts: `textnlp-deploy model list`");
+        }
+        // Without any, the models of what it extends hold.
+        if names.is_empty() {
+            return;
+        }
         self.out.put(Entry {
             key: "models".to_owned(),
             at: at.clone(),

@@ -78,17 +78,34 @@ pub struct Problem {
     pub fix: String,
     /// Whether it only deserves a look.
     pub warning: bool,
+    /// Whether it is only good to know: a warning about which nothing need be done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub note: bool,
 }
 
 impl Problem {
     /// Something that must be mended first.
     pub fn new(place: impl Into<String>, cause: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { place: place.into(), cause: cause.into(), fix: fix.into(), warning: false }
+        Self { place: place.into(), cause: cause.into(), fix: fix.into(), warning: false, note: false }
     }
 
     /// Something that only deserves a look.
     pub fn warning(place: impl Into<String>, cause: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { warning: true, ..Self::new(place, cause, fix) }
+    }
+
+    /// Something that is good to know.
+    pub fn note(place: impl Into<String>, cause: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { note: true, ..Self::warning(place, cause, fix) }
+    }
+
+    /// `note`, `warning` or `refused`, for people.
+    pub fn word(&self) -> &'static str {
+        match (self.note, self.warning) {
+            (true, _) => "note",
+            (false, true) => "warning",
+            (false, false) => "refused",
+        }
     }
 }
 

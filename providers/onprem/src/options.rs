@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use textnlp_models::FetchOptions;
-use textnlp_provider::{Error, Result, SecretStore, Sort};
+use textnlp_provider::{Error, Minimum, Result, SecretStore, Sort};
 
 use crate::FileSecretStore;
 
@@ -17,8 +17,8 @@ pub struct Options {
     pub secrets: Arc<dyn SecretStore>,
     /// The program that understands `supervise --folder FOLDER [--child NAME]`.
     pub supervisor: Utf8PathBuf,
-    /// Minimum hardware and versions block instead of warning: from the pilot phase on.
-    pub strict: bool,
+    /// What this machine should have at least, and whether less blocks instead of warning.
+    pub minimum: Minimum,
     /// This machine's name, for certificates.
     pub hostname: String,
     /// How models are fetched: proxies, endpoints, offline.
@@ -43,7 +43,7 @@ impl Options {
         Ok(Self {
             secrets: Arc::new(FileSecretStore::new(state_folder.join("secrets"))),
             supervisor: supervisor.into(),
-            strict: false,
+            minimum: Minimum::DEVELOPMENT,
             hostname: rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
             models: FetchOptions::from_env(),
             model_cache: beside.join("model-cache"),

@@ -127,16 +127,16 @@ impl Store {
 
     /// The digest that a fetch of a source on this machine would bring now; `None` for one that others keep. Bytes are read
     /// only when the files are not those that were read before.
-    pub fn local_digest(&self, source: &Source) -> Result<Option<Digest>> {
+    pub fn local_digest(&self, source: &Source, progress: &Progress<'_>) -> Result<Option<Digest>> {
         let resolved = source.resolve()?;
         if !matches!(resolved, Source::File(_)) {
-            return local_digest(&resolved);
+            return local_digest(&resolved, progress);
         }
         let now = fingerprint(&resolved)?;
         if let Some(known) = self.reference(&resolved)?.filter(|known| known.fingerprint == now) {
             return Ok(Some(known.digest));
         }
-        let digest = local_digest(&resolved)?;
+        let digest = local_digest(&resolved, progress)?;
         if let Some(digest) = digest {
             self.refer(&resolved, digest, now)?;
         }
@@ -181,13 +181,16 @@ impl Store {
 }
 
 /// The digest that a fetch of a source on this machine would bring now, read from its bytes; `None` for one that others keep.
-pub fn local_digest(source: &Source) -> Result<Option<Digest>> {
+/// `progress` hears of the bytes: a large model takes its time.
+pub fn local_digest(source: &Source, progress: &Progress<'_>) -> Result<Option<Digest>> {
     match source.resolve()? {
         Source::Bundled => Ok(bundled::bundled_digest()),
         Source::File(path) => {
             let mut files = Vec::new();
             for (name, path) in local_files(&path)? {
-                let (digest, bytes) = crate::manifest::hash_file(&path)?;
+                let total = fs::metadata(&path).ok().map(|found| found.len());
+                let tell = |done| progress(Event::File { name: name.clone(), done, total });
+                let (digest, bytes) = crate::manifest::hash_file_aloud(&path, &tell)?;
                 files.push(FileEntry { name, digest, bytes });
             }
             Ok(Some(Manifest::new(source.to_string(), None, None, files).digest))
@@ -265,7 +268,7 @@ async fn import(assembly: &Assembly<'_>, path: &Utf8Path, progress: &Progress<'_
     assembly.make_room(path.as_str(), total)?;
     let mut entries = Vec::new();
     for (name, from) in files {
-        let entry = assembly.copy(&name, &from).await?;
+        let entry = assembly.copy(&name, &from, progress).await?;
         progress(Event::File { name, done: entry.bytes, total: Some(entry.bytes) });
         entries.push(entry);
     }

@@ -1,6 +1,7 @@
 //! What a model folder holds: the file `textnlp-model.json` beside the model's own files.
 
 use std::fs::{self, File};
+use std::io::Read;
 
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
@@ -161,6 +162,27 @@ pub fn digest_of(dir: &Utf8Path) -> Result<Manifest> {
 }
 
 pub(crate) fn hash_file(path: &Utf8Path) -> Result<(Digest, u64)> {
+    hash_file_aloud(path, &|_| ())
+}
+
+/// The same; `tell` hears how many bytes were read so far.
+pub(crate) fn hash_file_aloud(path: &Utf8Path, tell: &dyn Fn(u64)) -> Result<(Digest, u64)> {
     let file = File::open(path).map_err(Error::io("open", path))?;
-    Digest::of_reader(file).map_err(Error::io("read", path))
+    Digest::of_reader(Aloud { file, read: 0, tell }).map_err(Error::io("read", path))
+}
+
+/// A file that says how far it was read.
+struct Aloud<'a> {
+    file: File,
+    read: u64,
+    tell: &'a dyn Fn(u64),
+}
+
+impl Read for Aloud<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.read += read as u64;
+        (self.tell)(self.read);
+        Ok(read)
+    }
 }

@@ -98,8 +98,15 @@ impl FromStr for Source {
         if text.len() > 4096 || text.chars().any(char::is_control) {
             return no("it is too long or holds control characters", ANY);
         }
-        if text == "bundled" {
-            return Ok(Source::Bundled);
+        if let Some(name) = text.strip_prefix("bundled") {
+            match name {
+                "" => return Ok(Source::Bundled),
+                name if name.strip_prefix(':') == Some(crate::bundled::NAME) => return Ok(Source::Bundled),
+                name if name.starts_with(':') => {
+                    return no(&format!("this program carries `{}` and no other model", crate::bundled::NAME), ANY);
+                }
+                _ => {}
+            }
         }
         if let Some(path) = text.strip_prefix("file:") {
             // `file:///a/b` is how browsers write it; a host in the middle is nobody's intention.
@@ -307,6 +314,8 @@ mod tests {
     #[test]
     fn every_form_parses_to_its_canonical_text() {
         check("bundled", "bundled");
+        check("bundled:textnlp-tiny", "bundled");
+        check("bundled-by-me", "bundled-by-me");
         check("GPT2", "gpt2");
         check("file:models/x", "file:models/x");
         check("file:///models/x y", "file:/models/x y");
@@ -337,6 +346,7 @@ mod tests {
         check("https://user:pw@h/x.gguf", "no: a password in an address…");
         check("https://h/x.tar", "no: it names neither a folder…");
         check("https://h/d/#sha256=00", "no: `00` is not a SHA-256…");
+        check("bundled:gpt2", "no: this program carries `textnlp-tiny` and no other model");
         check("s3://bucket/x", "no: models cannot come from `s3:`");
         check("gpt 2", "no: a name has letters…");
         check("a\nb", "no: it is too long or holds control characters");

@@ -7,7 +7,7 @@ use std::fs;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use standin::{Fault, Standin, noise, sha256};
-use textnlp_models::{Error, FetchOptions, Limits, Model, Source, Store, local_digest, read_manifest, verify};
+use textnlp_models::{Error, Event, FetchOptions, Limits, Model, Source, Store, local_digest, read_manifest, verify};
 
 struct Place {
     folder: tempfile::TempDir,
@@ -71,19 +71,30 @@ async fn a_local_folder_is_imported_and_a_changed_one_again() {
 async fn what_a_fetch_would_bring_is_known_before_and_after_a_change() {
     let place = Place::new();
     let source = place.model("m", 1000, 1);
-    let before = place.store.local_digest(&source).unwrap();
+    let heard = std::sync::Mutex::new(Vec::new());
+    let listen = |event| heard.lock().unwrap().push(event);
+    let before = place.store.local_digest(&source, &listen).unwrap();
     assert!(before.is_some());
-    assert_eq!(before, local_digest(&source).unwrap());
+    let weights = |event: &Event| match event {
+        Event::File { name, done, total } if name.ends_with(".safetensors") => Some((*done, *total)),
+        _ => None,
+    };
+    let read: Vec<_> = heard.lock().unwrap().iter().filter_map(weights).collect();
+    assert!(
+        read.is_sorted() && matches!(read.last(), Some((done, Some(total))) if done == total && *done > 0),
+        "{read:?}"
+    );
+    assert_eq!(before, local_digest(&source, &|_| ()).unwrap());
     assert_eq!(before, Some(place.fetch(&source, None).await.unwrap().manifest.digest));
 
     place.model("m", 1000, 2);
-    let after = place.store.local_digest(&source).unwrap();
+    let after = place.store.local_digest(&source, &|_| ()).unwrap();
     assert_ne!(after, before);
     // Asked twice, it is remembered, and the store has not got it yet.
-    assert_eq!(place.store.local_digest(&source).unwrap(), after);
+    assert_eq!(place.store.local_digest(&source, &|_| ()).unwrap(), after);
     assert!(!place.has(&source));
     assert_eq!(after, Some(place.fetch(&source, None).await.unwrap().manifest.digest));
-    assert_eq!(place.store.local_digest(&"hf:a/b".parse().unwrap()).unwrap(), None);
+    assert_eq!(place.store.local_digest(&"hf:a/b".parse().unwrap(), &|_| ()).unwrap(), None);
 }
 
 #[tokio::test]

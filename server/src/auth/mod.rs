@@ -252,6 +252,12 @@ async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Option<String>
     if base.is_none() && !app.store.has_tenant(&label).await? {
         return Ok(named);
     }
+    // With keys on, whoever asks for another tenant than the key's is refused further down, and not told which ones there are.
+    if !app.config.security.api_keys_enabled && label != tenant::DEFAULT && !app.store.has_tenant(&label).await? {
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "tenant_not_found", format!("there is no tenant `{label}`"))
+            .param("Host")
+            .hint("`textnlp-deploy key create NAME --tenant TENANT` makes one with its first key"));
+    }
     match named {
         Some(named) if named != label => {
             Err(ApiError::invalid(format!("X-Tenant-ID says `{named}` and the host says `{label}`"))

@@ -281,6 +281,27 @@ async fn with_a_base_domain_every_subdomain_is_a_tenant() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subdomain_of_nobody_is_refused_also_where_no_key_is_needed() {
+    let setup = Setup {
+        phase: Some("development"),
+        api: "base_domain: example.com",
+        security: "api_keys_enabled: false",
+        ..Setup::default()
+    };
+    let site = start(setup).await.ready().await;
+    make_key(&site.config, json!({ "do": "create", "tenant": "acme" })).await;
+    for (host, status) in
+        [("nobody.example.com", 404), ("acme.example.com", 200), ("default.example.com", 200), ("www.example.com", 200)]
+    {
+        let reply = with(&site, &[("host", host)]).await;
+        assert_eq!(reply.status, status, "{host}");
+        if status == 404 {
+            assert_eq!(reply.error().0, "tenant_not_found");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_development_keys_can_be_off_and_then_anything_may_be_sent() {
     let site = start(Setup { phase: Some("development"), security: "api_keys_enabled: false", ..Setup::default() })
         .await

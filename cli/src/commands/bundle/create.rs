@@ -97,8 +97,11 @@ fn environments(session: &Session, args: &Create, console: Console) -> Result<Ve
         loaded.push(session.load(console)?.loaded);
     }
     for name in &args.with_env {
-        let one = session.library.load(name, &session.overrides(), &clouds::catalogue()).map_err(invalid)?;
-        known_models(&one)?;
+        let one = session
+            .library
+            .load(name, &session.overrides(), &clouds::catalogue())
+            .map_err(|e| invalid(e, &session.again()))?;
+        known_models(&one, &session.again())?;
         loaded.push(one);
     }
     let mut seen = BTreeSet::new();

@@ -73,7 +73,7 @@ pub async fn preflight(
         problems.extend(of_environment(session, bundle, root, name, console).await?);
     }
     let (warnings, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(|p| p.warning);
-    for warning in warnings {
+    for warning in warnings.iter().filter(|w| !w.note) {
         console.warn(warning.to_string());
     }
     if problems.is_empty() { Ok(()) } else { Err(stands_in_the_way("install", "preflight", Exit::Failed, &problems)) }

@@ -91,6 +91,11 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
     } else {
         e.cache.max_size.to_string()
     };
+    // Only what differs is refused: an environment that a bundle carries has every default written out.
+    let (rollout, traffic, monitoring) =
+        (Rollout::default(), TrafficSettings::default(), MonitoringSettings::default());
+    let changed = |value: Span, usual: Span| if value == usual { NOTHING.to_owned() } else { value.to_string() };
+    let health_path = Some(e.traffic.health_path.clone()).filter(|path| *path != traffic.health_path);
     let hosted =
         |kind: &str, hosting: Option<Hosting>| hosting.map_or_else(|| kind.to_owned(), |h| format!("{kind}/{h}"));
     [
@@ -102,7 +107,11 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("monitoring.stack", e.monitoring.stack.to_string()),
         ("dr.mode", e.dr.mode.to_string()),
         ("traffic.mode", e.traffic.mode.to_string()),
+        ("traffic.ttl", changed(e.traffic.ttl, traffic.ttl)),
+        ("traffic.health_path", text(&health_path)),
         ("rollout.strategy", e.rollout.strategy.to_string()),
+        ("rollout.bake", changed(e.rollout.bake, rollout.bake)),
+        ("rollout.deadline", changed(e.rollout.deadline, rollout.deadline)),
         ("network.waf", e.network.waf.to_string()),
         ("network.policies", e.network.policies.to_string()),
         ("network.subnets", list(e.network.subnets.clone())),
@@ -111,6 +120,8 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("account.existing_role", text(&e.account.existing_role)),
         ("backup.enabled", e.backup.enabled.to_string()),
         ("replication.database.mode", e.replication.database.mode.to_string()),
+        ("monitoring.retention", changed(e.monitoring.retention, monitoring.retention)),
+        ("monitoring.alerts", list(alerts(&e.monitoring.alerts))),
         ("monitoring.receivers", list(e.monitoring.receivers.keys().cloned().collect())),
         ("scaling.max", grown.map_or_else(|| NOTHING.to_owned(), |max| max.to_string())),
         ("cluster.version", text(&e.cluster.version)),
@@ -123,5 +134,21 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
     ]
     .into_iter()
     .map(|(field, word)| (field.to_owned(), word))
+    .collect()
+}
+
+/// The limits that are not the usual ones.
+fn alerts(alerts: &Alerts) -> Vec<String> {
+    let Alerts { latency, error_rate, memory, disk, restarts } = Alerts::default();
+    [
+        ("latency", alerts.latency != latency),
+        ("error_rate", alerts.error_rate != error_rate),
+        ("memory", alerts.memory != memory),
+        ("disk", alerts.disk != disk),
+        ("restarts", alerts.restarts != restarts),
+    ]
+    .into_iter()
+    .filter(|(_, is_changed)| *is_changed)
+    .map(|(name, _)| name.to_owned())
     .collect()
 }

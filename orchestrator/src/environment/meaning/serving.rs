@@ -109,6 +109,15 @@ impl Meaning<'_> {
                 "use letters, digits and hyphens",
             );
         }
+        if let Some(base) = &server.api.base_domain
+            && (!is_host_name(base) || base.starts_with('*') || base.parse::<IpAddr>().is_ok())
+        {
+            self.error(
+                "server.api.base_domain",
+                format!("`{}` is not a domain that has subdomains", cut(base)),
+                "write it alone, such as `textnlp.example.com`; its subdomains are the tenants",
+            );
+        }
         if server.security.jwt_secret.is_some() {
             let cause = "tokens are signed with a key pair that `up` makes; this secret is not used";
             self.warn("server.security.jwt_secret", cause, "remove it");

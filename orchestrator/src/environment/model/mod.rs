@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use textnlp_provider::{EnvironmentName, SiteName};
 
 pub use self::parts::*;
-pub use self::phase::{Minimum, Phase};
+pub use self::phase::Phase;
 pub use self::recovery::*;
 pub use self::server::*;
 pub use super::units::{Address, Bytes, Rate, SecretSource, Span};

@@ -1,8 +1,10 @@
-//! Degrees of maturity: their order, what they bring by default, and what machine they need at least.
+//! Degrees of maturity: their order, what they bring by default, and which machine's minimum is theirs.
 
 use serde_json::{Value, json};
 
-use super::{Bytes, words};
+use textnlp_provider::Minimum;
+
+use super::words;
 
 words! {
     /// A degree of maturity.
@@ -26,23 +28,6 @@ words! {
     }
 }
 
-/// What a machine has at least.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Minimum {
-    /// CPU cores.
-    pub cores: u32,
-    /// Memory.
-    pub memory: Bytes,
-    /// Disk.
-    pub disk: Bytes,
-    /// Network in megabits per second.
-    pub network_mbps: u32,
-    /// Whether a GPU is recommended.
-    pub gpu_recommended: bool,
-    /// Whether less than this stops an `up`, instead of a warning.
-    pub blocks: bool,
-}
-
 impl Phase {
     /// All phases, in order.
     pub const ALL: [Phase; 8] = [
@@ -63,13 +48,7 @@ impl Phase {
 
     /// The smallest machine: it warns up to staging and blocks from pilot on.
     pub fn minimum(self) -> Minimum {
-        if self.is_production() {
-            let (memory, disk) = (Bytes(32_000_000_000), Bytes(500_000_000_000));
-            Minimum { cores: 16, memory, disk, network_mbps: 10_000, gpu_recommended: true, blocks: true }
-        } else {
-            let (memory, disk) = (Bytes(8_000_000_000), Bytes(50_000_000_000));
-            Minimum { cores: 4, memory, disk, network_mbps: 1_000, gpu_recommended: false, blocks: false }
-        }
+        if self.is_production() { Minimum::PRODUCTION } else { Minimum::DEVELOPMENT }
     }
 
     /// What this phase puts in place of the general defaults.

@@ -41,6 +41,8 @@ section! {
         pub cors_origins: Vec<String> = Vec::new(),
         /// Whether `/docs` and `/openapi.json` are served.
         pub docs: bool = true,
+        /// The domain whose subdomains are tenants: with `example.com`, `acme.example.com` is the tenant `acme`.
+        pub base_domain: Option<String> = None,
         /// How long a replica may finish what it answers.
         pub drain: Span = Span::seconds(30),
     }
@@ -61,6 +63,9 @@ section! {
         pub jwt_algorithm: JwtAlgorithm = JwtAlgorithm::Rs256,
         /// How long a token is valid.
         pub jwt_expiry: Span = Span::seconds(3600),
+        /// The most prompt and generated tokens under one token, unless its key says otherwise.
+        #[schemars(range(min = 1, max = 1_125_899_906_842_624_u64))]
+        pub jwt_token_limit: u64 = 1_000_000,
         /// Read for the sake of older files; RS256 signs with a key pair that `up` makes.
         pub jwt_secret: Option<SecretSource> = None,
         /// Whether callers must show a key; `false` only in development.

@@ -1,12 +1,22 @@
-//! What kind of machine this is, against what the service needs: requirements O17 to O19 as data.
+//! What kind of machine this is, against what the service needs: requirements O17 to O20. The numbers are the contract's [`Minimum`].
 
-use textnlp_provider::Problem;
+use std::path::Path;
+
+use camino::Utf8Path;
+use textnlp_provider::{Disk, Minimum, Problem};
+
+use super::devices;
 
 /// What was read of the machine; what could not be read is not held against it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Facts {
     pub(super) cores: Option<u64>,
     pub(super) memory_bytes: Option<u64>,
+    /// Of the filesystem that holds the state.
+    pub(super) disk_bytes: Option<u64>,
+    pub(super) disk: Option<Disk>,
+    pub(super) network_mbps: Option<u64>,
+    pub(super) has_gpu: bool,
     pub(super) open_files: Option<u64>,
     pub(super) kernel: Option<(u32, u32)>,
     /// `ID` and `VERSION_ID` of os-release.
@@ -14,18 +24,6 @@ pub(super) struct Facts {
     pub(super) cpu_flags: Option<Vec<String>>,
     pub(super) now: Option<jiff::Timestamp>,
 }
-
-/// Minimum of a machine.
-struct Minimum {
-    says: &'static str,
-    cores: u64,
-    memory_gib: u64,
-}
-
-/// Requirement O18.
-const DEVELOPMENT: Minimum = Minimum { says: "development", cores: 4, memory_gib: 8 };
-/// Requirement O19.
-const PRODUCTION: Minimum = Minimum { says: "production", cores: 16, memory_gib: 32 };
 
 /// Requirement O17, and the distributions that the same kernels and libraries come with.
 const SYSTEMS: [(&str, u32, &str); 6] = [
@@ -47,10 +45,18 @@ const MEMORY_FLOOR: u64 = 1 << 30;
 const NOT_BEFORE: i64 = 1_767_225_600;
 
 impl Facts {
-    pub(super) fn read() -> Self {
+    /// `folder` is where the state lies, or the nearest folder above it that is there.
+    pub(super) fn read(folder: &Utf8Path) -> Self {
+        let sys = Path::new(devices::SYS);
+        let mount = rustix::fs::statvfs(folder.as_std_path()).ok();
+        let device = std::fs::metadata(folder).ok().map(|found| std::os::unix::fs::MetadataExt::dev(&found));
         Self {
             cores: std::thread::available_parallelism().ok().map(|cores| cores.get() as u64),
             memory_bytes: Some(textnlp_models::Memory::here().total).filter(|total| *total > 0),
+            disk_bytes: mount.map(|mount| mount.f_blocks.saturating_mul(mount.f_frsize)).filter(|bytes| *bytes > 0),
+            disk: device.and_then(|device| devices::disk(sys, device)),
+            network_mbps: devices::network_mbps(sys),
+            has_gpu: devices::has_gpu(Path::new("/proc")),
             open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum,
             kernel: version(&rustix::system::uname().release().to_string_lossy()),
             system: std::fs::read_to_string("/etc/os-release").ok().and_then(|text| system(&text)),
@@ -60,9 +66,13 @@ impl Facts {
     }
 }
 
-/// Adds what falls short. What makes a service slow warns, and blocks when `strict`; what makes it impossible always blocks.
-pub(super) fn check(facts: &Facts, strict: bool, problems: &mut Vec<Problem>) {
-    let minimum = if strict { &PRODUCTION } else { &DEVELOPMENT };
+/// Adds what falls short. What makes a service slow warns, and blocks when the minimum does; what makes it impossible always
+/// blocks. What the machine does not say is a note.
+pub(super) fn check(facts: &Facts, minimum: &Minimum, problems: &mut Vec<Problem>) {
+    let strict = minimum.blocks;
+    // Notes come last: they are the least.
+    let mut notes = Vec::new();
+    let mut unsaid = |cause: String, fix: &str| notes.push(Problem::note("host", cause, fix));
     let mut short = |cause: String, fix: &str| {
         let or = if strict { "; or bear it: `prerequisites: { allow_below_minimum: true }`" } else { "" };
         let problem = Problem::warning("host", cause, format!("{fix}{or}"));
@@ -72,11 +82,64 @@ pub(super) fn check(facts: &Facts, strict: bool, problems: &mut Vec<Problem>) {
         let cause = format!("it has {cores} CPU cores; the minimum for {} is {}", minimum.says, minimum.cores);
         short(cause, "use a larger machine, or expect slow answers");
     }
-    if let Some(memory) = facts.memory_bytes.filter(|memory| *memory < (minimum.memory_gib << 30) / 10 * 9) {
-        let gib = memory as f64 / f64::from(1 << 30);
-        let cause =
-            format!("it has {gib:.1} GiB of memory; the minimum for {} is {}", minimum.says, minimum.memory_gib);
+    if let Some(memory) = facts.memory_bytes.filter(|memory| *memory < as_seen(minimum.memory_bytes)) {
+        let cause = format!(
+            "it has {} of memory; the minimum for {} is {}",
+            gb(memory),
+            minimum.says,
+            gb(minimum.memory_bytes)
+        );
         short(cause, "use a larger machine, or small models; `model fit` tells what fits");
+    }
+    if let Some(disk) = facts.disk_bytes.filter(|disk| *disk < as_seen(minimum.disk_bytes)) {
+        let cause = format!(
+            "the filesystem of the state has {}; the minimum for {} is {}",
+            gb(disk),
+            minimum.says,
+            gb(minimum.disk_bytes)
+        );
+        short(cause, "use a larger disk, or choose another `--state-dir`");
+    }
+    match facts.disk {
+        Some(disk) if disk > minimum.disk => {
+            let cause = format!(
+                "the state lies on {}; the minimum for {} is {}",
+                called(disk),
+                minimum.says,
+                called(minimum.disk)
+            );
+            short(cause, "use a faster disk, or choose another `--state-dir`");
+        }
+        Some(_) => {}
+        None => {
+            let cause = format!(
+                "it does not say what kind of disk holds the state; {} wants {}",
+                minimum.says,
+                called(minimum.disk)
+            );
+            unsaid(cause, "look at the machine's description");
+        }
+    }
+    match facts.network_mbps {
+        Some(mbps) if mbps < minimum.network_mbps => {
+            let cause = format!(
+                "its network runs at {mbps} Mbit/s; the minimum for {} is {}",
+                minimum.says, minimum.network_mbps
+            );
+            short(cause, "use a faster line, or expect slow downloads of models");
+        }
+        Some(_) => {}
+        None => {
+            let cause = format!(
+                "it does not say how fast its network is; {} wants {} Mbit/s",
+                minimum.says, minimum.network_mbps
+            );
+            unsaid(cause, "look at the machine's description");
+        }
+    }
+    if minimum.gpu_recommended && !facts.has_gpu {
+        let cause = format!("it shows no GPU; {} is recommended to have an NVIDIA T4 or better", minimum.says);
+        unsaid(cause, "nothing to do: local processes compute on the CPU");
     }
     if let Some((id, version)) = &facts.system {
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
@@ -112,6 +175,24 @@ pub(super) fn check(facts: &Facts, strict: bool, problems: &mut Vec<Problem>) {
         let cause = format!("its clock says {now}, which is before this program was made");
         problems.push(Problem::new("host", cause, "set the clock: certificates made now would not be valid"));
     }
+    problems.extend(notes);
+}
+
+/// What is sold as so much shows a little less: a kernel, a filesystem take their share.
+fn as_seen(sold_bytes: u64) -> u64 {
+    sold_bytes / 20 * 19
+}
+
+fn gb(bytes: u64) -> String {
+    format!("{:.0} GB", bytes as f64 / 1e9)
+}
+
+fn called(disk: Disk) -> &'static str {
+    match disk {
+        Disk::Nvme => "an NVMe SSD",
+        Disk::Solid => "an SSD",
+        Disk::Rotating => "a rotating disk",
+    }
 }
 
 /// The first two numbers of a version.
@@ -141,6 +222,10 @@ mod tests {
         Facts {
             cores: Some(16),
             memory_bytes: Some(64 << 30),
+            disk_bytes: Some(1 << 40),
+            disk: Some(Disk::Nvme),
+            network_mbps: Some(10_000),
+            has_gpu: true,
             open_files: Some(65_536),
             kernel: Some((6, 1)),
             system: Some(("ubuntu".to_owned(), "24.04".to_owned())),
@@ -149,47 +234,81 @@ mod tests {
         }
     }
 
-    fn found(strict: bool, change: impl FnOnce(&mut Facts)) -> Vec<Problem> {
+    fn found(minimum: Minimum, change: impl FnOnce(&mut Facts)) -> Vec<Problem> {
         let mut facts = good();
         change(&mut facts);
         let mut problems = Vec::new();
-        check(&facts, strict, &mut problems);
+        check(&facts, &minimum, &mut problems);
         problems
     }
 
     #[test]
     fn a_proper_machine_has_no_problem() {
-        assert_eq!(found(true, |_| {}), []);
+        assert_eq!(found(Minimum::PRODUCTION, |_| {}), []);
     }
 
     #[test]
     fn what_falls_short_warns_and_blocks_when_strict() {
-        let cases: [fn(&mut Facts); 6] = [
+        let cases: [fn(&mut Facts); 9] = [
             |facts| facts.cores = Some(2),
             |facts| facts.memory_bytes = Some(4 << 30),
+            |facts| facts.disk_bytes = Some(40_000_000_000),
+            |facts| facts.disk = Some(Disk::Rotating),
+            |facts| facts.network_mbps = Some(100),
             |facts| facts.kernel = Some((3, 10)),
             |facts| facts.system = Some(("ubuntu".to_owned(), "18.04".to_owned())),
             |facts| facts.open_files = Some(1024),
             |facts| facts.cpu_flags = Some(vec!["sse2".to_owned()]),
         ];
         for (number, case) in cases.into_iter().enumerate() {
-            for strict in [false, true] {
-                let problems = found(strict, case);
+            let borne = Minimum { blocks: false, ..Minimum::PRODUCTION };
+            for minimum in [Minimum::DEVELOPMENT, Minimum::PRODUCTION, borne] {
+                let problems = found(minimum, case);
                 assert_eq!(problems.len(), 1, "case {number}");
-                assert_eq!(problems[0].warning, !strict, "case {number}");
+                assert_eq!(problems[0].warning, !minimum.blocks, "case {number}");
+                assert!(!problems[0].note, "case {number}");
             }
         }
     }
 
     #[test]
     fn production_asks_for_more_than_development() {
-        assert_eq!(found(false, |facts| facts.cores = Some(8)), []);
-        assert_eq!(found(true, |facts| facts.cores = Some(8)).len(), 1);
+        let cases: [fn(&mut Facts); 5] = [
+            |facts| facts.cores = Some(8),
+            |facts| facts.memory_bytes = Some(16 << 30),
+            |facts| facts.disk_bytes = Some(100_000_000_000),
+            |facts| facts.disk = Some(Disk::Solid),
+            |facts| facts.network_mbps = Some(1_000),
+        ];
+        for (number, case) in cases.into_iter().enumerate() {
+            assert_eq!(found(Minimum::DEVELOPMENT, case), [], "case {number}");
+            assert_eq!(found(Minimum::PRODUCTION, case).len(), 1, "case {number}");
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_sold_as_the_minimum_is_enough() {
+        // 8 GB show about 7.7, a disk of 50 GB is formatted.
+        let sold = |facts: &mut Facts| {
+            (facts.memory_bytes, facts.disk_bytes) = (Some(7_700_000_000), Some(48_900_000_000));
+        };
+        assert_eq!(found(Minimum::DEVELOPMENT, sold), []);
+    }
+
+    #[test]
+    fn what_is_not_said_and_what_is_only_recommended_are_notes() {
+        let cases: [fn(&mut Facts); 3] =
+            [|facts| facts.disk = None, |facts| facts.network_mbps = None, |facts| facts.has_gpu = false];
+        for (number, case) in cases.into_iter().enumerate() {
+            let problems = found(Minimum::PRODUCTION, case);
+            assert!(matches!(&problems[..], [only] if only.note && only.warning), "case {number}: {problems:?}");
+        }
+        assert_eq!(found(Minimum::DEVELOPMENT, |facts| facts.has_gpu = false), []);
     }
 
     #[test]
     fn a_clock_of_the_past_always_blocks() {
-        let problems = found(false, |facts| facts.now = Some(jiff::Timestamp::UNIX_EPOCH));
+        let problems = found(Minimum::DEVELOPMENT, |facts| facts.now = Some(jiff::Timestamp::UNIX_EPOCH));
         assert!(problems.iter().any(|problem| !problem.warning && problem.cause.contains("clock")), "{problems:?}");
     }
 

@@ -1,7 +1,9 @@
 //! What would make an `up` fail on this machine, all of it at once. Reads only.
 
+mod devices;
 mod host;
 mod ports;
+mod software;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::StatVfsMountFlags;
@@ -34,8 +36,7 @@ pub(crate) async fn preflight(options: &Options, wanted: &[Wanted]) -> Result<Ve
         let cause = format!("{} is not there", options.supervisor);
         problems.push(Problem::new("supervisor", cause, "run the command from the file where it is installed"));
     }
-    let facts = host::Facts::read();
-    host::check(&facts, options.strict, &mut problems);
+    host::check(&host::Facts::read(&nearest(&options.state_folder)), &options.minimum, &mut problems);
     let mut needed = Needed::default();
     for one in wanted {
         let folder = SiteFolder::of(&options.state_folder, &one.site);
@@ -49,6 +50,7 @@ pub(crate) async fn preflight(options: &Options, wanted: &[Wanted]) -> Result<Ve
         }
     }
     space(options, &needed, &mut problems);
+    software::check(&software::read().await, &options.minimum, &mut problems);
     Ok(problems)
 }
 
@@ -210,8 +212,8 @@ async fn model(
     let looked = tokio::task::spawn_blocking(move || {
         textnlp_models::inspect(&folder)?;
         match &store {
-            Some(store) => store.local_digest(&source),
-            None => textnlp_models::local_digest(&source),
+            Some(store) => store.local_digest(&source, &|_| ()),
+            None => textnlp_models::local_digest(&source, &|_| ()),
         }
     });
     match looked.await {

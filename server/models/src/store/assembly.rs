@@ -3,14 +3,21 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Model, Store};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
+use crate::fetch::{Event, Progress};
 use crate::local;
 use crate::manifest::{FileEntry, MANIFEST, Manifest, hash_file};
+
+/// How often a copy says how far it is.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// See the module. Dropped without [`Assembly::install`] it leaves the blobs and removes the rest.
 pub(crate) struct Assembly<'a> {
@@ -124,10 +131,18 @@ impl Assembly<'_> {
     }
 
     /// Copies a file of this machine. The digest is that of the copy: the original may change while it is read.
-    pub(crate) async fn copy(&self, name: &str, from: &Utf8Path) -> Result<FileEntry> {
+    pub(crate) async fn copy(&self, name: &str, from: &Utf8Path, progress: &Progress<'_>) -> Result<FileEntry> {
         let part = self.dir.join(format!(".{name}.part"));
-        let (from, to) = (from.to_owned(), part.clone());
-        let copied = tokio::task::spawn_blocking(move || copy_and_hash(&from, &to)).await;
+        let total = fs::metadata(from).ok().map(|found| found.len());
+        let done = Arc::new(AtomicU64::new(0));
+        let (from, to, counter) = (from.to_owned(), part.clone(), done.clone());
+        let mut copying = tokio::task::spawn_blocking(move || copy_and_hash(&from, &to, &counter));
+        let copied = loop {
+            match tokio::time::timeout(LOOK, &mut copying).await {
+                Ok(copied) => break copied,
+                Err(_) => progress(Event::File { name: name.to_owned(), done: done.load(Ordering::Relaxed), total }),
+            }
+        };
         let (digest, bytes) = copied.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         let entry = FileEntry { name: name.to_owned(), digest, bytes };
         self.take(&entry, &part).await?;
@@ -235,7 +250,7 @@ fn copy_synced(from: &Utf8Path, to: &Utf8Path) -> io::Result<()> {
     fs::rename(&part, to)
 }
 
-fn copy_and_hash(from: &Utf8Path, to: &Utf8Path) -> Result<(Digest, u64)> {
+fn copy_and_hash(from: &Utf8Path, to: &Utf8Path, done: &AtomicU64) -> Result<(Digest, u64)> {
     use std::io::Read;
     let mut source = File::open(from).map_err(Error::io("open", from))?;
     let mut target = File::create(to).map_err(Error::io("write", to))?;
@@ -248,6 +263,7 @@ fn copy_and_hash(from: &Utf8Path, to: &Utf8Path) -> Result<(Digest, u64)> {
         }
         hasher.update(&buffer[..n]);
         target.write_all(&buffer[..n]).map_err(Error::io("write", to))?;
+        done.fetch_add(n as u64, Ordering::Relaxed);
     }
     target.sync_all().map_err(Error::io("sync", to))?;
     Ok(hasher.finish())
