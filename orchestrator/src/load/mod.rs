@@ -187,7 +187,7 @@ impl User {
             ("/v1/validate", json!({"reference": opening, "candidate": other}))
         };
         (
-            Ask { method: "POST", path: path.to_owned(), key: key.cloned(), body: Some(body), timeout: load.timeout },
+            Ask { key: key.cloned(), timeout: load.timeout, ..Ask::post(path, body) },
             generates,
         )
     }
