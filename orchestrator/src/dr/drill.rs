@@ -140,22 +140,35 @@ pub async fn run(stage: &Stage<'_>, order: &Order) -> Result<(Report, Utf8PathBu
     let mut journal = Journal::open(stage.state, &order.facts.by)?;
     finish_old(stage, &mut journal).await?;
     let before = preflight(stage, order).await?;
-    let id = format!("{}-{}", Timestamp::now().strftime("%Y%m%dt%H%M%S"), &uuid::Uuid::new_v4().simple().to_string()[..4]);
+    let id =
+        format!("{}-{}", Timestamp::now().strftime("%Y%m%dt%H%M%S"), &uuid::Uuid::new_v4().simple().to_string()[..4]);
     let folder = stage.state.join("dr/drills").join(&id);
     let broken = |phase: &'static str| move |why: std::io::Error| DrillError::Broken { phase, why: why.to_string() };
     std::fs::create_dir_all(&folder).map_err(broken("preflight"))?;
     let ledger = Arc::new(Ledger::begin(&folder.join("ledger.jsonl")).map_err(broken("preflight"))?);
     let until = Timestamp::now() + SignedDuration::try_from(order.ttl).unwrap_or(SignedDuration::from_secs(60));
-    let fault = Fault { id: id.clone(), site: before.site.clone(), kind: order.kind, until, lose_data: order.lose_data };
+    let fault =
+        Fault { id: id.clone(), site: before.site.clone(), kind: order.kind, until, lose_data: order.lose_data };
     journal.begin(
         Action::Drill,
         &id,
         WHOLE,
-        Some(format!("textnlp-deploy dr drill --env {} takes back what is left, then begins anew", order.facts.environment)),
+        Some(format!(
+            "textnlp-deploy dr drill --env {} takes back what is left, then begins anew",
+            order.facts.environment
+        )),
         json!({ "fault": fault, "home": stage.everybody.home, "epoch": before.epoch }),
     )?;
-    let mut running =
-        Running { stage, order, id: id.clone(), fault, ledger, epoch: before.epoch, phases: Vec::new(), units: before.units };
+    let mut running = Running {
+        stage,
+        order,
+        id: id.clone(),
+        fault,
+        ledger,
+        epoch: before.epoch,
+        phases: Vec::new(),
+        units: before.units,
+    };
     match running.go(&mut journal).await {
         Ok(report) => {
             let missed = json!({ "missed": report.missed, "leftovers": report.leftovers });
@@ -165,9 +178,14 @@ pub async fn run(stage: &Stage<'_>, order: &Order) -> Result<(Report, Utf8PathBu
         Err(error) => {
             // Left unfinished where the site is not back yet: the next drill goes on from here.
             let left = running.abort(&mut journal).await;
-            (stage.tell)("abort", &if left.is_empty() { "the fault is taken back, nothing is left".to_owned() } else { left.join("; ") });
+            (stage.tell)(
+                "abort",
+                &if left.is_empty() { "the fault is taken back, nothing is left".to_owned() } else { left.join("; ") },
+            );
             Err(match error {
-                DrillError::Stopped(why) if !left.is_empty() => DrillError::Stopped(format!("{why}; left: {}", left.join("; "))),
+                DrillError::Stopped(why) if !left.is_empty() => {
+                    DrillError::Stopped(format!("{why}; left: {}", left.join("; ")))
+                }
                 DrillError::Broken { phase, why } if !left.is_empty() => {
                     DrillError::Broken { phase, why: format!("{why}; left: {}", left.join("; ")) }
                 }
@@ -224,7 +242,11 @@ async fn preflight(stage: &Stage<'_>, order: &Order) -> Result<Before, DrillErro
         wrong.push(format!("there is no site `{site}`; the sites are {}", stage.everybody.names().join(", ")));
     }
     if primary.as_ref().is_some_and(|primary| *primary != stage.everybody.home) {
-        wrong.push(format!("the primary is {}, not {}: go back first (dr failback)", primary.unwrap_or_default(), stage.everybody.home));
+        wrong.push(format!(
+            "the primary is {}, not {}: go back first (dr failback)",
+            primary.unwrap_or_default(),
+            stage.everybody.home
+        ));
     }
     for line in picture.lines(order.max_lag_ms) {
         if line.role == "unreachable" {
@@ -240,7 +262,13 @@ async fn preflight(stage: &Stage<'_>, order: &Order) -> Result<Before, DrillErro
     }
     match stage.faults.open().await {
         Ok(open) => wrong.extend(open.iter().map(|fault| {
-            format!("fault {} ({}) of {} has not been taken back; it ends at {}", fault.id, fault.kind.word(), fault.site, fault.until)
+            format!(
+                "fault {} ({}) of {} has not been taken back; it ends at {}",
+                fault.id,
+                fault.kind.word(),
+                fault.site,
+                fault.until
+            )
         })),
         Err(why) => wrong.push(why),
     }
@@ -269,20 +297,30 @@ impl Running<'_> {
             writes_per_second: self.order.writes_per_second,
         };
         let quit = CancellationToken::new();
-        // Dropping the guard ends the client also where a phase fails; its last requests end by their own time.
-        let guard = quit.clone().drop_guard();
-        let client = tokio::spawn(client.run(quit));
+        let client = tokio::spawn(client.run(quit.clone()));
+        let rehearsed = self.rehearse(journal).await;
+        if rehearsed.is_err() {
+            // Before anything is waited for; what it says is heard when it is asked again.
+            let _ = self.stage.faults.revert(&self.id).await;
+        }
+        quit.cancel();
+        // Its last requests end by their own time; a write that comes after the clearing would stay.
+        client.await.map_err(|error| self.broken("client", error.to_string()))?;
+        let (served, truth, failback) = rehearsed?;
+        let leftovers = self.leftovers(journal, truth.as_ref()).await;
+        self.report(served, truth.unwrap_or_default(), failback, leftovers)
+    }
+
+    /// Everything between the first request of the client and its last. Says whether the service came back, what the new primary held,
+    /// and who went back home.
+    async fn rehearse(&mut self, journal: &mut Journal) -> Result<(bool, Option<Truth>, String), DrillError> {
         self.baseline().await?;
         self.lose(journal).await?;
         let served = self.shift().await?;
         let truth = self.look_for_losses().await?;
         self.take_back(journal).await?;
         self.recovery().await?;
-        let failback = self.go_home(journal).await?;
-        drop(guard);
-        client.await.map_err(|error| self.broken("client", error.to_string()))?;
-        let leftovers = self.leftovers(journal, truth.as_ref()).await;
-        self.report(served, truth.unwrap_or_default(), failback, leftovers)
+        Ok((served, truth, self.go_home(journal).await?))
     }
 
     async fn issue(&self, journal: &mut Journal) -> Result<Key, DrillError> {
@@ -299,7 +337,8 @@ impl Running<'_> {
         let began = Instant::now();
         let (mut in_a_row, mut says) = (0, String::new());
         while in_a_row < IN_A_ROW {
-            let ask = Ask { timeout: REQUEST_WITHIN, ..Ask::post("/v1/generate", self.order.body.clone()).with(api_key) };
+            let ask =
+                Ask { timeout: REQUEST_WITHIN, ..Ask::post("/v1/generate", self.order.body.clone()).with(api_key) };
             match self.stage.front.send(ask).await {
                 Ok(answer) if answer.status == 200 => in_a_row += 1,
                 Ok(answer) => (in_a_row, says) = (0, format!("status {}", answer.status)),
@@ -307,7 +346,9 @@ impl Running<'_> {
             }
             if in_a_row == 0 {
                 if began.elapsed() > FRONT_WITHIN {
-                    return Err(self.broken("preflight", format!("the front does not answer: {says}; nothing was injected")));
+                    return Err(
+                        self.broken("preflight", format!("the front does not answer: {says}; nothing was injected"))
+                    );
                 }
                 pause(self.stage, LOOK_EVERY).await?;
             }
@@ -317,16 +358,28 @@ impl Running<'_> {
 
     async fn baseline(&mut self) -> Result<(), DrillError> {
         let from = self.ledger.now();
-        self.tell("baseline", &format!("{} requests and {} writes a second from outside", self.order.requests_per_second, self.order.writes_per_second));
+        self.tell(
+            "baseline",
+            &format!(
+                "{} requests and {} writes a second from outside",
+                self.order.requests_per_second, self.order.writes_per_second
+            ),
+        );
         pause(self.stage, self.order.baseline).await?;
         let events = self.events("baseline")?;
         let count = |wanted: fn(&Event) -> bool| events.iter().filter(|event| wanted(event)).count();
-        let bad = count(|e| matches!(e, Event::Request { is: Is::Failed | Is::Timeout, .. } | Event::Write { is: Is::Failed | Is::Timeout, .. }));
+        let bad = count(|e| {
+            matches!(
+                e,
+                Event::Request { is: Is::Failed | Is::Timeout, .. } | Event::Write { is: Is::Failed | Is::Timeout, .. }
+            )
+        });
         let asked = count(|e| matches!(e, Event::Request { is: Is::Ok, .. }));
         let wrote = count(|e| matches!(e, Event::Write { is: Is::Ok, .. }));
         if bad > 0 || asked == 0 || wrote == 0 {
             let why = events.iter().find_map(|event| match event {
-                Event::Request { is: Is::Failed | Is::Timeout, why, .. } | Event::Write { is: Is::Failed | Is::Timeout, why, .. } => why.clone(),
+                Event::Request { is: Is::Failed | Is::Timeout, why, .. }
+                | Event::Write { is: Is::Failed | Is::Timeout, why, .. } => why.clone(),
                 _ => None,
             });
             let why = format!(
@@ -335,17 +388,31 @@ impl Running<'_> {
             );
             return Err(self.broken("baseline", why));
         }
-        self.phase("baseline", from, None, format!("{asked} requests answered, {wrote} writes acknowledged, none failed"));
+        self.phase(
+            "baseline",
+            from,
+            None,
+            format!("{asked} requests answered, {wrote} writes acknowledged, none failed"),
+        );
         Ok(())
     }
 
     /// Injects the fault and watches for what the sites do about it.
     async fn lose(&mut self, journal: &mut Journal) -> Result<(), DrillError> {
         // Counted from now: the preflight and the baseline took their part of it.
-        self.fault.until = Timestamp::now() + SignedDuration::try_from(self.order.ttl).unwrap_or(SignedDuration::from_secs(60));
+        self.fault.until =
+            Timestamp::now() + SignedDuration::try_from(self.order.ttl).unwrap_or(SignedDuration::from_secs(60));
         let undo = Some(format!("it ends by itself at {}", self.fault.until));
         journal.begin(Action::Drill, &self.id, "fault", undo, json!(self.fault))?;
-        self.tell("fault", &format!("{} of {}{}", self.fault.kind.word(), self.fault.site, if self.fault.lose_data { ", its data is lost" } else { "" }));
+        self.tell(
+            "fault",
+            &format!(
+                "{} of {}{}",
+                self.fault.kind.word(),
+                self.fault.site,
+                if self.fault.lose_data { ", its data is lost" } else { "" }
+            ),
+        );
         let fault_at = self.ledger.mark(Mark::Fault);
         let injected = async {
             let why = |why: String| DrillError::Broken { phase: "fault", why };
@@ -357,30 +424,64 @@ impl Running<'_> {
         self.phase("fault", fault_at, Some(injected_at), format!("{} injected", self.fault.kind.word()));
         let end = self.ledger.now();
         let Some((granted, primary)) = granted else {
-            self.phase("detection", fault_at, Some(detected.unwrap_or(end)), "no other configuration was granted while the fault lasted".to_owned());
+            self.phase(
+                "detection",
+                fault_at,
+                Some(detected.unwrap_or(end)),
+                "no other configuration was granted while the fault lasted".to_owned(),
+            );
             return Ok(());
         };
         let detected = detected.unwrap_or(granted).min(granted);
-        self.phase("detection", fault_at, Some(detected), "until the witness had not heard the site for its grace".to_owned());
-        self.phase("fencing", detected, Some(granted), format!("until the witness granted epoch {} with {primary} as primary", self.epoch + 1));
+        self.phase(
+            "detection",
+            fault_at,
+            Some(detected),
+            "until the witness had not heard the site for its grace".to_owned(),
+        );
+        self.phase(
+            "fencing",
+            detected,
+            Some(granted),
+            format!("until the witness granted epoch {} with {primary} as primary", self.epoch + 1),
+        );
         Ok(())
     }
 
     /// When the witness counted the site as silent, and when it granted a configuration without it and to whom.
     async fn watch_promotion(&self) -> Result<(Option<f64>, Option<(f64, String)>), DrillError> {
         let (mut detected, mut claimed) = (None, Instant::now());
-        while !self.is_over() {
+        let began = Instant::now();
+        let mut patience = Duration::MAX;
+        while !self.is_over() && began.elapsed() < patience {
             if let Ok(witness) = self.stage.everybody.witness.status().await {
-                let without = witness.epoch > self.epoch && !witness.members.contains(&self.fault.site) && witness.primary != self.fault.site;
+                // A full disk need not make anybody take over; every other loss must.
+                if self.fault.kind == FaultKind::DiskFull {
+                    patience = Duration::from_millis(witness.grace_ms.saturating_mul(3)) + Duration::from_secs(5);
+                }
+                let without = witness.epoch > self.epoch
+                    && !witness.members.contains(&self.fault.site)
+                    && witness.primary != self.fault.site;
                 if without {
                     let at = self.ledger.mark(Mark::Granted);
-                    self.tell("promotion", &format!("epoch {}: {} is primary, members {}", witness.epoch, witness.primary, witness.members.join(", ")));
+                    self.tell(
+                        "promotion",
+                        &format!(
+                            "epoch {}: {} is primary, members {}",
+                            witness.epoch,
+                            witness.primary,
+                            witness.members.join(", ")
+                        ),
+                    );
                     return Ok((detected, Some((at, witness.primary))));
                 }
                 let silent = witness.primary == self.fault.site && shift::grace(&witness).is_none();
                 if silent && detected.is_none() {
                     detected = Some(self.ledger.mark(Mark::Detected));
-                    self.tell("detection", &format!("{} has not been heard for {} ms", witness.primary, witness.renewed_ms));
+                    self.tell(
+                        "detection",
+                        &format!("{} has not been heard for {} ms", witness.primary, witness.renewed_ms),
+                    );
                 }
                 // What a person would do where nothing is automatic.
                 if silent && !self.order.automatic && claimed.elapsed() > Duration::from_millis(500) {
@@ -426,7 +527,12 @@ impl Running<'_> {
                 served = true;
                 let end = wrote.unwrap_or_else(|| self.ledger.now());
                 if let Some(granted) = granted {
-                    self.phase("promotion", granted, Some(end), "until the new primary acknowledged a write".to_owned());
+                    self.phase(
+                        "promotion",
+                        granted,
+                        Some(end),
+                        "until the new primary acknowledged a write".to_owned(),
+                    );
                 }
                 break;
             }
@@ -434,9 +540,21 @@ impl Running<'_> {
         }
         let found = findings(&self.id, &self.events("shift")?, self.epoch, &Truth::default());
         if let (Some(at), Some(rto)) = (fault_at, found.service_rto_ms) {
-            self.phase("shift", at, Some(at + rto), format!("until no request failed any more, {:.2} s after the fault", rto / 1000.0));
+            self.phase(
+                "shift",
+                at,
+                Some(at + rto),
+                format!("until no request failed any more, {:.2} s after the fault", rto / 1000.0),
+            );
         }
-        self.tell("shift", if served { "the service answers without the site" } else { "the service did not come back while the fault lasted" });
+        self.tell(
+            "shift",
+            if served {
+                "the service answers without the site"
+            } else {
+                "the service did not come back while the fault lasted"
+            },
+        );
         let from = self.ledger.now();
         let hold = self.left().min(self.order.hold);
         pause(self.stage, hold).await?;
@@ -455,10 +573,13 @@ impl Running<'_> {
         let read_at = self.ledger.mark(Mark::Read);
         let events = self.events("reading")?;
         let fault_at = self.mark(Mark::Fault)?.unwrap_or_default();
-        let answered: Vec<(u64, f64)> = events.iter().filter_map(|event| match event {
-            Event::Request { t, n, is: Is::Ok, .. } if *t < read_at => Some((*n, *t)),
-            _ => None,
-        }).collect();
+        let answered: Vec<(u64, f64)> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Request { t, n, is: Is::Ok, .. } if *t < read_at => Some((*n, *t)),
+                _ => None,
+            })
+            .collect();
         let ids: Vec<String> = answered.iter().map(|(n, _)| request_id(&self.id, *n)).collect();
         let began = Instant::now();
         loop {
@@ -468,10 +589,31 @@ impl Running<'_> {
                 (Ok(keys), Ok(known)) => {
                     let truth = Truth { keys: keys.into_iter().collect(), known: known.into_iter().collect() };
                     // Usage of those that living sites answered is on its way; what the lost one answered does not come any more.
-                    let coming = answered.iter().any(|(n, t)| *t > fault_at + 1000.0 && !truth.known.contains(&request_id(&self.id, *n)));
+                    let coming = answered
+                        .iter()
+                        .any(|(n, t)| *t > fault_at + 1000.0 && !truth.known.contains(&request_id(&self.id, *n)));
                     if !coming || began.elapsed() > USAGE_WITHIN || self.is_over() {
-                        self.phase("reading", from, None, format!("{} tells what it holds: {} writes, usage of {} requests", watch.site, truth.keys.len(), truth.known.len()));
-                        self.tell("reading", &format!("{} holds {} writes and the usage of {} of {} requests", watch.site, truth.keys.len(), truth.known.len(), ids.len()));
+                        self.phase(
+                            "reading",
+                            from,
+                            None,
+                            format!(
+                                "{} tells what it holds: {} writes, usage of {} requests",
+                                watch.site,
+                                truth.keys.len(),
+                                truth.known.len()
+                            ),
+                        );
+                        self.tell(
+                            "reading",
+                            &format!(
+                                "{} holds {} writes and the usage of {} of {} requests",
+                                watch.site,
+                                truth.keys.len(),
+                                truth.known.len(),
+                                ids.len()
+                            ),
+                        );
                         return Ok(Some(truth));
                     }
                 }
@@ -499,13 +641,21 @@ impl Running<'_> {
         let began = Instant::now();
         while !is_back(&Picture::take(self.stage.everybody).await, &self.fault.site) {
             if began.elapsed() > RECOVERED_WITHIN {
-                return Err(self.broken("recovery", format!("{} is no member again after {} s", self.fault.site, RECOVERED_WITHIN.as_secs())));
+                return Err(self.broken(
+                    "recovery",
+                    format!("{} is no member again after {} s", self.fault.site, RECOVERED_WITHIN.as_secs()),
+                ));
             }
             pause(self.stage, LOOK_EVERY).await?;
         }
         let at = self.ledger.mark(Mark::Recovered);
         self.tell("recovery", &format!("{} is a member again", self.fault.site));
-        self.phase("recovery", from, Some(at), format!("until {} had caught up and was a member again", self.fault.site));
+        self.phase(
+            "recovery",
+            from,
+            Some(at),
+            format!("until {} had caught up and was a member again", self.fault.site),
+        );
         Ok(())
     }
 
@@ -513,10 +663,12 @@ impl Running<'_> {
     async fn go_home(&mut self, journal: &mut Journal) -> Result<String, DrillError> {
         let from = self.ledger.now();
         let home = self.stage.everybody.home.clone();
-        let witness = self.stage.everybody.witness.status().await.map_err(|e| self.broken("failback", e.to_string()))?;
+        let witness =
+            self.stage.everybody.witness.status().await.map_err(|e| self.broken("failback", e.to_string()))?;
         if witness.primary == home {
             // Either nobody had taken its place, or it got it back while we looked.
-            let by = if self.fault.site == home && witness.epoch > self.epoch { "automatic" } else { "not needed" };
+            let was_replaced = self.fault.site == home && self.mark(Mark::Granted)?.is_some();
+            let by = if was_replaced { "automatic" } else { "not needed" };
             self.ledger.mark(Mark::Home);
             return Ok(by.to_owned());
         }
@@ -577,7 +729,9 @@ impl Running<'_> {
             let complete = left.is_empty() && truth.is_some_and(|truth| self.is_within_promise(truth));
             let removed = match complete {
                 true => self.stage.faults.discard_lost(&self.fault).await,
-                false => Err("something is missing elsewhere and may be there: remove it when it is not needed".to_owned()),
+                false => {
+                    Err("something is missing elsewhere and may be there: remove it when it is not needed".to_owned())
+                }
             };
             if let Err(why) = removed {
                 left.push(format!("{lost}: {why}"));
@@ -593,7 +747,13 @@ impl Running<'_> {
         found.lost == 0 && found.rpo_ms <= self.order.targets.rpo_s * 1000.0
     }
 
-    fn report(&mut self, served: bool, truth: Truth, failback: String, leftovers: Leftovers) -> Result<Report, DrillError> {
+    fn report(
+        &mut self,
+        served: bool,
+        truth: Truth,
+        failback: String,
+        leftovers: Leftovers,
+    ) -> Result<Report, DrillError> {
         self.ledger.sync().map_err(|error| self.broken("ledger", error.to_string()))?;
         let events = self.events("ledger")?;
         let found = findings(&self.id, &events, self.epoch, &truth);
@@ -601,13 +761,7 @@ impl Running<'_> {
             Event::Mark { t, name } => Some((*name, *t)),
             _ => None,
         });
-        let figures = Figures {
-            findings: found,
-            marks: marks.collect(),
-            served,
-            failback,
-            epoch_before: self.epoch,
-        };
+        let figures = Figures { findings: found, marks: marks.collect(), served, failback, epoch_before: self.epoch };
         let phases = std::mem::take(&mut self.phases);
         Ok(Report {
             id: self.id.clone(),
@@ -617,7 +771,7 @@ impl Running<'_> {
             lose_data: self.fault.lose_data,
             automatic: self.order.automatic,
             began: self.ledger.at(),
-            seconds: self.ledger.now() / 1000.0,
+            seconds: self.ledger.now().round() / 1000.0,
             targets: self.order.targets,
             missed: report::missed(&self.order.targets, &figures),
             phases,
@@ -642,7 +796,10 @@ impl Running<'_> {
         let picture = Picture::take(self.stage.everybody).await;
         let home = picture.primary().is_some_and(|primary| primary == self.stage.everybody.home);
         if injected && !(home && is_back(&picture, &self.fault.site)) {
-            left.push(format!("{} comes back by itself; the next drill waits for it and goes back home first", self.fault.site));
+            left.push(format!(
+                "{} comes back by itself; the next drill waits for it and goes back home first",
+                self.fault.site
+            ));
         } else if left.is_empty() {
             // Everything is as before: there is nothing for the next one to finish.
             let _ = journal.fail(Action::Drill, &self.id, WHOLE, "given up");
@@ -664,7 +821,9 @@ impl Running<'_> {
 
     fn phase(&mut self, name: &str, from: f64, to: Option<f64>, says: String) {
         let to = to.unwrap_or_else(|| self.ledger.now());
-        self.phases.push(Phase { name: name.to_owned(), from_s: from / 1000.0, to_s: to.max(from) / 1000.0, says });
+        // Whole milliseconds: what is read back from the document is what was measured.
+        let seconds = |ms: f64| ms.round() / 1000.0;
+        self.phases.push(Phase { name: name.to_owned(), from_s: seconds(from), to_s: seconds(to.max(from)), says });
     }
 
     /// What is left of the fault's time, less what the reading needs.

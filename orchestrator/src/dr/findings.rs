@@ -68,7 +68,8 @@ pub struct Findings {
     pub outages: Vec<Outage>,
     /// From the fault to the first request after which none failed while the fault lasted; `None` when that did not come about.
     pub service_rto_ms: Option<f64>,
-    /// From the fault to the first acknowledged write under a new configuration.
+    /// From the fault to the first acknowledged write under a new configuration; where there is none, to the first write after which none
+    /// failed. `None` when that did not come about either.
     pub control_rto_ms: Option<f64>,
     /// When traffic had shifted: the first answered request that was sent after the new configuration was granted.
     pub shifted_ms: Option<f64>,
@@ -113,10 +114,12 @@ impl Span {
 /// Reads everything out of a ledger. `epoch_before` is the configuration before the fault.
 pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth) -> Findings {
     let (requests, writes) = spans(events);
-    let mark = |wanted: Mark| events.iter().find_map(|event| match event {
-        Event::Mark { t, name } if *name == wanted => Some(*t),
-        _ => None,
-    });
+    let mark = |wanted: Mark| {
+        events.iter().find_map(|event| match event {
+            Event::Mark { t, name } if *name == wanted => Some(*t),
+            _ => None,
+        })
+    };
     let (fault, granted) = (mark(Mark::Fault), mark(Mark::Granted));
     let read = mark(Mark::Read).or(mark(Mark::Revert)).unwrap_or(f64::MAX);
     let revert = mark(Mark::Revert).unwrap_or(f64::MAX);
@@ -125,7 +128,8 @@ pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth)
     found.seconds = seconds(&requests, &writes);
     found.acknowledged = writes.iter().filter(|write| write.ok().is_some()).count() as u64;
     found.unacknowledged = writes.iter().filter(|write| write.failed().is_some()).count() as u64;
-    found.shifted_ms = granted.and_then(|granted| earliest(requests.iter().filter(|r| r.sent >= granted && r.ok().is_some())));
+    found.shifted_ms =
+        granted.and_then(|granted| earliest(requests.iter().filter(|r| r.sent >= granted && r.ok().is_some())));
     for request in &requests {
         let Some(end) = request.failed() else { continue };
         let failed = &mut found.failed;
@@ -145,7 +149,9 @@ pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth)
         .filter_map(Span::ok)
         .filter(|t| *t >= fault)
         .min_by(f64::total_cmp)
-        .map(|t| t - fault);
+        .map(|t| t - fault)
+        // Where nobody had to take over, control data is back as the service is: when no write fails any more.
+        .or_else(|| service_rto(&writes, fault, revert));
     // What was answered after the new primary had been asked, it could not know of.
     let missing = |spans: &[Span], name: &dyn Fn(u64) -> String, there: &BTreeSet<String>| -> Vec<(String, f64)> {
         let answered = spans.iter().filter_map(|span| Some((name(span.n), span.ok().filter(|t| *t < read)?)));
@@ -155,6 +161,12 @@ pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth)
     let unaccounted = missing(&requests, &|n| request_id(drill, n), &truth.known);
     let oldest = lost.iter().chain(&unaccounted).map(|(_, t)| *t).min_by(f64::total_cmp);
     found.rpo_ms = oldest.map_or(0.0, |t| (fault - t).max(0.0));
+    // The microseconds of the ledger, without what subtracting adds.
+    for ms in
+        [Some(&mut found.rpo_ms), found.service_rto_ms.as_mut(), found.control_rto_ms.as_mut()].into_iter().flatten()
+    {
+        *ms = (*ms * 1000.0).round() / 1000.0;
+    }
     let names = |missing: Vec<(String, f64)>| missing.into_iter().map(|(name, _)| name).take(MOST_NAMED).collect();
     (found.lost, found.unaccounted) = (lost.len() as u64, unaccounted.len() as u64);
     (found.lost_keys, found.unaccounted_ids) = (names(lost), names(unaccounted));
@@ -165,7 +177,8 @@ pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth)
 /// nothing: without an answered request behind the last failure there is no recovery.
 fn service_rto(requests: &[Span], fault: f64, revert: f64) -> Option<f64> {
     let touched = |r: &&Span| r.sent < revert && r.end.is_none_or(|(t, _)| t >= fault);
-    let last_failed = requests.iter().filter(touched).filter(|r| r.ok().is_none()).map(|r| r.sent).max_by(f64::total_cmp);
+    let last_failed =
+        requests.iter().filter(touched).filter(|r| r.ok().is_none()).map(|r| r.sent).max_by(f64::total_cmp);
     let after = requests.iter().filter(touched).filter(|r| r.ok().is_some() && r.sent >= fault);
     match last_failed {
         None => after.map(|_| 0.0).next(),
@@ -252,7 +265,9 @@ mod tests {
             let time = |at: usize| words[at].parse::<f64>().unwrap();
             let word = |at: usize| serde_json::from_value::<Is>(words[at].into()).unwrap();
             match words[0] {
-                "mark" => events.push(Event::Mark { t: time(1), name: serde_json::from_value(words[2].into()).unwrap() }),
+                "mark" => {
+                    events.push(Event::Mark { t: time(1), name: serde_json::from_value(words[2].into()).unwrap() })
+                }
                 "r" => {
                     let n = requests;
                     requests += 1;
@@ -274,7 +289,10 @@ mod tests {
     }
 
     fn all(requests: u64, writes: u64) -> Truth {
-        Truth { keys: (0..writes).map(|n| key("d", n)).collect(), known: (0..requests).map(|n| request_id("d", n)).collect() }
+        Truth {
+            keys: (0..writes).map(|n| key("d", n)).collect(),
+            known: (0..requests).map(|n| request_id("d", n)).collect(),
+        }
     }
 
     const KILLED: &str = "
@@ -359,8 +377,21 @@ mod tests {
     }
 
     #[test]
+    fn control_data_without_a_new_configuration_is_back_when_no_write_fails_any_more() {
+        let found = findings("d", &ledger("mark 0 fault\nw 10 20 failed\nw 30 45 ok 1"), 1, &all(0, 2));
+        assert_eq!(found.control_rto_ms, Some(30.0));
+        let found = findings("d", &ledger("mark 0 fault\nw 10 20 ok 1\nw 30 45 failed"), 1, &all(0, 2));
+        assert_eq!(found.control_rto_ms, None, "the old primary's last words are no recovery");
+    }
+
+    #[test]
     fn failures_before_the_fault_are_told_apart() {
-        let found = findings("d", &ledger("r 1 2 failed\nmark 10 fault\nr 11 12 ok\nmark 20 granted\nr 21 22 ok\nr 23 24 failed\nr 25 26 ok"), 1, &all(5, 0));
+        let found = findings(
+            "d",
+            &ledger("r 1 2 failed\nmark 10 fault\nr 11 12 ok\nmark 20 granted\nr 21 22 ok\nr 23 24 failed\nr 25 26 ok"),
+            1,
+            &all(5, 0),
+        );
         assert_eq!(found.failed, Failed { before_fault: 1, during: 0, after_shift: 1, on_return: 0 });
     }
 }

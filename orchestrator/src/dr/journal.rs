@@ -104,7 +104,14 @@ impl Journal {
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(io("make", &folder))?;
         let open = |path: &Utf8Path| {
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io("open", path))
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .map_err(io("open", path))
         };
         let lock_path = folder.join("lock");
         let lock = open(&lock_path)?;
@@ -133,7 +140,14 @@ impl Journal {
     }
 
     /// Says that a step is about to be done. Durable when it returns.
-    pub fn begin(&mut self, action: Action, id: &str, step: &str, undo: Option<String>, data: Value) -> Result<(), JournalError> {
+    pub fn begin(
+        &mut self,
+        action: Action,
+        id: &str,
+        step: &str,
+        undo: Option<String>,
+        data: Value,
+    ) -> Result<(), JournalError> {
         self.put(Record { undo, data, ..self.record(action, id, step, Is::Begun) })
     }
 
@@ -209,7 +223,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = Utf8Path::from_path(dir.path()).unwrap();
         let mut journal = Journal::open(state, "anna").unwrap();
-        journal.begin(Action::Failover, "f1", WHOLE, Some("dr failover --to a".to_owned()), json!({"to": "b"})).unwrap();
+        journal
+            .begin(Action::Failover, "f1", WHOLE, Some("dr failover --to a".to_owned()), json!({"to": "b"}))
+            .unwrap();
         assert!(matches!(Journal::open(state, "bert"), Err(JournalError::Held { by: Some(by) }) if by == "anna"));
         drop(journal);
         let mut file = OpenOptions::new().append(true).open(state.join("dr/journal.jsonl")).unwrap();

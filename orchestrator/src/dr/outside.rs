@@ -92,7 +92,8 @@ impl Outside {
     /// which of them it was.
     async fn write(&self, n: u64, first: usize) -> Option<usize> {
         let writes = [(key(&self.drill, n), json!({ "n": n }))];
-        let put = |is, epoch, site, why| self.ledger.put(Event::Write { t: self.ledger.now(), n, is, epoch, site, why });
+        let put =
+            |is, epoch, site, why| self.ledger.put(Event::Write { t: self.ledger.now(), n, is, epoch, site, why });
         put(Is::Sent, None, None, None);
         let (mut silent, mut says) = (false, String::new());
         for turn in 0..self.watches.len() {

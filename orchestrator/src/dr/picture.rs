@@ -158,7 +158,10 @@ impl Picture {
         let mut epochs: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
         for line in &self.lines(max_lag_ms) {
             if let Some(epoch) = line.epoch {
-                epochs.entry(epoch).or_default().push(&self.sites.iter().find(|(name, _)| *name == line.site).map_or("", |(name, _)| name));
+                epochs
+                    .entry(epoch)
+                    .or_default()
+                    .push(&self.sites.iter().find(|(name, _)| *name == line.site).map_or("", |(name, _)| name));
             }
             if line.role == "unreachable" {
                 found.push(line.why.clone().unwrap_or_default());
@@ -166,14 +169,20 @@ impl Picture {
                 found.push(format!("{} is no member: it cannot take over until it has caught up", line.site));
             }
             if let Some(lag) = line.lag_ms.filter(|lag| *lag > max_lag_ms) {
-                found.push(format!("{} lags {} ms behind; at most {max_lag_ms} ms are allowed (replication.database.max_lag)", line.site, lag));
+                found.push(format!(
+                    "{} lags {} ms behind; at most {max_lag_ms} ms are allowed (replication.database.max_lag)",
+                    line.site, lag
+                ));
             }
             if let (true, Some(why)) = (line.role == "primary" && !line.writable, &line.why) {
                 found.push(format!("control data is read-only: {why}"));
             }
         }
         if self.primary().is_some_and(|primary| self.members().iter().filter(|name| **name != primary).count() == 0) {
-            found.push("the primary has no other member: control data cannot be changed, and nobody could take over".to_owned());
+            found.push(
+                "the primary has no other member: control data cannot be changed, and nobody could take over"
+                    .to_owned(),
+            );
         }
         let newest = self.epoch();
         for (epoch, sites) in epochs.into_iter().filter(|(epoch, _)| *epoch < newest) {

@@ -89,7 +89,9 @@ pub enum Refusal {
     #[error("the witness cannot be reached: {0}; without it no site may take another's place")]
     Witness(TalkError),
     /// The primary may still be alive somewhere.
-    #[error("{primary} was heard {renewed_ms} ms ago; its place is free when it has been silent for {grace_ms} ms: {left_ms} ms are left")]
+    #[error(
+        "{primary} was heard {renewed_ms} ms ago; its place is free when it has been silent for {grace_ms} ms: {left_ms} ms are left"
+    )]
     Grace {
         /// Who holds the place.
         primary: String,
@@ -185,9 +187,19 @@ async fn shift(everybody: &Everybody, journal: &mut Journal, action: Action, to:
         if let (Way::Claim, Some(refusal)) = (done.way, grace) {
             return Err(refusal);
         }
-        let id = format!("{}-{}", if action == Action::Failback { "failback" } else { "failover" }, uuid::Uuid::new_v4().simple());
+        let id = format!(
+            "{}-{}",
+            if action == Action::Failback { "failback" } else { "failover" },
+            uuid::Uuid::new_v4().simple()
+        );
         let undo = format!("textnlp-deploy dr failover --to {from}");
-        journal.begin(action, &id, WHOLE, Some(undo), json!({ "from": from, "to": to, "way": done.way, "epoch": witness.epoch }))?;
+        journal.begin(
+            action,
+            &id,
+            WHOLE,
+            Some(undo),
+            json!({ "from": from, "to": to, "way": done.way, "epoch": witness.epoch }),
+        )?;
         match take(everybody, done.way, &from, to).await {
             Ok(epoch) => {
                 done.epoch = epoch;
@@ -273,5 +285,7 @@ async fn take(everybody: &Everybody, way: Way, from: &str, to: &str) -> Result<u
 pub fn left_open(state: &Utf8Path) -> Result<Vec<Value>, JournalError> {
     let records = super::journal::read(state)?;
     let open = unfinished(&records).into_iter();
-    Ok(open.map(|r| json!({ "action": r.action, "id": r.id, "at": r.at, "by": r.by, "undo": r.undo, "data": r.data })).collect())
+    Ok(open
+        .map(|r| json!({ "action": r.action, "id": r.id, "at": r.at, "by": r.by, "undo": r.undo, "data": r.data }))
+        .collect())
 }

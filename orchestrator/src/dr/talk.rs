@@ -260,7 +260,16 @@ impl Watch {
         struct Table {
             entries: BTreeMap<String, Value>,
         }
-        let prefix: String = prefix.bytes().flat_map(|b| if b.is_ascii_alphanumeric() || b"-_./".contains(&b) { vec![char::from(b)] } else { format!("%{b:02X}").chars().collect() }).collect();
+        let prefix: String = prefix
+            .bytes()
+            .flat_map(|b| {
+                if b.is_ascii_alphanumeric() || b"-_./".contains(&b) {
+                    vec![char::from(b)]
+                } else {
+                    format!("%{b:02X}").chars().collect()
+                }
+            })
+            .collect();
         let table: Table = self.socket.ask("GET", &format!("/v1/table?prefix={prefix}"), None, READ_WITHIN).await?;
         Ok(table.entries.into_keys().collect())
     }
@@ -367,7 +376,9 @@ impl Socket {
             status,
             code: text("code").unwrap_or_default(),
             // The claim's refusal may be a plain text.
-            message: text("message").or_else(|| error.as_str().map(str::to_owned)).unwrap_or_else(|| format!("status {status}")),
+            message: text("message")
+                .or_else(|| error.as_str().map(str::to_owned))
+                .unwrap_or_else(|| format!("status {status}")),
             hint: text("hint"),
         })
     }

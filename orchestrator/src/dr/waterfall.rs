@@ -15,9 +15,7 @@ const ROW: f64 = 26.0;
 
 /// The phases as rows of a table.
 pub(super) fn rows(phases: &[Phase]) -> Value {
-    let row = |phase: &Phase| {
-        json!({ "name": phase.name, "from": format!("{:.2} s", phase.from_s), "took": took(phase), "says": phase.says, "class": class(&phase.name) })
-    };
+    let row = |phase: &Phase| json!({ "name": phase.name, "from": format!("{:.2} s", phase.from_s), "took": took(phase), "says": phase.says, "class": class(&phase.name) });
     phases.iter().map(row).collect()
 }
 
@@ -32,11 +30,27 @@ pub(super) fn bars(phases: &[Phase], seconds: f64) -> String {
         let y = ROW * row as f64 + 6.0;
         let (from, to) = (x_of(phase.from_s), x_of(phase.to_s));
         let width = (to - from).max(2.0);
-        put(&mut svg, format_args!("<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", LEFT - 10.0, y + 14.0, plain(&phase.name)));
-        put(&mut svg, format_args!(
-            "<rect class=\"bar {}\" x=\"{from:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{:.1}\" rx=\"3\"/>", class(&phase.name), ROW - 8.0
-        ));
-        put(&mut svg, format_args!("<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", from + width + 6.0, y + 14.0, took(phase)));
+        put(
+            &mut svg,
+            format_args!(
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                LEFT - 10.0,
+                y + 14.0,
+                plain(&phase.name)
+            ),
+        );
+        put(
+            &mut svg,
+            format_args!(
+                "<rect class=\"bar {}\" x=\"{from:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{:.1}\" rx=\"3\"/>",
+                class(&phase.name),
+                ROW - 8.0
+            ),
+        );
+        put(
+            &mut svg,
+            format_args!("<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", from + width + 6.0, y + 14.0, took(phase)),
+        );
     }
     svg + "</svg>"
 }
@@ -52,14 +66,29 @@ pub(super) fn requests(found: &Findings, marks: &[(Mark, f64)]) -> String {
     let tall = |n: u32| f64::from(n) / most_y * (BOTTOM - TOP);
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\">", BOTTOM + 22.0);
     axis(&mut svg, most_x, TOP, BOTTOM, &x_of);
-    put(&mut svg, format_args!("<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{most_y:.0}</text>", left - 6.0, TOP + 8.0));
+    put(
+        &mut svg,
+        format_args!("<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{most_y:.0}</text>", left - 6.0, TOP + 8.0),
+    );
     let width = ((WIDTH - left - right) / most_x * 0.86).max(0.5);
     for (at, second) in found.seconds.iter().enumerate() {
         let x = x_of(at as f64 + 0.07);
         let (ok, failed) = (tall(second.ok), tall(second.failed));
-        put(&mut svg, format_args!("<rect class=\"bar good\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{ok:.1}\"/>", BOTTOM - ok));
+        put(
+            &mut svg,
+            format_args!(
+                "<rect class=\"bar good\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{ok:.1}\"/>",
+                BOTTOM - ok
+            ),
+        );
         if second.failed > 0 {
-            put(&mut svg, format_args!("<rect class=\"bar bad\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{failed:.1}\"/>", BOTTOM - ok - failed));
+            put(
+                &mut svg,
+                format_args!(
+                    "<rect class=\"bar bad\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{failed:.1}\"/>",
+                    BOTTOM - ok - failed
+                ),
+            );
         }
     }
     let mut last = f64::MIN;
@@ -75,7 +104,10 @@ pub(super) fn requests(found: &Findings, marks: &[(Mark, f64)]) -> String {
 }
 
 fn axis(svg: &mut String, most: f64, top: f64, bottom: f64, x_of: &dyn Fn(f64) -> f64) {
-    let step = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0].into_iter().find(|step| most / step <= 12.0).unwrap_or(3600.0);
+    let step = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0]
+        .into_iter()
+        .find(|step| most / step <= 12.0)
+        .unwrap_or(3600.0);
     let mut s = 0.0;
     while s <= most {
         let x = x_of(s);

@@ -145,7 +145,10 @@ impl World {
             inner.answer(&name, &method, &path, &body)
         });
         let text = answer.to_string();
-        let head = format!("HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
+        let head = format!(
+            "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            text.len()
+        );
         let _ = stream.write_all(format!("{head}{text}").as_bytes()).await;
     }
 }
@@ -158,7 +161,8 @@ async fn read(stream: &mut UnixStream) -> Option<(String, String, Value)> {
         bytes.extend_from_slice(&piece[..n]);
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok());
+        let length =
+            head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok());
         if body.len() >= length.unwrap_or(0) {
             let mut words = head.split_whitespace().map(str::to_owned);
             return Some((words.next()?, words.next()?, serde_json::from_str(body).unwrap_or_default()));
@@ -174,7 +178,11 @@ impl Inner {
     fn promote(&mut self, to: &str) {
         self.epoch += 1;
         self.primary = to.to_owned();
-        self.members = SITES.iter().filter(|name| self.alive(name) && self.members.iter().any(|m| m == *name)).map(ToString::to_string).collect();
+        self.members = SITES
+            .iter()
+            .filter(|name| self.alive(name) && self.members.iter().any(|m| m == *name))
+            .map(ToString::to_string)
+            .collect();
         (self.renewed, self.home_since) = (Instant::now(), Instant::now());
     }
 
@@ -218,7 +226,13 @@ impl Inner {
     }
 
     fn status(&self, site: &str) -> Value {
-        let role = if self.primary == site { "primary" } else if self.members.iter().any(|m| m == site) { "member" } else { "outsider" };
+        let role = if self.primary == site {
+            "primary"
+        } else if self.members.iter().any(|m| m == site) {
+            "member"
+        } else {
+            "outsider"
+        };
         let peers: BTreeMap<&str, Value> = SITES
             .iter()
             .filter(|name| **name != site)
@@ -232,7 +246,9 @@ impl Inner {
     }
 
     fn answer(&mut self, name: &str, method: &str, path: &str, body: &Value) -> (u16, Value) {
-        let refused = |status: u16, message: &str| (status, json!({ "error": { "code": "read_only", "message": message, "hint": null } }));
+        let refused = |status: u16, message: &str| {
+            (status, json!({ "error": { "code": "read_only", "message": message, "hint": null } }))
+        };
         match (name, method, path) {
             ("witness", _, _) => (
                 200,
@@ -262,13 +278,15 @@ impl Inner {
             }
             (site, "GET", path) if path.starts_with("/v1/table?prefix=") => {
                 let prefix = &path["/v1/table?prefix=".len()..];
-                let entries: BTreeMap<_, _> = self.sites[site].table.iter().filter(|(key, _)| key.starts_with(prefix)).collect();
+                let entries: BTreeMap<_, _> =
+                    self.sites[site].table.iter().filter(|(key, _)| key.starts_with(prefix)).collect();
                 (200, json!({ "epoch": self.epoch, "index": self.index, "entries": entries }))
             }
             (site, "POST", "/v1/usage/ids") => {
                 let ids = body["request_ids"].as_array().unwrap();
                 assert!(ids.len() <= 1000);
-                let known: Vec<&Value> = ids.iter().filter(|id| self.sites[site].usage.contains(id.as_str().unwrap())).collect();
+                let known: Vec<&Value> =
+                    ids.iter().filter(|id| self.sites[site].usage.contains(id.as_str().unwrap())).collect();
                 (200, json!({ "known": known }))
             }
             (site, "POST", "/v1/claim") => {
@@ -336,7 +354,8 @@ impl Faults for World {
     }
 
     async fn revert(&self, id: &str) -> Result<(), String> {
-        let fault = self.set(|inner| inner.faults.iter().position(|fault| fault.id == id).map(|at| inner.faults.remove(at)));
+        let fault =
+            self.set(|inner| inner.faults.iter().position(|fault| fault.id == id).map(|at| inner.faults.remove(at)));
         if let Some(fault) = fault {
             self.lose(&fault.site, None);
         }

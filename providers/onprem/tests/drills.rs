@@ -66,7 +66,8 @@ impl Sites {
         let began = Instant::now();
         loop {
             if let Ok(Some(status)) = supervise::status(&self.folder(place)).await {
-                let ready = status.units.iter().filter(|unit| unit.phase == PhaseName::Ready).filter_map(|unit| unit.pid);
+                let ready =
+                    status.units.iter().filter(|unit| unit.phase == PhaseName::Ready).filter_map(|unit| unit.pid);
                 let pids: Vec<u32> = [status.pid].into_iter().chain(ready).collect();
                 if pids.len() == units + 1 {
                     return pids;
@@ -190,7 +191,8 @@ async fn a_process_that_is_not_proven_to_be_of_the_site_is_left_alone() {
     std::fs::write(run.join("ghost.lock"), "").unwrap();
     std::fs::write(run.join("ghost.pid"), json!({ "pid": written.id() }).to_string()).unwrap();
     // A lock whose holder, this very test, wrote nothing of itself.
-    let held = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(run.join("strange.lock")).unwrap();
+    let held =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(run.join("strange.lock")).unwrap();
     rustix::fs::fcntl_lock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
     // Looking at the lock from this process would give it up, so the fault is injected by another.
     let fault = sites.fault(Kind::Kill, false);
@@ -257,7 +259,8 @@ async fn only_a_disk_of_its_own_is_filled() {
     assert!(error.to_string().contains("is on the same filesystem as everything else"), "{error}");
     assert!(!sites.file().exists(), "what was refused leaves nothing");
     let data = sites.folder("a").join("data");
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs", data.as_str()]).output();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs", data.as_str()]).output();
     if !mounted.is_ok_and(|output| output.status.success()) {
         eprintln!("SKIPPED: a small filesystem cannot be mounted here (not root)");
         return;

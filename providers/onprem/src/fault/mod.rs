@@ -154,7 +154,11 @@ impl Faults {
         let folder = self.site(&fault.site);
         match fault.kind {
             Kind::DiskFull => disk::check(&folder).map_err(refused)?,
-            Kind::Kill | Kind::Freeze if lock::holder(&folder.lock("supervisor")).map_err(io("ask", &folder.lock("supervisor")))?.is_none() => {
+            Kind::Kill | Kind::Freeze
+                if lock::holder(&folder.lock("supervisor"))
+                    .map_err(io("ask", &folder.lock("supervisor")))?
+                    .is_none() =>
+            {
                 return Err(refused(format!("nothing runs at site {}: its supervisor is not there", fault.site)));
             }
             _ => {}
@@ -191,7 +195,8 @@ impl Faults {
         let mut step = self.step(&fault, true).await?;
         while step == Step::Coming {
             if began.elapsed() > UP_WITHIN {
-                let why = format!("its supervisor did not come up; look at {}", self.site(&fault.site).log("supervisor"));
+                let why =
+                    format!("its supervisor did not come up; look at {}", self.site(&fault.site).log("supervisor"));
                 return Err(Error::Incomplete { what: "revert", site: fault.site, why });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -279,7 +284,8 @@ impl Faults {
                     files::make_folder(&data).map_err(io("make", &data))?;
                 }
                 if first {
-                    begin_detached(&self.program, &folder).map_err(|e| incomplete(format!("start its supervisor: {e}")))?;
+                    begin_detached(&self.program, &folder)
+                        .map_err(|e| incomplete(format!("start its supervisor: {e}")))?;
                 }
                 Ok(Step::Coming)
             }
@@ -299,7 +305,10 @@ impl Faults {
 
     fn check(&self, fault: &Fault) -> Result<(), Error> {
         if !is_id(&fault.id) {
-            return Err(refused(format!("`{}` is no id: small letters, digits and hyphens, at most 60", short(&fault.id))));
+            return Err(refused(format!(
+                "`{}` is no id: small letters, digits and hyphens, at most 60",
+                short(&fault.id)
+            )));
         }
         if fault.site.as_str() == WITNESS {
             return Err(refused("the witness is what takes faults back; it gets none itself".to_owned()));
@@ -315,7 +324,9 @@ impl Faults {
         }
         // Faults upon faults could not be told apart when they are taken back.
         match self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
-            Some(open) => Err(refused(format!("fault {} ({}) of {} has not been taken back", open.id, open.kind, open.site))),
+            Some(open) => {
+                Err(refused(format!("fault {} ({}) of {} has not been taken back", open.id, open.kind, open.site)))
+            }
             None => Ok(()),
         }
     }
@@ -386,10 +397,14 @@ async fn border(folder: &SiteFolder, method: &str, body: &str) -> std::io::Resul
         body.len()
     );
     let answer = tokio::time::timeout(BORDER_WITHIN, exchange(&folder.socket("border"), &request)).await;
-    let answer = answer.map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the border does not answer"))??;
+    let answer =
+        answer.map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the border does not answer"))??;
     match answer.get(..12) {
         Some(head) if head.starts_with("HTTP/1.") && head[9..].starts_with('2') => Ok(()),
-        _ => Err(std::io::Error::other(format!("the border answers: {}", short(answer.lines().next().unwrap_or_default())))),
+        _ => Err(std::io::Error::other(format!(
+            "the border answers: {}",
+            short(answer.lines().next().unwrap_or_default())
+        ))),
     }
 }
 

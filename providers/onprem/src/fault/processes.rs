@@ -49,7 +49,11 @@ impl<'a> Processes<'a> {
             }
             if began.elapsed() > SETTLED_WITHIN {
                 left?;
-                return Err(format!("still alive after {} s: {}", SETTLED_WITHIN.as_secs(), self.holders()?.join(", ")));
+                return Err(format!(
+                    "still alive after {} s: {}",
+                    SETTLED_WITHIN.as_secs(),
+                    self.holders()?.join(", ")
+                ));
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -87,7 +91,9 @@ impl<'a> Processes<'a> {
             self.supervisor().ok().flatten() == Some(pid) && names_folder(pid, self.folder)
         }) else {
             return match self.supervisor()? {
-                Some(now) if now == pid => Err(format!("process {pid} holds the supervisor's lock and is not proven to be it: it was not touched")),
+                Some(now) if now == pid => Err(format!(
+                    "process {pid} holds the supervisor's lock and is not proven to be it: it was not touched"
+                )),
                 _ => Ok(()),
             };
         };
@@ -99,7 +105,9 @@ impl<'a> Processes<'a> {
         let mut strange = Vec::new();
         for name in self.names() {
             let Some(pid) = self.holder(&name)? else { continue };
-            let proof = || self.holder(&name).ok().flatten() == Some(pid) && Running::of_holder(self.folder, &name, pid).is_some();
+            let proof = || {
+                self.holder(&name).ok().flatten() == Some(pid) && Running::of_holder(self.folder, &name, pid).is_some()
+            };
             match Proven::when(pid, proof) {
                 Some(proven) => proven.signal(signal, true)?,
                 None if self.holder(&name)? == Some(pid) => strange.push(format!("{name} (process {pid})")),
