@@ -2,7 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
-use textnlp_orchestrator::environment::Span;
+use textnlp_orchestrator::environment::model::Span;
 
 /// See [`crate::args::Command::Dr`].
 #[derive(Debug, Subcommand)]
@@ -43,7 +43,7 @@ pub struct Failover {
 #[derive(Debug, Args)]
 pub struct Failback {
     /// How long the home site may take to catch up
-    #[arg(long, value_name = "TIME", default_value = "1m")]
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = span)]
     pub wait: Span,
 }
 
@@ -71,7 +71,7 @@ pub struct Drill {
     #[arg(long)]
     pub lose_data: bool,
     /// The fault ends after this, whatever happens to the drill
-    #[arg(long, value_name = "TIME", default_value = "60s")]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = span)]
     pub ttl: Span,
     /// Agrees to rehearse on the running service: the environment's name, typed
     #[arg(long, value_name = "ENV")]
@@ -96,4 +96,9 @@ pub struct VerifyReport {
     /// The key that must have signed it, or its file [default: the environment's]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
+}
+
+/// A time as in environment files.
+fn span(text: &str) -> Result<Span, String> {
+    text.parse::<Span>().map_err(|misread| misread.to_string())
 }

@@ -161,7 +161,7 @@ impl Picture {
                 epochs
                     .entry(epoch)
                     .or_default()
-                    .push(&self.sites.iter().find(|(name, _)| *name == line.site).map_or("", |(name, _)| name));
+                    .push(self.sites.iter().find(|(name, _)| *name == line.site).map_or("", |(name, _)| name));
             }
             if line.role == "unreachable" {
                 found.push(line.why.clone().unwrap_or_default());
