@@ -48,7 +48,10 @@ pub use manifest::Manifest;
 pub use open::{Bundle, FileReader};
 pub use pack::{Content, Input, Inputs, PackOptions, Packed, pack};
 pub use rules::{MOST_CHUNK, MOST_MANIFEST, TOPS};
-pub use sign::{Authenticity, Password, PublicKey, SecretKey, Signature, TrustSet, keygen, sign};
+pub use sign::{
+    Authenticity, Password, PublicKey, SecretKey, Signature, TrustSet, keygen, sign, sign_bytes, signature_of,
+    verify_file,
+};
 pub use site::{Collected, INSTALLED, Installed, Site, SiteLock, Source, Stamp};
 pub use unpack::{UnpackOptions, Unpacked};
 pub use verify::{Verified, VerifyOptions};

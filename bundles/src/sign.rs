@@ -2,6 +2,8 @@
 //!
 //! `tar xf FILE manifest.json manifest.json.minisig && minisign -Vm manifest.json -P KEY` checks the same with stock tools.
 
+mod detached;
+
 use std::fs::OpenOptions;
 use std::io::{Cursor, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::layout::SIGNATURE;
 use crate::open::Bundle;
 use crate::volumes::Volumes;
+pub use detached::{sign_bytes, signature_of, verify_file};
 
 /// A key that anyone may know.
 #[derive(Clone, PartialEq, Eq)]

@@ -152,6 +152,9 @@ pub enum Command {
     /// One sealed file for a machine without a network: made, checked, installed, updated
     #[command(subcommand)]
     Bundle(Box<crate::bundle_args::Bundle>),
+    /// Losing a site: how things are, failover, failback, and the rehearsal of it
+    #[command(subcommand)]
+    Dr(crate::dr_args::Dr),
     /// Text from the running environment
     Generate(Generate),
     /// A conversation with the running environment

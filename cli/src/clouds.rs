@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::FetchOptions;
-use textnlp_onprem::{FileSecretStore, OnPrem, Options, supervise};
+use textnlp_onprem::{FileSecretStore, OnPrem, Options, fault, supervise};
+use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
+use textnlp_orchestrator::dr::talk::Places;
+use textnlp_orchestrator::dr::told;
 use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::{Provider, SecretStore, SiteName};
@@ -158,6 +162,80 @@ pub async fn processes(folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
         Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),
         Ok(None) | Err(_) => Vec::new(),
     }
+}
+
+/// Where the watches and the witness of an environment are asked.
+pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Places> {
+    let home = environment.primary().map(|site| site.name.to_string()).unwrap_or_default();
+    let sites = environment.sites.iter();
+    let sites = sites.map(|site| (site.name.to_string(), fault::socket(folder, &site.name, "watch"))).collect();
+    let witness = fault::socket(folder, &SiteName::new(fault::WITNESS)?, "witness");
+    Ok(Places { sites, witness, home })
+}
+
+/// Whoever can take a site of this environment away.
+pub fn faults(folder: &Utf8Path) -> anyhow::Result<LocalFaults> {
+    let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
+    Ok(LocalFaults(fault::Faults::new(folder, &program)))
+}
+
+/// Faults of local sites.
+pub struct LocalFaults(fault::Faults);
+
+#[async_trait]
+impl Faults for LocalFaults {
+    async fn inject(&self, fault: &Fault) -> Result<(), String> {
+        let local = fault::Fault {
+            id: fault.id.clone(),
+            site: site(&fault.site)?,
+            kind: fault.kind.word().parse().map_err(|e: fault::Error| told(&e))?,
+            until: fault.until,
+            lose_data: fault.lose_data,
+        };
+        self.0.inject(&local).await.map_err(|e| told(&e))
+    }
+
+    async fn revert(&self, id: &str) -> Result<(), String> {
+        self.0.revert(id).await.map_err(|e| told(&e))
+    }
+
+    async fn open(&self) -> Result<Vec<Fault>, String> {
+        let open = self.0.open().map_err(|e| told(&e))?;
+        Ok(open
+            .into_iter()
+            .map(|fault| Fault {
+                id: fault.id,
+                site: fault.site.to_string(),
+                kind: match fault.kind {
+                    fault::Kind::Kill => FaultKind::Kill,
+                    fault::Kind::Freeze => FaultKind::Freeze,
+                    fault::Kind::Blackhole => FaultKind::Blackhole,
+                    fault::Kind::DiskFull => FaultKind::DiskFull,
+                },
+                until: fault.until,
+                lose_data: fault.lose_data,
+            })
+            .collect())
+    }
+
+    async fn ready_units(&self, name: &str) -> Vec<String> {
+        match site(name) {
+            Ok(site) => self.0.ready_units(&site).await,
+            Err(_) => Vec::new(),
+        }
+    }
+
+    async fn lost_data(&self, fault: &Fault) -> Option<String> {
+        self.0.lost_data(&site(&fault.site).ok()?, &fault.id).map(Utf8PathBuf::into_string)
+    }
+
+    async fn discard_lost(&self, fault: &Fault) -> Result<(), String> {
+        self.0.discard_lost(&site(&fault.site)?, &fault.id).map_err(|e| told(&e))
+    }
+}
+
+fn site(name: &str) -> Result<SiteName, String> {
+    SiteName::new(name).map_err(|e| told(&e))
 }
 
 /// What a site's lineage is bound to when the environment names no account: for machines of one's own, the machine.

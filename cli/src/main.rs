@@ -11,6 +11,7 @@ mod client;
 mod clouds;
 mod commands;
 mod deployment;
+mod dr_args;
 mod plan_view;
 mod progress;
 mod report;

@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod clock;
+pub mod dr;
 pub mod environment;
 pub mod event;
 pub mod gate;

@@ -3,6 +3,7 @@
 mod audit;
 mod bundle;
 mod down;
+mod dr;
 mod env;
 mod gate;
 mod key;
@@ -60,6 +61,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Release(command) => release::release(session, &command, console),
         Command::Model(command) => model::model(session, &command, console).await,
         Command::Bundle(verb) => bundle::bundle(session, &verb, console).await,
+        Command::Dr(verb) => dr::dr(session, &verb, console).await,
         Command::Generate(args) => talk::generate(session, args, console).await,
         Command::Chat(args) => talk::chat(session, args, console).await,
         Command::Tokenize(args) => talk::tokenize(session, args).await,

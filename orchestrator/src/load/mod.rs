@@ -186,10 +186,7 @@ impl User {
             let other = PROMPTS[self.random.below(PROMPTS.len() as u64) as usize];
             ("/v1/validate", json!({"reference": opening, "candidate": other}))
         };
-        (
-            Ask { method: "POST", path: path.to_owned(), key: key.cloned(), body: Some(body), timeout: load.timeout },
-            generates,
-        )
+        (Ask { key: key.cloned(), timeout: load.timeout, ..Ask::post(path, body) }, generates)
     }
 }
 

@@ -33,12 +33,21 @@ pub struct Ask {
     pub body: Option<Value>,
     /// The longest time until the whole answer is there.
     pub timeout: Duration,
+    /// What this request is called in the service's own records.
+    pub request_id: Option<String>,
 }
 
 impl Ask {
     /// A `GET` without a key.
     pub fn get(path: &str) -> Self {
-        Self { method: "GET", path: path.to_owned(), key: None, body: None, timeout: Duration::from_secs(30) }
+        Self {
+            method: "GET",
+            path: path.to_owned(),
+            key: None,
+            body: None,
+            timeout: Duration::from_secs(30),
+            request_id: None,
+        }
     }
 
     /// A `POST` of JSON without a key.
@@ -205,6 +214,9 @@ impl Wire for HttpWire {
         request = request.timeout(ask.timeout);
         if let Some(key) = &ask.key {
             request = request.header(&key.header, key.value.expose());
+        }
+        if let Some(id) = &ask.request_id {
+            request = request.header("x-request-id", id);
         }
         if let Some(body) = &ask.body {
             request = request.json(body);

@@ -20,6 +20,8 @@ mod waiting;
 
 pub mod supervise;
 
+pub mod fault;
+
 mod secret_store;
 mod trust;
 

@@ -53,7 +53,7 @@ impl Options {
 }
 
 /// The path without links, as far as it exists already.
-fn canonical(path: Utf8PathBuf) -> Utf8PathBuf {
+pub(crate) fn canonical(path: Utf8PathBuf) -> Utf8PathBuf {
     for parent in path.ancestors() {
         if let Ok(real) = parent.canonicalize_utf8() {
             return match path.strip_prefix(parent) {

@@ -33,7 +33,18 @@ fn main() {
             config: value("--config").unwrap().into(),
             to: value("--to").map(|to| to.parse().unwrap()),
         }),
+        Some("inject") => inject(value("--state").unwrap().as_str().into(), &value("--fault").unwrap()),
         _ => std::process::exit(2),
+    }
+}
+
+/// A fault by a process of its own, whose locks are not those of the test that wants to see them respected.
+fn inject(state: &camino::Utf8Path, fault: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let faults = textnlp_onprem::fault::Faults::new(state, "/proc/self/exe".into());
+    match runtime.block_on(faults.inject(&serde_json::from_str(fault).unwrap())) {
+        Ok(()) => println!("injected"),
+        Err(error) => println!("{error}"),
     }
 }
 

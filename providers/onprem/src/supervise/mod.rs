@@ -3,6 +3,7 @@
 //! It owns nothing that cannot be read again: units are files, children are locks. When it dies its programs go on and the
 //! next one adopts them. [`run`] is what the hidden command `supervise` calls; [`ask`] is how everybody else talks to it.
 
+mod begin;
 mod child;
 mod control;
 pub(crate) mod output;
@@ -22,10 +23,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+pub(crate) use begin::begin_detached;
 pub(crate) use child::{Running, clean_environment};
 pub use control::{Ask, CertificateStatus, PhaseName, Rejected, Status, UnitStatus, ask, status};
+pub(crate) use probe::exchange;
 pub use unit::{KeepsSockets, Ready, State, Unit};
+pub(crate) use unit::{is_name as is_unit_name, names as unit_names};
 
+use crate::fault::Faults;
 use crate::files::{self, Stamp};
 use crate::layout::SiteFolder;
 use crate::lock;
@@ -288,6 +293,12 @@ impl Supervisor {
         // A failure here has nowhere to be said but the log itself.
         let _ = output::keep_bounded(&self.folder.log("supervisor"));
         self.renewal.look(jiff::Timestamp::now(), &mut self.notes).await;
+        // A drill that died leaves its fault behind; this is the place that ends it.
+        if let Some(faults) = Faults::of_witness(&self.folder) {
+            for says in faults.revert_overdue(jiff::Timestamp::now()).await {
+                self.notes.say(&says);
+            }
+        }
     }
 
     async fn answer(&mut self, ask: Ask) -> Status {

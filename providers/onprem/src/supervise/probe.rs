@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use camino::Utf8Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -14,16 +15,17 @@ const ANSWER_MAX: u64 = 8 << 10;
 
 /// `Ok` when the program answers 200, else the reason in its own words as far as it has any.
 pub(crate) async fn probe(ready: &Ready) -> Result<(), String> {
-    match tokio::time::timeout(WITHIN, exchange(ready)).await {
+    let request = format!("GET {} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", ready.path);
+    match tokio::time::timeout(WITHIN, exchange(&ready.unix, &request)).await {
         Ok(Ok(answer)) => verdict(&answer),
         Ok(Err(error)) => Err(format!("does not answer on its socket: {error}")),
         Err(_) => Err(format!("does not answer within {} s", WITHIN.as_secs())),
     }
 }
 
-async fn exchange(ready: &Ready) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(&ready.unix).await?;
-    let request = format!("GET {} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", ready.path);
+/// One request, one short answer; the caller bounds the time.
+pub(crate) async fn exchange(unix: &Utf8Path, request: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(unix).await?;
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer).await?;

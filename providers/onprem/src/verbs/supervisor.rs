@@ -1,8 +1,5 @@
 //! The site's supervisor as an object: started detached, asked over its socket, told to leave.
 
-use std::os::unix::process::CommandExt;
-use std::process::Stdio;
-
 use rustix::process::{Pid, Signal};
 use serde_json::{Map, Value};
 use textnlp_provider::{Error, Handle, Health, Progress, Result, Sort};
@@ -11,7 +8,7 @@ use super::{Look, Seen, Supervisor, Work};
 use crate::files;
 use crate::layout::SiteFolder;
 use crate::lock;
-use crate::supervise::{self, Ask, clean_environment, output};
+use crate::supervise::{self, Ask, begin_detached, output};
 
 /// A supervisor that has not come up by then does not.
 const UP_WITHIN_MS: u64 = 15_000;
@@ -63,29 +60,9 @@ async fn replacing(work: &Work<'_>, handle: &Handle, waited: Option<u64>) -> Res
     }
 }
 
-/// Starts it detached: it makes a session of its own as its first act. When two are started, the lock lets one stay.
 fn start(work: &Work<'_>) -> Result<()> {
-    let folder = &work.folder;
-    for needed in ["run", "log", "units"] {
-        files::make_folder(&folder.join(needed)).map_err(work.io(folder.join(needed)))?;
-    }
-    let log_path = folder.log("supervisor");
-    let log = output::open(&log_path).map_err(work.io(&log_path))?;
     let program = &work.onprem.options().supervisor;
-    let errors = log.try_clone().map_err(work.io(&log_path))?;
-    let mut command = std::process::Command::new(program);
-    command
-        .arg0("textnlp-supervise")
-        .args(["supervise", "--folder", folder.root().as_str()])
-        .env_clear()
-        .envs(clean_environment())
-        .current_dir(folder.root())
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(errors);
-    // tokio reaps it when it ends while we are still here; nobody waits for it.
-    let child = tokio::process::Command::from(command).spawn();
-    child.map(drop).map_err(|error| Error::io("start supervisor", program.as_str(), error))
+    begin_detached(program, &work.folder).map_err(|error| Error::io("start supervisor", program.as_str(), error))
 }
 
 pub(super) async fn starting(work: &Work<'_>, handle: &Handle) -> Result<Progress> {

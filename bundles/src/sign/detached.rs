@@ -1,0 +1,70 @@
+//! A signature beside a file: `FILE.minisig`, which stock minisign checks as well (`minisign -Vm FILE -P KEY`).
+
+use std::io::Cursor;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::{PublicKey, SecretKey, key_error, read_key};
+use crate::error::{Error, Result};
+
+/// No signed report is near this.
+const MOST: u64 = 64 << 20;
+
+/// Where the signature of a file lies.
+pub fn signature_of(file: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{file}.minisig"))
+}
+
+/// The text of a signature over these bytes. `what` is part of what is signed: what the file is, and whose.
+pub fn sign_bytes(bytes: &[u8], key: &SecretKey, what: &str) -> Result<String> {
+    let public = key.public()?;
+    // A line break would end the comment.
+    let what: String = what.chars().filter(|c| !c.is_control()).collect();
+    let untrusted = format!("signature by key {}", public.id());
+    let signed = minisign::sign(Some(&public.0), &key.0, bytes, Some(&what), Some(&untrusted));
+    signed.map(|signature| signature.into_string()).map_err(|error| Error::Signature { why: error.to_string() })
+}
+
+/// Says what a file was signed as, when its signature is by this key and holds.
+pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
+    use std::io::Read as _;
+    let beside = signature_of(file);
+    let invalid = |why: String| Error::Signature { why };
+    let text = read_key(&beside)?;
+    let signature = minisign::SignatureBox::from_string(&text).map_err(|error| key_error(&beside, &error))?;
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).map_err(Error::io("open", file))?;
+    opened.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", file))?;
+    if bytes.len() as u64 > MOST {
+        return Err(invalid(format!("{file} is larger than {MOST} bytes")));
+    }
+    minisign::verify(&key.0, &signature, Cursor::new(&bytes), true, false, false)
+        .map_err(|error| invalid(format!("{beside} does not fit {file} and key {}: {error}", key.id())))?;
+    signature.trusted_comment().map_err(|error| invalid(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sign::keygen;
+
+    #[test]
+    fn one_changed_byte_or_another_key_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = Utf8Path::from_path(dir.path()).unwrap();
+        let public = keygen(&dir.join("a.key"), &dir.join("a.pub"), None).unwrap();
+        let other = keygen(&dir.join("b.key"), &dir.join("b.pub"), None).unwrap();
+        let key = SecretKey::read(&dir.join("a.key"), None).unwrap();
+        let file = dir.join("report.json");
+        std::fs::write(&file, "{}").unwrap();
+        let text = sign_bytes(b"{}", &key, "drill d1\nof x").unwrap();
+        std::fs::write(signature_of(&file), &text).unwrap();
+        assert_eq!(verify_file(&file, &public).unwrap(), "drill d1of x");
+        assert!(verify_file(&file, &other).is_err());
+        std::fs::write(&file, "{ }").unwrap();
+        assert!(verify_file(&file, &public).is_err());
+        std::fs::write(&file, "{}").unwrap();
+        std::fs::write(signature_of(&file), text.replace("drill d1", "drill d2")).unwrap();
+        assert!(verify_file(&file, &public).is_err(), "what it was signed as is signed too");
+    }
+}

@@ -1,0 +1,205 @@
+//! `dr drill`: wires a rehearsal together, writes and signs its report.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use textnlp_orchestrator::dr::drill::{self, DrillError, Order, Stage};
+use textnlp_orchestrator::dr::fault::FaultKind;
+use textnlp_orchestrator::dr::report::{self, Facts, Report, Targets};
+use textnlp_orchestrator::environment::model::{DataProtection, DrillTarget, Failover};
+use textnlp_orchestrator::load::HttpWire;
+use textnlp_orchestrator::release::{Lock, digest};
+
+use super::{Sites, journal_failed};
+use crate::client;
+use crate::clouds;
+use crate::commands::gate::Issuer;
+use crate::commands::running::{self, Running};
+use crate::deployment::operator;
+use crate::dr_args::{Drill, FaultWord};
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+use crate::signals;
+
+/// Long enough for a kill, a promotion and the reading; a longer one is an outage.
+const TTL: std::ops::RangeInclusive<u64> = 10..=600;
+
+/// `dr drill`.
+pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<Success, Failure> {
+    let sites = Sites::of(session)?;
+    allowed(&sites, args)?;
+    let running = running::running(&sites.chosen.name, &sites.chosen.folder).await?;
+    let ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
+    let front = Arc::new(HttpWire::new(&running.address, ca.as_deref())?);
+    let header = sites.environment().server.security.api_key_header.clone();
+    let order = order(session, &sites, args, &running)?;
+    let issuer = Issuer { running, header };
+    let faults = clouds::faults(&sites.chosen.folder)?;
+    let progress = Progress::new(console);
+    let began = std::time::Instant::now();
+    let tell = |phase: &str, says: &str| {
+        console.event(&json!({ "event": "drill", "phase": phase, "says": says }));
+        progress.line(format!("  {:>5.1} s  {phase:<10} {says}", began.elapsed().as_secs_f64()));
+    };
+    let stage = Stage {
+        state: &sites.chosen.folder,
+        everybody: &sites.everybody,
+        front,
+        keys: &issuer,
+        faults: &faults,
+        stop: signals::stop(console),
+        tell: &tell,
+    };
+    let ended = drill::run(&stage, &order).await;
+    progress.finish();
+    let (report, folder) = ended.map_err(|error| failed(error, &sites))?;
+    let key = report::signing_key(&sites.chosen.folder).map_err(reports_failed)?;
+    let page = report.write(&folder, &key).map_err(reports_failed)?;
+    let mut document = report.to_json();
+    document["report"] = json!(page);
+    let text = text(&report, page.as_str());
+    if report.missed.is_empty() {
+        return Ok(Success::new(text, document));
+    }
+    console.stream(&format!("{text}\n"));
+    let error = anyhow::anyhow!("{}", report.missed.join("\n"))
+        .context("the drill missed what is promised; the service is back as it was");
+    Err(Failure::new(Exit::GateShut, "target_missed", error).hint(format!("look at {page}")).document(document))
+}
+
+/// Refuses what was not agreed to, before anybody is asked anything.
+fn allowed(sites: &Sites, args: &Drill) -> Result<(), Failure> {
+    let (name, environment) = (&sites.chosen.name, sites.environment());
+    if environment.dr.mode == Failover::None {
+        let error = anyhow::anyhow!("environment {name} says `dr.mode: none`: nobody would take over");
+        return Err(Failure::usage("no_failover", error)
+            .hint("write `dr: { mode: automatic }` or `manual`, then `textnlp-deploy up`"));
+    }
+    if let Some(typed) = args.live.as_deref().filter(|typed| *typed != name.as_str()) {
+        let error = anyhow::anyhow!("--live {typed} was typed, and the environment is {name}");
+        return Err(Failure::refused("other_environment", error)
+            .hint(format!("to rehearse on the running service: --live {name}")));
+    }
+    if environment.dr.drill != DrillTarget::Live && args.live.is_none() {
+        let error = anyhow::anyhow!(
+            "environment {name} wants drills on clones (`dr.drill: clone`), which this version does not make"
+        );
+        return Err(Failure::refused("not_live", error)
+            .hint(format!("to take a site of the running service away for a moment: textnlp-deploy dr drill --env {name} --live {name}")));
+    }
+    if args.lose_data && args.fault != FaultWord::Kill {
+        return Err(Failure::usage("usage", anyhow::anyhow!("--lose-data goes with --fault kill only"))
+            .hint("leave one of them out"));
+    }
+    if args.lose_data && environment.data == DataProtection::Protected && args.live.is_none() {
+        let error = anyhow::anyhow!("the data of {name} is protected, and --lose-data takes a site's copy away");
+        return Err(Failure::refused("protected", error).hint(format!("if that is wanted: --live {name}")));
+    }
+    if !TTL.contains(&args.ttl.0.as_secs()) {
+        let error = anyhow::anyhow!("--ttl {} is out of range", args.ttl);
+        return Err(Failure::usage("usage", error).hint(format!("from {} s to {} s", TTL.start(), TTL.end())));
+    }
+    Ok(())
+}
+
+fn order(session: &Session, sites: &Sites, args: &Drill, running: &Running) -> Result<Order, Failure> {
+    let environment = sites.environment();
+    let lock_path = Lock::path(&session.lock_folder(&sites.chosen), &sites.chosen.name);
+    let lock = Lock::read(&lock_path).map_err(|e| crate::deployment::broken_lock(e, sites.chosen.name.as_str()))?;
+    let who = operator(session);
+    let dr = &environment.dr;
+    Ok(Order {
+        site: session.global.site.clone(),
+        kind: match args.fault {
+            FaultWord::Kill => FaultKind::Kill,
+            FaultWord::Freeze => FaultKind::Freeze,
+            FaultWord::Blackhole => FaultKind::Blackhole,
+            FaultWord::DiskFull => FaultKind::DiskFull,
+        },
+        lose_data: args.lose_data,
+        ttl: args.ttl.0,
+        automatic: dr.mode == Failover::Automatic,
+        automatic_failback: dr.failback == Failover::Automatic,
+        max_lag_ms: sites.max_lag_ms,
+        targets: Targets { rto_s: dr.rto.0.as_secs_f64(), rpo_s: dr.rpo.0.as_secs_f64() },
+        baseline: Duration::from_secs(3),
+        hold: Duration::from_secs(3),
+        requests_per_second: 20,
+        writes_per_second: 4,
+        // Short texts: what is measured is whether there is an answer.
+        body: json!({ "prompt": "The bridge is closed, so", "max_tokens": 4, "temperature": 0.0 }),
+        facts: Facts {
+            environment: sites.chosen.name.to_string(),
+            lineage: running.lineage.to_string(),
+            release: lock.map(|lock| digest(&lock.to_bytes())).unwrap_or_default(),
+            by: who.by,
+            reason: who.reason,
+            tool: who.tool,
+            host: who.host,
+            traffic: environment.traffic.mode.to_string(),
+            database: environment.database.kind.to_string(),
+            live: true,
+        },
+    })
+}
+
+fn text(report: &Report, page: &str) -> String {
+    let found = &report.figures.findings;
+    let seconds = |ms: Option<f64>| ms.map_or("not reached".to_owned(), |ms| format!("{:.2} s", ms / 1000.0));
+    let mut text =
+        format!("Drill {}: {} of {} ({:.1} s)\n", report.id, report.fault.word(), report.site, report.seconds);
+    text.push_str(&format!(
+        "  service back after      {:<12} promised {} s\n",
+        seconds(found.service_rto_ms),
+        report.targets.rto_s
+    ));
+    text.push_str(&format!(
+        "  writes taken after      {:<12} promised {} s\n",
+        seconds(found.control_rto_ms),
+        report.targets.rto_s
+    ));
+    text.push_str(&format!(
+        "  something missing from  {:<12} promised {} s\n",
+        format!("{:.2} s", found.rpo_ms / 1000.0),
+        report.targets.rpo_s
+    ));
+    text.push_str(&format!("  acknowledged and lost   {:<12} of {} writes\n", found.lost, found.acknowledged));
+    text.push_str(&format!("  without usage           {:<12} of {} requests\n", found.unaccounted, found.requests));
+    let failed = found.failed;
+    text.push_str(&format!(
+        "  requests failed         {} until the shift, {} after it, {} on the way back\n",
+        failed.before_fault + failed.during,
+        failed.after_shift,
+        failed.on_return
+    ));
+    match report.leftovers.is_empty() {
+        true => text.push_str("  left over               nothing\n"),
+        false => text.push_str(&format!("  left over               {}\n", report.leftovers.join("; "))),
+    }
+    text.push_str(&format!("  report                  {page}"));
+    text
+}
+
+fn failed(error: DrillError, sites: &Sites) -> Failure {
+    let name = &sites.chosen.name;
+    match error {
+        DrillError::NotReady(wrong) => {
+            let error = anyhow::anyhow!("{}", wrong.join("\n"))
+                .context(format!("{name} is not ready for a drill; nothing was changed"));
+            Failure::refused("not_ready", error).hint(format!("textnlp-deploy dr status --env {name}"))
+        }
+        DrillError::Stopped(_) => Failure::new(Exit::Stopped, "stopped", error)
+            .hint(format!("the next drill finishes what is left: textnlp-deploy dr drill --env {name}")),
+        DrillError::Broken { .. } => {
+            Failure::new(Exit::Failed, "drill", error).hint(format!("textnlp-deploy dr status --env {name}"))
+        }
+        DrillError::Journal(error) => journal_failed(error),
+    }
+}
+
+fn reports_failed(error: report::ReportError) -> Failure {
+    Failure::new(Exit::Failed, "report", error)
+        .hint("the drill itself is over; what it found is in the ledger beside the report")
+}

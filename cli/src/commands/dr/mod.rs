@@ -1,0 +1,65 @@
+//! `dr …`: what an operator sees and does when a site is lost, and the rehearsal of it.
+
+mod drill;
+mod reports;
+mod shift;
+mod status;
+
+use textnlp_orchestrator::dr::journal::JournalError;
+use textnlp_orchestrator::dr::talk::Everybody;
+use textnlp_orchestrator::environment::Environment;
+
+use crate::clouds;
+use crate::dr_args::Dr;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::{Chosen, Session};
+
+/// Picks the verb.
+pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Success, Failure> {
+    match verb {
+        Dr::Status => status::status(session, console).await,
+        Dr::Watch => status::watch(session, console).await,
+        Dr::Failover(args) => shift::failover(session, args, console).await,
+        Dr::Failback(args) => shift::failback(session, args, console).await,
+        Dr::Drill(args) => drill::drill(session, args, console).await,
+        Dr::History => reports::history(session),
+        Dr::Report(args) => reports::report(session, args),
+        Dr::VerifyReport(args) => reports::verify(session, args),
+    }
+}
+
+/// An environment of several sites, and whom to ask. Nothing of the providers is needed: a failover must not wait for them.
+struct Sites {
+    chosen: Chosen,
+    everybody: Everybody,
+    max_lag_ms: u64,
+}
+
+impl Sites {
+    fn of(session: &Session) -> Result<Self, Failure> {
+        // What is noted about an environment is of no use in the middle of a failover.
+        let chosen = session.load(Console::new(session.global.output, true))?;
+        let environment = &chosen.loaded.environment;
+        if environment.sites.len() < 2 {
+            let error = anyhow::anyhow!("environment {} has one site: there is nothing to fail over to", chosen.name);
+            return Err(Failure::usage("one_site", error).hint("name one with several: --env multi-region"));
+        }
+        let everybody = Everybody::at(&clouds::places(&chosen.folder, environment)?);
+        let max_lag_ms = environment.replication.database.max_lag.0.as_millis() as u64;
+        Ok(Self { chosen, everybody, max_lag_ms })
+    }
+
+    fn environment(&self) -> &Environment {
+        &self.chosen.loaded.environment
+    }
+}
+
+/// A journal that cannot be used, for people and programs.
+fn journal_failed(error: JournalError) -> Failure {
+    match error {
+        JournalError::Held { .. } => Failure::refused("locked", error)
+            .hint("it lets go when it ends, also when it is killed; meanwhile look: textnlp-deploy dr status"),
+        JournalError::Io { .. } => Failure::new(Exit::Failed, "journal", error)
+            .hint("the state folder must be readable and writable: mend it, then run this again"),
+    }
+}

@@ -1,0 +1,160 @@
+//! `dr history`, `dr report`, `dr verify-report`: what drills found, and whether it is still what was signed.
+
+use std::fmt::Write as _;
+
+use camino::Utf8Path;
+use serde_json::{Value, json};
+use textnlp_bundle::PublicKey;
+use textnlp_orchestrator::dr::report::{self, Report, ReportError};
+
+use super::Sites;
+use crate::dr_args::{Report as Wanted, VerifyReport};
+use crate::report::{Exit, Failure, Success};
+use crate::session::Session;
+
+/// `dr history`.
+pub fn history(session: &Session) -> Result<Success, Failure> {
+    let sites = Sites::of(session)?;
+    let (reports, unread) = report::history(&sites.chosen.folder);
+    let name = &sites.chosen.name;
+    let mut text = match reports.len() {
+        0 => format!("{name} has had no drill. To rehearse: textnlp-deploy dr drill --env {name}"),
+        _ => format!(
+            "{:<24} {:<10} {:<12} {:>8} {:>8} {:>6} {:>11} {}\n",
+            "DRILL", "FAULT", "SITE", "RTO", "RPO", "LOST", "UNACCOUNTED", "TARGETS"
+        ),
+    };
+    for report in &reports {
+        let _ = writeln!(
+            text,
+            "{:<24} {:<10} {:<12} {:>8} {:>8} {:>6} {:>11} {}",
+            report.id,
+            report.fault.word(),
+            report.site,
+            report.rto_s().map_or("-".to_owned(), |s| format!("{s:.2} s")),
+            format!("{:.2} s", report.figures.findings.rpo_ms / 1000.0),
+            report.figures.findings.lost,
+            report.figures.findings.unaccounted,
+            if report.missed.is_empty() { "met" } else { "missed" },
+        );
+    }
+    let trend = trend(&reports);
+    for one in &trend {
+        let words = |field: &str| one[field].as_f64().map_or("-".to_owned(), |s| format!("{s:.2} s"));
+        let _ = write!(
+            text,
+            "\n{} of {}: RTO {} in the last, {} in the middle, {} at worst of {}",
+            one["fault"].as_str().unwrap_or_default(),
+            one["site"].as_str().unwrap_or_default(),
+            words("last_rto_s"),
+            words("median_rto_s"),
+            words("worst_rto_s"),
+            one["drills"],
+        );
+    }
+    for why in &unread {
+        let _ = write!(text, "\nnot read: {why}");
+    }
+    let drills: Vec<Value> = reports.iter().map(line).collect();
+    Ok(Success::new(text, json!({ "environment": name, "drills": drills, "trend": trend, "unread": unread })))
+}
+
+/// `dr report [ID]`.
+pub fn report(session: &Session, args: &Wanted) -> Result<Success, Failure> {
+    let sites = Sites::of(session)?;
+    let state = &sites.chosen.folder;
+    let none = || {
+        let error = anyhow::anyhow!("{} has had no drill", sites.chosen.name);
+        Failure::usage("no_such_report", error).hint(format!("textnlp-deploy dr drill --env {}", sites.chosen.name))
+    };
+    let id = match &args.id {
+        Some(id) => id.clone(),
+        None => report::history(state).0.pop().ok_or_else(none)?.id,
+    };
+    let failed = |error: ReportError| match error {
+        ReportError::NoSuch(_) => Failure::usage("no_such_report", error).hint("textnlp-deploy dr history"),
+        error => Failure::new(Exit::Failed, "report", error).hint("textnlp-deploy dr history"),
+    };
+    let page = report::folder(state, &id).map_err(failed)?.join("report.html");
+    let read = Report::read(state, &id).map_err(failed)?;
+    let mut document = read.to_json();
+    document["report"] = json!(page);
+    if args.open_path {
+        return Ok(Success::new(page.as_str(), document));
+    }
+    let mut text = format!(
+        "{id}: {} of {}, targets {}\n",
+        read.fault.word(),
+        read.site,
+        if read.missed.is_empty() { "met" } else { "missed" }
+    );
+    for phase in &read.phases {
+        let _ = writeln!(
+            text,
+            "  {:>7.2} s  {:<10} {:>7.2} s  {}",
+            phase.from_s,
+            phase.name,
+            phase.to_s - phase.from_s,
+            phase.says
+        );
+    }
+    let _ = write!(text, "  {page}");
+    Ok(Success::new(text, document))
+}
+
+/// `dr verify-report FILE`.
+pub fn verify(session: &Session, args: &VerifyReport) -> Result<Success, Failure> {
+    let wrong_key = |error: anyhow::Error| {
+        Failure::usage("wrong_key", error).hint("the public key lies in STATE/dr/drill-report.pub; give it with --key")
+    };
+    let key = match &args.key {
+        Some(text) if Utf8Path::new(text).is_file() => {
+            PublicKey::read(Utf8Path::new(text)).map_err(|e| wrong_key(e.into()))?
+        }
+        Some(text) => PublicKey::parse(text).map_err(|e| wrong_key(e.into()))?,
+        None => report::public_key(&Sites::of(session)?.chosen.folder).map_err(|e| wrong_key(e.into()))?,
+    };
+    let file = session.here.join(&args.file);
+    let what = report::verify(&file, &key).map_err(|error| {
+        Failure::new(
+            Exit::Failed,
+            "not_as_signed",
+            anyhow::Error::new(error).context(format!("{} is not as it was signed", args.file)),
+        )
+        .hint("take the report from where it was written: textnlp-deploy dr report --open-path")
+    })?;
+    let text = format!("{} is as it was signed: {what}, by key {}", args.file, key.id());
+    Ok(Success::new(text, json!({ "file": file, "signed_as": what, "key": key.to_base64(), "key_id": key.id() })))
+}
+
+fn line(report: &Report) -> Value {
+    json!({
+        "id": report.id, "began": report.began, "site": report.site, "fault": report.fault, "lose_data": report.lose_data, "rto_s": report.rto_s(),
+        "rpo_s": report.figures.findings.rpo_ms / 1000.0, "lost": report.figures.findings.lost, "unaccounted": report.figures.findings.unaccounted,
+        "requests_failed": report.requests_failed(), "leftovers": report.leftovers, "missed": report.missed, "by": report.facts.by,
+        "release": report.facts.release, "seconds": report.seconds,
+    })
+}
+
+/// The last, the middle and the worst RTO and RPO of each kind of loss.
+fn trend(reports: &[Report]) -> Vec<Value> {
+    let mut kinds: Vec<(&str, &str)> = reports.iter().map(|r| (r.fault.word(), r.site.as_str())).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let of = |(fault, site): (&str, &str)| {
+        let same: Vec<&Report> = reports.iter().filter(|r| r.fault.word() == fault && r.site == site).collect();
+        let sorted = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let rto = sorted(same.iter().filter_map(|r| r.rto_s()).collect());
+        let rpo = sorted(same.iter().map(|r| r.figures.findings.rpo_ms / 1000.0).collect());
+        json!({
+            "fault": fault, "site": site, "drills": same.len(), "missed": same.iter().filter(|r| !r.missed.is_empty()).count(),
+            "last_rto_s": same.last().and_then(|r| r.rto_s()), "median_rto_s": rto.get(rto.len() / 2), "worst_rto_s": rto.last(),
+            "last_rpo_s": same.last().map(|r| r.figures.findings.rpo_ms / 1000.0), "median_rpo_s": rpo.get(rpo.len() / 2), "worst_rpo_s": rpo.last(),
+            "lost": same.iter().map(|r| r.figures.findings.lost).sum::<u64>(),
+        })
+    };
+    kinds.into_iter().map(of).collect()
+}

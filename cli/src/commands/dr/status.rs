@@ -1,0 +1,146 @@
+//! `dr status`, `dr watch`: every site and the witness, also when some of them are gone.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use serde_json::{Value, json};
+use textnlp_orchestrator::dr::picture::{Line, Picture};
+use textnlp_orchestrator::dr::shift;
+
+use super::Sites;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+use crate::signals;
+
+/// `dr status`: exits with 1 when something is not well.
+pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
+    let sites = Sites::of(session)?;
+    let look = look(&sites, console).await;
+    let success = Success::new(look.text, look.document);
+    Ok(if look.well { success } else { success.exit(Exit::Failed) })
+}
+
+/// `dr watch`.
+pub async fn watch(session: &Session, console: Console) -> Result<Success, Failure> {
+    let sites = Sites::of(session)?;
+    let stop = signals::stop(console);
+    let on_terminal = console.is_text() && std::io::stdout().is_terminal();
+    let mut shown = String::new();
+    let mut last;
+    loop {
+        let now = look(&sites, console).await;
+        console.event(&json!({ "event": "dr", "status": now.document }));
+        if on_terminal {
+            // From the top of a cleared screen.
+            console.stream(&format!("\u{1b}[H\u{1b}[2J{}\n", now.text));
+        } else if now.steady != shown {
+            // A log wants changes, not every millisecond.
+            console.stream(&format!("{}\n", now.text));
+            shown.clone_from(&now.steady);
+        }
+        last = now.document;
+        tokio::select! {
+            () = tokio::time::sleep(sites.environment().dr.watch_every.0) => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    Ok(Success::new("", last))
+}
+
+struct Look {
+    text: String,
+    /// What of it does not change all the time.
+    steady: String,
+    document: Value,
+    well: bool,
+}
+
+async fn look(sites: &Sites, console: Console) -> Look {
+    let picture = Picture::take(&sites.everybody).await;
+    let lines = picture.lines(sites.max_lag_ms);
+    let mut warnings = picture.warnings(sites.max_lag_ms);
+    let name = &sites.chosen.name;
+    let everybody_is_gone = picture.witness.is_err() && picture.sites.iter().all(|(_, status)| status.is_err());
+    if everybody_is_gone {
+        warnings.insert(0, format!("nobody answers: is {name} up? textnlp-deploy up --env {name}"));
+    }
+    let open = shift::left_open(&sites.chosen.folder).unwrap_or_default();
+    for left in &open {
+        let word = |field: &str| left[field].as_str().unwrap_or_default().to_owned();
+        let next = if word("action") == "drill" { "dr drill" } else { "dr failover" };
+        warnings.push(format!(
+            "{} {} of {} was not finished; the next `{next}` finishes it",
+            word("action"),
+            word("id"),
+            word("at")
+        ));
+    }
+    let (primary, epoch) = (picture.primary(), picture.epoch());
+    let home = &sites.everybody.home;
+    let shown = primary.as_deref().unwrap_or("nobody");
+    let away = if primary.as_deref().is_some_and(|primary| primary != home) {
+        format!(" (home is {home})")
+    } else {
+        String::new()
+    };
+    let mut text = format!("{name}: epoch {epoch}, primary {shown}{away}\n");
+    let _ = writeln!(
+        text,
+        "  {:<14} {:<12} {:>6} {:<8} {:>8} {:>9} {:>9} {:>7}",
+        "SITE", "ROLE", "EPOCH", "IN SYNC", "BEHIND", "LAG", "RPO", "WEIGHT"
+    );
+    for line in &lines {
+        text.push_str(&row(line, console));
+    }
+    match &picture.witness {
+        Ok(witness) => {
+            let _ = writeln!(
+                text,
+                "  witness: heard {} {} ms ago, grace {} ms",
+                witness.primary, witness.renewed_ms, witness.grace_ms
+            );
+        }
+        Err(error) => {
+            let _ = writeln!(text, "  witness: {error}");
+        }
+    }
+    for warning in &warnings {
+        let _ = writeln!(text, "  {} {warning}", console.paint("33", "!"));
+    }
+    let steady = format!(
+        "{epoch} {shown} {:?} {}",
+        lines.iter().map(|l| (&l.role, l.in_sync, l.weight)).collect::<Vec<_>>(),
+        warnings.len()
+    );
+    let witness = match &picture.witness {
+        Ok(witness) => {
+            json!({ "reachable": true, "epoch": witness.epoch, "renewed_ms": witness.renewed_ms, "grace_ms": witness.grace_ms, "history": witness.history })
+        }
+        Err(error) => json!({ "reachable": false, "why": error.to_string() }),
+    };
+    let well = warnings.is_empty();
+    let document = json!({
+        "environment": name, "ready": well, "epoch": epoch, "primary": primary, "home": home, "members": picture.members(),
+        "max_lag_ms": sites.max_lag_ms, "sites": lines, "witness": witness, "warnings": warnings, "unfinished": open,
+    });
+    Look { text, steady, document, well }
+}
+
+fn row(line: &Line, console: Console) -> String {
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let ms = |value: Option<u64>| or_dash(value.map(|ms| format!("{ms} ms")));
+    let number = |value: Option<u64>| or_dash(value.map(|n| n.to_string()));
+    // Painted after it was filled up: colours have no width.
+    let sync = console
+        .paint(if line.in_sync { "32" } else { "31" }, &format!("{:<8}", if line.in_sync { "yes" } else { "no" }));
+    format!(
+        "  {:<14} {:<12} {:>6} {sync} {:>8} {:>9} {:>9} {:>7}\n",
+        line.site,
+        line.role,
+        number(line.epoch),
+        number(line.behind_entries),
+        ms(line.lag_ms),
+        ms(line.rpo_ms),
+        or_dash(line.weight.map(|weight| weight.to_string())),
+    )
+}

@@ -1,0 +1,104 @@
+//! What may be typed after `dr`.
+
+use camino::Utf8PathBuf;
+use clap::{Args, Subcommand, ValueEnum};
+use textnlp_orchestrator::environment::model::Span;
+
+/// See [`crate::args::Command::Dr`].
+#[derive(Debug, Subcommand)]
+#[command(after_help = "At night:\n  \
+    textnlp-deploy dr status                 who is primary, who is behind, what would be lost\n  \
+    textnlp-deploy dr failover --to SITE     another site takes over; refused where that would lose data\n  \
+    textnlp-deploy dr failback               the home site is primary again, once it has caught up\n\n\
+    By day:\n  \
+    textnlp-deploy dr drill                  takes the primary away for a moment, and proves that nothing is lost")]
+pub enum Dr {
+    /// Who is primary, who is behind, and what would be lost; exits with 1 when something is not well
+    Status,
+    /// The status, again and again until Ctrl-C
+    Watch,
+    /// Makes another site primary: by a handover while the primary lives, by a claim when it is gone
+    Failover(Failover),
+    /// Makes the home site primary again, once it has caught up
+    Failback(Failback),
+    /// Rehearses the loss of a site, and measures what it costs; exits with 3 when a target is missed
+    Drill(Drill),
+    /// All drills with their figures
+    History,
+    /// What a drill found
+    Report(Report),
+    /// Whether a report is as it was signed
+    VerifyReport(VerifyReport),
+}
+
+/// `dr failover`.
+#[derive(Debug, Args)]
+pub struct Failover {
+    /// The site that becomes primary
+    #[arg(long, value_name = "SITE")]
+    pub to: String,
+}
+
+/// `dr failback`.
+#[derive(Debug, Args)]
+pub struct Failback {
+    /// How long the home site may take to catch up
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = span)]
+    pub wait: Span,
+}
+
+/// What is done to the site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum FaultWord {
+    /// Every process is gone at once
+    Kill,
+    /// Every process stands still
+    Freeze,
+    /// Nothing passes between the site and the others
+    Blackhole,
+    /// The site's disk takes no more bytes; only where it has a filesystem of its own
+    DiskFull,
+}
+
+/// `dr drill`. Which site: `--site`, else the primary.
+#[derive(Debug, Args)]
+pub struct Drill {
+    /// What is done to the site
+    #[arg(long, value_enum, default_value_t = FaultWord::Kill)]
+    pub fault: FaultWord,
+    /// Its data is gone too; only with `--fault kill`
+    #[arg(long)]
+    pub lose_data: bool,
+    /// The fault ends after this, whatever happens to the drill
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = span)]
+    pub ttl: Span,
+    /// Agrees to rehearse on the running service: the environment's name, typed
+    #[arg(long, value_name = "ENV")]
+    pub live: Option<String>,
+}
+
+/// `dr report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// Which drill [default: the last one]
+    pub id: Option<String>,
+    /// Prints only the path of the page
+    #[arg(long)]
+    pub open_path: bool,
+}
+
+/// `dr verify-report`.
+#[derive(Debug, Args)]
+pub struct VerifyReport {
+    /// `report.html` or `report.json`, with its signature beside it
+    pub file: Utf8PathBuf,
+    /// The key that must have signed it, or its file [default: the environment's]
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// A time as in environment files.
+fn span(text: &str) -> Result<Span, String> {
+    text.parse::<Span>().map_err(|misread| misread.to_string())
+}

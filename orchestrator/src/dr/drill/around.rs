@@ -1,0 +1,139 @@
+//! Before a drill and after it: what an earlier one left is finished, what must be so is looked at, what was made is taken away.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::super::journal::{Action, Is, Journal, WHOLE, begun, unfinished};
+use super::super::ledger::prefix;
+use super::super::picture::Picture;
+use super::super::{shift, told};
+use super::{DrillError, LOOK_EVERY, Order, RECOVERED_WITHIN, Stage, pause};
+
+/// What was found before anything was changed.
+pub(super) struct Before {
+    pub(super) site: String,
+    pub(super) epoch: u64,
+    pub(super) units: BTreeMap<String, Vec<String>>,
+}
+
+/// Takes back and finishes what earlier drills left: their faults, their keys, the way home.
+pub(super) async fn finish_old(stage: &Stage<'_>, journal: &mut Journal) -> Result<(), DrillError> {
+    let old: Vec<(String, Value)> = unfinished(journal.records())
+        .into_iter()
+        .filter(|record| record.action == Action::Drill)
+        .map(|record| (record.id.clone(), record.data.clone()))
+        .collect();
+    for (id, data) in old {
+        (stage.tell)("finish", &format!("drill {id} was left unfinished: its fault is taken back first"));
+        let fails = |why: String| DrillError::Broken { phase: "finish an earlier drill", why };
+        stage.faults.revert(&id).await.map_err(fails)?;
+        if let Some(site) = data["fault"]["site"].as_str() {
+            let began = Instant::now();
+            while !is_back(&Picture::take(stage.everybody).await, site) {
+                if began.elapsed() > RECOVERED_WITHIN {
+                    return Err(fails(format!("{site} is no member again after {} s", RECOVERED_WITHIN.as_secs())));
+                }
+                pause(stage, LOOK_EVERY).await?;
+            }
+        }
+        let tell = |says: &str| (stage.tell)("finish", says);
+        let home = shift::failback(stage.everybody, journal, RECOVERED_WITHIN, &tell).await;
+        home.map_err(|refusal| fails(told(&refusal)))?;
+        clear_keys(stage, &id).await.map_err(fails)?;
+        revoke(stage, journal, &id).await.map_err(fails)?;
+        journal.end(Action::Drill, &id, WHOLE, json!({ "aborted": true }))?;
+    }
+    Ok(())
+}
+
+/// Everything that must be so before a site is taken away; all that is not so at once.
+pub(super) async fn preflight(stage: &Stage<'_>, order: &Order) -> Result<Before, DrillError> {
+    (stage.tell)("preflight", "looking at every site");
+    let picture = Picture::take(stage.everybody).await;
+    let mut wrong = Vec::new();
+    let primary = match &picture.witness {
+        Ok(witness) => Some(witness.primary.clone()),
+        Err(error) => {
+            wrong.push(error.to_string());
+            None
+        }
+    };
+    let site = order.site.clone().or(primary.clone()).unwrap_or_else(|| stage.everybody.home.clone());
+    if stage.everybody.watch(&site).is_none() {
+        wrong.push(format!("there is no site `{site}`; the sites are {}", stage.everybody.names().join(", ")));
+    }
+    if primary.as_ref().is_some_and(|primary| *primary != stage.everybody.home) {
+        wrong.push(format!(
+            "the primary is {}, not {}: go back first (dr failback)",
+            primary.unwrap_or_default(),
+            stage.everybody.home
+        ));
+    }
+    for line in picture.lines(order.max_lag_ms) {
+        if line.role == "unreachable" {
+            wrong.push(line.why.unwrap_or_default());
+        } else if !line.in_sync {
+            let behind = line.behind_entries.unwrap_or_default();
+            let lag = line.lag_ms.unwrap_or_default();
+            wrong.push(format!(
+                "{} is not in sync: {}, {behind} entries and {lag} ms behind (at most {} ms are allowed)",
+                line.site, line.role, order.max_lag_ms
+            ));
+        }
+    }
+    match stage.faults.open().await {
+        Ok(open) => wrong.extend(open.iter().map(|fault| {
+            format!(
+                "fault {} ({}) of {} has not been taken back; it ends at {}",
+                fault.id,
+                fault.kind.word(),
+                fault.site,
+                fault.until
+            )
+        })),
+        Err(why) => wrong.push(why),
+    }
+    if !wrong.is_empty() {
+        return Err(DrillError::NotReady(wrong));
+    }
+    let mut units = BTreeMap::new();
+    for site in stage.everybody.names() {
+        units.insert(site.clone(), stage.faults.ready_units(&site).await);
+    }
+    Ok(Before { site, epoch: picture.epoch(), units })
+}
+
+/// Whether a site answers and is a member of the configuration of the moment.
+pub(super) fn is_back(picture: &Picture, site: &str) -> bool {
+    let Ok(witness) = &picture.witness else { return false };
+    (witness.members.iter().any(|name| name == site) || witness.primary == site)
+        && picture.site(site).is_some_and(|status| status.epoch == witness.epoch)
+}
+
+/// Removes the drill's keys from control data, through whichever site takes writes, and sees that they are gone.
+pub(super) async fn clear_keys(stage: &Stage<'_>, id: &str) -> Result<(), String> {
+    let mut why = "no site answers".to_owned();
+    for watch in &stage.everybody.watches {
+        match watch.clear(&prefix(id)).await {
+            // Those that were written while we removed.
+            Ok(_) => match watch.keys(&prefix(id)).await {
+                Ok(keys) if keys.is_empty() => return Ok(()),
+                Ok(keys) => why = format!("{} are still at {}", keys.len(), watch.site),
+                Err(error) => why = error.to_string(),
+            },
+            Err(error) => why = error.to_string(),
+        }
+    }
+    Err(why)
+}
+
+/// Revokes the temporary API key, if one was made and not revoked.
+pub(super) async fn revoke(stage: &Stage<'_>, journal: &mut Journal, id: &str) -> Result<(), String> {
+    let revoked = journal.records().iter().any(|r| r.id == id && r.step == "key" && r.is == Is::Ended);
+    let public_id = begun(journal.records(), id, "key").and_then(|r| r.data["public_id"].as_str().map(str::to_owned));
+    let Some(public_id) = public_id.filter(|_| !revoked) else { return Ok(()) };
+    stage.keys.revoke(&public_id).await?;
+    journal.end(Action::Drill, id, "key", Value::Null).map_err(|error| told(&error))
+}

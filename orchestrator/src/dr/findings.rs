@@ -1,0 +1,397 @@
+//! What follows from a ledger and from what the new primary holds. Pure: no clock, no site is asked here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::{Event, Is, Mark, key, request_id};
+
+/// Failures that are closer together than this, or that no answered request parts, are one outage.
+const ONE_OUTAGE_MS: f64 = 1000.0;
+/// Lost keys and ids that are named; more are only counted.
+const MOST_NAMED: usize = 50;
+
+/// What the new primary holds, asked before the lost site came back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Truth {
+    /// The drill's keys in its control data.
+    pub keys: BTreeSet<String>,
+    /// The drill's requests whose usage it has.
+    pub known: BTreeSet<String>,
+}
+
+/// A time in which requests failed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Outage {
+    /// When the first request was sent that failed, in ms since the ledger began.
+    pub from_ms: f64,
+    /// When the first one was sent after which none of them failed.
+    pub to_ms: Option<f64>,
+    /// How many failed.
+    pub failed: u64,
+}
+
+/// A second of the drill, by when requests were sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Second {
+    /// Answered as they should be.
+    pub ok: u32,
+    /// Not.
+    pub failed: u32,
+    /// Writes that were acknowledged.
+    pub written: u32,
+    /// Writes that were not.
+    pub unwritten: u32,
+}
+
+/// How many requests failed, and when.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// Over before the fault.
+    pub before_fault: u64,
+    /// Of those that were on their way at the fault or sent before the shift.
+    pub during: u64,
+    /// Sent after the shift, until the fault was taken back.
+    pub after_shift: u64,
+    /// Sent after the fault was taken back: recovery and failback.
+    pub on_return: u64,
+}
+
+/// All figures.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Findings {
+    /// Requests that were sent.
+    pub requests: u64,
+    /// How many of them failed.
+    pub failed: Failed,
+    /// When they failed.
+    pub outages: Vec<Outage>,
+    /// From the fault to the first request after which none failed while the fault lasted; `None` when that did not come about.
+    pub service_rto_ms: Option<f64>,
+    /// From the fault to the first acknowledged write under a new configuration; where there is none, to the first write after which none
+    /// failed. `None` when that did not come about either.
+    pub control_rto_ms: Option<f64>,
+    /// When traffic had shifted: the first answered request that was sent after the new configuration was granted.
+    pub shifted_ms: Option<f64>,
+    /// Writes that were sent.
+    pub writes: u64,
+    /// Those that were acknowledged.
+    pub acknowledged: u64,
+    /// Those that were refused or not answered; they may be there or not.
+    pub unacknowledged: u64,
+    /// Acknowledged writes that the new primary lacks.
+    pub lost: u64,
+    /// Their keys.
+    pub lost_keys: Vec<String>,
+    /// Answered requests whose usage the new primary lacks.
+    pub unaccounted: u64,
+    /// Their ids.
+    pub unaccounted_ids: Vec<String>,
+    /// How far back from the fault something is missing.
+    pub rpo_ms: f64,
+    /// What happened in each second.
+    pub seconds: Vec<Second>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    n: u64,
+    sent: f64,
+    end: Option<(f64, Is)>,
+    epoch: Option<u64>,
+}
+
+impl Span {
+    fn ok(&self) -> Option<f64> {
+        self.end.and_then(|(t, is)| (is == Is::Ok).then_some(t))
+    }
+
+    fn failed(&self) -> Option<f64> {
+        self.end.and_then(|(t, is)| (is != Is::Ok).then_some(t))
+    }
+}
+
+/// Reads everything out of a ledger. `epoch_before` is the configuration before the fault.
+pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth) -> Findings {
+    let (requests, writes) = spans(events);
+    let mark = |wanted: Mark| {
+        events.iter().find_map(|event| match event {
+            Event::Mark { t, name } if *name == wanted => Some(*t),
+            _ => None,
+        })
+    };
+    let (fault, granted) = (mark(Mark::Fault), mark(Mark::Granted));
+    let read = mark(Mark::Read).or(mark(Mark::Revert)).unwrap_or(f64::MAX);
+    let revert = mark(Mark::Revert).unwrap_or(f64::MAX);
+    let mut found = Findings { requests: requests.len() as u64, writes: writes.len() as u64, ..Findings::default() };
+    found.outages = outages(&requests);
+    found.seconds = seconds(&requests, &writes);
+    found.acknowledged = writes.iter().filter(|write| write.ok().is_some()).count() as u64;
+    found.unacknowledged = writes.iter().filter(|write| write.failed().is_some()).count() as u64;
+    found.shifted_ms =
+        granted.and_then(|granted| earliest(requests.iter().filter(|r| r.sent >= granted && r.ok().is_some())));
+    for request in &requests {
+        let Some(end) = request.failed() else { continue };
+        let failed = &mut found.failed;
+        *match (fault, found.shifted_ms) {
+            (None, _) => &mut failed.before_fault,
+            (Some(fault), _) if end < fault => &mut failed.before_fault,
+            _ if request.sent >= revert => &mut failed.on_return,
+            (_, Some(shifted)) if request.sent >= shifted => &mut failed.after_shift,
+            _ => &mut failed.during,
+        } += 1;
+    }
+    let Some(fault) = fault else { return found };
+    found.service_rto_ms = service_rto(&requests, fault, revert);
+    found.control_rto_ms = writes
+        .iter()
+        .filter(|write| write.epoch.is_some_and(|epoch| epoch > epoch_before))
+        .filter_map(Span::ok)
+        .filter(|t| *t >= fault)
+        .min_by(f64::total_cmp)
+        .map(|t| t - fault)
+        // Where nobody had to take over, control data is back as the service is: when no write fails any more.
+        .or_else(|| service_rto(&writes, fault, revert));
+    // What was answered after the new primary had been asked, it could not know of.
+    let missing = |spans: &[Span], name: &dyn Fn(u64) -> String, there: &BTreeSet<String>| -> Vec<(String, f64)> {
+        let answered = spans.iter().filter_map(|span| Some((name(span.n), span.ok().filter(|t| *t < read)?)));
+        answered.filter(|(name, _)| !there.contains(name)).collect()
+    };
+    let lost = missing(&writes, &|n| key(drill, n), &truth.keys);
+    let unaccounted = missing(&requests, &|n| request_id(drill, n), &truth.known);
+    let oldest = lost.iter().chain(&unaccounted).map(|(_, t)| *t).min_by(f64::total_cmp);
+    found.rpo_ms = oldest.map_or(0.0, |t| (fault - t).max(0.0));
+    // The microseconds of the ledger, without what subtracting adds.
+    for ms in
+        [Some(&mut found.rpo_ms), found.service_rto_ms.as_mut(), found.control_rto_ms.as_mut()].into_iter().flatten()
+    {
+        *ms = (*ms * 1000.0).round() / 1000.0;
+    }
+    let names = |missing: Vec<(String, f64)>| missing.into_iter().map(|(name, _)| name).take(MOST_NAMED).collect();
+    (found.lost, found.unaccounted) = (lost.len() as u64, unaccounted.len() as u64);
+    (found.lost_keys, found.unaccounted_ids) = (names(lost), names(unaccounted));
+    found
+}
+
+/// From the fault to the sending of the first request after which none failed, while the fault lasted. A site that nobody asks tells
+/// nothing: without an answered request behind the last failure there is no recovery.
+fn service_rto(requests: &[Span], fault: f64, revert: f64) -> Option<f64> {
+    let touched = |r: &&Span| r.sent < revert && r.end.is_none_or(|(t, _)| t >= fault);
+    let last_failed =
+        requests.iter().filter(touched).filter(|r| r.ok().is_none()).map(|r| r.sent).max_by(f64::total_cmp);
+    let after = requests.iter().filter(touched).filter(|r| r.ok().is_some() && r.sent >= fault);
+    match last_failed {
+        None => after.map(|_| 0.0).next(),
+        Some(last) => earliest(after.filter(|r| r.sent > last)).map(|t| (t - fault).max(0.0)),
+    }
+}
+
+fn earliest<'s>(spans: impl Iterator<Item = &'s Span>) -> Option<f64> {
+    spans.map(|span| span.sent).min_by(f64::total_cmp)
+}
+
+fn outages(requests: &[Span]) -> Vec<Outage> {
+    let mut found: Vec<Outage> = Vec::new();
+    let mut last_failed = f64::MIN;
+    for request in requests.iter().filter(|r| r.failed().is_some()) {
+        match found.last_mut() {
+            Some(outage)
+                if request.sent - last_failed <= ONE_OUTAGE_MS || outage.to_ms.is_none_or(|to| request.sent < to) =>
+            {
+                outage.failed += 1;
+            }
+            _ => found.push(Outage { from_ms: request.sent, to_ms: None, failed: 1 }),
+        }
+        last_failed = request.sent;
+        if let Some(outage) = found.last_mut() {
+            outage.to_ms = earliest(requests.iter().filter(|r| r.sent > last_failed && r.ok().is_some()));
+        }
+    }
+    found
+}
+
+fn seconds(requests: &[Span], writes: &[Span]) -> Vec<Second> {
+    // Bounded like the ledger: a second has an event, or lies between two of them.
+    const MOST: usize = 7200;
+    let mut all: Vec<Second> = Vec::new();
+    let mut count = |span: &Span, add: &dyn Fn(&mut Second, bool)| {
+        let at = (span.sent / 1000.0) as usize;
+        if at < MOST && span.end.is_some() {
+            all.resize(all.len().max(at + 1), Second::default());
+            add(&mut all[at], span.ok().is_some());
+        }
+    };
+    for request in requests {
+        count(request, &|second, ok| *(if ok { &mut second.ok } else { &mut second.failed }) += 1);
+    }
+    for write in writes {
+        count(write, &|second, ok| *(if ok { &mut second.written } else { &mut second.unwritten }) += 1);
+    }
+    all
+}
+
+/// Requests and writes with their beginnings and ends, by when they were sent.
+fn spans(events: &[Event]) -> (Vec<Span>, Vec<Span>) {
+    let (mut requests, mut writes) = (BTreeMap::new(), BTreeMap::new());
+    for event in events {
+        let (spans, t, n, is, epoch) = match event {
+            Event::Request { t, n, is, .. } => (&mut requests, *t, *n, *is, None),
+            Event::Write { t, n, is, epoch, .. } => (&mut writes, *t, *n, *is, *epoch),
+            Event::Mark { .. } => continue,
+        };
+        let span = spans.entry(n).or_insert(Span { n, sent: t, end: None, epoch: None });
+        if is != Is::Sent {
+            span.end = Some((t, is));
+            span.epoch = epoch;
+        }
+    }
+    let sorted = |spans: BTreeMap<u64, Span>| {
+        let mut spans: Vec<Span> = spans.into_values().collect();
+        spans.sort_by(|a, b| a.sent.total_cmp(&b.sent));
+        spans
+    };
+    (sorted(requests), sorted(writes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ledger in words: `r SENT END ok|failed|timeout`, `w SENT END ok EPOCH`, `mark T NAME`; numbers are given in order.
+    fn ledger(lines: &str) -> Vec<Event> {
+        let (mut events, mut requests, mut writes) = (Vec::new(), 0, 0);
+        for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let time = |at: usize| words[at].parse::<f64>().unwrap();
+            let word = |at: usize| serde_json::from_value::<Is>(words[at].into()).unwrap();
+            match words[0] {
+                "mark" => {
+                    events.push(Event::Mark { t: time(1), name: serde_json::from_value(words[2].into()).unwrap() })
+                }
+                "r" => {
+                    let n = requests;
+                    requests += 1;
+                    events.push(Event::Request { t: time(1), n, is: Is::Sent, why: None });
+                    if words.len() > 2 {
+                        events.push(Event::Request { t: time(2), n, is: word(3), why: None });
+                    }
+                }
+                _ => {
+                    let n = writes;
+                    writes += 1;
+                    let write = |t, is, epoch| Event::Write { t, n, is, epoch, site: None, why: None };
+                    events.push(write(time(1), Is::Sent, None));
+                    events.push(write(time(2), word(3), words.get(4).map(|e| e.parse().unwrap())));
+                }
+            }
+        }
+        events
+    }
+
+    fn all(requests: u64, writes: u64) -> Truth {
+        Truth {
+            keys: (0..writes).map(|n| key("d", n)).collect(),
+            known: (0..requests).map(|n| request_id("d", n)).collect(),
+        }
+    }
+
+    const KILLED: &str = "
+        r 0 10 ok
+        w 5 20 ok 1
+        r 950 1400 failed
+        mark 1000 fault
+        r 1100 1110 failed
+        r 1200 1210 ok
+        w 1250 1300 failed
+        r 1900 4900 timeout
+        mark 3000 detected
+        mark 3100 granted
+        r 3050 3060 failed
+        r 3200 3210 ok
+        w 3300 3350 ok 2
+        r 3400 3410 ok
+        mark 5000 read
+        mark 5100 revert
+        r 5200 5210 failed
+        r 5300 5310 ok
+    ";
+
+    #[test]
+    fn the_service_is_back_with_the_first_request_after_which_none_failed() {
+        let found = findings("d", &ledger(KILLED), 1, &all(9, 3));
+        assert_eq!(found.service_rto_ms, Some(2200.0), "the answered one at 1200 was followed by failures");
+        assert_eq!(found.control_rto_ms, Some(2350.0));
+        assert_eq!(found.shifted_ms, Some(3200.0));
+        assert_eq!(found.failed, Failed { before_fault: 0, during: 4, after_shift: 0, on_return: 1 });
+        assert_eq!((found.lost, found.unaccounted, found.rpo_ms), (0, 0, 0.0));
+        let outages: Vec<_> = found.outages.iter().map(|o| (o.from_ms, o.to_ms, o.failed)).collect();
+        assert_eq!(outages, [(950.0, Some(3200.0), 4), (5200.0, Some(5300.0), 1)]);
+        assert_eq!(found.seconds[1], Second { ok: 1, failed: 2, written: 0, unwritten: 1 });
+    }
+
+    #[test]
+    fn an_acknowledged_write_that_the_new_primary_lacks_is_lost_and_says_how_far_back() {
+        let truth = Truth { keys: [key("d", 1), key("d", 2)].into(), ..all(9, 0) };
+        let found = findings("d", &ledger(KILLED), 1, &truth);
+        assert_eq!((found.lost, found.lost_keys.as_slice()), (1, ["drill/d/0".to_owned()].as_slice()));
+        assert_eq!(found.rpo_ms, 980.0);
+    }
+
+    #[test]
+    fn a_write_that_was_not_acknowledged_may_be_missing() {
+        let truth = Truth { keys: [key("d", 0), key("d", 2)].into(), ..all(9, 0) };
+        assert_eq!(findings("d", &ledger(KILLED), 1, &truth).lost, 0);
+    }
+
+    #[test]
+    fn an_answered_request_without_usage_is_unaccounted_and_one_that_failed_is_not() {
+        let truth = Truth { known: (2..9).map(|n| request_id("d", n)).collect(), ..all(0, 3) };
+        let found = findings("d", &ledger(KILLED), 1, &truth);
+        assert_eq!(found.unaccounted_ids, ["drill-d-0"]);
+        assert_eq!(found.rpo_ms, 990.0);
+    }
+
+    #[test]
+    fn what_was_answered_after_the_reading_is_not_missing() {
+        let text = "mark 0 fault\nr 10 20 ok\nmark 100 read\nr 110 120 ok\nw 111 121 ok 2";
+        let truth = Truth { known: [request_id("d", 0)].into(), ..Truth::default() };
+        let found = findings("d", &ledger(text), 1, &truth);
+        assert_eq!((found.lost, found.unaccounted), (0, 0));
+    }
+
+    #[test]
+    fn a_service_that_never_failed_took_no_time_and_one_that_never_came_back_has_none() {
+        let found = findings("d", &ledger("mark 0 fault\nr 10 20 ok"), 1, &all(1, 0));
+        assert_eq!((found.service_rto_ms, found.control_rto_ms), (Some(0.0), None));
+        let found = findings("d", &ledger("mark 0 fault\nr 10 20 ok\nr 30 40 failed"), 1, &all(2, 0));
+        assert_eq!(found.service_rto_ms, None);
+        let found = findings("d", &ledger("mark 0 fault\nr 10 20 failed\nr 30"), 1, &all(2, 0));
+        assert_eq!(found.service_rto_ms, None, "a request without an end is no recovery");
+        assert_eq!(findings("d", &ledger("mark 0 fault"), 1, &all(0, 0)).service_rto_ms, None, "nobody asked");
+    }
+
+    #[test]
+    fn writes_under_the_old_configuration_are_no_new_primary() {
+        let found = findings("d", &ledger("mark 0 fault\nw 10 20 ok 1\nw 30 45 ok 2"), 1, &all(0, 2));
+        assert_eq!(found.control_rto_ms, Some(45.0));
+    }
+
+    #[test]
+    fn control_data_without_a_new_configuration_is_back_when_no_write_fails_any_more() {
+        let found = findings("d", &ledger("mark 0 fault\nw 10 20 failed\nw 30 45 ok 1"), 1, &all(0, 2));
+        assert_eq!(found.control_rto_ms, Some(30.0));
+        let found = findings("d", &ledger("mark 0 fault\nw 10 20 ok 1\nw 30 45 failed"), 1, &all(0, 2));
+        assert_eq!(found.control_rto_ms, None, "the old primary's last words are no recovery");
+    }
+
+    #[test]
+    fn failures_before_the_fault_are_told_apart() {
+        let found = findings(
+            "d",
+            &ledger("r 1 2 failed\nmark 10 fault\nr 11 12 ok\nmark 20 granted\nr 21 22 ok\nr 23 24 failed\nr 25 26 ok"),
+            1,
+            &all(5, 0),
+        );
+        assert_eq!(found.failed, Failed { before_fault: 1, during: 0, after_shift: 1, on_return: 0 });
+    }
+}

@@ -1,0 +1,437 @@
+//! Faults of local sites: written down durable, then injected, always with an end.
+//!
+//! A fault is a file, `STATE/sites/witness/faults/ID.json`, that is there before anything happens and goes when everything is as
+//! before. So whoever injected one may die: the supervisor of the place `witness` takes back every fault whose time is over. What the
+//! fault proves, and what is measured meanwhile, is the orchestrator's.
+
+mod disk;
+mod processes;
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use textnlp_provider::SiteName;
+
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::lock;
+use crate::supervise::{self, PhaseName, begin_detached, exchange};
+use processes::Processes;
+
+/// The place whose supervisor takes faults back.
+pub const WITNESS: &str = "witness";
+/// Files that are read at most; a drill has one.
+const MOST_FAULTS: usize = 64;
+/// A fault file is a line.
+const FAULT_MAX: u64 = 16 << 10;
+/// A supervisor that was started again holds its lock within this, as `up` also expects.
+const UP_WITHIN: Duration = Duration::from_secs(15);
+/// The border answers from memory.
+const BORDER_WITHIN: Duration = Duration::from_secs(3);
+
+/// What is done to a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Every process is gone at once, as when the power goes.
+    Kill,
+    /// Every process stands still: alive, and without an answer.
+    Freeze,
+    /// Nothing passes between this site and the others.
+    Blackhole,
+    /// Its disk takes no more bytes.
+    DiskFull,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Kill => "kill",
+            Kind::Freeze => "freeze",
+            Kind::Blackhole => "blackhole",
+            Kind::DiskFull => "disk_full",
+        })
+    }
+}
+
+impl FromStr for Kind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Kind::Kill, Kind::Freeze, Kind::Blackhole, Kind::DiskFull]
+            .into_iter()
+            .find(|kind| kind.to_string() == text)
+            .ok_or_else(|| Error::Refused { why: format!("`{text}` is no kind of fault") })
+    }
+}
+
+/// One fault, as its file holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// Which: the drill's id.
+    pub id: String,
+    /// What it is done to.
+    pub site: SiteName,
+    /// What is done.
+    pub kind: Kind,
+    /// When it ends, whoever lives then.
+    pub until: Timestamp,
+    /// Whether the site's data is gone with it; only with [`Kind::Kill`].
+    #[serde(default)]
+    pub lose_data: bool,
+}
+
+/// Why a fault could not be injected or taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It would be wrong here.
+    #[error("{why}")]
+    Refused {
+        /// Why.
+        why: String,
+    },
+    /// A file or folder cannot be used.
+    #[error("{action} {path}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: Utf8PathBuf,
+        /// Why it did not work.
+        source: std::io::Error,
+    },
+    /// It was injected, and part of it did not come about.
+    #[error("{what} of site {site}: {why}")]
+    Incomplete {
+        /// What was being done.
+        what: &'static str,
+        /// Where.
+        site: SiteName,
+        /// What did not happen.
+        why: String,
+    },
+}
+
+/// What a step of taking a fault back came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Everything is as before.
+    Done,
+    /// Something was started that is not there yet.
+    Coming,
+}
+
+/// The faults of the local sites of one environment.
+#[derive(Debug, Clone)]
+pub struct Faults {
+    state: Utf8PathBuf,
+    program: Utf8PathBuf,
+}
+
+impl Faults {
+    /// Those of a state folder. `program` understands `supervise --folder FOLDER`, and brings killed sites back.
+    pub fn new(state: &Utf8Path, program: &Utf8Path) -> Self {
+        Self { state: crate::options::canonical(state.to_owned()), program: program.to_owned() }
+    }
+
+    /// Those that the supervisor of the place `witness` looks after; `None` for every other place.
+    pub(crate) fn of_witness(place: &SiteFolder) -> Option<Self> {
+        let is_witness = place.root().file_name() == Some(WITNESS);
+        // Not by path: the file may have been replaced or removed since this supervisor began.
+        is_witness.then(|| Self { state: place.state().to_owned(), program: "/proc/self/exe".into() })
+    }
+
+    /// Writes the fault down, then does it. On an error the file stays where something may have happened: [`Faults::revert`] then
+    /// takes back what did.
+    pub async fn inject(&self, fault: &Fault) -> Result<(), Error> {
+        self.check(fault)?;
+        let folder = self.site(&fault.site);
+        match fault.kind {
+            Kind::DiskFull => disk::check(&folder).map_err(refused)?,
+            Kind::Kill | Kind::Freeze
+                if lock::holder(&folder.lock("supervisor"))
+                    .map_err(io("ask", &folder.lock("supervisor")))?
+                    .is_none() =>
+            {
+                return Err(refused(format!("nothing runs at site {}: its supervisor is not there", fault.site)));
+            }
+            _ => {}
+        }
+        let path = self.file(&fault.id);
+        let bytes = serde_json::to_vec(fault).map_err(|e| io("write", &path)(e.into()))?;
+        files::make_folder(&self.folder()).map_err(io("make", &self.folder()))?;
+        files::put(&path, &bytes, 0o600).map_err(io("write", &path))?;
+        let incomplete = |what: &'static str| {
+            let site = fault.site.clone();
+            move |why: String| Error::Incomplete { what, site, why }
+        };
+        match fault.kind {
+            Kind::Kill => {
+                if fault.lose_data {
+                    lose_data(&folder, &fault.id)?;
+                }
+                Processes::of(&folder).kill().await.map_err(incomplete("kill"))
+            }
+            Kind::Freeze => Processes::of(&folder).freeze().await.map_err(incomplete("freeze")),
+            Kind::Blackhole => {
+                let ttl = fault.until.duration_since(Timestamp::now()).as_millis().max(1);
+                let body = format!("{{\"kind\":\"blackhole\",\"ttl_ms\":{ttl}}}");
+                border(&folder, "PUT", &body).await.map_err(|e| incomplete("cut off the links")(e.to_string()))
+            }
+            Kind::DiskFull => disk::fill(&folder, &fault.id).map_err(incomplete("fill the disk")),
+        }
+    }
+
+    /// Takes a fault back and removes its file. What was taken back already is fine.
+    pub async fn revert(&self, id: &str) -> Result<(), Error> {
+        let Some(fault) = self.read(id)? else { return Ok(()) };
+        let began = Instant::now();
+        let mut step = self.step(&fault, true).await?;
+        while step == Step::Coming {
+            if began.elapsed() > UP_WITHIN {
+                let why =
+                    format!("its supervisor did not come up; look at {}", self.site(&fault.site).log("supervisor"));
+                return Err(Error::Incomplete { what: "revert", site: fault.site, why });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            step = self.step(&fault, false).await?;
+        }
+        self.remove(id)
+    }
+
+    /// Takes one step back with every fault whose time is over, and says what was done. Never waits long: it is called by a supervisor
+    /// between other things, and called again.
+    pub(crate) async fn revert_overdue(&self, now: Timestamp) -> Vec<String> {
+        let faults = match self.open() {
+            Ok(faults) => faults,
+            Err(error) => return vec![format!("faults cannot be read: {}", told(&error))],
+        };
+        let mut says = Vec::new();
+        for fault in faults.into_iter().filter(|fault| fault.until <= now) {
+            let what = format!("fault {} ({} of {})", fault.id, fault.kind, fault.site);
+            says.push(match self.step(&fault, true).await {
+                Ok(Step::Coming) => format!("{what}: its time is over, the site is started again"),
+                Ok(Step::Done) => match self.remove(&fault.id) {
+                    Ok(()) => format!("{what}: its time is over, it was taken back"),
+                    Err(error) => format!("{what}: it was taken back, and its file stays: {}", told(&error)),
+                },
+                Err(error) => format!("{what}: its time is over and it cannot be taken back: {}", told(&error)),
+            });
+        }
+        says
+    }
+
+    /// Every fault that has not been taken back.
+    pub fn open(&self) -> Result<Vec<Fault>, Error> {
+        let folder = self.folder();
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io("read", &folder)(error)),
+        };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut ids: Vec<String> =
+            names.filter_map(|name| name.strip_suffix(".json").filter(|id| is_id(id)).map(str::to_owned)).collect();
+        ids.sort();
+        ids.truncate(MOST_FAULTS);
+        ids.iter().filter_map(|id| self.read(id).transpose()).collect()
+    }
+
+    /// Which programs do their work at a site at this moment; none where no supervisor answers.
+    pub async fn ready_units(&self, site: &SiteName) -> Vec<String> {
+        match supervise::status(self.site(site).root()).await {
+            Ok(Some(status)) => {
+                status.units.into_iter().filter(|unit| unit.phase == PhaseName::Ready).map(|unit| unit.name).collect()
+            }
+            Ok(None) | Err(_) => Vec::new(),
+        }
+    }
+
+    /// Removes what a lost site left behind, once it is known that nothing in it is missing elsewhere.
+    pub fn discard_lost(&self, site: &SiteName, id: &str) -> Result<(), Error> {
+        if !is_id(id) {
+            return Err(refused(format!("`{}` is no id of a fault", short(id))));
+        }
+        let lost = lost(&self.site(site), id);
+        if std::fs::symlink_metadata(&lost).is_ok() {
+            permit(&lost, 0o700)?;
+        }
+        files::remove_tree(&lost).map_err(io("remove", &lost))
+    }
+
+    /// What a lost site left behind, if it lies there.
+    pub fn lost_data(&self, site: &SiteName, id: &str) -> Option<Utf8PathBuf> {
+        Some(lost(&self.site(site), id)).filter(|path| is_id(id) && std::fs::symlink_metadata(path).is_ok())
+    }
+
+    async fn step(&self, fault: &Fault, first: bool) -> Result<Step, Error> {
+        let folder = self.site(&fault.site);
+        let incomplete = |why: String| Error::Incomplete { what: "revert", site: fault.site.clone(), why };
+        match fault.kind {
+            Kind::Kill => {
+                let path = folder.lock("supervisor");
+                if lock::holder(&path).map_err(io("ask", &path))?.is_some() {
+                    return Ok(Step::Done);
+                }
+                let data = folder.join("data");
+                if fault.lose_data && std::fs::symlink_metadata(&data).is_err() {
+                    files::make_folder(&data).map_err(io("make", &data))?;
+                }
+                if first {
+                    begin_detached(&self.program, &folder)
+                        .map_err(|e| incomplete(format!("start its supervisor: {e}")))?;
+                }
+                Ok(Step::Coming)
+            }
+            Kind::Freeze => {
+                Processes::of(&folder).signal(Signal::CONT).map_err(incomplete)?;
+                Ok(Step::Done)
+            }
+            Kind::Blackhole => match border(&folder, "DELETE", "").await {
+                Ok(()) => Ok(Step::Done),
+                // Where no border listens, no link is held up by one.
+                Err(error) if is_nobody(&error) => Ok(Step::Done),
+                Err(error) => Err(incomplete(format!("open its links: {error}"))),
+            },
+            Kind::DiskFull => disk::free(&folder, &fault.id).map(|()| Step::Done).map_err(incomplete),
+        }
+    }
+
+    fn check(&self, fault: &Fault) -> Result<(), Error> {
+        if !is_id(&fault.id) {
+            return Err(refused(format!(
+                "`{}` is no id: small letters, digits and hyphens, at most 60",
+                short(&fault.id)
+            )));
+        }
+        if fault.site.as_str() == WITNESS {
+            return Err(refused("the witness is what takes faults back; it gets none itself".to_owned()));
+        }
+        if fault.lose_data && fault.kind != Kind::Kill {
+            return Err(refused(format!("data is lost only with `kill`, not with `{}`", fault.kind)));
+        }
+        if fault.until <= Timestamp::now() {
+            return Err(refused("its time would be over before it began".to_owned()));
+        }
+        if !self.site(&fault.site).join("units").is_dir() {
+            return Err(refused(format!("there is no site {} in {}", fault.site, self.state)));
+        }
+        // Faults upon faults could not be told apart when they are taken back.
+        match self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
+            Some(open) => {
+                Err(refused(format!("fault {} ({}) of {} has not been taken back", open.id, open.kind, open.site)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn read(&self, id: &str) -> Result<Option<Fault>, Error> {
+        if !is_id(id) {
+            return Err(refused(format!("`{}` is no id of a fault", short(id))));
+        }
+        let path = self.file(id);
+        let bytes = match files::read_bounded(&path, FAULT_MAX) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io("read", &path)(error)),
+        };
+        let fault: Fault = serde_json::from_slice(&bytes).map_err(|e| io("read", &path)(e.into()))?;
+        if fault.id != id {
+            return Err(io("read", &path)(std::io::Error::other(format!("it is of fault `{}`", short(&fault.id)))));
+        }
+        Ok(Some(fault))
+    }
+
+    fn remove(&self, id: &str) -> Result<(), Error> {
+        let path = self.file(id);
+        let removed = files::remove_file(&path).and_then(|()| files::flush_folder(&self.folder()));
+        removed.map_err(io("remove", &path))
+    }
+
+    fn site(&self, site: &SiteName) -> SiteFolder {
+        SiteFolder::of(&self.state, site)
+    }
+
+    fn folder(&self) -> Utf8PathBuf {
+        self.state.join("sites").join(WITNESS).join("faults")
+    }
+
+    fn file(&self, id: &str) -> Utf8PathBuf {
+        self.folder().join(format!("{id}.json"))
+    }
+}
+
+/// Where a site's or the witness's program listens: `watch`, `border`, `witness`. Short where the state folder's path is too long for
+/// the address of a socket.
+pub fn socket(state: &Utf8Path, place: &SiteName, name: &str) -> Utf8PathBuf {
+    SiteFolder::of(&crate::options::canonical(state.to_owned()), place).socket(name)
+}
+
+/// The site's data lies where nobody looks for it and nobody may read it; what runs still holds it open and is killed next.
+fn lose_data(folder: &SiteFolder, id: &str) -> Result<(), Error> {
+    let (data, lost) = (folder.join("data"), lost(folder, id));
+    std::fs::rename(&data, &lost).map_err(io("take away", &data))?;
+    permit(&lost, 0o000)?;
+    files::flush_folder(folder.root()).map_err(io("flush", folder.root()))
+}
+
+fn lost(folder: &SiteFolder, id: &str) -> Utf8PathBuf {
+    folder.join(&format!("data.lost-{id}"))
+}
+
+fn permit(path: &Utf8Path, mode: u32) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io("change the mode of", path))
+}
+
+/// Tells a site's border.
+async fn border(folder: &SiteFolder, method: &str, body: &str) -> std::io::Result<()> {
+    let request = format!(
+        "{method} /v1/fault HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = tokio::time::timeout(BORDER_WITHIN, exchange(&folder.socket("border"), &request)).await;
+    let answer =
+        answer.map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the border does not answer"))??;
+    match answer.get(..12) {
+        Some(head) if head.starts_with("HTTP/1.") && head[9..].starts_with('2') => Ok(()),
+        _ => Err(std::io::Error::other(format!(
+            "the border answers: {}",
+            short(answer.lines().next().unwrap_or_default())
+        ))),
+    }
+}
+
+fn is_nobody(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+}
+
+fn is_id(id: &str) -> bool {
+    supervise::is_unit_name(id)
+}
+
+fn refused(why: String) -> Error {
+    Error::Refused { why }
+}
+
+fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { action, path, source }
+}
+
+fn told(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(60).collect()
+}
