@@ -37,6 +37,8 @@ pub mod database;
 
 pub mod gateway;
 
+pub mod border;
+
 pub mod mirror;
 
 pub use keys_role::{KeysError, keys};
