@@ -1,5 +1,6 @@
 //! Bytes on their way: read in order, hashed beside one another, handed on in order. Memory is a fixed number of buffers.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -9,12 +10,15 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
 use crate::rules::MOST_CHUNK;
+use crate::sha;
 
 /// A batch takes pieces until it holds this many bytes; the last may be a whole chunk.
 pub(crate) const ENOUGH: usize = 1 << 20;
 const CAPACITY: usize = ENOUGH + MOST_CHUNK as usize;
 /// Batches on their way at most: 40 MiB.
 const ON_THE_WAY: usize = 8;
+/// With so many threads each stage has one.
+const STAGES: usize = 4;
 /// A piece takes forty bytes; a batch of one-byte chunks may not become the larger part.
 const MOST_PIECES: usize = 8192;
 
@@ -137,37 +141,78 @@ impl Batch {
         &self.data[piece.start..piece.start + piece.size]
     }
 
-    fn hash(&mut self) {
-        for piece in &mut self.pieces {
-            piece.digest = Sha256::digest(&self.data[piece.start..piece.start + piece.size]).into();
+    /// Takes the digests that are asked for: of the pieces, and, with the state that the batch before left, of the files they are of.
+    /// Both together cost less than one after the other. Those of the files need those of the pieces, now or before.
+    fn hash(&mut self, with_pieces: bool, mut whole: Option<&mut Sha256>) {
+        let Batch { data, pieces, ends, state, .. } = self;
+        let mut stretches = whole.as_mut().map_or_else(Vec::new, |whole| stretches(pieces, whole));
+        // They are longer than the pieces, so they come first and the pieces run beside them.
+        let files = stretches.iter_mut().map(|stretch| {
+            let begun = std::mem::take(&mut stretch.hash);
+            (Of::File(&mut stretch.hash), begun, &data[stretch.bytes.clone()])
+        });
+        let wanted = if with_pieces { pieces.as_mut_slice() } else { &mut [] };
+        let chunks = wanted
+            .iter_mut()
+            .map(|piece| (Of::Piece(&mut piece.digest), Sha256::new(), &data[piece.start..piece.start + piece.size]));
+        sha::update(files.chain(chunks), |of, hash| match of {
+            Of::File(place) => *place = hash,
+            Of::Piece(place) => *place = hash.finalize().into(),
+        });
+        let Some(whole) = whole else { return };
+        let mut stretches = stretches.into_iter();
+        for piece in pieces.iter().filter(|piece| piece.last) {
+            let longer = if piece.first { None } else { stretches.next() };
+            ends.push((piece.file, longer.map_or(piece.digest, |stretch| stretch.hash.finalize().into())));
         }
+        *state = stretches.next().map(|open| {
+            *whole = open.hash;
+            whole.serialize().to_vec()
+        });
     }
+}
 
-    fn hash_files(&mut self, whole: &mut Sha256) {
-        for piece in &self.pieces {
-            if piece.first && piece.last {
-                self.ends.push((piece.file, piece.digest));
-                continue;
-            }
-            if piece.first {
-                *whole = Sha256::new();
-            }
-            whole.update(&self.data[piece.start..piece.start + piece.size]);
-            if piece.last {
-                self.ends.push((piece.file, whole.finalize_reset().into()));
+/// What a digest is of, and its place.
+enum Of<'a> {
+    Piece(&'a mut [u8; 32]),
+    File(&'a mut Sha256),
+}
+
+/// What of a batch belongs to one file, and that file's hash.
+struct Stretch {
+    bytes: Range<usize>,
+    hash: Sha256,
+}
+
+/// Of all files but those of one piece, whose digest is the piece's. The first goes on with `whole` where its file began earlier.
+fn stretches(pieces: &[Piece], whole: &mut Sha256) -> Vec<Stretch> {
+    let mut stretches: Vec<Stretch> = Vec::new();
+    for piece in pieces.iter().filter(|piece| !(piece.first && piece.last)) {
+        let end = piece.start + piece.size;
+        match stretches.last_mut() {
+            Some(stretch) if !piece.first => stretch.bytes.end = end,
+            _ => {
+                let hash = if piece.first { Sha256::new() } else { std::mem::take(whole) };
+                stretches.push(Stretch { bytes: piece.start..end, hash });
             }
         }
-        self.state = match self.pieces.last() {
-            Some(last) if !last.last => Some(whole.serialize().to_vec()),
-            _ => None,
-        };
     }
+    stretches
 }
 
 /// Whether, and from where, whole files are hashed beside their chunks.
 pub(crate) enum Whole {
     No,
     Yes(Box<Sha256>),
+}
+
+impl Whole {
+    fn hash(&mut self) -> Option<&mut Sha256> {
+        match self {
+            Whole::No => None,
+            Whole::Yes(hash) => Some(hash),
+        }
+    }
 }
 
 /// A whole-file digest that another run began.
@@ -192,13 +237,13 @@ pub(crate) fn run(
             if batch.pieces.is_empty() {
                 return Ok(());
             }
-            batch.hash();
-            if let Whole::Yes(whole) = &mut whole {
-                batch.hash_files(whole);
-            }
+            batch.hash(true, whole.hash());
             sink(&batch)?;
         }
     }
+    // A file's digest takes one piece after another, so one thread takes it. On few cores it is cheapest when that thread takes those of
+    // the pieces in the same pass; where every stage has a core of its own, others do.
+    let together = matches!(whole, Whole::Yes(_)) && sha::is_paired() && threads < STAGES;
     // Reading, hashing chunks, hashing files and the sink: four stages that hand one another the buffers. When any ends early its
     // channels close, and the others end.
     let (to_hash, hash_in) = mpsc::sync_channel::<(Batch, SyncSender<Batch>)>(ON_THE_WAY);
@@ -227,12 +272,13 @@ pub(crate) fn run(
                     return Ok(());
                 }
                 let (done, ready) = mpsc::sync_channel(1);
-                if to_hash.send((batch, done)).is_err() || to_order.send(ready).is_err() {
+                let sent = if together { done.send(batch).is_ok() } else { to_hash.send((batch, done)).is_ok() };
+                if !sent || to_order.send(ready).is_err() {
                     return Ok(());
                 }
             }
         });
-        for _ in 0..threads {
+        for _ in 0..if together { 0 } else { threads } {
             let hash_in = &hash_in;
             scope.spawn(move || {
                 loop {
@@ -242,7 +288,7 @@ pub(crate) fn run(
                         Err(_) => return,
                     };
                     let Ok((mut batch, done)) = next else { return };
-                    batch.hash();
+                    batch.hash(true, None);
                     if done.send(batch).is_err() {
                         return;
                     }
@@ -253,9 +299,7 @@ pub(crate) fn run(
             let mut whole = whole;
             while let Ok(ready) = order_in.recv() {
                 let Ok(mut batch) = ready.recv() else { return };
-                if let Whole::Yes(whole) = &mut whole {
-                    batch.hash_files(whole);
-                }
+                batch.hash(together, whole.hash());
                 if to_sink.send(batch).is_err() {
                     return;
                 }

@@ -33,6 +33,7 @@ mod unpack;
 mod verify;
 
 mod chunk;
+mod sha;
 mod volumes;
 mod walk;
 mod weights;

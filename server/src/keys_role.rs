@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::auth::{SCOPES, key, tenant};
-use crate::config::{Config, Rate, nearest};
+use crate::config::{Address, Config, Rate, nearest};
+use crate::control::keys as replicated;
+use crate::control::keys::NotDone;
 use crate::database::{ApiKey, KeyPut, Store, StoreError, now_ms};
 use crate::retry::{Backoff, retry};
 
@@ -21,6 +23,9 @@ pub enum KeysError {
     /// The database cannot be used.
     #[error("ask the database")]
     Store(#[from] StoreError),
+    /// The site's watch does not do it.
+    #[error(transparent)]
+    Watch(#[from] NotDone),
     /// The system has no random numbers.
     #[error("no key could be generated")]
     Random,
@@ -66,13 +71,13 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
     };
     let store = Store::open(&config.database).await?;
     store.prepare().await?;
-    let put = async |key: &ApiKey| retry(Backoff::DATABASE, StoreError::passes, || store.put_key(key)).await;
+    let keys = Keys { store: &store, watch: config.watch.as_ref() };
     let answer = match text("do") {
         Some("list") => json!({ "keys": store.keys().await? }),
         Some("create") => {
             let new = key::NewKey::generate().map_err(|_| KeysError::Random)?;
             let wanted = wanted(fields, &new.public_id, &key::digest(&new.text))?;
-            put(&wanted).await?;
+            keys.put(&wanted).await?;
             shown(&wanted, Some(&new.text))
         }
         Some("put") => {
@@ -84,13 +89,11 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
                 );
             }
             let wanted = wanted(fields, &public_id()?, digest)?;
-            let done = put(&wanted).await?;
+            let done = keys.put(&wanted).await?;
             // A key is put again where a kept database remembers that it was once taken back: whoever puts it says that it is to open.
             let reinstated = match fields.get("reinstate") {
                 None | Some(Value::Bool(false)) => false,
-                Some(Value::Bool(true)) => {
-                    retry(Backoff::DATABASE, StoreError::passes, || store.reinstate_key(&wanted.public_id)).await?
-                }
+                Some(Value::Bool(true)) => keys.set_revoked(&wanted.public_id, false).await?,
                 Some(_) => return wrong("`reinstate` is not true or false", "leave it out, or write true"),
             };
             let mut answer = shown(&wanted, None);
@@ -99,13 +102,13 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
         }
         Some("revoke") => {
             let id = public_id()?;
-            let there = store.key(&id).await?.is_some();
-            let revoked = retry(Backoff::DATABASE, StoreError::passes, || store.revoke_key(&id)).await?;
+            let there = keys.key(&id).await?.is_some();
+            let revoked = keys.set_revoked(&id, true).await?;
             json!({ "public_id": id, "found": there, "revoked": revoked })
         }
         Some("rotate") => {
             let id = public_id()?;
-            let Some(old) = store.key(&id).await? else {
+            let Some(old) = keys.key(&id).await? else {
                 return wrong(format!("there is no key `{id}`"), r#"{"do":"list"} shows them"#);
             };
             if old.revoked_at.is_some() {
@@ -113,7 +116,7 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             }
             let new = key::NewKey::with_public_id(&id).map_err(|_| KeysError::Random)?;
             let wanted = ApiKey { sha256: key::digest(&new.text), ..old };
-            put(&wanted).await?;
+            keys.put(&wanted).await?;
             shown(&wanted, Some(&new.text))
         }
         other => {
@@ -125,6 +128,39 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
     };
     store.close().await;
     Ok(answer)
+}
+
+/// Where keys are written: the site's own database, or the control data of all sites, of which that is a view.
+struct Keys<'a> {
+    store: &'a Store,
+    watch: Option<&'a Address>,
+}
+
+impl Keys<'_> {
+    async fn key(&self, public_id: &str) -> Result<Option<ApiKey>, KeysError> {
+        match self.watch {
+            Some(watch) => Ok(replicated::key(watch, public_id).await?),
+            None => Ok(self.store.key(public_id).await?),
+        }
+    }
+
+    async fn put(&self, key: &ApiKey) -> Result<KeyPut, KeysError> {
+        match self.watch {
+            Some(watch) => Ok(replicated::put(watch, key).await?),
+            None => Ok(retry(Backoff::DATABASE, StoreError::passes, || self.store.put_key(key)).await?),
+        }
+    }
+
+    async fn set_revoked(&self, public_id: &str, revoked: bool) -> Result<bool, KeysError> {
+        if let Some(watch) = self.watch {
+            return Ok(replicated::set_revoked(watch, public_id, revoked).await?);
+        }
+        let set = async || match revoked {
+            true => self.store.revoke_key(public_id).await,
+            false => self.store.reinstate_key(public_id).await,
+        };
+        Ok(retry(Backoff::DATABASE, StoreError::passes, set).await?)
+    }
 }
 
 fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str) -> Result<ApiKey, KeysError> {

@@ -35,6 +35,8 @@ pub mod retry;
 
 pub mod database;
 
+pub mod control;
+
 pub mod gateway;
 
 pub mod border;

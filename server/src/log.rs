@@ -10,13 +10,6 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Monitoring;
 
-/// Begins logging to standard output, for roles whose file says nothing of logs.
-pub(crate) fn begin_plain() {
-    let targets = Targets::new().with_default(tracing::Level::WARN).with_target("textnlp", tracing::Level::INFO);
-    let format = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
-    let _ = tracing_subscriber::registry().with(targets).with(format).try_init();
-}
-
 /// Begins logging. The file is opened for appending, so that whoever rotates it by copying and truncating loses nothing.
 pub(crate) fn begin(monitoring: &Monitoring) -> std::io::Result<()> {
     let level = monitoring.log_level;

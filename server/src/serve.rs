@@ -8,7 +8,8 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::border;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Monitoring};
+use crate::control;
 use crate::database::{Store, StoreError};
 use crate::error::chain;
 use crate::gateway;
@@ -44,6 +45,10 @@ pub enum Role {
     Migrate,
     /// Does one JSON command about API keys from standard input
     Keys,
+    /// Keeps a site's control data equal to that of the other sites
+    Watch,
+    /// Keeps who is primary
+    Witness,
     /// Asks the server of this configuration whether it takes requests, and ends: for health checks
     Ready,
 }
@@ -66,6 +71,9 @@ pub enum ServeError {
     /// A key command; what is wrong with it is on standard output.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The watch or the witness.
+    #[error(transparent)]
+    Control(#[from] control::Error),
     /// The gateway.
     #[error(transparent)]
     Gateway(#[from] gateway::Error),
@@ -89,7 +97,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         // The file is read again inside; here only the number is wanted, and what is wrong is said there.
         Role::Server => Config::read(&args.config).map_or(1, |config| config.api.workers),
         Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
-        Role::Border => 2,
+        Role::Border | Role::Watch | Role::Witness => 2,
         Role::Migrate | Role::Keys | Role::Ready => 1,
     };
     let runtime =
@@ -124,9 +132,18 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             Ok(gateway::run(&args.config).await?)
         }
         Role::Border => {
-            log::begin_plain();
+            log_plainly()?;
             raise_file_limit();
             Ok(border::run(&args.config).await?)
+        }
+        Role::Watch | Role::Witness => {
+            log_plainly()?;
+            if args.role == Role::Watch {
+                control::watch(&args.config).await?;
+            } else {
+                control::witness(&args.config).await?;
+            }
+            Ok(())
         }
         Role::Migrate => {
             let config = Config::read(&args.config)?;
@@ -148,6 +165,7 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
                 Err(error) => {
                     let hint = match &error {
                         KeysError::Command { hint, .. } => hint.clone(),
+                        KeysError::Watch(why) => why.hint.clone(),
                         _ => None,
                     };
                     print(&json!({ "error": { "message": chain(&error), "hint": hint } }))?;
@@ -177,6 +195,11 @@ async fn server(config: Config) -> Result<(), ServeError> {
         _ = interrupt.recv() => tracing::warn!("told to stop twice: leaving at once"),
     }
     Ok(())
+}
+
+/// To standard output, for roles whose file says nothing of logs.
+fn log_plainly() -> Result<(), ServeError> {
+    log::begin(&Monitoring::standard()).map_err(|error| ServeError::Log("standard output".to_owned(), error))
 }
 
 /// Each connection is a file: the soft limit of 1,024 that shells give is raised to what the system allows.

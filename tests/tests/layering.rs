@@ -12,11 +12,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-provider", &[]),
     ("textnlp-models", &[]),
     ("textnlp-inference", &[]),
+    ("textnlp-control", &[]),
     ("textnlp-onprem", &["textnlp-provider", "textnlp-models"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
     ("textnlp-bundle", &["textnlp-models"]),
     ("textnlp-training", &["textnlp-inference", "textnlp-models"]),
-    ("textnlp-server", &["textnlp-inference", "textnlp-models", "textnlp-bundle"]),
+    ("textnlp-server", &["textnlp-control", "textnlp-inference", "textnlp-models", "textnlp-bundle"]),
     (
         "textnlp-deploy",
         &[
@@ -41,6 +42,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
         "textnlp-inference",
         &["aws-sdk", "google-cloud", "azure", "kube", "clap", "hyper", "axum", "reqwest", "tokio", "sqlx"],
     ),
+    ("textnlp-control", &["tokio", "hyper", "axum", "reqwest", "sqlx", "jiff"]),
     ("textnlp-onprem", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
     ("textnlp-bundle", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "axum", "candle"]),
     ("textnlp-orchestrator", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),

@@ -1,6 +1,8 @@
 //! Tokens of `/auth/token`: RS256, signed with a key that replicas share, verified by anyone with `/.well-known/jwks.json`.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
@@ -41,7 +43,18 @@ pub struct Signer {
     jwk: Jwk,
     issuer: String,
     expiry: Duration,
+    others: RwLock<Others>,
 }
+
+/// The public halves of other sites' keys, by their ids.
+#[derive(Default)]
+struct Others {
+    keys: BTreeMap<String, (Jwk, DecodingKey)>,
+    learned: Option<Instant>,
+}
+
+/// A token of a stranger makes nobody look for its key more often than this.
+const LEARN_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a signing key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,24 +97,20 @@ impl Signer {
 
     fn from_pem(pem: &[u8], path: &Utf8Path, security: &Security) -> Result<Self, SignerError> {
         let unusable = |source| SignerError::Unusable { path: path.to_string(), source };
-        let signing = EncodingKey::from_rsa_pem(pem).map_err(|e| unusable(Some(e)))?;
-        let mut jwk = Jwk::from_encoding_key(&signing, Algorithm::RS256).map_err(|e| unusable(Some(e)))?;
+        let (signing, kid, jwk) = halves(pem).map_err(|e| unusable(Some(e)))?;
         let verifying = DecodingKey::from_jwk(&jwk).map_err(|e| unusable(Some(e)))?;
-        let kid = jwk.thumbprint(ThumbprintHash::SHA256).map_err(|e| unusable(Some(e)))?;
         // A modulus of 2048 bits is 342 letters of base64.
         let modulus = serde_json::to_value(&jwk).ok().and_then(|jwk| jwk["n"].as_str().map(str::len)).unwrap_or(0);
         if modulus < 342 {
             return Err(unusable(None));
         }
-        jwk.common.key_id = Some(kid.clone());
-        jwk.common.public_key_use = Some(jsonwebtoken::jwk::PublicKeyUse::Signature);
         let mut validation = Validation::new(Algorithm::RS256);
         validation.set_issuer(&[&security.issuer]);
         validation.set_required_spec_claims(&["exp", "iss"]);
         validation.leeway = 0;
         let header = Header { kid: Some(kid), ..Header::new(Algorithm::RS256) };
         let (issuer, expiry) = (security.issuer.clone(), security.jwt_expiry);
-        Ok(Self { signing, verifying, header, validation, jwk, issuer, expiry })
+        Ok(Self { signing, verifying, header, validation, jwk, issuer, expiry, others: RwLock::default() })
     }
 
     /// How long tokens are valid.
@@ -132,13 +141,61 @@ impl Signer {
 
     /// What a token says, if it is one of ours that is valid now. Only RS256 is tried, whatever its header says.
     pub fn verify(&self, token: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
-        Ok(jsonwebtoken::decode::<Claims>(token, &self.verifying, &self.validation)?.claims)
+        let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
+        let kid = jsonwebtoken::decode_header(token)?.kid;
+        let of_another = kid.and_then(|kid| others.keys.get(&kid)).map(|(_, key)| key);
+        Ok(jsonwebtoken::decode::<Claims>(token, of_another.unwrap_or(&self.verifying), &self.validation)?.claims)
+    }
+
+    /// Whether a token names a key that is not known here, and nobody has looked for it a moment ago: another site may have signed it.
+    pub fn should_learn(&self, token: &str) -> bool {
+        let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
+        let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
+        kid.is_some()
+            && kid != self.header.kid
+            && kid.is_some_and(|kid| !others.keys.contains_key(&kid))
+            && others.is_old()
+    }
+
+    /// Takes in the public halves of all sites' keys, as JWK; what is none is left out.
+    pub fn learn(&self, jwks: &[String]) {
+        let read = |text: &String| {
+            let jwk: Jwk = serde_json::from_str(text).ok()?;
+            let kid = jwk.common.key_id.clone().filter(|kid| self.header.kid.as_ref() != Some(kid))?;
+            let key = DecodingKey::from_jwk(&jwk).ok()?;
+            Some((kid, (jwk, key)))
+        };
+        let keys = jwks.iter().filter_map(read).collect();
+        *self.others.write().unwrap_or_else(PoisonError::into_inner) = Others { keys, learned: Some(Instant::now()) };
     }
 
     /// The public keys, as `/.well-known/jwks.json` shows them.
     pub fn jwks(&self) -> Value {
-        json!({ "keys": [self.jwk] })
+        let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
+        let keys: Vec<&Jwk> = [&self.jwk].into_iter().chain(others.keys.values().map(|(jwk, _)| jwk)).collect();
+        json!({ "keys": keys })
     }
+}
+
+impl Others {
+    fn is_old(&self) -> bool {
+        self.learned.is_none_or(|at| at.elapsed() >= LEARN_EVERY)
+    }
+}
+
+/// The id and the public half of a signing key.
+pub fn public_half(pem: &[u8]) -> Result<(String, Value), jsonwebtoken::errors::Error> {
+    let (_, kid, jwk) = halves(pem)?;
+    Ok((kid, json!(jwk)))
+}
+
+fn halves(pem: &[u8]) -> Result<(EncodingKey, String, Jwk), jsonwebtoken::errors::Error> {
+    let signing = EncodingKey::from_rsa_pem(pem)?;
+    let mut jwk = Jwk::from_encoding_key(&signing, Algorithm::RS256)?;
+    let kid = jwk.thumbprint(ThumbprintHash::SHA256)?;
+    jwk.common.key_id = Some(kid.clone());
+    jwk.common.public_key_use = Some(jsonwebtoken::jwk::PublicKeyUse::Signature);
+    Ok((signing, kid, jwk))
 }
 
 /// An RSA key of 2048 bits in PEM.
@@ -180,6 +237,26 @@ mod tests {
         let kid = ours.jwks()["keys"][0]["kid"].clone();
         assert_eq!(jsonwebtoken::decode_header(&token).unwrap().kid.as_deref(), kid.as_str());
         assert_eq!(ours.jwks()["keys"][0]["alg"], "RS256");
+    }
+
+    #[test]
+    fn a_token_of_another_site_is_verified_once_its_public_half_is_known() {
+        let (pem, other) = (generate_pem().unwrap(), generate_pem().unwrap());
+        let here = Signer::from_pem(pem.as_bytes(), Utf8Path::new("k"), &security("a")).unwrap();
+        let there = Signer::from_pem(other.as_bytes(), Utf8Path::new("k"), &security("a")).unwrap();
+        let (token, claims) = there.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        assert!(here.verify(&token).is_err() && here.should_learn(&token));
+        let (own, _) = here.issue("key", "acme", 100, Duration::from_secs(60)).unwrap();
+        assert!(!here.should_learn(&own) && !here.should_learn("no token"));
+        let (kid, jwk) = public_half(other.as_bytes()).unwrap();
+        here.learn(&[jwk.to_string(), "{}".to_owned(), "no JSON".to_owned()]);
+        assert_eq!(here.verify(&token).unwrap(), claims);
+        assert_eq!(here.jwks()["keys"][1]["kid"], kid);
+        // Signed with our key, but naming the other's.
+        let forged = jsonwebtoken::encode(&there.header, &claims, &here.signing).unwrap();
+        assert!(here.verify(&forged).is_err());
+        here.learn(&[]);
+        assert!(here.verify(&token).is_err() && !here.should_learn(&token), "nobody looks twice in a second");
     }
 
     #[test]

@@ -193,6 +193,9 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
 }
 
 async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
+    if app.signer.should_learn(text) {
+        app.signer.learn(&app.store.verifiers().await?);
+    }
     let claims = app.signer.verify(text).map_err(|error| {
         let expired = matches!(error.kind(), jsonwebtoken::errors::ErrorKind::ExpiredSignature);
         let why = if expired { "this token has expired" } else { "this token is not valid" };

@@ -34,6 +34,8 @@ pub struct Config {
     pub security: Security,
     /// Logs and metrics.
     pub monitoring: Monitoring,
+    /// The site's watch, where control data is kept equal between sites.
+    pub watch: Option<Address>,
 }
 
 /// A degree of maturity.
@@ -192,6 +194,13 @@ pub struct Monitoring {
     pub log_file: Option<Utf8PathBuf>,
 }
 
+impl Monitoring {
+    /// What programs of ours do that have no such section.
+    pub(crate) fn standard() -> Self {
+        Self { enable_tracing: false, log_level: tracing::Level::INFO, log_file: None }
+    }
+}
+
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -252,6 +261,7 @@ impl Config {
             database: database(textnlp.section("database")),
             security: security(textnlp.section("security"), phase),
             monitoring,
+            watch: watch(textnlp.section("replication")),
         };
         if textnlp.has("redis") {
             textnlp.wrong(
@@ -264,6 +274,13 @@ impl Config {
         let problems = document.problems();
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
+}
+
+/// `replication.watch`: the socket of the site's watch.
+fn watch(section: Section<'_>) -> Option<Address> {
+    let watch = section.parsed::<Address>("watch");
+    section.finish();
+    watch
 }
 
 fn api(section: Section<'_>, metrics_port: Option<u64>, phase: Phase) -> Api {

@@ -11,6 +11,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("001_initial_schema", include_str!("../../migrations/001_initial_schema.sql")),
     ("002_usage", include_str!("../../migrations/002_usage.sql")),
     ("003_stream_tickets", include_str!("../../migrations/003_stream_tickets.sql")),
+    ("004_sites", include_str!("../../migrations/004_sites.sql")),
 ];
 
 /// The newest schema that this program knows.

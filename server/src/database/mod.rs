@@ -6,6 +6,7 @@
 mod budget;
 mod keys;
 mod migrate;
+mod sites;
 mod tickets;
 mod usage;
 
@@ -18,6 +19,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 pub use budget::{BudgetRefusal, Reservation};
 pub use keys::{ApiKey, KeyPut};
 pub use migrate::{Migrated, newest_schema};
+pub use sites::UsageRow;
 pub use tickets::{StreamTicket, TooManyTickets};
 pub use usage::{Usage, UsageLog};
 

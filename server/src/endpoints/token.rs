@@ -73,6 +73,10 @@ fn key_in_headers(app: &App, headers: &HeaderMap) -> Option<String> {
 
 /// The public keys.
 pub(super) async fn jwks(State(app): State<Arc<App>>) -> Response {
+    // One that cannot be read now is shown as it was last known.
+    if let Ok(verifiers) = app.store.verifiers().await {
+        app.signer.learn(&verifiers);
+    }
     let keys: Value = app.signer.jwks();
     ([(header::CACHE_CONTROL, "public, max-age=300")], Json(keys)).into_response()
 }

@@ -1,0 +1,116 @@
+//! Who is primary, and who has everything.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The name of a site.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Site(String);
+
+impl Site {
+    /// A site of that name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// Its name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Which life of a site's disk: a folder that was lost and made anew is another one, and has nothing that the old one acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Incarnation(pub u64);
+
+/// What the witness keeps. Of two configurations the one with the larger epoch holds, and there is one of each epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// Counts the changes.
+    pub epoch: u64,
+    /// Who appends.
+    pub primary: Site,
+    /// Who has everything that was acknowledged, the primary among them.
+    pub members: BTreeMap<Site, Incarnation>,
+}
+
+impl Configuration {
+    /// Whether this life of a site is a member.
+    pub fn has(&self, site: &Site, incarnation: Incarnation) -> bool {
+        self.members.get(site) == Some(&incarnation)
+    }
+
+    /// The next one, with one member more.
+    pub fn with(&self, site: &Site, incarnation: Incarnation) -> Self {
+        let mut next = self.next();
+        next.members.insert(site.clone(), incarnation);
+        next
+    }
+
+    /// The next one, with one member less.
+    pub fn without(&self, site: &Site) -> Self {
+        let mut next = self.next();
+        next.members.remove(site);
+        next
+    }
+
+    /// The next one, in which a member has taken the place of the primary, which is a member no more.
+    pub fn taken_by(&self, site: &Site) -> Self {
+        Self { primary: site.clone(), ..self.without(&self.primary) }
+    }
+
+    /// The next one, in which the primary has given its place to another member.
+    pub fn given_to(&self, site: &Site) -> Self {
+        Self { primary: site.clone(), ..self.next() }
+    }
+
+    fn next(&self) -> Self {
+        Self { epoch: self.epoch + 1, ..self.clone() }
+    }
+}
+
+/// The shares of traffic: a site that lacks acknowledged control data (keys that were revoked) gets none, and the primary of the moment gets
+/// at least what the home site has when all is well.
+pub fn weights(configuration: &Configuration, home: &Site, wanted: &BTreeMap<Site, u32>) -> BTreeMap<Site, u32> {
+    let share = |site: &Site| wanted.get(site).copied().unwrap_or_default();
+    let of = |site: &Site| match configuration.members.contains_key(site) {
+        false => 0,
+        true if *site == configuration.primary => share(site).max(share(home)),
+        true => share(site),
+    };
+    wanted.keys().map(|site| (site.clone(), of(site))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(name: &str) -> Site {
+        Site::new(name)
+    }
+
+    #[test]
+    fn traffic_follows_the_configuration() {
+        let wanted: BTreeMap<_, _> = [("a", 100), ("b", 50), ("c", 0)].map(|(name, share)| (site(name), share)).into();
+        let members = ["a", "b", "c"].map(|name| (site(name), Incarnation(1))).into();
+        let well = Configuration { epoch: 3, primary: site("a"), members };
+        let shares = |configuration: &Configuration| -> Vec<u32> {
+            weights(configuration, &site("a"), &wanted).into_values().collect()
+        };
+        assert_eq!(shares(&well), [100, 50, 0]);
+        assert_eq!(shares(&well.taken_by(&site("b"))), [0, 100, 0]);
+        assert_eq!(shares(&well.taken_by(&site("c"))), [0, 50, 100]);
+        assert_eq!(shares(&well.given_to(&site("c"))), [100, 50, 100]);
+        assert_eq!(shares(&well.without(&site("b"))), [100, 0, 0]);
+    }
+}

@@ -1,0 +1,351 @@
+//! A site's part: it leads, follows, or stands outside until it has caught up.
+
+mod follow;
+mod lead;
+mod overview;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::configuration::{Configuration, Incarnation, Site};
+use crate::log::{Log, Position, Table, Write, apply};
+use crate::message::{Effect, Message, Outcome, Peer, Refusal};
+use crate::{DRIFT, Millis};
+
+pub use overview::{Overview, PeerOverview};
+
+/// What a site is told once.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who this is.
+    pub site: Site,
+    /// Which life of its disk.
+    pub incarnation: Incarnation,
+    /// Everybody, this site too. Who stands earlier asks for a free place earlier.
+    pub sites: Vec<Site>,
+    /// The site that is primary when all is well.
+    pub home: Site,
+    /// Between two heartbeats.
+    pub every: Millis,
+    /// A silence shorter than this moves nothing.
+    pub grace: Millis,
+    /// Entries that are kept for followers that were away for a moment; who was away for longer is given the table.
+    pub kept: u64,
+    /// Whether a free place is asked for without being told.
+    pub automatic: bool,
+    /// Whether the home site gets its place back without being told.
+    pub failback: bool,
+}
+
+/// What survives a restart.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct State {
+    /// What was known to hold.
+    pub configuration: Option<Configuration>,
+    /// The log.
+    pub log: Log,
+}
+
+/// Why something is not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum Refused {
+    /// Another site is primary, or nobody is known to be.
+    #[error("this site is not the primary{}", .primary.as_ref().map_or(String::new(), |site| format!("; {site} is")))]
+    NotPrimary {
+        /// Who is, as far as is known.
+        primary: Option<Site>,
+    },
+    /// No other site has everything, so a write could be lost with this one.
+    #[error("no other site is in sync: a write would be lost with this site")]
+    Alone,
+    /// A member has not answered for so long that it may have taken over.
+    #[error("{site} has not answered for {silent_ms} ms and may have been given this site's place")]
+    NoLease {
+        /// Which member.
+        site: Site,
+        /// For how long.
+        silent_ms: Millis,
+    },
+    /// The site that was primary before may still believe that it is.
+    #[error("the lease of the site that was primary before ends in {in_ms} ms")]
+    OldLease {
+        /// How long still.
+        in_ms: Millis,
+    },
+    /// Its place is being given to another site.
+    #[error("this site is giving its place to {to}")]
+    HandingOver {
+        /// To whom.
+        to: Site,
+    },
+    /// More writes wait than are allowed to.
+    #[error("{0} writes wait already")]
+    Full(usize),
+    /// A site that lacks something cannot become primary.
+    #[error("{site} is not in sync")]
+    NotInSync {
+        /// Which.
+        site: Site,
+    },
+    /// Without the witness nothing can be given away.
+    #[error("the witness does not answer")]
+    NoWitness,
+    /// It holds the place already.
+    #[error("this site is the primary already")]
+    Already,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Member {
+    settings: Settings,
+    configuration: Option<Configuration>,
+    log: Log,
+    committed: u64,
+    table: Table,
+    /// When the primary of this configuration was last heard of, or began.
+    heard: Millis,
+    /// Until then a primary before us may believe in a lease that we gave.
+    granted_until: Millis,
+    witness_heard: Option<Millis>,
+    witness_clock: Option<Millis>,
+    renewed: Option<Millis>,
+    claim: Option<Claim>,
+    refusal: Option<Refusal>,
+    leading: Option<lead::Leading>,
+}
+
+/// Asking for the primary's place.
+#[derive(Debug, Clone, Copy, Default)]
+struct Claim {
+    /// A person said so.
+    told: bool,
+    sent: Option<Millis>,
+}
+
+/// The most writes that wait to be acknowledged.
+const MOST_WAITING: usize = 1024;
+
+impl Member {
+    /// With what was on disk. A site that begins believes that it granted a lease a moment ago.
+    pub fn new(settings: Settings, state: State, now: Millis) -> (Self, Vec<Effect>) {
+        let committed = state.log.base().at.index;
+        let table = state.log.base().table.clone();
+        let granted_until = now + settings.grace;
+        let mut member = Self {
+            settings,
+            configuration: state.configuration,
+            log: state.log,
+            committed,
+            table,
+            heard: now,
+            granted_until,
+            witness_heard: None,
+            witness_clock: None,
+            renewed: None,
+            claim: None,
+            refusal: None,
+            leading: None,
+        };
+        let mut effects = Vec::new();
+        if member.is_primary() {
+            member.begin_to_lead(now, &mut effects);
+        }
+        (member, effects)
+    }
+
+    /// Time has passed. To be called several times per heartbeat.
+    pub fn tick(&mut self, now: Millis) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if self.is_due(self.renewed, now) {
+            self.renewed = Some(now);
+            effects.push(Effect::Send(
+                Peer::Witness,
+                Message::Renew {
+                    site: self.settings.site.clone(),
+                    incarnation: self.settings.incarnation,
+                    configuration: self.configuration.clone(),
+                    stamp: now,
+                },
+            ));
+        }
+        if self.leading.is_some() {
+            self.lead(now, &mut effects);
+        } else {
+            self.ask_for_the_place(now, &mut effects);
+        }
+        effects
+    }
+
+    /// A message has come.
+    pub fn receive(&mut self, now: Millis, from: &Peer, message: Message) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match (from, message) {
+            (Peer::Witness, Message::Holds { configuration, stamp, clock, refusal }) => {
+                self.witness_clock = Some(clock);
+                if let Some(stamp) = stamp {
+                    self.witness_heard = self.witness_heard.max(Some(stamp));
+                }
+                self.refusal = refusal;
+                if let Some(configuration) = configuration {
+                    self.adopt(now, configuration, &mut effects);
+                }
+            }
+            (Peer::Site(site), Message::Append { configuration, previous, entries, committed, stamp })
+                if self.follows(now, site, &configuration, &mut effects) =>
+            {
+                self.append(site, previous, entries, committed, stamp, &mut effects);
+            }
+            (Peer::Site(site), Message::Install { configuration, snapshot, stamp })
+                if self.follows(now, site, &configuration, &mut effects) =>
+            {
+                self.install(site, snapshot, stamp, &mut effects);
+            }
+            (Peer::Site(site), Message::Stored { epoch, incarnation, upto, stamp }) => {
+                self.stored(now, site, epoch, incarnation, upto, stamp, &mut effects);
+            }
+            (Peer::Site(site), Message::Behind { epoch, incarnation, hint, stamp }) => {
+                self.behind(now, site, epoch, incarnation, hint, stamp, &mut effects);
+            }
+            (Peer::Site(site), Message::Newer { configuration }) => {
+                let was = self.configuration.as_ref().map(|c| (c.epoch, c.primary.clone()));
+                // Who was primary before and tells of another believes in no lease any more.
+                let released = match &was {
+                    Some((epoch, primary)) => primary == site || *epoch == configuration.epoch,
+                    None => false,
+                };
+                if released && configuration.primary != *site {
+                    self.granted_until = now;
+                }
+                self.adopt(now, configuration, &mut effects);
+            }
+            _ => {}
+        }
+        effects
+    }
+
+    /// Puts writes into the log. The ticket is answered by an [`Effect::Answer`].
+    pub fn write(&mut self, now: Millis, ticket: u64, writes: Vec<Write>) -> Result<Vec<Effect>, Refused> {
+        self.writable(now)?;
+        let mut effects = Vec::new();
+        self.put(now, ticket, writes, &mut effects)?;
+        Ok(effects)
+    }
+
+    /// A person wants this site to take the primary's place. The witness still has to grant it.
+    pub fn claim(&mut self, now: Millis) -> Result<Vec<Effect>, Refused> {
+        if self.is_primary() {
+            return Err(Refused::Already);
+        }
+        if !self.is_member() {
+            return Err(Refused::NotInSync { site: self.settings.site.clone() });
+        }
+        self.claim = Some(Claim { told: true, sent: None });
+        let mut effects = Vec::new();
+        self.ask_for_the_place(now, &mut effects);
+        Ok(effects)
+    }
+
+    /// Nobody wants that any more.
+    pub fn give_up_claim(&mut self) {
+        self.claim = None;
+    }
+
+    /// The table as far as everything in it is acknowledged.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Up to where that is.
+    pub fn committed(&self) -> Position {
+        self.log.position(self.committed).unwrap_or(self.log.base().at)
+    }
+
+    /// What holds, as far as is known.
+    pub fn configuration(&self) -> Option<&Configuration> {
+        self.configuration.as_ref()
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Whether this site is the primary of what it knows to hold.
+    pub fn is_primary(&self) -> bool {
+        self.is_member() && self.configuration.as_ref().is_some_and(|c| c.primary == self.settings.site)
+    }
+
+    /// Whether it has everything, as far as it knows.
+    pub fn is_member(&self) -> bool {
+        let own = (&self.settings.site, self.settings.incarnation);
+        self.configuration.as_ref().is_some_and(|c| c.has(own.0, own.1))
+    }
+
+    /// How long a granted lease is believed in: shorter than a grace by what two clocks may differ.
+    fn lease(&self) -> Millis {
+        self.settings.grace - 2 * (self.settings.grace / DRIFT)
+    }
+
+    fn is_due(&self, last: Option<Millis>, now: Millis) -> bool {
+        last.is_none_or(|last| now.saturating_sub(last) >= (self.settings.every / 2).max(1))
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Site> {
+        self.settings.sites.iter().filter(|site| **site != self.settings.site)
+    }
+
+    /// Takes over what holds, if it is newer than what is known.
+    fn adopt(&mut self, now: Millis, configuration: Configuration, effects: &mut Vec<Effect>) {
+        let known = self.configuration.as_ref();
+        if known.is_some_and(|known| configuration.epoch <= known.epoch) {
+            return;
+        }
+        let another = known.is_none_or(|known| known.primary != configuration.primary);
+        let led = self.leading.is_some();
+        effects.push(Effect::Configure(configuration.clone()));
+        self.configuration = Some(configuration.clone());
+        self.claim = self.claim.filter(|_| !another);
+        if another {
+            self.heard = now;
+        }
+        match (led, self.is_primary()) {
+            (true, true) => self.changed(now, effects),
+            (true, false) => {
+                self.step_down(effects);
+                let newer = Message::Newer { configuration: configuration.clone() };
+                effects.push(Effect::Send(Peer::Site(configuration.primary), newer));
+            }
+            (false, true) => self.begin_to_lead(now, effects),
+            (false, false) => {}
+        }
+    }
+
+    fn step_down(&mut self, effects: &mut Vec<Effect>) {
+        let Some(leading) = self.leading.take() else { return };
+        effects.extend(leading.tickets.into_iter().map(|(_, ticket)| Effect::Answer(ticket, Outcome::Unknown)));
+    }
+
+    /// Everything up to here is acknowledged.
+    fn commit(&mut self, upto: u64, effects: &mut Vec<Effect>) {
+        if upto <= self.committed {
+            return;
+        }
+        for index in self.committed + 1..=upto {
+            if let Some(entry) = self.log.entry(index) {
+                apply(&mut self.table, entry);
+            }
+        }
+        self.committed = upto;
+        effects.push(Effect::Committed(upto));
+        if upto - self.log.base().at.index > 2 * self.settings.kept {
+            self.log.compact(upto - self.settings.kept);
+            effects.push(Effect::Compact { snapshot: self.log.base().clone(), rest: self.log.entries().to_vec() });
+        }
+    }
+}
+
+type Tickets = VecDeque<(Position, u64)>;
+type Peers = BTreeMap<Site, lead::Progress>;

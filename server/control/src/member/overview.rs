@@ -1,0 +1,96 @@
+//! What a person may want to know of a site.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Member, Refused};
+use crate::Millis;
+use crate::configuration::Site;
+use crate::message::Refusal;
+
+/// A site as it sees itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Overview {
+    /// Who.
+    pub site: Site,
+    /// `primary`, `member`, or `outsider`: a site that does not have everything yet, or any more.
+    pub role: String,
+    /// Of the configuration that it knows; 0 before the first.
+    pub epoch: u64,
+    /// Who is primary in it.
+    pub primary: Option<Site>,
+    /// Who has everything in it.
+    pub members: Vec<Site>,
+    /// Whether control data can be written here now.
+    pub writable: bool,
+    /// Why it cannot.
+    pub why_not: Option<Refused>,
+    /// The last entry here.
+    pub last: u64,
+    /// The last acknowledged one that it knows of.
+    pub committed: u64,
+    /// The other sites, as the primary sees them.
+    pub peers: BTreeMap<Site, PeerOverview>,
+    /// How long ago the witness answered.
+    pub witness_heard_ms: Option<Millis>,
+    /// How long ago the primary was heard of, where this is another.
+    pub primary_heard_ms: Option<Millis>,
+    /// Why the witness did not do what it was last asked for.
+    pub refusal: Option<Refusal>,
+    /// Whether it acts without being told.
+    pub automatic: bool,
+}
+
+/// Another site, as the primary sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerOverview {
+    /// It has everything up to here on disk.
+    pub stored: u64,
+    /// Whether it is a member.
+    pub member: bool,
+    /// How long ago it answered.
+    pub heard_ms: Option<Millis>,
+    /// For how long it has lacked something.
+    pub behind_ms: Millis,
+}
+
+impl Member {
+    /// See [`Overview`].
+    pub fn overview(&self, now: Millis) -> Overview {
+        let configuration = self.configuration.as_ref();
+        let role = match (self.is_primary(), self.is_member()) {
+            (true, _) => "primary",
+            (false, true) => "member",
+            (false, false) => "outsider",
+        };
+        let writable = self.writable(now);
+        let peers = self.leading.iter().flat_map(|leading| &leading.peers);
+        let seen = peers.map(|(site, peer)| {
+            let life = peer.incarnation;
+            let overview = PeerOverview {
+                stored: peer.stored,
+                member: configuration.is_some_and(|c| life.is_some_and(|life| c.has(site, life))),
+                heard_ms: peer.incarnation.and(peer.answered).map(|at| now.saturating_sub(at)),
+                behind_ms: peer.behind_since.map_or(0, |at| now.saturating_sub(at)),
+            };
+            (site.clone(), overview)
+        });
+        Overview {
+            site: self.settings.site.clone(),
+            role: role.to_owned(),
+            epoch: configuration.map_or(0, |c| c.epoch),
+            primary: configuration.map(|c| c.primary.clone()),
+            members: configuration.map(|c| c.members.keys().cloned().collect()).unwrap_or_default(),
+            writable: writable.is_ok(),
+            why_not: writable.err(),
+            last: self.log.last().index,
+            committed: self.committed,
+            peers: seen.collect(),
+            witness_heard_ms: self.witness_heard.map(|at| now.saturating_sub(at)),
+            primary_heard_ms: (!self.is_primary()).then(|| now.saturating_sub(self.heard)),
+            refusal: self.refusal,
+            automatic: self.settings.automatic,
+        }
+    }
+}

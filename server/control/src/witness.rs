@@ -1,0 +1,272 @@
+//! The witness: keeps what holds, and changes it for whoever may.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::configuration::{Configuration, Incarnation, Site};
+use crate::message::{Message, Refusal};
+use crate::{DRIFT, Millis};
+
+/// What a witness is told once.
+#[derive(Debug, Clone)]
+pub struct WitnessSettings {
+    /// Everybody.
+    pub sites: BTreeSet<Site>,
+    /// Who is primary first.
+    pub home: Site,
+    /// How long a primary must be silent before its place is free.
+    pub grace: Millis,
+}
+
+/// One configuration that held, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What held.
+    pub configuration: Configuration,
+    /// Who asked for it, and for what.
+    pub why: String,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Witness {
+    settings: WitnessSettings,
+    configuration: Option<Configuration>,
+    /// When the primary was last heard of, by our clock.
+    renewed: Millis,
+    /// When each site was.
+    heard: BTreeMap<Site, Millis>,
+    /// Before anything is known: what each site says.
+    said: BTreeMap<Site, (Incarnation, Option<Configuration>)>,
+}
+
+/// After a lost record epochs go on far from those that somebody may still hear of.
+const LEAP: u64 = 1000;
+
+impl Witness {
+    /// With what was on disk. A witness that begins waits a whole grace before it gives a place away.
+    pub fn new(settings: WitnessSettings, configuration: Option<Configuration>, now: Millis) -> Self {
+        Self { settings, configuration, renewed: now, heard: BTreeMap::new(), said: BTreeMap::new() }
+    }
+
+    /// What holds.
+    pub fn configuration(&self) -> Option<&Configuration> {
+        self.configuration.as_ref()
+    }
+
+    /// How long ago the primary was heard of.
+    pub fn renewed(&self, now: Millis) -> Millis {
+        now.saturating_sub(self.renewed)
+    }
+
+    /// How long ago each site was heard of.
+    pub fn heard(&self, now: Millis) -> BTreeMap<Site, Millis> {
+        self.heard.iter().map(|(site, at)| (site.clone(), now.saturating_sub(*at))).collect()
+    }
+
+    /// Takes in one message. The record must be on disk before the answer is sent.
+    pub fn receive(&mut self, now: Millis, message: Message) -> (Option<Record>, Option<Message>) {
+        match message {
+            Message::Renew { site, incarnation, configuration, stamp } if self.settings.sites.contains(&site) => {
+                self.heard.insert(site.clone(), now);
+                let record = match &self.configuration {
+                    Some(holds) => {
+                        if holds.primary == site && holds.has(&site, incarnation) {
+                            self.renewed = now;
+                        }
+                        None
+                    }
+                    None => self.begin(now, site, incarnation, configuration),
+                };
+                (record, Some(self.holds(now, Some(stamp), None)))
+            }
+            Message::Change { by, incarnation, to, seen } => match self.judge(now, &by, incarnation, &to, seen) {
+                Ok(None) => (None, Some(self.holds(now, None, None))),
+                Ok(Some(why)) => {
+                    if self.configuration.as_ref().is_none_or(|holds| holds.primary != to.primary) {
+                        // The new primary needs a moment to hear of it.
+                        self.renewed = now;
+                    }
+                    self.configuration = Some(to.clone());
+                    (Some(Record { configuration: to, why }), Some(self.holds(now, None, None)))
+                }
+                Err(refusal) => (None, Some(self.holds(now, None, Some(refusal)))),
+            },
+            _ => (None, None),
+        }
+    }
+
+    fn holds(&self, now: Millis, stamp: Option<Millis>, refusal: Option<Refusal>) -> Message {
+        Message::Holds { configuration: self.configuration.clone(), stamp, clock: now, refusal }
+    }
+
+    /// `None`: it holds already.
+    fn judge(
+        &self,
+        now: Millis,
+        by: &Site,
+        incarnation: Incarnation,
+        to: &Configuration,
+        seen: Millis,
+    ) -> Result<Option<String>, Refusal> {
+        let holds = self.configuration.as_ref().ok_or(Refusal::Unknown)?;
+        if holds == to {
+            return Ok(None);
+        }
+        if to.epoch != holds.epoch + 1 {
+            return Err(Refusal::Outdated);
+        }
+        // Whoever asked may have lost its disk since, or found the primary well.
+        if seen > now || now - seen >= self.settings.grace / 2 {
+            return Err(Refusal::Late);
+        }
+        let known = to.members.keys().all(|site| self.settings.sites.contains(site));
+        if !holds.has(by, incarnation) || !to.members.contains_key(&to.primary) || !known {
+            return Err(Refusal::NotAllowed);
+        }
+        if *by == holds.primary {
+            let own = to.members.get(by) == holds.members.get(by);
+            let given = to.primary != holds.primary && to.members == holds.members;
+            return match to.primary == holds.primary {
+                true if own => Ok(Some(members_change(holds, to))),
+                false if given => Ok(Some(format!("{by} gave its place to {}", to.primary))),
+                _ => Err(Refusal::NotAllowed),
+            };
+        }
+        if *to != holds.taken_by(by) {
+            return Err(Refusal::NotAllowed);
+        }
+        // Our clock may be fast, the primary's slow.
+        let wait = self.settings.grace + self.settings.grace / DRIFT;
+        match wait.checked_sub(self.renewed(now)).filter(|left| *left > 0) {
+            Some(in_ms) => Err(Refusal::PrimaryLives { in_ms }),
+            None => Ok(Some(format!("{by} took the place of {}, silent for {} ms", holds.primary, self.renewed(now)))),
+        }
+    }
+
+    /// The first configuration. When every site is as new as we are, home begins. When they know of one, our record was lost: what the newest of
+    /// them knows holds, and nobody is believed to be missing, because a change that nobody heard of has changed nothing.
+    fn begin(
+        &mut self,
+        now: Millis,
+        site: Site,
+        incarnation: Incarnation,
+        configuration: Option<Configuration>,
+    ) -> Option<Record> {
+        self.said.insert(site, (incarnation, configuration));
+        let newest = self.said.values().filter_map(|(_, said)| said.as_ref()).max_by_key(|said| said.epoch);
+        let (configuration, why) = match newest {
+            Some(newest) if self.said.len() == self.settings.sites.len() => {
+                let found = Configuration { epoch: newest.epoch + LEAP, ..newest.clone() };
+                (found, "the witness's record was lost; all sites were asked".to_owned())
+            }
+            None if self.said.len() == self.settings.sites.len() => {
+                let (incarnation, _) = self.said.get(&self.settings.home)?;
+                let home = self.settings.home.clone();
+                let members = BTreeMap::from([(home.clone(), *incarnation)]);
+                (Configuration { epoch: 1, primary: home, members }, "the first one".to_owned())
+            }
+            _ => return None,
+        };
+        self.renewed = now;
+        self.said.clear();
+        self.configuration = Some(configuration.clone());
+        Some(Record { configuration, why })
+    }
+}
+
+fn members_change(holds: &Configuration, to: &Configuration) -> String {
+    let names = |a: &Configuration, b: &Configuration| -> Vec<String> {
+        a.members.iter().filter(|(site, life)| !b.has(site, **life)).map(|(site, _)| site.to_string()).collect()
+    };
+    match (names(to, holds), names(holds, to)) {
+        (came, left) if left.is_empty() => format!("{} took in {}", to.primary, came.join(", ")),
+        (came, left) if came.is_empty() => format!("{} let go of {}", to.primary, left.join(", ")),
+        (came, left) => format!("{} took in {} and let go of {}", to.primary, came.join(", "), left.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn witness() -> Witness {
+        let sites = ["a", "b", "c"].map(Site::new).into();
+        Witness::new(WitnessSettings { sites, home: Site::new("a"), grace: 1000 }, None, 0)
+    }
+
+    fn renew(site: &str, incarnation: u64, configuration: Option<Configuration>) -> Message {
+        Message::Renew { site: Site::new(site), incarnation: Incarnation(incarnation), configuration, stamp: 7 }
+    }
+
+    fn change(by: &str, incarnation: u64, to: Configuration, seen: Millis) -> Message {
+        Message::Change { by: Site::new(by), incarnation: Incarnation(incarnation), to, seen }
+    }
+
+    fn refusal(answer: (Option<Record>, Option<Message>)) -> Option<Refusal> {
+        match answer {
+            (None, Some(Message::Holds { refusal, .. })) => refusal,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn begun() -> (Witness, Configuration) {
+        let mut witness = witness();
+        assert_eq!(witness.receive(1, renew("a", 1, None)).0, None);
+        assert_eq!(witness.receive(2, renew("b", 2, None)).0, None);
+        let first = witness.receive(3, renew("c", 3, None)).0.unwrap().configuration;
+        assert_eq!((first.epoch, first.primary.as_str(), first.members.len()), (1, "a", 1));
+        (witness, first)
+    }
+
+    #[test]
+    fn a_place_is_free_only_after_a_grace_of_silence_and_only_for_a_member() {
+        let (mut witness, first) = begun();
+        let two = first.with(&Site::new("b"), Incarnation(2));
+        assert!(witness.receive(10, change("a", 1, two.clone(), 10)).0.is_some());
+        assert_eq!(refusal(witness.receive(11, change("a", 1, two.clone(), 11))), None, "the same again");
+        let taken = two.taken_by(&Site::new("b"));
+        let refused = refusal(witness.receive(500, change("b", 2, taken.clone(), 500)));
+        assert!(matches!(refused, Some(Refusal::PrimaryLives { .. })), "{refused:?}");
+        witness.receive(900, renew("a", 1, Some(two.clone())));
+        assert!(refusal(witness.receive(1900, change("b", 2, taken.clone(), 1900))).is_some());
+        // Another life of the primary's disk is not the primary.
+        witness.receive(1901, renew("a", 9, Some(two.clone())));
+        let outsider = change("c", 3, two.taken_by(&Site::new("c")), 2000);
+        assert_eq!(refusal(witness.receive(2000, outsider)), Some(Refusal::NotAllowed));
+        let other_life = change("b", 8, taken.clone(), 2000);
+        let late = change("b", 2, taken.clone(), 1400);
+        assert_eq!(refusal(witness.receive(2000, late)), Some(Refusal::Late));
+        assert_eq!(refusal(witness.receive(2000, other_life)), Some(Refusal::NotAllowed));
+        assert!(witness.receive(2000, change("b", 2, taken.clone(), 2000)).0.is_some());
+        assert_eq!(
+            refusal(witness.receive(2001, change("a", 1, two.without(&Site::new("b")), 2001))),
+            Some(Refusal::Outdated)
+        );
+    }
+
+    #[test]
+    fn nobody_changes_what_is_not_theirs() {
+        let (mut witness, first) = begun();
+        let two = first.with(&Site::new("b"), Incarnation(2));
+        witness.receive(10, change("a", 1, two.clone(), 10));
+        let mut stranger = two.with(&Site::new("x"), Incarnation(1));
+        assert_eq!(refusal(witness.receive(11, change("a", 1, stranger.clone(), 11))), Some(Refusal::NotAllowed));
+        stranger = two.with(&Site::new("c"), Incarnation(3));
+        assert_eq!(refusal(witness.receive(9000, change("b", 2, stranger, 9000))), Some(Refusal::NotAllowed));
+        let alone = two.without(&Site::new("a"));
+        assert_eq!(refusal(witness.receive(12, change("a", 1, alone, 12))), Some(Refusal::NotAllowed));
+    }
+
+    #[test]
+    fn a_lost_record_is_made_good_by_what_all_sites_know() {
+        let (_, first) = begun();
+        let two = first.with(&Site::new("b"), Incarnation(2));
+        let mut fresh = witness();
+        assert_eq!(fresh.receive(1, renew("a", 1, Some(first))).0, None);
+        assert_eq!(fresh.receive(2, renew("b", 2, Some(two.clone()))).0, None);
+        let found = fresh.receive(3, renew("c", 3, None)).0.unwrap().configuration;
+        assert_eq!((found.epoch, &found.members), (two.epoch + LEAP, &two.members));
+    }
+}

@@ -1,0 +1,278 @@
+//! The one owner of a site's part in the protocol: a thread that takes in events, does what they ask for in order, and waits for the
+//! disk where something depends on it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use textnlp_control::{
+    Effect, Member, Message, Outcome, Overview, Peer, Position, Refused, Settings, Site, Table, Write,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::config::WatchConfig;
+use super::disk::Disk;
+use super::links::{self, Links};
+use super::{Error, clock};
+
+/// Entries that are kept one by one.
+const KEPT: u64 = 1024;
+
+/// Requests that wait; a client that finds no room is told so.
+const WAITING: usize = 1024;
+
+enum Event {
+    Messages { from: Peer, messages: Vec<Message>, answers: Option<oneshot::Sender<Vec<Message>>> },
+    Write { writes: Vec<Write>, answer: oneshot::Sender<Result<Outcome, Refused>> },
+    Claim(oneshot::Sender<Result<(), Refused>>),
+    GiveUpClaim,
+    HandOver { to: Site, answer: oneshot::Sender<Result<(), Refused>> },
+    Look(oneshot::Sender<(Overview, usize)>),
+    Table { prefix: String, answer: oneshot::Sender<(Position, Table)> },
+}
+
+/// How everybody else talks to the owner.
+#[derive(Debug, Clone)]
+pub(super) struct Actor {
+    events: mpsc::Sender<Event>,
+    committed: watch::Receiver<u64>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub(super) enum Unanswered {
+    /// The protocol says no.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Too much waits already, or the process is stopping.
+    #[error("the watch is too busy, or it is stopping")]
+    Busy,
+}
+
+impl Actor {
+    /// Puts writes; the outcome comes when it is known, which may be never.
+    pub(super) async fn write(&self, writes: Vec<Write>) -> Result<Outcome, Unanswered> {
+        Ok(self.ask(|answer| Event::Write { writes, answer }).await??)
+    }
+
+    /// Takes in messages and gives what is to be answered to the sender at once.
+    pub(super) async fn exchange(&self, from: Peer, messages: Vec<Message>) -> Result<Vec<Message>, Unanswered> {
+        self.ask(|answer| Event::Messages { from, messages, answers: Some(answer) }).await
+    }
+
+    /// Takes in messages.
+    pub(super) fn deliver(&self, from: Peer, messages: Vec<Message>) {
+        // One that finds no room is lost like any other.
+        let _ = self.events.try_send(Event::Messages { from, messages, answers: None });
+    }
+
+    pub(super) async fn claim(&self) -> Result<(), Unanswered> {
+        Ok(self.ask(Event::Claim).await??)
+    }
+
+    pub(super) async fn give_up_claim(&self) {
+        let _ = self.events.send(Event::GiveUpClaim).await;
+    }
+
+    pub(super) async fn hand_over(&self, to: Site) -> Result<(), Unanswered> {
+        Ok(self.ask(|answer| Event::HandOver { to, answer }).await??)
+    }
+
+    /// What this site sees, and how many entries it had to withdraw in its life.
+    pub(super) async fn look(&self) -> Result<(Overview, usize), Unanswered> {
+        self.ask(Event::Look).await
+    }
+
+    /// The acknowledged table as far as keys begin with a prefix.
+    pub(super) async fn table(&self, prefix: &str) -> Result<(Position, Table), Unanswered> {
+        self.ask(|answer| Event::Table { prefix: prefix.to_owned(), answer }).await
+    }
+
+    /// Changes whenever more is acknowledged.
+    pub(super) fn committed(&self) -> watch::Receiver<u64> {
+        self.committed.clone()
+    }
+
+    async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, Unanswered> {
+        let (answer, answered) = oneshot::channel();
+        self.events.try_send(event(answer)).map_err(|_| Unanswered::Busy)?;
+        answered.await.map_err(|_| Unanswered::Busy)
+    }
+}
+
+/// Starts the owner. The future ends when the owner had to give up: after a disk that failed nothing that it says can be believed.
+pub(super) fn start(
+    config: &WatchConfig,
+    stop: CancellationToken,
+) -> Result<(Actor, impl Future<Output = ()> + use<>), Error> {
+    let (disk, state) = Disk::open(&config.folder)?;
+    let settings = Settings {
+        site: config.site.clone(),
+        incarnation: disk.incarnation,
+        sites: config.sites(),
+        home: config.home.clone(),
+        every: config.every_ms,
+        grace: config.grace_ms(),
+        kept: KEPT,
+        automatic: config.automatic,
+        failback: config.failback,
+    };
+    let (links, ends) = Links::new(config);
+    let (events, inbox) = mpsc::channel(WAITING);
+    let (tell, committed) = watch::channel(0);
+    let actor = Actor { events, committed };
+    // A heartbeat that takes longer than a grace has lost its meaning.
+    let within = Duration::from_millis(config.grace_ms().max(1000));
+    tokio::spawn(links::carry(ends, config.site.clone(), within, actor.clone(), stop.clone()));
+    let (member, effects) = Member::new(settings, state, clock::now());
+    let owner = Owner { member, disk, links, tell, tickets: BTreeMap::new(), ticket: 0 };
+    let every = Duration::from_millis((config.every_ms / 8).clamp(10, 1000));
+    let (ended, end) = oneshot::channel::<()>();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        if let Err(error) = owner.run(effects, inbox, every, &stop, &runtime) {
+            tracing::error!(%error, "control data could not be stored");
+        }
+        drop(ended);
+    })?;
+    Ok((actor, async move { drop(end.await) }))
+}
+
+struct Owner {
+    member: Member,
+    disk: Disk,
+    links: Links,
+    tell: watch::Sender<u64>,
+    tickets: BTreeMap<u64, oneshot::Sender<Result<Outcome, Refused>>>,
+    ticket: u64,
+}
+
+impl Owner {
+    fn run(
+        mut self,
+        effects: Vec<Effect>,
+        mut inbox: mpsc::Receiver<Event>,
+        every: Duration,
+        stop: &CancellationToken,
+        runtime: &tokio::runtime::Handle,
+    ) -> std::io::Result<()> {
+        self.carry_out(effects, None)?;
+        let mut tick = runtime.block_on(async { tokio::time::interval(every) });
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let event = runtime.block_on(async {
+                tokio::select! {
+                    () = stop.cancelled() => None,
+                    _ = tick.tick() => Some(None),
+                    event = inbox.recv() => event.map(Some),
+                }
+            });
+            match event {
+                None => return Ok(()),
+                Some(None) => {
+                    let effects = self.member.tick(clock::now());
+                    self.carry_out(effects, None)?;
+                }
+                Some(Some(event)) => self.take_in(event)?,
+            }
+        }
+    }
+
+    fn take_in(&mut self, event: Event) -> std::io::Result<()> {
+        let now = clock::now();
+        match event {
+            Event::Messages { from, messages, answers } => {
+                let mut back = Vec::new();
+                for message in messages {
+                    let effects = self.member.receive(now, &from, message);
+                    self.carry_out(effects, answers.is_some().then_some((&from, &mut back)))?;
+                }
+                if let Some(answers) = answers {
+                    // Whoever asked may have gone.
+                    let _ = answers.send(back);
+                }
+            }
+            Event::Write { writes, answer } => {
+                self.ticket += 1;
+                match self.member.write(now, self.ticket, writes) {
+                    Ok(effects) => {
+                        self.tickets.insert(self.ticket, answer);
+                        self.carry_out(effects, None)?;
+                    }
+                    Err(refused) => drop(answer.send(Err(refused))),
+                }
+            }
+            Event::Claim(answer) => {
+                let claimed = self.member.claim(now);
+                self.do_or_refuse(claimed, answer)?;
+            }
+            Event::GiveUpClaim => self.member.give_up_claim(),
+            Event::HandOver { to, answer } => {
+                let given = self.member.hand_over(now, &to);
+                self.do_or_refuse(given, answer)?;
+            }
+            Event::Look(answer) => drop(answer.send((self.member.overview(now), self.disk.withdrawn))),
+            Event::Table { prefix, answer } => {
+                let table = self.member.table();
+                let begins = table.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+                let found = begins.map(|(key, value)| (key.clone(), value.clone())).collect();
+                let _ = answer.send((self.member.committed(), found));
+            }
+        }
+        Ok(())
+    }
+
+    fn do_or_refuse(
+        &mut self,
+        done: Result<Vec<Effect>, Refused>,
+        answer: oneshot::Sender<Result<(), Refused>>,
+    ) -> std::io::Result<()> {
+        let said = match done {
+            Ok(effects) => self.carry_out(effects, None).map(|()| Ok(()))?,
+            Err(refused) => Err(refused),
+        };
+        let _ = answer.send(said);
+        Ok(())
+    }
+
+    /// In order: what is to be stored is on disk before the next is done. Messages to whoever asks go back with the answer.
+    fn carry_out(&mut self, effects: Vec<Effect>, mut back: Option<(&Peer, &mut Vec<Message>)>) -> std::io::Result<()> {
+        for effect in effects {
+            match effect {
+                Effect::Configure(configuration) => {
+                    let members: Vec<_> = configuration.members.keys().map(Site::as_str).collect();
+                    tracing::info!(
+                        epoch = configuration.epoch,
+                        primary = %configuration.primary,
+                        members = members.join(", "),
+                        "another configuration holds"
+                    );
+                    self.disk.configure(&configuration)?;
+                }
+                Effect::Append(entries) => self.disk.append(&entries)?,
+                Effect::Withdraw { after, entries } => {
+                    let many = entries.len();
+                    tracing::warn!(
+                        many,
+                        after,
+                        "entries that nobody was promised are withdrawn; `withdrawn` keeps them"
+                    );
+                    self.disk.withdraw(after, &entries)?;
+                }
+                Effect::Install { snapshot, aside } => self.disk.install(&snapshot, &aside)?,
+                Effect::Compact { snapshot, rest } => self.disk.compact(&snapshot, &rest)?,
+                Effect::Send(to, message) => match &mut back {
+                    Some((peer, answers)) if **peer == to => answers.push(message),
+                    _ => self.links.send(&to, message),
+                },
+                Effect::Committed(upto) => drop(self.tell.send_replace(upto)),
+                Effect::Answer(ticket, outcome) => {
+                    if let Some(answer) = self.tickets.remove(&ticket) {
+                        let _ = answer.send(Ok(outcome));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,175 @@
+//! The files of a watch and of a witness.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use textnlp_control::Site;
+
+use super::Error;
+use crate::config::Address;
+
+/// `watch:` of a site.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchConfig {
+    /// Which site this is.
+    pub site: Site,
+    /// The log and what goes with it.
+    pub folder: Utf8PathBuf,
+    /// Its own socket.
+    #[serde(deserialize_with = "address")]
+    pub listen: Address,
+    /// The other sites, through this site's border.
+    #[serde(deserialize_with = "addresses")]
+    pub peers: BTreeMap<Site, Address>,
+    /// The witness, through this site's border.
+    #[serde(deserialize_with = "address")]
+    pub witness: Address,
+    /// `sqlite:///…`: where the site's replicas read control data.
+    pub database: String,
+    /// The key that signs this site's tokens; its public half is told to all sites.
+    #[serde(default)]
+    pub jwt_key_file: Option<Utf8PathBuf>,
+    /// Between two heartbeats.
+    pub every_ms: u64,
+    /// So many heartbeats long, silence moves nothing.
+    pub lost_after: u32,
+    /// Whether this site takes a free place without being told.
+    pub automatic: bool,
+    /// Whether the home site gets its place back without being told.
+    pub failback: bool,
+    /// The site that is primary when all is well.
+    pub home: Site,
+    /// Who asks for a free place first; the home site and then by name when absent.
+    #[serde(default)]
+    pub order: Vec<Site>,
+    /// A site that lacks something for longer is said to lag.
+    pub max_lag_ms: u64,
+}
+
+/// `witness:`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessConfig {
+    /// Where the record is.
+    pub folder: Utf8PathBuf,
+    /// Its socket.
+    #[serde(deserialize_with = "address")]
+    pub listen: Address,
+    /// Everybody.
+    pub sites: Vec<Site>,
+    /// Who is primary first.
+    pub home: Site,
+    /// Between two heartbeats.
+    pub every_ms: u64,
+    /// So many heartbeats long, silence moves nothing.
+    pub lost_after: u32,
+    /// Shares of traffic when all is well.
+    #[serde(default)]
+    pub weights: BTreeMap<Site, u32>,
+    /// The front's administration socket.
+    #[serde(default, deserialize_with = "maybe_address")]
+    pub front: Option<Address>,
+}
+
+impl WatchConfig {
+    /// Reads and checks a file.
+    pub fn read(file: &Utf8Path) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Document {
+            watch: WatchConfig,
+        }
+        let config = read::<Document>(file)?.watch;
+        let sites = config.sites();
+        let problems = [
+            config.peers.contains_key(&config.site).then(|| format!("`peers` names this site, {}", config.site)),
+            (!sites.contains(&config.home)).then(|| format!("`home` is {}, which is no site here", config.home)),
+            pace(config.every_ms, config.lost_after),
+            (!config.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
+            (!config.database.starts_with("sqlite://")).then(|| "`database` is not `sqlite://…`".to_owned()),
+        ];
+        checked(file, problems).map(|()| config)
+    }
+
+    /// Everybody, those first that ask for a free place first.
+    pub fn sites(&self) -> Vec<Site> {
+        let mut sites: Vec<Site> = self.peers.keys().chain([&self.site]).cloned().collect();
+        let place = |site: &Site| self.order.iter().position(|s| s == site).unwrap_or(usize::MAX);
+        sites.sort_by_key(|site| (place(site), *site != self.home, site.clone()));
+        sites
+    }
+
+    /// Silence shorter than this moves nothing.
+    pub fn grace_ms(&self) -> u64 {
+        self.every_ms * u64::from(self.lost_after)
+    }
+}
+
+impl WitnessConfig {
+    /// Reads and checks a file.
+    pub fn read(file: &Utf8Path) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Document {
+            witness: WitnessConfig,
+        }
+        let config = read::<Document>(file)?.witness;
+        let stranger = config.weights.keys().find(|site| !config.sites.contains(site));
+        let problems = [
+            (config.sites.len() < 2).then(|| "`sites` names fewer than two".to_owned()),
+            (!config.sites.contains(&config.home)).then(|| format!("`home` is {}, which is no site here", config.home)),
+            stranger.map(|site| format!("`weights` names {site}, which is no site here")),
+            pace(config.every_ms, config.lost_after),
+            (!config.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
+        ];
+        checked(file, problems).map(|()| config)
+    }
+
+    /// Silence shorter than this moves nothing.
+    pub fn grace_ms(&self) -> u64 {
+        self.every_ms * u64::from(self.lost_after)
+    }
+}
+
+/// Faster than this, a busy machine looks like a lost one; slower, nobody waits for.
+fn pace(every_ms: u64, lost_after: u32) -> Option<String> {
+    if !(50..=600_000).contains(&every_ms) {
+        return Some(format!("`every_ms` is {every_ms}, not from 50 to 600000"));
+    }
+    (!(2..=100).contains(&lost_after)).then(|| format!("`lost_after` is {lost_after}, not from 2 to 100"))
+}
+
+fn checked<const N: usize>(file: &Utf8Path, problems: [Option<String>; N]) -> Result<(), Error> {
+    let problems: Vec<String> = problems.into_iter().flatten().collect();
+    if problems.is_empty() { Ok(()) } else { Err(Error::Config { file: file.to_owned(), why: problems.join("; ") }) }
+}
+
+/// No file of ours is near this size.
+const MOST: u64 = 1 << 20;
+
+fn read<T: DeserializeOwned>(file: &Utf8Path) -> Result<T, Error> {
+    let wrong = |why: &dyn Display| Error::Config { file: file.to_owned(), why: why.to_string() };
+    let length = std::fs::metadata(file).map_err(|error| wrong(&error))?.len();
+    if length > MOST {
+        return Err(wrong(&format!("it has {length} bytes, more than {MOST}")));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    serde_yaml::from_str(&text).map_err(|error| wrong(&error))
+}
+
+fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Address, D::Error> {
+    String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+}
+
+fn maybe_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Address>, D::Error> {
+    address(from).map(Some)
+}
+
+fn addresses<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<Site, Address>, D::Error> {
+    let texts = BTreeMap::<Site, String>::deserialize(from)?;
+    texts.into_iter().map(|(site, text)| Ok((site, text.parse().map_err(serde::de::Error::custom)?))).collect()
+}

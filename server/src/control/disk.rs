@@ -1,0 +1,278 @@
+//! What a site must not forget: what holds, the log, and which life of its disk this is.
+//!
+//! ```text
+//! FOLDER/incarnation          made with the folder
+//! FOLDER/configuration.json   what was last known to hold
+//! FOLDER/snapshot.json        the table up to some entry
+//! FOLDER/log                  one entry per line: CRC-32 in hexadecimal, a space, JSON
+//! FOLDER/withdrawn            entries that were never acknowledged and had to go, for a person to read
+//! ```
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Seek, SeekFrom, Write as _};
+use std::os::unix::fs::PermissionsExt;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use textnlp_control::{Configuration, Entry, Incarnation, Log, Snapshot, State};
+
+use super::Error;
+
+/// See the module. Whatever returns is on disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    folder: Utf8PathBuf,
+    log: File,
+    /// Where each entry of the log ends.
+    ends: Vec<u64>,
+    /// The index of the entry before the first in the file.
+    base: u64,
+    pub(super) incarnation: Incarnation,
+    pub(super) withdrawn: usize,
+}
+
+impl Disk {
+    /// Opens a folder and reads what is there; makes it when it is new.
+    pub(super) fn open(folder: &Utf8Path) -> Result<(Self, State), Error> {
+        let wrong = |why: String| Error::Folder { folder: folder.to_owned(), why };
+        let fails = |error: io::Error| wrong(error.to_string());
+        std::fs::create_dir_all(folder).map_err(fails)?;
+        std::fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(fails)?;
+        let configuration: Option<Configuration> = read(&folder.join("configuration.json")).map_err(wrong)?;
+        let snapshot: Snapshot = read(&folder.join("snapshot.json")).map_err(wrong)?.unwrap_or_default();
+        let path = folder.join("log");
+        let log = open(&path).map_err(fails)?;
+        let text = std::fs::read(&path).map_err(fails)?;
+        let (entries, ends) = lines(&text).map_err(|line| {
+            let fix = "move the folder away: the site comes back empty and is given everything by the others";
+            wrong(format!("line {line} of its log is damaged; {fix}"))
+        })?;
+        // A line that a dying machine wrote half was acknowledged to nobody.
+        let whole = ends.last().copied().unwrap_or(0);
+        if whole < text.len() as u64 {
+            log.set_len(whole).and_then(|()| log.sync_all()).map_err(fails)?;
+        }
+        let base = entries.first().map_or(snapshot.at.index, |entry| entry.at.index - 1);
+        let after: Vec<Entry> = entries.into_iter().filter(|entry| entry.at.index > snapshot.at.index).collect();
+        let incarnation = incarnation(folder).map_err(fails)?;
+        let withdrawn =
+            std::fs::read(folder.join("withdrawn")).map_or(0, |text| text.split(|b| *b == b'\n').count() - 1);
+        let log_read = Log::new(snapshot, after).ok_or_else(|| wrong("its log has a gap".to_owned()))?;
+        let disk = Self { folder: folder.to_owned(), log, ends, base, incarnation, withdrawn };
+        Ok((disk, State { configuration, log: log_read }))
+    }
+
+    pub(super) fn configure(&mut self, configuration: &Configuration) -> io::Result<()> {
+        put(&self.folder.join("configuration.json"), configuration)
+    }
+
+    pub(super) fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        let mut text = Vec::new();
+        let mut end = self.ends.last().copied().unwrap_or(0);
+        let before = self.ends.len();
+        for entry in entries {
+            let at = text.len();
+            write_line(&mut text, entry)?;
+            end += (text.len() - at) as u64;
+            self.ends.push(end);
+        }
+        let written = self.log.seek(SeekFrom::Start(end - text.len() as u64)).and_then(|_| self.log.write_all(&text));
+        let synced = written.and_then(|()| self.log.sync_data());
+        if synced.is_err() {
+            self.ends.truncate(before);
+        }
+        synced
+    }
+
+    pub(super) fn withdraw(&mut self, after: u64, entries: &[Entry]) -> io::Result<()> {
+        self.set_aside(entries)?;
+        self.ends.truncate(usize::try_from(after.saturating_sub(self.base)).unwrap_or(usize::MAX));
+        self.log.set_len(self.ends.last().copied().unwrap_or(0)).and_then(|()| self.log.sync_data())
+    }
+
+    fn set_aside(&mut self, entries: &[Entry]) -> io::Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut aside = open(&self.folder.join("withdrawn"))?;
+        aside.seek(SeekFrom::End(0))?;
+        let mut text = Vec::new();
+        entries.iter().try_for_each(|entry| write_line(&mut text, entry))?;
+        aside.write_all(&text).and_then(|()| aside.sync_data())?;
+        self.withdrawn += entries.len();
+        Ok(())
+    }
+
+    /// Another's table in place of everything: what was there goes first, because it may contradict.
+    pub(super) fn install(&mut self, snapshot: &Snapshot, aside: &[Entry]) -> io::Result<()> {
+        self.set_aside(aside)?;
+        self.ends.clear();
+        self.log.set_len(0).and_then(|()| self.log.sync_data())?;
+        self.base = snapshot.at.index;
+        put(&self.folder.join("snapshot.json"), snapshot)
+    }
+
+    /// The table in place of the log's beginning: it is there before that goes.
+    pub(super) fn compact(&mut self, snapshot: &Snapshot, rest: &[Entry]) -> io::Result<()> {
+        put(&self.folder.join("snapshot.json"), snapshot)?;
+        let mut text = Vec::new();
+        let mut ends = Vec::new();
+        for entry in rest {
+            write_line(&mut text, entry)?;
+            ends.push(text.len() as u64);
+        }
+        let path = self.folder.join("log");
+        put_bytes(&path, &text)?;
+        self.log = open(&path)?;
+        (self.ends, self.base) = (ends, snapshot.at.index);
+        Ok(())
+    }
+}
+
+/// Replaces a file by what a value says, durably, or leaves it as it was.
+pub(super) fn put(path: &Utf8Path, value: &impl Serialize) -> io::Result<()> {
+    put_bytes(path, &serde_json::to_vec(value)?)
+}
+
+/// What a file says; `None` when there is none.
+pub(super) fn read<T: DeserializeOwned>(path: &Utf8Path) -> Result<Option<T>, String> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| format!("{path}: {error}")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{path}: {error}")),
+    }
+}
+
+fn put_bytes(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = open(&fresh)?;
+    file.set_len(0)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn open(path: &Utf8Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+fn write_line(text: &mut Vec<u8>, entry: &Entry) -> io::Result<()> {
+    let json = serde_json::to_vec(entry)?;
+    text.extend_from_slice(format!("{:08x} ", crc32fast::hash(&json)).as_bytes());
+    text.extend_from_slice(&json);
+    text.push(b'\n');
+    Ok(())
+}
+
+/// All whole lines and their ends. A damaged last line is as good as none; a damaged one before others is an error, with its number.
+fn lines(text: &[u8]) -> Result<(Vec<Entry>, Vec<u64>), usize> {
+    let (mut entries, mut ends, mut at) = (Vec::new(), Vec::new(), 0);
+    for (number, line) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        at += line.len();
+        let entry = line.strip_suffix(b"\n").and_then(|line| {
+            let (sum, json) = (line.get(..8)?, line.get(9..)?);
+            let sum = u32::from_str_radix(std::str::from_utf8(sum).ok()?, 16).ok()?;
+            (crc32fast::hash(json) == sum).then(|| serde_json::from_slice(json).ok())?
+        });
+        match entry {
+            Some(entry) => {
+                entries.push(entry);
+                ends.push(at as u64);
+            }
+            None if at == text.len() => break,
+            None => return Err(number + 1),
+        }
+    }
+    Ok((entries, ends))
+}
+
+/// The name of this life of the disk. Where it is missing, it is another life.
+fn incarnation(folder: &Utf8Path) -> io::Result<Incarnation> {
+    let path = folder.join("incarnation");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => u64::from_str_radix(text.trim(), 16)
+            .map(Incarnation)
+            .map_err(|_| io::Error::other(format!("{path} does not hold a number; remove it to begin another life"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut bytes = [0; 8];
+            aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no random numbers are to be had"))?;
+            let life = u64::from_le_bytes(bytes);
+            put_bytes(&path, format!("{life:016x}\n").as_bytes())?;
+            Ok(Incarnation(life))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use textnlp_control::{Position, Write};
+
+    fn folder() -> (tempfile::TempDir, Utf8PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(dir.path().join("control")).unwrap();
+        (dir, path)
+    }
+
+    fn entry(epoch: u64, index: u64) -> Entry {
+        let write = Write { key: format!("k{index}"), value: Some("x\ny".into()) };
+        Entry { at: Position { epoch, index }, writes: vec![write] }
+    }
+
+    #[test]
+    fn what_was_stored_is_read_again_and_a_torn_line_is_none() {
+        let (_dir, path) = folder();
+        let (mut disk, state) = Disk::open(&path).unwrap();
+        assert_eq!(state, State::default());
+        let life = disk.incarnation;
+        disk.append(&[entry(1, 1), entry(1, 2)]).unwrap();
+        disk.append(&[entry(1, 3), entry(1, 4)]).unwrap();
+        disk.withdraw(3, &[entry(1, 4)]).unwrap();
+        disk.append(&[entry(2, 4)]).unwrap();
+        let all = std::fs::read(path.join("log")).unwrap();
+        for cut in 0..40 {
+            std::fs::write(path.join("log"), &all[..all.len() - cut]).unwrap();
+            let (disk, state) = Disk::open(&path).unwrap();
+            let expected = if cut == 0 { 4 } else { 3 };
+            assert_eq!((state.log.last().index, disk.incarnation, disk.withdrawn), (expected, life, 1));
+        }
+        let (mut disk, _) = Disk::open(&path).unwrap();
+        disk.append(&[entry(2, 4)]).unwrap();
+        assert_eq!(Disk::open(&path).unwrap().1.log.entries()[3], entry(2, 4));
+        let mut flipped = std::fs::read(path.join("log")).unwrap();
+        flipped[20] ^= 1;
+        std::fs::write(path.join("log"), flipped).unwrap();
+        assert!(Disk::open(&path).unwrap_err().to_string().contains("line 1 of its log is damaged"));
+    }
+
+    #[test]
+    fn a_table_takes_the_place_of_entries_and_a_death_in_between_loses_none() {
+        let (_dir, path) = folder();
+        let (mut disk, _) = Disk::open(&path).unwrap();
+        disk.append(&(1..=5).map(|n| entry(1, n)).collect::<Vec<_>>()).unwrap();
+        let table = [("k1".to_owned(), "x\ny".into())].into();
+        let snapshot = Snapshot { at: Position { epoch: 1, index: 3 }, table };
+        // Dead after the snapshot was written: the log still has everything.
+        put(&path.join("snapshot.json"), &snapshot).unwrap();
+        let (mut disk, state) = Disk::open(&path).unwrap();
+        assert_eq!((state.log.base().at.index, state.log.entries().len()), (3, 2));
+        disk.append(&[entry(1, 6)]).unwrap();
+        disk.compact(&snapshot, &[entry(1, 4), entry(1, 5), entry(1, 6)]).unwrap();
+        disk.withdraw(5, &[entry(1, 6)]).unwrap();
+        disk.append(&[entry(2, 6), entry(2, 7)]).unwrap();
+        let (mut disk, state) = Disk::open(&path).unwrap();
+        assert_eq!(state.log.entries(), [entry(1, 4), entry(1, 5), entry(2, 6), entry(2, 7)]);
+        let other = Snapshot { at: Position { epoch: 3, index: 9 }, ..snapshot };
+        disk.install(&other, &[]).unwrap();
+        disk.append(&[entry(3, 10)]).unwrap();
+        let (_, state) = Disk::open(&path).unwrap();
+        assert_eq!((state.log.base(), state.log.entries()), (&other, &[entry(3, 10)][..]));
+    }
+}

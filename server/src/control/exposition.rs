@@ -1,0 +1,112 @@
+//! Figures of a watch and of the witness, in the OpenMetrics form.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use textnlp_control::Site;
+
+use super::status::Status;
+use super::witness::Running;
+
+/// What the text is.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySite {
+    site: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPeer {
+    site: String,
+    peer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByData {
+    site: String,
+    data: &'static str,
+}
+
+type Real = Gauge<f64, AtomicU64>;
+
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+pub(super) fn of_watch(site: &Site, status: &Status) -> String {
+    let mut registry = Registry::default();
+    let own = BySite { site: site.to_string() };
+    let told = &status.overview;
+    let one = |registry: &mut Registry, name: &str, help: &str, value: f64| {
+        let family = Family::<BySite, Real>::default();
+        family.get_or_create(&own).set(value);
+        registry.register(name, help, family);
+    };
+    one(&mut registry, "textnlp_control_epoch", "Epoch of the configuration that this site knows", told.epoch as f64);
+    let is_primary = told.role == "primary";
+    one(&mut registry, "textnlp_control_primary", "1 where this site is the primary", f64::from(u8::from(is_primary)));
+    let is_member = told.role != "outsider";
+    one(&mut registry, "textnlp_control_member", "1 where this site is in sync", f64::from(u8::from(is_member)));
+    let writable = f64::from(u8::from(told.writable));
+    one(&mut registry, "textnlp_control_writable", "1 where control data can be written at this site", writable);
+    let committed = told.committed as f64;
+    one(
+        &mut registry,
+        "textnlp_control_committed_index",
+        "The last acknowledged entry that this site knows",
+        committed,
+    );
+    let heard = told.witness_heard_ms.map_or(f64::INFINITY, seconds);
+    one(&mut registry, "textnlp_control_witness_silent_seconds", "Since the witness answered", heard);
+    let withdrawn = status.withdrawn as f64;
+    one(
+        &mut registry,
+        "textnlp_control_withdrawn_entries",
+        "Entries that were never acknowledged and had to go",
+        withdrawn,
+    );
+
+    let rpo = Family::<ByData, Real>::default();
+    for (data, ms) in [("control", status.rpo_ms.control), ("usage", status.rpo_ms.usage)] {
+        rpo.get_or_create(&ByData { site: site.to_string(), data }).set(seconds(ms));
+    }
+    registry.register("textnlp_rpo_seconds", "What would be lost with this site's disk now, as time", rpo);
+    let (rows, age) = (Family::<ByPeer, Real>::default(), Family::<ByPeer, Real>::default());
+    for (peer, seen) in &status.peers {
+        let label = ByPeer { site: site.to_string(), peer: peer.to_string() };
+        rows.get_or_create(&label).set(seen.usage_behind_rows as f64);
+        age.get_or_create(&label).set(seconds(seen.usage_behind_ms));
+    }
+    registry.register("textnlp_usage_unshipped_rows", "Rows of usage that a peer lacks", rows);
+    registry.register("textnlp_usage_unshipped_seconds", "Age of the oldest row of usage that a peer lacks", age);
+    encoded(&registry)
+}
+
+pub(super) fn of_witness(running: &Running) -> String {
+    let mut registry = Registry::default();
+    let status = running.status();
+    let number = |key: &str| status[key].as_f64().unwrap_or(0.0);
+    let epoch = Real::default();
+    epoch.set(number("epoch"));
+    registry.register("textnlp_witness_epoch", "Epoch of the configuration that holds", epoch);
+    let silent = Real::default();
+    silent.set(number("renewed_ms") / 1000.0);
+    registry.register("textnlp_witness_primary_silent_seconds", "Since the primary was heard of", silent);
+    let weights = Family::<BySite, Real>::default();
+    for (site, weight) in status["weights"].as_object().into_iter().flatten() {
+        weights.get_or_create(&BySite { site: site.clone() }).set(weight.as_f64().unwrap_or(0.0));
+    }
+    registry.register("textnlp_site_weight", "Share of traffic that a site gets", weights);
+    encoded(&registry)
+}
+
+fn encoded(registry: &Registry) -> String {
+    let mut out = String::new();
+    // Writing into a string cannot fail.
+    let _ = text::encode(&mut out, registry);
+    out
+}

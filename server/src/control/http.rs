@@ -1,0 +1,356 @@
+//! What a watch and the witness answer on their sockets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use textnlp_control::{Outcome, Position, Refused, Site, Write};
+
+use super::actor::{Actor, Unanswered};
+use super::config::WatchConfig;
+use super::links::Envelope;
+use super::status::Status;
+use super::usage::{Shipment, Shipped};
+use super::{client, exposition, witness};
+use crate::database::Store;
+
+/// What the handlers of a watch share.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) config: WatchConfig,
+    pub(super) actor: Actor,
+    pub(super) store: Store,
+    pub(super) shipped: Shipped,
+}
+
+type Shared = State<Arc<Watch>>;
+
+/// Writes of one request, and their size together.
+const MOST_WRITES: usize = 1000;
+const MOST_WRITE_BYTES: usize = 1 << 20;
+/// A key of the table is a short path.
+const MOST_KEY: usize = 512;
+/// The longest that a request waits.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The routes of a watch.
+pub(super) fn watch_routes(watch: Arc<Watch>) -> Router {
+    Router::new()
+        .route("/ready", get(|| async { Json(json!({ "status": "ready" })) }))
+        .route("/metrics", get(metrics))
+        .route("/v1/status", get(status))
+        .route("/v1/table", get(table))
+        .route("/v1/messages", post(messages).layer(DefaultBodyLimit::max(client::MOST_BODY)))
+        .route("/v1/write", post(write).layer(DefaultBodyLimit::max(2 * MOST_WRITE_BYTES)))
+        .route("/v1/claim", post(claim))
+        .route("/v1/handover", post(handover))
+        .route("/v1/usage", post(usage).layer(DefaultBodyLimit::max(16 << 20)))
+        .route("/v1/usage/ids", post(usage_ids))
+        .with_state(watch)
+}
+
+/// The routes of the witness.
+pub(super) fn witness_routes(running: Arc<witness::Running>) -> Router {
+    Router::new()
+        .route("/ready", get(|| async { Json(json!({ "status": "ready" })) }))
+        .route("/metrics", get(witness_metrics))
+        .route("/v1/status", get(|State(running): State<Arc<witness::Running>>| async move { Json(running.status()) }))
+        .route("/v1/messages", post(witness_messages).layer(DefaultBodyLimit::max(16 << 20)))
+        .with_state(running)
+}
+
+fn refused(status: StatusCode, code: &str, message: impl ToString, hint: &str) -> Response {
+    let body = json!({ "error": { "code": code, "message": message.to_string(), "hint": hint } });
+    (status, Json(body)).into_response()
+}
+
+fn unanswered(error: &Unanswered) -> Response {
+    match error {
+        Unanswered::Refused(why) => refused(StatusCode::SERVICE_UNAVAILABLE, "read_only", why, hint_of(why)),
+        Unanswered::Busy => refused(StatusCode::SERVICE_UNAVAILABLE, "busy", error, "ask again in a moment"),
+    }
+}
+
+fn hint_of(why: &Refused) -> &'static str {
+    match why {
+        Refused::Alone => "bring another site back: `textnlp-deploy dr status` tells how each is",
+        Refused::NoLease { .. } | Refused::OldLease { .. } | Refused::HandingOver { .. } | Refused::Full(_) => {
+            "ask again in a moment"
+        }
+        Refused::NotPrimary { .. } => "ask again in a moment; `textnlp-deploy dr status` tells who is primary",
+        Refused::NotInSync { .. } => "wait until it has caught up; `textnlp-deploy dr status` tells how far it is",
+        Refused::NoWitness => "start the witness again; `textnlp-deploy dr status` tells whether it answers",
+        Refused::Already => "nothing is to be done",
+    }
+}
+
+async fn messages(State(watch): Shared, Json(envelope): Json<Envelope>) -> Response {
+    match watch.actor.exchange(envelope.from, envelope.messages).await {
+        Ok(messages) => {
+            let from = textnlp_control::Peer::Site(watch.config.site.clone());
+            Json(json!(Envelope { from, messages })).into_response()
+        }
+        Err(error) => unanswered(&error),
+    }
+}
+
+async fn witness_messages(State(running): State<Arc<witness::Running>>, Json(envelope): Json<Envelope>) -> Response {
+    match tokio::task::block_in_place(|| running.receive(envelope.messages)) {
+        Ok(messages) => Json(json!(Envelope { from: textnlp_control::Peer::Witness, messages })).into_response(),
+        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, "disk", error, "look at the witness's disk"),
+    }
+}
+
+async fn status(State(watch): Shared) -> Response {
+    match watch.actor.look().await {
+        Ok((overview, withdrawn)) => Json(json!(Status::of(&watch, overview, withdrawn))).into_response(),
+        Err(error) => unanswered(&error),
+    }
+}
+
+async fn metrics(State(watch): Shared) -> Response {
+    match watch.actor.look().await {
+        Ok((overview, withdrawn)) => {
+            let text = exposition::of_watch(&watch.config.site, &Status::of(&watch, overview, withdrawn));
+            ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response()
+        }
+        Err(error) => unanswered(&error),
+    }
+}
+
+async fn witness_metrics(State(running): State<Arc<witness::Running>>) -> Response {
+    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], exposition::of_witness(&running)).into_response()
+}
+
+async fn table(State(watch): Shared, Query(query): Query<BTreeMap<String, String>>) -> Response {
+    let prefix = query.get("prefix").map(String::as_str).unwrap_or_default();
+    // Another site knows of what was acknowledged a moment ago only with the next heartbeat.
+    if query.contains_key("fresh")
+        && let Ok((overview, _)) = watch.actor.look().await
+        && let Some(address) = overview.primary.and_then(|primary| watch.config.peers.get(&primary))
+        && let Ok((StatusCode::OK, answer)) = client::get(address, &table_path(prefix), Duration::from_secs(2)).await
+    {
+        return Json(answer).into_response();
+    }
+    match watch.actor.table(prefix).await {
+        Ok((at, entries)) => Json(json!({ "epoch": at.epoch, "index": at.index, "entries": entries })).into_response(),
+        Err(error) => unanswered(&error),
+    }
+}
+
+/// Every byte that could mean something in a URL is escaped.
+fn table_path(prefix: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.');
+    let escape = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    format!("/v1/table?prefix={}", prefix.bytes().map(escape).collect::<String>())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Writing {
+    writes: Vec<Write>,
+    #[serde(default)]
+    timeout_ms: Option<u64>,
+    /// It came from another watch: it is not sent on once more.
+    #[serde(default)]
+    forwarded: bool,
+}
+
+async fn write(State(watch): Shared, Json(writing): Json<Writing>) -> Response {
+    let bytes: usize =
+        writing.writes.iter().map(|w| w.key.len() + w.value.as_ref().map_or(0, |v| v.to_string().len())).sum();
+    let bad_key = |w: &&Write| w.key.is_empty() || w.key.len() > MOST_KEY || w.key.chars().any(char::is_control);
+    if writing.writes.is_empty() || writing.writes.len() > MOST_WRITES || bytes > MOST_WRITE_BYTES {
+        let hint = "send 1 to 1000 writes of at most 1 MiB together";
+        return refused(StatusCode::BAD_REQUEST, "too_much", "these are no writes, or too many", hint);
+    }
+    if writing.writes.iter().find(bad_key).is_some() {
+        let hint = "a key has 1 to 512 bytes and no control characters";
+        return refused(StatusCode::BAD_REQUEST, "bad_key", "a key of the table is not one", hint);
+    }
+    let within = writing.timeout_ms.map_or(Duration::from_secs(10), Duration::from_millis).min(LONGEST);
+    let done = if writing.forwarded {
+        once(&watch.actor, writing.writes, within).await
+    } else {
+        put(&watch.actor, &watch.config, writing.writes, within).await
+    };
+    match done {
+        Ok(at) => Json(json!({ "epoch": at.epoch, "index": at.index })).into_response(),
+        Err(NotWritten::Refused(why)) => refused(StatusCode::SERVICE_UNAVAILABLE, "read_only", &why, hint_of(&why)),
+        Err(NotWritten::Elsewhere(status, body)) => (status, Json(body)).into_response(),
+        Err(NotWritten::Unknown) => {
+            let message = "it is not known whether this was written";
+            refused(StatusCode::GATEWAY_TIMEOUT, "unknown", message, "look at the table, or write the same again")
+        }
+    }
+}
+
+/// Why a write was not acknowledged.
+#[derive(Debug)]
+pub(super) enum NotWritten {
+    Refused(Refused),
+    /// The primary's watch says no.
+    Elsewhere(StatusCode, Value),
+    /// It may have happened.
+    Unknown,
+}
+
+/// Writes here, or at the primary, and again while the primary's place moves.
+pub(super) async fn put(
+    actor: &Actor,
+    config: &WatchConfig,
+    writes: Vec<Write>,
+    within: Duration,
+) -> Result<Position, NotWritten> {
+    /// Long enough to be no burden, short enough that a failover costs no time here.
+    const AGAIN: Duration = Duration::from_millis(100);
+    let until = Instant::now() + within;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let tried = match once(actor, writes.clone(), left).await {
+            Err(NotWritten::Refused(Refused::NotPrimary { primary: Some(primary) })) => {
+                elsewhere(config, &primary, &writes, left).await
+            }
+            tried => tried,
+        };
+        match tried {
+            // Nobody wrote it: it may be asked for again.
+            Err(NotWritten::Refused(_) | NotWritten::Elsewhere(StatusCode::SERVICE_UNAVAILABLE, _)) if left > AGAIN => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            tried => return tried,
+        }
+    }
+}
+
+async fn once(actor: &Actor, writes: Vec<Write>, within: Duration) -> Result<Position, NotWritten> {
+    match tokio::time::timeout(within, actor.write(writes)).await {
+        Ok(Ok(Outcome::Acknowledged(at))) => Ok(at),
+        Ok(Ok(Outcome::Unknown)) | Ok(Err(Unanswered::Busy)) | Err(_) => Err(NotWritten::Unknown),
+        Ok(Err(Unanswered::Refused(why))) => Err(NotWritten::Refused(why)),
+    }
+}
+
+async fn elsewhere(
+    config: &WatchConfig,
+    primary: &Site,
+    writes: &[Write],
+    within: Duration,
+) -> Result<Position, NotWritten> {
+    let away = || NotWritten::Refused(Refused::NotPrimary { primary: Some(primary.clone()) });
+    let Some(address) = config.peers.get(primary) else { return Err(away()) };
+    let body = json!({ "writes": writes, "timeout_ms": within.as_millis() as u64, "forwarded": true });
+    match client::post(address, "/v1/write", &body, within).await {
+        Ok((StatusCode::OK, answer)) => serde_json::from_value::<Position>(answer).map_err(|_| NotWritten::Unknown),
+        Ok((status, answer)) => Err(NotWritten::Elsewhere(status, answer)),
+        // Not even connected: nothing can have happened.
+        Err(why) if why.starts_with("connect") => Err(away()),
+        Err(_) => Err(NotWritten::Unknown),
+    }
+}
+
+async fn claim(State(watch): Shared) -> Response {
+    if let Err(error) = watch.actor.claim().await {
+        return changed_or(&watch, &error);
+    }
+    let patience = Duration::from_millis(2 * watch.config.grace_ms() + 2000);
+    let own = watch.config.site.clone();
+    let answer = until_primary(&watch, &own, patience).await;
+    watch.actor.give_up_claim().await;
+    answer
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Handover {
+    to: Site,
+}
+
+async fn handover(State(watch): Shared, Json(handover): Json<Handover>) -> Response {
+    if let Err(error) = watch.actor.hand_over(handover.to.clone()).await {
+        return changed_or(&watch, &error);
+    }
+    let patience = Duration::from_millis(watch.config.grace_ms() + 2000);
+    until_primary(&watch, &handover.to, patience).await
+}
+
+fn changed_or(watch: &Watch, error: &Unanswered) -> Response {
+    match error {
+        Unanswered::Refused(why) => {
+            let message = format!("{}: {why}", watch.config.site);
+            refused(StatusCode::CONFLICT, "refused", message, hint_of(why))
+        }
+        Unanswered::Busy => unanswered(error),
+    }
+}
+
+/// Answers with the status once a site is primary, or tells why it is not.
+async fn until_primary(watch: &Watch, wanted: &Site, patience: Duration) -> Response {
+    let until = Instant::now() + patience;
+    loop {
+        let (overview, withdrawn) = match watch.actor.look().await {
+            Ok(seen) => seen,
+            Err(error) => return unanswered(&error),
+        };
+        if overview.primary.as_ref() == Some(wanted) {
+            return Json(json!(Status::of(watch, overview, withdrawn))).into_response();
+        }
+        if Instant::now() >= until {
+            let why = match (&overview.refusal, &overview.why_not) {
+                (Some(why), _) => why.to_string(),
+                (None, Some(why)) => why.to_string(),
+                (None, None) => "the witness has not granted it".to_owned(),
+            };
+            let message = format!("{wanted} is not primary after {} s: {why}", patience.as_secs());
+            return refused(
+                StatusCode::CONFLICT,
+                "not_granted",
+                message,
+                "nothing has changed; `dr status` tells more",
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn usage(State(watch): Shared, Json(shipment): Json<Shipment>) -> Response {
+    if !watch.config.peers.contains_key(&shipment.site) {
+        return refused(
+            StatusCode::FORBIDDEN,
+            "stranger",
+            "that is no site here",
+            "only sites of one environment ship",
+        );
+    }
+    match watch.store.merge_usage(shipment.site.as_str(), &shipment.rows).await {
+        Ok(()) => Json(json!({ "rows": shipment.rows.len() })).into_response(),
+        Err(error) => {
+            refused(StatusCode::SERVICE_UNAVAILABLE, "database", crate::error::chain(&error), "it is shipped again")
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ids {
+    request_ids: Vec<String>,
+}
+
+async fn usage_ids(State(watch): Shared, Json(ids): Json<Ids>) -> Response {
+    if ids.request_ids.len() > MOST_WRITES {
+        return refused(StatusCode::BAD_REQUEST, "too_much", "these are too many ids", "ask for at most 1000 at once");
+    }
+    match watch.store.known_usage(&ids.request_ids).await {
+        Ok(known) => Json(json!({ "known": known })).into_response(),
+        Err(error) => {
+            refused(StatusCode::SERVICE_UNAVAILABLE, "database", crate::error::chain(&error), "ask again in a moment")
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! A site's watch and the witness: the processes that carry out the protocol of `textnlp-control`.
+//!
+//! The *watch* of a site keeps control data (keys, tenants, the public halves of signing keys) equal at all sites, writes what is
+//! acknowledged into the site's database, where the replicas read it, and ships usage. It watches the primary and takes its place when
+//! the witness grants it. The *witness* keeps who is primary, and sets the front's weights accordingly.
+
+mod actor;
+mod client;
+mod clock;
+mod config;
+mod disk;
+mod exposition;
+mod http;
+pub(crate) mod keys;
+mod links;
+pub(crate) mod rows;
+mod status;
+mod usage;
+mod view;
+mod witness;
+
+use std::sync::Arc;
+
+use camino::Utf8PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::{WatchConfig, WitnessConfig};
+
+use crate::database::StoreError;
+use crate::http::{Listener, Serving};
+use crate::leaving::Leaving;
+
+/// Why a watch or a witness does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its configuration.
+    #[error("configuration {file}: {why}")]
+    Config {
+        /// Which file.
+        file: Utf8PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Its folder.
+    #[error("use the folder {folder}: {why}")]
+    Folder {
+        /// Which.
+        folder: Utf8PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The site's database.
+    #[error("open the site's database")]
+    Database(#[from] StoreError),
+    /// Its socket.
+    #[error("listen on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Signals or threads.
+    #[error("talk to the system")]
+    System(#[from] std::io::Error),
+}
+
+/// Runs a site's watch until the process is told to stop.
+pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
+    let config = WatchConfig::read(file)?;
+    let stop = CancellationToken::new();
+    let store = view::open(&config.database).await?;
+    let (actor, running) = actor::start(&config, stop.clone())?;
+    let shipped = usage::Shipped::default();
+    let tasks = TaskTracker::new();
+    tasks.spawn(view::follow(actor.clone(), store.clone(), config.clone(), stop.clone()));
+    for (peer, address) in &config.peers {
+        tasks.spawn(usage::ship(
+            store.clone(),
+            config.clone(),
+            peer.clone(),
+            address.clone(),
+            shipped.clone(),
+            stop.clone(),
+        ));
+    }
+    let state = Arc::new(http::Watch { config: config.clone(), actor, store: store.clone(), shipped });
+    let served = serve(&config.listen, http::watch_routes(state), stop.clone()).await?;
+    until_told(&stop, running).await?;
+    tasks.close();
+    tasks.wait().await;
+    // Nobody is waited for who asks: they ask again.
+    served.abort();
+    store.close().await;
+    Ok(())
+}
+
+/// Runs the witness until the process is told to stop.
+pub async fn witness(file: &camino::Utf8Path) -> Result<(), Error> {
+    let config = WitnessConfig::read(file)?;
+    let stop = CancellationToken::new();
+    let state = Arc::new(witness::Running::open(config)?);
+    let weights = tokio::spawn(witness::keep_weights(state.clone(), stop.clone()));
+    let served = serve(&state.config.listen, http::witness_routes(state.clone()), stop.clone()).await?;
+    until_told(&stop, std::future::pending()).await?;
+    weights.abort();
+    served.abort();
+    Ok(())
+}
+
+async fn until_told(stop: &CancellationToken, ended: impl Future<Output = ()>) -> Result<(), Error> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // Only a configuration is read once; a changed one comes with a restart.
+    let _hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = ended => tracing::error!("the disk refused: this process ends, and the supervisor begins it anew"),
+    }
+    stop.cancel();
+    Ok(())
+}
+
+/// Connections at once: peers, replicas, gateways, and a person or two.
+const MOST_CONNECTIONS: usize = 256;
+
+async fn serve(
+    address: &crate::config::Address,
+    routes: axum::Router,
+    stop: CancellationToken,
+) -> Result<tokio::task::JoinHandle<()>, Error> {
+    let listener =
+        Listener::bind(address).await.map_err(|source| Error::Listen { address: address.to_string(), source })?;
+    let serving = Serving {
+        header_timeout: std::time::Duration::from_secs(10),
+        max_connections: MOST_CONNECTIONS,
+        leaving: Arc::new(Leaving::default()),
+        stop,
+        leave: CancellationToken::new(),
+        connections: TaskTracker::new(),
+    };
+    Ok(tokio::spawn(listener.serve(routes, serving)))
+}

@@ -1,0 +1,111 @@
+//! What `GET /v1/status` of a watch tells.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use textnlp_control::{Millis, Overview, PeerOverview, Site};
+
+use super::http::Watch;
+use super::usage::Behind;
+
+/// A site as its watch sees it.
+#[derive(Debug, Serialize)]
+pub(super) struct Status {
+    #[serde(flatten)]
+    pub(super) overview: Told,
+    /// Up to here the site's database shows it.
+    pub(super) peers: BTreeMap<Site, Peer>,
+    pub(super) rpo_ms: Rpo,
+    /// Sites that have lacked something for longer than is allowed.
+    pub(super) lagging: Vec<Site>,
+    /// Entries that were never acknowledged and had to go, in this folder's life.
+    pub(super) withdrawn: usize,
+}
+
+/// The overview without its peers.
+#[derive(Debug, Serialize)]
+pub(super) struct Told {
+    site: Site,
+    pub(super) role: String,
+    pub(super) epoch: u64,
+    primary: Option<Site>,
+    pub(super) members: Vec<Site>,
+    pub(super) writable: bool,
+    why_not: Option<String>,
+    last: u64,
+    pub(super) committed: u64,
+    pub(super) witness_heard_ms: Option<Millis>,
+    primary_heard_ms: Option<Millis>,
+    refusal: Option<String>,
+    automatic: bool,
+}
+
+/// One other site.
+#[derive(Debug, Serialize)]
+pub(super) struct Peer {
+    stored: Option<u64>,
+    member: bool,
+    heard_ms: Option<Millis>,
+    behind_ms: Millis,
+    pub(super) usage_behind_rows: u64,
+    pub(super) usage_behind_ms: u64,
+}
+
+/// What would be lost with this site's disk, as time.
+#[derive(Debug, Serialize)]
+pub(super) struct Rpo {
+    /// Nothing is acknowledged before another site has it.
+    pub(super) control: Millis,
+    /// Age of the oldest row of usage that no other site has.
+    pub(super) usage: Millis,
+}
+
+impl Status {
+    pub(super) fn of(watch: &Watch, overview: Overview, withdrawn: usize) -> Self {
+        let usage = watch.shipped.behind();
+        let leads = overview.role == "primary";
+        let peers: BTreeMap<Site, Peer> = watch
+            .config
+            .peers
+            .keys()
+            .map(|site| {
+                (site.clone(), peer(overview.peers.get(site), usage.get(site), overview.members.contains(site)))
+            })
+            .collect();
+        let lags = |(site, peer): (&Site, &Peer)| (peer.behind_ms > watch.config.max_lag_ms).then(|| site.clone());
+        let rpo_ms = Rpo { control: 0, usage: peers.values().map(|peer| peer.usage_behind_ms).min().unwrap_or(0) };
+        Self {
+            lagging: if leads { peers.iter().filter_map(lags).collect() } else { Vec::new() },
+            overview: Told {
+                site: overview.site,
+                role: overview.role,
+                epoch: overview.epoch,
+                primary: overview.primary,
+                members: overview.members,
+                writable: overview.writable,
+                why_not: overview.why_not.map(|why| why.to_string()),
+                last: overview.last,
+                committed: overview.committed,
+                witness_heard_ms: overview.witness_heard_ms,
+                primary_heard_ms: overview.primary_heard_ms,
+                refusal: overview.refusal.map(|why| why.to_string()),
+                automatic: overview.automatic,
+            },
+            peers,
+            rpo_ms,
+            withdrawn,
+        }
+    }
+}
+
+fn peer(seen: Option<&PeerOverview>, usage: Option<&Behind>, member: bool) -> Peer {
+    let usage = usage.copied().unwrap_or_default();
+    Peer {
+        stored: seen.map(|peer| peer.stored),
+        member: seen.map_or(member, |peer| peer.member),
+        heard_ms: seen.and_then(|peer| peer.heard_ms),
+        behind_ms: seen.map_or(0, |peer| peer.behind_ms),
+        usage_behind_rows: usage.rows,
+        usage_behind_ms: usage.ms,
+    }
+}

@@ -1,0 +1,207 @@
+//! What other sites have told: keys that were acknowledged, the public halves of their signing keys, their usage.
+
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+
+use super::{ApiKey, Store, StoreError};
+
+/// A row of usage on its way to another site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // each is the column of its name
+pub struct UsageRow {
+    pub id: String,
+    pub request_id: String,
+    pub user_id: String,
+    pub tenant_id: String,
+    pub endpoint: String,
+    pub model: Option<String>,
+    pub prompt_tokens: i64,
+    pub generated_tokens: i64,
+    pub generation_time_ms: i64,
+    pub status: i64,
+    pub created_at: i64,
+}
+
+const USAGE: &str = "id, request_id, user_id, tenant_id, endpoint, model, prompt_tokens, generated_tokens, generation_time_ms, status, \
+                     created_at";
+
+impl Store {
+    /// Makes a key exactly what was acknowledged, its revocation too.
+    pub async fn mirror_key(&self, key: &ApiKey) -> Result<(), StoreError> {
+        if self.key(&key.public_id).await?.as_ref() == Some(key) {
+            return Ok(());
+        }
+        self.put_key(key).await?;
+        let mut transaction = self.write().await?;
+        sqlx::query("UPDATE api_keys SET created_at = ?, revoked_at = ? WHERE public_id = ?")
+            .bind(key.created_at)
+            .bind(key.revoked_at)
+            .bind(&key.public_id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::sort)?;
+        transaction.commit().await.map_err(StoreError::sort)
+    }
+
+    /// Remembers the public half of a site's signing key, as a JWK.
+    pub async fn put_verifier(&self, site: &str, kid: &str, jwk: &str) -> Result<(), StoreError> {
+        let mut transaction = self.write().await?;
+        sqlx::query(
+            "INSERT INTO verifiers (site, kid, jwk) VALUES (?1, ?2, ?3) ON CONFLICT (site) DO UPDATE SET kid = ?2, jwk = ?3",
+        )
+        .bind(site)
+        .bind(kid)
+        .bind(jwk)
+        .execute(&mut *transaction)
+        .await
+        .map_err(StoreError::sort)?;
+        transaction.commit().await.map_err(StoreError::sort)
+    }
+
+    /// The public halves of all sites' signing keys, as JWK.
+    pub async fn verifiers(&self) -> Result<Vec<String>, StoreError> {
+        let rows = sqlx::query("SELECT jwk FROM verifiers ORDER BY site")
+            .fetch_all(&self.reads)
+            .await
+            .map_err(StoreError::sort)?;
+        rows.iter().map(|row| row.try_get(0).map_err(StoreError::sort)).collect()
+    }
+
+    /// This site's own rows after a place in its log, in order, and the place of the last.
+    pub async fn usage_after(&self, at: i64, most: u32) -> Result<(Vec<UsageRow>, i64), StoreError> {
+        let query = sqlx::AssertSqlSafe(format!(
+            "SELECT rowid, {USAGE} FROM api_usage WHERE rowid > ? AND site = '' ORDER BY rowid LIMIT ?"
+        ));
+        let rows = sqlx::query(query).bind(at).bind(most).fetch_all(&self.reads).await.map_err(StoreError::sort)?;
+        let last = rows.last().map_or(at, |row| row.get(0));
+        let read = |row: &sqlx::sqlite::SqliteRow| -> Result<UsageRow, sqlx::Error> {
+            Ok(UsageRow {
+                id: row.try_get("id")?,
+                request_id: row.try_get("request_id")?,
+                user_id: row.try_get("user_id")?,
+                tenant_id: row.try_get("tenant_id")?,
+                endpoint: row.try_get("endpoint")?,
+                model: row.try_get("model")?,
+                prompt_tokens: row.try_get("prompt_tokens")?,
+                generated_tokens: row.try_get("generated_tokens")?,
+                generation_time_ms: row.try_get("generation_time_ms")?,
+                status: row.try_get("status")?,
+                created_at: row.try_get("created_at")?,
+            })
+        };
+        let rows: Result<Vec<UsageRow>, sqlx::Error> = rows.iter().map(read).collect();
+        Ok((rows.map_err(StoreError::sort)?, last))
+    }
+
+    /// Takes in rows of another site, all or none. A row that is there already stays as it is.
+    pub async fn merge_usage(&self, site: &str, rows: &[UsageRow]) -> Result<(), StoreError> {
+        let mut transaction = self.write().await?;
+        let query = format!(
+            "INSERT INTO api_usage ({USAGE}, tokens_used, site) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
+        );
+        for row in rows {
+            sqlx::query(sqlx::AssertSqlSafe(query.clone()))
+                .bind(&row.id)
+                .bind(&row.request_id)
+                .bind(&row.user_id)
+                .bind(&row.tenant_id)
+                .bind(&row.endpoint)
+                .bind(&row.model)
+                .bind(row.prompt_tokens)
+                .bind(row.generated_tokens)
+                .bind(row.generation_time_ms)
+                .bind(row.status)
+                .bind(row.created_at)
+                .bind(row.prompt_tokens.saturating_add(row.generated_tokens))
+                .bind(site)
+                .execute(&mut *transaction)
+                .await
+                .map_err(StoreError::sort)?;
+        }
+        transaction.commit().await.map_err(StoreError::sort)
+    }
+
+    /// Which of these requests have a row here, their own or a merged one.
+    pub async fn known_usage(&self, request_ids: &[String]) -> Result<Vec<String>, StoreError> {
+        let list = serde_json::Value::from(request_ids.to_vec()).to_string();
+        let rows = sqlx::query(
+            "SELECT DISTINCT request_id FROM api_usage WHERE request_id IN (SELECT value FROM json_each(?)) ORDER BY request_id",
+        )
+        .bind(list)
+        .fetch_all(&self.reads)
+        .await
+        .map_err(StoreError::sort)?;
+        rows.iter().map(|row| row.try_get(0).map_err(StoreError::sort)).collect()
+    }
+
+    /// All rows: the request, and the site that it came from.
+    #[cfg(test)]
+    pub(crate) async fn usage_rows(&self) -> Vec<(String, String)> {
+        let rows =
+            sqlx::query("SELECT request_id, site FROM api_usage ORDER BY id").fetch_all(&self.reads).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{key, store};
+    use super::super::{Usage, now_ms};
+    use super::*;
+
+    fn usage(request: &str) -> Usage {
+        Usage {
+            request_id: request.into(),
+            user: "k".into(),
+            tenant: "default".into(),
+            endpoint: "/v1/generate".into(),
+            model: Some("m".into()),
+            prompt_tokens: 3,
+            generated_tokens: 4,
+            ms: 5,
+            status: 200,
+            at_ms: now_ms(),
+        }
+    }
+
+    #[tokio::test]
+    async fn usage_of_two_sites_is_one_union_however_often_it_is_shipped() {
+        let ((_a, here), (_b, there)) = (store().await, store().await);
+        for store in [&here, &there] {
+            store.prepare().await.unwrap();
+        }
+        here.append_usage(&[usage("r1"), usage("r2")]).await.unwrap();
+        there.append_usage(&[usage("r3")]).await.unwrap();
+        let (rows, last) = here.usage_after(0, 1).await.unwrap();
+        assert_eq!(rows.len(), 1);
+        there.merge_usage("here", &rows).await.unwrap();
+        let (rows, _) = here.usage_after(last, 10).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.request_id.as_str()).collect::<Vec<_>>(), ["r2"]);
+        for _ in 0..2 {
+            there.merge_usage("here", &here.usage_after(0, 10).await.unwrap().0).await.unwrap();
+        }
+        let merged = there.usage_rows().await;
+        assert_eq!(merged.len(), 3);
+        assert_eq!(merged.iter().filter(|(_, site)| site == "here").count(), 2);
+        assert_eq!(there.usage_after(0, 10).await.unwrap().0.len(), 1, "what came from elsewhere is not shipped on");
+        let ids = ["r1", "r3", "r9", "'; DROP TABLE api_usage"].map(str::to_owned);
+        assert_eq!(there.known_usage(&ids).await.unwrap(), ["r1", "r3"]);
+        assert_eq!(there.usage_of("k", 0).await.unwrap(), (3, 21));
+    }
+
+    #[tokio::test]
+    async fn a_key_is_mirrored_with_its_revocation_and_back() {
+        let (_folder, store) = store().await;
+        store.prepare().await.unwrap();
+        let revoked = ApiKey { created_at: 77, revoked_at: Some(99), ..key("0123456789abcdef") };
+        store.mirror_key(&revoked).await.unwrap();
+        assert_eq!(store.key(&revoked.public_id).await.unwrap().unwrap(), revoked);
+        let again = ApiKey { revoked_at: None, name: "again".into(), ..revoked };
+        store.mirror_key(&again).await.unwrap();
+        assert_eq!(store.key(&again.public_id).await.unwrap().unwrap(), again);
+        store.put_verifier("a", "k1", "{}").await.unwrap();
+        store.put_verifier("a", "k2", "{\"n\":1}").await.unwrap();
+        assert_eq!(store.verifiers().await.unwrap(), ["{\"n\":1}"]);
+    }
+}

@@ -1,0 +1,196 @@
+//! Three watches and a witness as processes: writes, kills, freezes, lost disks, and the way home.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod sites;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sites::{NAMES, Sites, until};
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn key(number: u32) -> Value {
+    json!({
+        "sha256": "0".repeat(64), "tenant": "acme", "name": format!("key {number}"), "scopes": ["*"], "rate_limit": "5/minute",
+        "token_rate_limit": null, "token_limit": 9, "created_at": 5, "expires_at": null, "revoked_at": null,
+    })
+}
+
+fn put(sites: &Sites, at: &str, number: u32) -> (u16, Value) {
+    sites.write(at, json!([{ "key": format!("key/{number:016}"), "value": key(number) }]), 8000)
+}
+
+#[test]
+fn what_is_acknowledged_at_one_site_is_in_every_sites_database() {
+    let sites = Sites::start();
+    sites.until_all_are_members();
+    for (number, at) in NAMES.iter().enumerate() {
+        let (status, answer) = put(&sites, at, number as u32);
+        assert_eq!(status, 200, "{at}: {answer}");
+    }
+    for site in NAMES {
+        until(LONG, || sites.keys_in_database(site).len() == 3);
+        let (_, keys) = sites.keys_role(site, &json!({ "do": "list" }));
+        assert_eq!(keys["keys"][0]["rate_limit"], "5/minute", "{keys}");
+    }
+    // The role that `key create` runs, at a site that is not the primary.
+    let (code, made) = sites.keys_role("tertiary", &json!({ "do": "create", "name": "ci" }));
+    assert_eq!(code, Some(0), "{made}");
+    let id = made["public_id"].as_str().unwrap().to_owned();
+    until(LONG, || sites.keys_in_database("primary").contains(&id));
+    let (_, revoked) = sites.keys_role("secondary", &json!({ "do": "revoke", "public_id": id }));
+    assert_eq!((&revoked["found"], &revoked["revoked"]), (&json!(true), &json!(true)));
+    until(LONG, || {
+        let (_, keys) = sites.keys_role("primary", &json!({ "do": "list" }));
+        keys["keys"].as_array().unwrap().iter().any(|key| key["public_id"] == id && !key["revoked_at"].is_null())
+    });
+    // Every site's signing key is known everywhere.
+    until(LONG, || sites.table("tertiary", "verifier/").len() == 3);
+    let status = sites.status("primary");
+    assert_eq!(
+        (&status["role"], &status["writable"], &status["lagging"]),
+        (&json!("primary"), &json!(true), &json!([]))
+    );
+    let metrics = sites.metrics("primary");
+    for line in
+        ["textnlp_control_primary{site=\"primary\"} 1", "textnlp_rpo_seconds{site=\"primary\",data=\"control\"} 0"]
+    {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+}
+
+#[test]
+fn nonsense_is_refused_and_harms_nothing() {
+    let sites = Sites::start();
+    sites.until_all_are_members();
+    for (writes, code) in [
+        (json!([]), "too_much"),
+        (json!([{ "key": "", "value": 1 }]), "bad_key"),
+        (json!([{ "key": "a\nb", "value": 1 }]), "bad_key"),
+        (json!([{ "key": "k", "value": "x".repeat(2_000_000) }]), "too_much"),
+    ] {
+        let (status, answer) = sites.write("primary", writes, 1000);
+        assert!(status == 400 && answer["error"]["code"] == code, "{status} {answer}");
+    }
+    for (path, body) in [
+        ("/v1/messages", "{}"),
+        ("/v1/messages", "no JSON"),
+        ("/v1/messages", r#"{"from":"witness","messages":[{"is":"holds","configuration":{"epoch":9}}]}"#),
+        ("/v1/handover", r#"{"to":"nobody"}"#),
+        ("/v1/handover", r#"{"to":"primary"}"#),
+        ("/v1/usage", r#"{"site":"stranger","rows":[]}"#),
+        ("/v1/usage/ids", r#"{"request_ids":[1]}"#),
+    ] {
+        let (status, answer) = sites.post("primary", path, body);
+        assert!((400..500).contains(&status), "{path} {body}: {status} {answer}");
+    }
+    let (status, answer) = sites.post("secondary", "/v1/handover", r#"{"to":"tertiary"}"#);
+    assert!(status == 409 && answer["error"]["message"].as_str().unwrap().contains("not the primary"), "{answer}");
+    assert_eq!(put(&sites, "primary", 1).0, 200);
+}
+
+#[test]
+fn a_killed_primary_is_replaced_and_comes_home_with_an_empty_disk_and_nothing_is_lost() {
+    let mut sites = Sites::start();
+    sites.until_all_are_members();
+    let mut acknowledged = BTreeSet::new();
+    for number in 0..20 {
+        assert_eq!(put(&sites, "primary", number).0, 200);
+        acknowledged.insert(format!("{number:016}"));
+    }
+    sites.kill("primary");
+    sites.lose_disk("primary");
+    let gone = Instant::now();
+    // A write that waits through the failover is acknowledged by whoever takes over.
+    let (status, answer) = put(&sites, "tertiary", 20);
+    assert_eq!(status, 200, "{answer}");
+    acknowledged.insert(format!("{:016}", 20));
+    eprintln!("a write was acknowledged {} ms after the kill", gone.elapsed().as_millis());
+    let status = sites.status("secondary");
+    assert_eq!((&status["role"], &status["members"]), (&json!("primary"), &json!(["secondary", "tertiary"])));
+    until(LONG, || sites.keys_in_database("secondary") == acknowledged);
+    sites.run("primary");
+    // It catches up, is a member again, and the home site gets its place back without anybody saying so.
+    until(LONG, || sites.status("primary")["role"] == "primary");
+    until(LONG, || sites.keys_in_database("primary") == acknowledged);
+    sites.until_all_are_members();
+    assert_eq!(put(&sites, "secondary", 21).0, 200);
+    let history = sites.witness_status()["history"].as_array().unwrap().clone();
+    let moves: Vec<&str> = history.iter().map(|h| h["primary"].as_str().unwrap()).collect();
+    let mut primaries = moves.clone();
+    primaries.dedup();
+    assert_eq!(primaries, ["primary", "secondary", "primary"], "{history:?}");
+}
+
+#[test]
+fn a_frozen_primary_that_wakes_up_writes_nothing_more() {
+    let sites = Sites::start();
+    sites.until_all_are_members();
+    assert_eq!(put(&sites, "primary", 1).0, 200);
+    sites.signal("primary", "-STOP");
+    until(LONG, || sites.status("secondary")["role"] == "primary");
+    let (status, answer) = put(&sites, "secondary", 2);
+    assert_eq!(status, 200, "{answer}");
+    sites.signal("primary", "-CONT");
+    // What it believed a moment ago is worth nothing; its clock went on.
+    let (status, answer) = sites.write("primary", json!([{ "key": "k", "value": 1 }]), 1);
+    assert!(status != 200 || answer["epoch"] != 1, "{answer}");
+    until(LONG, || sites.status("primary")["role"] == "primary");
+    until(LONG, || sites.keys_in_database("primary").len() == 2);
+}
+
+#[test]
+fn without_the_witness_writes_go_on_and_without_the_others_too_they_do_not() {
+    let mut sites = Sites::start();
+    sites.until_all_are_members();
+    sites.kill("witness");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(put(&sites, "primary", 1).0, 200, "{}", sites.status("primary"));
+    sites.kill("secondary");
+    sites.kill("tertiary");
+    std::thread::sleep(Duration::from_millis(1500));
+    let (status, answer) = sites.write("primary", json!([{ "key": "k", "value": 1 }]), 500);
+    assert!(status == 503 && answer["error"]["code"] == "read_only", "{status} {answer}");
+    assert_eq!(sites.status("primary")["writable"], false);
+    for site in ["witness", "secondary", "tertiary"] {
+        sites.run(site);
+    }
+    until(LONG, || put(&sites, "primary", 2).0 == 200);
+}
+
+#[test]
+fn the_place_is_handed_over_and_claimed_by_hand() {
+    let mut sites = Sites::start_with("automatic: false, failback: false");
+    sites.until_all_are_members();
+    assert_eq!(put(&sites, "primary", 1).0, 200);
+    let (status, answer) = sites.post("primary", "/v1/handover", r#"{"to":"secondary"}"#);
+    assert_eq!((status, &answer["primary"]), (200, &json!("secondary")), "{answer}");
+    assert_eq!(put(&sites, "primary", 2).0, 200);
+    let (status, answer) = sites.post("tertiary", "/v1/claim", "{}");
+    assert!(status == 409, "the primary lives: {answer}");
+    sites.kill("secondary");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_ne!(sites.status("primary")["role"], "primary", "nobody was told to");
+    let (status, answer) = sites.post("tertiary", "/v1/claim", "{}");
+    assert_eq!((status, &answer["role"]), (200, &json!("primary")), "{answer}");
+    assert_eq!(put(&sites, "primary", 3).0, 200);
+    until(LONG, || sites.keys_in_database("tertiary").len() == 3);
+}
+
+#[test]
+fn usage_of_every_site_is_found_at_every_site() {
+    let sites = Sites::start();
+    sites.until_all_are_members();
+    sites.use_up("primary", &["r1", "r2"]);
+    sites.use_up("secondary", &["r3"]);
+    for site in NAMES {
+        until(LONG, || {
+            let (_, answer) = sites.post(site, "/v1/usage/ids", r#"{"request_ids":["r1","r2","r3","r4"]}"#);
+            answer["known"] == json!(["r1", "r2", "r3"])
+        });
+    }
+    until(LONG, || sites.status("primary")["rpo_ms"]["usage"] == 0);
+}
