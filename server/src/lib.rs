@@ -39,6 +39,8 @@ pub mod control;
 
 pub mod gateway;
 
+pub mod border;
+
 pub mod mirror;
 
 pub use keys_role::{KeysError, keys};

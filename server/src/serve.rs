@@ -7,6 +7,7 @@ use camino::Utf8PathBuf;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::border;
 use crate::config::{Config, ConfigError, Monitoring};
 use crate::control;
 use crate::database::{Store, StoreError};
@@ -23,7 +24,7 @@ pub struct ServeArgs {
     /// What this process is
     #[arg(long, value_enum, default_value_t = Role::Server)]
     pub role: Role,
-    /// The configuration: server.yaml, or gateway.yaml for the gateway
+    /// The configuration: server.yaml, or the file of the role: gateway.yaml, border.yaml
     #[arg(long, value_name = "FILE")]
     pub config: Utf8PathBuf,
     /// With `--role migrate`: the schema to go to, instead of the newest
@@ -38,6 +39,8 @@ pub enum Role {
     Server,
     /// Spreads requests over servers
     Gateway,
+    /// Passes every byte between a site and the others
+    Border,
     /// Brings the database to a schema, prints {"from", "to"} and ends
     Migrate,
     /// Does one JSON command about API keys from standard input
@@ -74,6 +77,9 @@ pub enum ServeError {
     /// The gateway.
     #[error(transparent)]
     Gateway(#[from] gateway::Error),
+    /// The border.
+    #[error(transparent)]
+    Border(#[from] border::Error),
     /// A server that does not take requests.
     #[error("the server is not ready")]
     NotReady(#[source] std::io::Error),
@@ -91,7 +97,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         // The file is read again inside; here only the number is wanted, and what is wrong is said there.
         Role::Server => Config::read(&args.config).map_or(1, |config| config.api.workers),
         Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
-        Role::Watch | Role::Witness => 2,
+        Role::Border | Role::Watch | Role::Witness => 2,
         Role::Migrate | Role::Keys | Role::Ready => 1,
     };
     let runtime =
@@ -125,9 +131,13 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             raise_file_limit();
             Ok(gateway::run(&args.config).await?)
         }
+        Role::Border => {
+            log_plainly()?;
+            raise_file_limit();
+            Ok(border::run(&args.config).await?)
+        }
         Role::Watch | Role::Witness => {
-            log::begin(&Monitoring::standard())
-                .map_err(|error| ServeError::Log("standard output".to_owned(), error))?;
+            log_plainly()?;
             if args.role == Role::Watch {
                 control::watch(&args.config).await?;
             } else {
@@ -185,6 +195,11 @@ async fn server(config: Config) -> Result<(), ServeError> {
         _ = interrupt.recv() => tracing::warn!("told to stop twice: leaving at once"),
     }
     Ok(())
+}
+
+/// To standard output, for roles whose file says nothing of logs.
+fn log_plainly() -> Result<(), ServeError> {
+    log::begin(&Monitoring::standard()).map_err(|error| ServeError::Log("standard output".to_owned(), error))
 }
 
 /// Each connection is a file: the soft limit of 1,024 that shells give is raised to what the system allows.

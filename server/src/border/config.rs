@@ -1,0 +1,103 @@
+//! The border's file: strict YAML, every mistake at once.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Deserialize;
+
+use crate::gateway::Address;
+
+/// What the border relays.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where it says how it is, and takes faults: a Unix socket.
+    pub listen: Address,
+    /// What it relays.
+    pub links: Vec<Link>,
+    /// Connections of one link at once; more wait in the system's queue.
+    #[serde(default = "two_thousand")]
+    pub max_connections: usize,
+}
+
+/// One relay.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// Its name in the status.
+    pub name: String,
+    /// Where it takes connections.
+    pub listen: Address,
+    /// Where they go on.
+    pub to: Address,
+}
+
+/// A configuration that cannot be used, with everything that is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("border configuration {file}: {}", .problems.join("; "))]
+pub struct InvalidConfig {
+    /// The file.
+    pub file: Utf8PathBuf,
+    /// What is wrong, each in a sentence.
+    pub problems: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    border: Config,
+}
+
+fn two_thousand() -> usize {
+    2000
+}
+
+const MOST_LINKS: usize = 256;
+const MOST_CONNECTIONS: usize = 100_000;
+const MOST_FILE: u64 = 1 << 20;
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn read(file: &Utf8Path) -> Result<Config, InvalidConfig> {
+        let fail = |problem: String| InvalidConfig { file: file.to_owned(), problems: vec![problem] };
+        let length = std::fs::metadata(file).map_err(|error| fail(error.to_string()))?.len();
+        if length > MOST_FILE {
+            return Err(fail(format!("it has {length} bytes, more than {MOST_FILE}")));
+        }
+        let text = std::fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
+        let document: Document = serde_yaml::from_str(&text).map_err(|error| fail(error.to_string()))?;
+        match document.border.problems() {
+            problems if problems.is_empty() => Ok(document.border),
+            problems => Err(InvalidConfig { file: file.to_owned(), problems }),
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let (mut names, mut doors) =
+            (std::collections::HashSet::new(), std::collections::HashSet::from([&self.listen]));
+        for link in &self.links {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if link.name.is_empty() || link.name.len() > 80 || !link.name.chars().all(plain) {
+                problems.push(format!("link `{}`: a name has 1 to 80 letters, digits, `-`, `_` or `.`", link.name));
+            }
+            if !names.insert(&link.name) {
+                problems.push(format!("link `{}` is there twice", link.name));
+            }
+            if !matches!(&link.listen, Address::Tcp(address) if address.port() == 0) && !doors.insert(&link.listen) {
+                problems.push(format!("link `{}`: {} is listened on already", link.name, link.listen));
+            }
+            if link.to == link.listen {
+                problems.push(format!("link `{}`: it leads to itself", link.name));
+            }
+        }
+        if matches!(self.listen, Address::Tcp(_)) {
+            problems.push(format!("listen {}: it asks for no password, so it must be `unix:…`", self.listen));
+        }
+        if self.links.len() > MOST_LINKS {
+            problems.push(format!("{} links are more than {MOST_LINKS}", self.links.len()));
+        }
+        if !(1..=MOST_CONNECTIONS).contains(&self.max_connections) {
+            problems.push(format!("max_connections {} is not within 1 and {MOST_CONNECTIONS}", self.max_connections));
+        }
+        problems
+    }
+}

@@ -1,0 +1,127 @@
+//! One link: connections in, connections out, and the bytes between them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::io::copy_bidirectional_with_sizes;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use super::{Listener, Shared, Stream, connect};
+use crate::gateway::Address;
+
+/// On one machine a connection is made at once or never.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// What one direction of one connection may hold.
+const BUFFER: usize = 16 << 10;
+/// After an accept that failed, for want of files most likely.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What is known of a link.
+#[derive(Debug)]
+pub(super) struct Relay {
+    pub(super) name: String,
+    pub(super) listen: Address,
+    pub(super) to: Address,
+    room: Arc<Semaphore>,
+    pub(super) open: AtomicU64,
+    pub(super) stalled: AtomicU64,
+    pub(super) connections: AtomicU64,
+    pub(super) failures: AtomicU64,
+}
+
+impl Relay {
+    pub(super) fn new(link: &super::Link, max_connections: usize) -> Relay {
+        Relay {
+            name: link.name.clone(),
+            listen: link.listen.clone(),
+            to: link.to.clone(),
+            room: Arc::new(Semaphore::new(max_connections)),
+            open: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
+}
+
+/// Takes connections until the border stops.
+pub(super) async fn accept(shared: Arc<Shared>, at: usize, listener: Listener, tasks: TaskTracker) {
+    let relay = &shared.relays[at];
+    loop {
+        let taken = async {
+            let Ok(room) = relay.room.clone().acquire_owned().await else { return std::future::pending().await };
+            (listener.accept().await, room)
+        };
+        let (accepted, room) = tokio::select! {
+            () = shared.stop.accept.cancelled() => return,
+            taken = taken => taken,
+        };
+        match accepted {
+            Ok(stream) => {
+                let shared = shared.clone();
+                tasks.spawn(async move {
+                    one(&shared, at, stream).await;
+                    drop(room);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(link = relay.name, %error, "a connection cannot be taken");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Counts while it lives.
+struct Counted<'a>(&'a AtomicU64);
+
+impl<'a> Counted<'a> {
+    fn begin(count: &'a AtomicU64) -> Counted<'a> {
+        count.fetch_add(1, Relaxed);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// One connection, until one of its ends, a fault, or the border ends it.
+async fn one(shared: &Shared, at: usize, mut here: Stream) {
+    let relay = &shared.relays[at];
+    let _open = Counted::begin(&relay.open);
+    relay.connections.fetch_add(1, Relaxed);
+    let mut fault = shared.faults.watch();
+    // What has been opened is kept while it stalls: nobody at either end may notice more than silence.
+    let mut there: Option<Stream> = None;
+    let relaying = async {
+        let made = timeout(CONNECT_WITHIN, connect(&relay.to)).await;
+        let stream = match made.map_err(|_| std::io::ErrorKind::TimedOut.into()).and_then(|made| made) {
+            Ok(stream) => there.insert(stream),
+            Err(error) => {
+                relay.failures.fetch_add(1, Relaxed);
+                tracing::debug!(link = relay.name, to = %relay.to, %error, "nobody answers behind a link");
+                return;
+            }
+        };
+        // An end that breaks off is told to the other by our closing; there is nobody else to tell.
+        let _ = copy_bidirectional_with_sizes(&mut here, stream, BUFFER, BUFFER).await;
+    };
+    tokio::select! {
+        // Looked at first: with a fault that is there already, nothing is even connected to.
+        biased;
+        _ = fault.wait_for(Option::is_some) => {}
+        () = shared.stop.leave.cancelled() => return,
+        () = relaying => return,
+    }
+    let _stalled = Counted::begin(&relay.stalled);
+    tokio::select! {
+        _ = fault.wait_for(Option::is_none) => {}
+        () = shared.stop.leave.cancelled() => {}
+    }
+}
