@@ -248,6 +248,7 @@ fn watch(e: &Environment, site: &SiteSettings, program: &Program) -> part::Watch
         border: name(names::BORDER),
         workload: name(names::SERVER),
         peers: peers(e, site),
+        order: order(e),
         witness: witness_name(),
         home: e.primary().map_or_else(|| site.name.clone(), |home| home.name.clone()),
         rules: rules(e),
@@ -260,6 +261,13 @@ fn watch(e: &Environment, site: &SiteSettings, program: &Program) -> part::Watch
 
 fn peers(e: &Environment, site: &SiteSettings) -> Vec<SiteName> {
     e.members().filter(|other| other.name != site.name).map(|other| other.name.clone()).collect()
+}
+
+/// A secondary serves already; a standby begins only then.
+fn order(e: &Environment) -> Vec<SiteName> {
+    let mut sites: Vec<&SiteSettings> = e.members().collect();
+    sites.sort_by_key(|site| site.role);
+    sites.into_iter().map(|site| site.name.clone()).collect()
 }
 
 fn rules(e: &Environment) -> part::Rules {

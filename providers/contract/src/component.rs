@@ -303,6 +303,8 @@ pub struct Watch {
     pub workload: ComponentName,
     /// The other sites.
     pub peers: Vec<SiteName>,
+    /// All sites, those first that take the place of a lost primary first.
+    pub order: Vec<SiteName>,
     /// The place of whoever grants promotions.
     pub witness: SiteName,
     /// The site that is primary when all are well.

@@ -2,6 +2,8 @@
 //! disk where something depends on it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use textnlp_control::{
@@ -36,6 +38,7 @@ enum Event {
 pub(super) struct Actor {
     events: mpsc::Sender<Event>,
     committed: watch::Receiver<u64>,
+    applied: Arc<AtomicU64>,
 }
 
 /// Why there is no answer.
@@ -93,6 +96,16 @@ impl Actor {
         self.committed.clone()
     }
 
+    /// Up to where the site's database shows the table.
+    pub(super) fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
+    }
+
+    /// It shows it up to here now.
+    pub(super) fn is_applied(&self, index: u64) {
+        self.applied.store(index, Ordering::Relaxed);
+    }
+
     async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, Unanswered> {
         let (answer, answered) = oneshot::channel();
         self.events.try_send(event(answer)).map_err(|_| Unanswered::Busy)?;
@@ -120,7 +133,7 @@ pub(super) fn start(
     let (links, ends) = Links::new(config);
     let (events, inbox) = mpsc::channel(WAITING);
     let (tell, committed) = watch::channel(0);
-    let actor = Actor { events, committed };
+    let actor = Actor { events, committed, applied: Arc::default() };
     // A heartbeat that takes longer than a grace has lost its meaning.
     let within = Duration::from_millis(config.grace_ms().max(1000));
     tokio::spawn(links::carry(ends, config.site.clone(), within, actor.clone(), stop.clone()));

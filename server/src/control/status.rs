@@ -13,7 +13,6 @@ use super::usage::Behind;
 pub(super) struct Status {
     #[serde(flatten)]
     pub(super) overview: Told,
-    /// Up to here the site's database shows it.
     pub(super) peers: BTreeMap<Site, Peer>,
     pub(super) rpo_ms: Rpo,
     /// Sites that have lacked something for longer than is allowed.
@@ -34,6 +33,8 @@ pub(super) struct Told {
     why_not: Option<String>,
     last: u64,
     pub(super) committed: u64,
+    /// Up to here the site's database shows it.
+    applied: u64,
     pub(super) witness_heard_ms: Option<Millis>,
     primary_heard_ms: Option<Millis>,
     refusal: Option<String>,
@@ -43,6 +44,7 @@ pub(super) struct Told {
 /// One other site.
 #[derive(Debug, Serialize)]
 pub(super) struct Peer {
+    #[serde(skip_serializing_if = "Option::is_none")]
     stored: Option<u64>,
     member: bool,
     heard_ms: Option<Millis>,
@@ -86,6 +88,7 @@ impl Status {
                 why_not: overview.why_not.map(|why| why.to_string()),
                 last: overview.last,
                 committed: overview.committed,
+                applied: watch.actor.applied(),
                 witness_heard_ms: overview.witness_heard_ms,
                 primary_heard_ms: overview.primary_heard_ms,
                 refusal: overview.refusal.map(|why| why.to_string()),

@@ -45,7 +45,8 @@ pub(super) async fn follow(actor: Actor, store: Store, config: WatchConfig, stop
 
 /// Writes the rows that are not as the table has them. Control data is small: what was shown is remembered whole.
 async fn show(actor: &Actor, store: &Store, shown: &mut BTreeMap<String, Value>) {
-    let Ok((_, table)) = actor.table("").await else { return };
+    let Ok((at, table)) = actor.table("").await else { return };
+    let mut whole = true;
     for (name, value) in table {
         if shown.get(&name) == Some(&value) {
             continue;
@@ -54,8 +55,14 @@ async fn show(actor: &Actor, store: &Store, shown: &mut BTreeMap<String, Value>)
         match written {
             Ok(()) => drop(shown.insert(name, value)),
             // It is tried again with the next change, and at the latest with the next look.
-            Err(error) => tracing::warn!(%name, error = %crate::error::chain(&error), "a row could not be written"),
+            Err(error) => {
+                whole = false;
+                tracing::warn!(%name, error = %crate::error::chain(&error), "a row could not be written");
+            }
         }
+    }
+    if whole {
+        actor.is_applied(at.index);
     }
 }
 

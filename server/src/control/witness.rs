@@ -85,7 +85,8 @@ impl Running {
         let holds = witness.configuration();
         json!({
             "epoch": holds.map_or(0, |c| c.epoch),
-            "primary": holds.map(|c| &c.primary),
+            // Empty while nobody is.
+            "primary": holds.map_or("", |c| c.primary.as_str()),
             "members": holds.map(|c| c.members.keys().collect::<Vec<_>>()).unwrap_or_default(),
             "renewed_ms": witness.renewed(now),
             "heard_ms": witness.heard(now),

@@ -30,7 +30,7 @@ const TTL: std::ops::RangeInclusive<u64> = 10..=600;
 pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<Success, Failure> {
     let sites = Sites::of(session)?;
     allowed(&sites, args)?;
-    let running = running::running(&sites.chosen.name, &sites.chosen.folder).await?;
+    let running = running::running(session, &sites.chosen.name, &sites.chosen.folder).await?;
     let ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
     let front = Arc::new(HttpWire::new(&running.address, ca.as_deref())?);
     let header = sites.environment().server.security.api_key_header.clone();

@@ -108,6 +108,7 @@ impl Lowering<'_> {
             "automatic": watch.automatic,
             "failback": watch.failback,
             "home": watch.home,
+            "order": watch.order,
             "max_lag_ms": watch.max_lag_ms,
         }});
         let cluster = ResourceId::of(&self.site.name, &watch.cluster);
