@@ -162,6 +162,7 @@ fn every_component_is_lowered() {
                 border: name("border"),
                 workload: name("server"),
                 peers: vec![name("there")],
+                order: vec![name("here"), name("there")],
                 witness: name("witness"),
                 home: name("here"),
                 rules,

@@ -81,6 +81,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 border: name("border"),
                 workload: name("server"),
                 peers,
+                order: SITES.iter().map(|site| name(site)).collect(),
                 witness: name("witness"),
                 home: name("primary"),
                 rules: Rules { every_ms: 1000, lost_after: 3 },

@@ -179,6 +179,7 @@ impl Machine {
             border: name("border"),
             workload: name("server"),
             peers,
+            order: vec![machine.site.name.clone()],
             witness: place,
             home: machine.site.name.clone(),
             rules,
