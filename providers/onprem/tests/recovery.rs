@@ -219,6 +219,9 @@ fn a_site_has_a_border_and_a_watch_whose_files_lead_to_one_another() {
           listen: unix:/srv/state/sites/primary/run/watch.sock
           lost_after: 3
           max_lag_ms: 5000
+          order:
+          - primary
+          - secondary
           peers:
             secondary: unix:/srv/state/sites/primary/run/out-secondary.sock
           site: primary
