@@ -107,7 +107,7 @@ fn allowed(sites: &Sites, args: &Drill) -> Result<(), Failure> {
 fn order(session: &Session, sites: &Sites, args: &Drill, running: &Running) -> Result<Order, Failure> {
     let environment = sites.environment();
     let lock_path = Lock::path(&session.lock_folder(&sites.chosen), &sites.chosen.name);
-    let lock = Lock::read(&lock_path).map_err(|e| crate::deployment::broken_lock(e, sites.chosen.name.as_str()))?;
+    let lock = Lock::read(&lock_path).map_err(|e| crate::deployment::broken_lock(e, session, &sites.chosen.name))?;
     let who = operator(session);
     let dr = &environment.dr;
     Ok(Order {
