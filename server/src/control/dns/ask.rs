@@ -16,7 +16,8 @@ const UDP_WITHIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2
 /// What a server takes and gives that was not told of more (RFC 1035, 4.2.1).
 const MOST_DATAGRAM: usize = 512;
 
-/// What is sent may arrive twice, and does no harm then: an update says what shall be there, and not what shall change.
+/// What is sent may arrive twice, and does no harm then: an update says what shall be there, and not what shall change. One that arrives so late
+/// that it undoes the next is seen by the next check.
 pub(super) async fn ask(server: SocketAddr, message: &[u8]) -> Result<Vec<u8>, Failed> {
     let tcp = match timeout(TCP_WITHIN, by_tcp(server, message)).await {
         Ok(Ok(answer)) => return Ok(answer),
