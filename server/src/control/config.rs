@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use textnlp_control::Site;
 
 use super::Error;
+use super::dns::DnsConfig;
 use crate::config::Address;
 
 /// `watch:` of a site.
@@ -73,6 +74,9 @@ pub struct WitnessConfig {
     /// The front's administration socket.
     #[serde(default, deserialize_with = "maybe_address")]
     pub front: Option<Address>,
+    /// The name whose addresses follow the sites.
+    #[serde(default)]
+    pub dns: Option<DnsConfig>,
 }
 
 impl WatchConfig {
@@ -126,7 +130,8 @@ impl WitnessConfig {
             pace(config.every_ms, config.lost_after),
             (!config.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
         ];
-        checked(file, problems).map(|()| config)
+        let dns = config.dns.as_ref().map(|dns| dns.problems(&config.sites, &config.home, &config.weights));
+        checked(file, problems.into_iter().chain(dns.into_iter().flatten().map(Some))).map(|()| config)
     }
 
     /// Silence shorter than this moves nothing.
@@ -143,7 +148,7 @@ fn pace(every_ms: u64, lost_after: u32) -> Option<String> {
     (!(2..=100).contains(&lost_after)).then(|| format!("`lost_after` is {lost_after}, not from 2 to 100"))
 }
 
-fn checked<const N: usize>(file: &Utf8Path, problems: [Option<String>; N]) -> Result<(), Error> {
+fn checked(file: &Utf8Path, problems: impl IntoIterator<Item = Option<String>>) -> Result<(), Error> {
     let problems: Vec<String> = problems.into_iter().flatten().collect();
     if problems.is_empty() { Ok(()) } else { Err(Error::Config { file: file.to_owned(), why: problems.join("; ") }) }
 }

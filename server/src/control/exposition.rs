@@ -3,11 +3,13 @@
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use textnlp_control::Site;
 
+use super::dns::Records;
 use super::status::Status;
 use super::witness::Running;
 
@@ -101,6 +103,21 @@ pub(super) fn of_witness(running: &Running) -> String {
         weights.get_or_create(&BySite { site: site.clone() }).set(weight.as_f64().unwrap_or(0.0));
     }
     registry.register("textnlp_site_weight", "Share of traffic that a site gets", weights);
+    if let Some(dns) = running.dns.as_ref().map(Records::figures) {
+        let failures = Counter::<u64>::default();
+        failures.inc_by(dns.failures);
+        registry.register("textnlp_dns_update_failures", "Updates and checks of the DNS name that failed", failures);
+        let right = Real::default();
+        right.set(f64::from(u8::from(dns.is_right)));
+        registry.register("textnlp_dns_current", "1 where the DNS name has the addresses that it should", right);
+        let confirmed = Real::default();
+        confirmed.set(dns.confirmed_seconds);
+        registry.register(
+            "textnlp_dns_updated_seconds",
+            "Since the name server said that the name is right",
+            confirmed,
+        );
+    }
     encoded(&registry)
 }
 

@@ -2,13 +2,15 @@
 //!
 //! The *watch* of a site keeps control data (keys, tenants, the public halves of signing keys) equal at all sites, writes what is
 //! acknowledged into the site's database, where the replicas read it, and ships usage. It watches the primary and takes its place when
-//! the witness grants it. The *witness* keeps who is primary, and sets the front's weights accordingly.
+//! the witness grants it. The *witness* keeps who is primary, and sets the front's weights and
+//! the addresses in DNS accordingly.
 
 mod actor;
 mod client;
 mod clock;
 mod config;
 mod disk;
+mod dns;
 mod exposition;
 mod http;
 pub(crate) mod keys;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{WatchConfig, WitnessConfig};
+pub use dns::{DnsConfig, DnsKey};
 
 use crate::database::StoreError;
 use crate::http::{Listener, Serving};
@@ -103,9 +106,11 @@ pub async fn witness(file: &camino::Utf8Path) -> Result<(), Error> {
     let stop = CancellationToken::new();
     let state = Arc::new(witness::Running::open(config)?);
     let weights = tokio::spawn(witness::keep_weights(state.clone(), stop.clone()));
+    let dns = tokio::spawn(dns::keep(state.clone(), stop.clone()));
     let served = serve(&state.config.listen, http::witness_routes(state.clone()), stop.clone()).await?;
     until_told(&stop, std::future::pending()).await?;
     weights.abort();
+    dns.abort();
     served.abort();
     Ok(())
 }

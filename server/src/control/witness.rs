@@ -11,7 +11,7 @@ use textnlp_control::{Configuration, Message, Record, Site, Witness, WitnessSett
 use tokio_util::sync::CancellationToken;
 
 use super::config::WitnessConfig;
-use super::{Error, client, clock, disk};
+use super::{Error, client, clock, disk, dns};
 
 /// What is on disk: the record and how it came to be.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -38,6 +38,7 @@ const MOST_HISTORY: usize = 100;
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) config: WitnessConfig,
+    pub(super) dns: Option<dns::Records>,
     state: Mutex<(Witness, Kept)>,
 }
 
@@ -52,7 +53,8 @@ impl Running {
             grace: config.grace_ms(),
         };
         let witness = Witness::new(settings, kept.configuration.clone(), clock::now());
-        Ok(Self { config, state: Mutex::new((witness, kept)) })
+        let dns = config.dns.clone().map(dns::Records::new);
+        Ok(Self { config, dns, state: Mutex::new((witness, kept)) })
     }
 
     /// Takes in messages; the record is on disk before anybody hears of it.
@@ -94,6 +96,7 @@ impl Running {
             "home": self.config.home,
             "sites": self.config.sites,
             "weights": holds.map(|c| self.weights(c)).unwrap_or_default(),
+            "dns": self.dns.as_ref().map(dns::Records::status),
             "history": kept.history.iter().map(Dated::shown).collect::<Vec<_>>(),
         })
     }
@@ -102,7 +105,8 @@ impl Running {
         weights(configuration, &self.config.home, &self.config.weights)
     }
 
-    fn wanted_weights(&self) -> Option<BTreeMap<Site, u32>> {
+    /// Nothing until there is a configuration.
+    pub(super) fn wanted_weights(&self) -> Option<BTreeMap<Site, u32>> {
         self.state().0.configuration().map(|configuration| self.weights(configuration))
     }
 

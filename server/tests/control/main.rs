@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod dns;
+mod named;
 mod sites;
 
 use std::collections::BTreeSet;

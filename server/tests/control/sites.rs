@@ -32,6 +32,11 @@ impl Sites {
     }
 
     pub(crate) fn start_with(settings: &str) -> Self {
+        Self::start_configured(settings, "")
+    }
+
+    /// With settings of each watch and of the witness.
+    pub(crate) fn start_configured(settings: &str, of_witness: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Utf8PathBuf::try_from(folder.path().to_owned()).unwrap();
         let socket = |site: &str| format!("unix:{root}/{site}.sock");
@@ -58,7 +63,7 @@ impl Sites {
         }
         let witness = format!(
             "witness: {{ folder: {root}/witness, listen: \"{}\", sites: [primary, secondary, tertiary], home: primary, every_ms: 200, \
-             lost_after: 3, weights: {{ primary: 100, secondary: 50, tertiary: 0 }} }}",
+             lost_after: 3, weights: {{ primary: 100, secondary: 50, tertiary: 0 }}, {of_witness} }}",
             socket("witness")
         );
         std::fs::write(root.join("witness.yaml"), witness).unwrap();
