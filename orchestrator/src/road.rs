@@ -242,7 +242,14 @@ async fn preflight(road: &Road<'_>, plan: &Plan) -> Result<(), RoadError> {
     let mut problems = Vec::new();
     for (site, wanted) in asked {
         match road.sites[site].provider.preflight(&wanted).await {
-            Ok(found) => problems.extend(found.into_iter().filter(|problem| !problem.warning)),
+            // Sites of one machine find the same things wrong with it.
+            Ok(found) => {
+                for problem in found.into_iter().filter(|problem| !problem.warning) {
+                    if !problems.contains(&problem) {
+                        problems.push(problem);
+                    }
+                }
+            }
             Err(error) => {
                 let fix = error.hint.clone().unwrap_or_else(|| "mend this and run the command again".to_owned());
                 problems.push(Problem::new(site.as_str(), error.to_string(), fix));

@@ -47,6 +47,7 @@ pub(super) fn watch_routes(watch: Arc<Watch>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/status", get(status))
         .route("/v1/table", get(table))
+        .route("/v1/applied", get(applied))
         .route("/v1/messages", post(messages).layer(DefaultBodyLimit::max(client::MOST_BODY)))
         .route("/v1/write", post(write).layer(DefaultBodyLimit::max(2 * MOST_WRITE_BYTES)))
         .route("/v1/claim", post(claim))
@@ -158,6 +159,9 @@ struct Writing {
     writes: Vec<Write>,
     #[serde(default)]
     timeout_ms: Option<u64>,
+    /// The answer waits until the other sites show it too, as far as they answer.
+    #[serde(default)]
+    visible: bool,
     /// It came from another watch: it is not sent on once more.
     #[serde(default)]
     forwarded: bool,
@@ -182,7 +186,12 @@ async fn write(State(watch): Shared, Json(writing): Json<Writing>) -> Response {
         put(&watch.actor, &watch.config, writing.writes, within).await
     };
     match done {
-        Ok(at) => Json(json!({ "epoch": at.epoch, "index": at.index })).into_response(),
+        Ok(at) => {
+            if writing.visible {
+                until_shown(&watch, at.index).await;
+            }
+            Json(json!({ "epoch": at.epoch, "index": at.index })).into_response()
+        }
         Err(NotWritten::Refused(why)) => refused(StatusCode::SERVICE_UNAVAILABLE, "read_only", &why, hint_of(&why)),
         Err(NotWritten::Elsewhere(status, body)) => (status, Json(body)).into_response(),
         Err(NotWritten::Unknown) => {
@@ -190,6 +199,28 @@ async fn write(State(watch): Shared, Json(writing): Json<Writing>) -> Response {
             refused(StatusCode::GATEWAY_TIMEOUT, "unknown", message, "look at the table, or write the same again")
         }
     }
+}
+
+/// Waits until every site that answers shows an entry, this one too. One that does not answer shows it when it is back.
+async fn until_shown(watch: &Watch, index: u64) {
+    let path = format!("/v1/applied?index={index}");
+    let others = watch.config.peers.values().map(|peer| client::get(peer, &path, SHOWN_WITHIN));
+    tokio::join!(shows(&watch.actor, index), futures::future::join_all(others));
+}
+
+/// A site that takes longer is not waited for.
+const SHOWN_WITHIN: Duration = Duration::from_secs(2);
+
+async fn shows(actor: &Actor, index: u64) {
+    let until = Instant::now() + SHOWN_WITHIN;
+    while actor.applied() < index && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn applied(State(watch): Shared, Query(query): Query<BTreeMap<String, u64>>) -> Response {
+    shows(&watch.actor, query.get("index").copied().unwrap_or(0)).await;
+    Json(json!({ "applied": watch.actor.applied() })).into_response()
 }
 
 /// Why a write was not acknowledged.

@@ -279,7 +279,11 @@ impl Member {
             leading.peers.get(site).filter(|peer| peer.incarnation == Some(*life)).map_or(0, |peer| peer.stored)
         };
         let upto = others.map(has).min().unwrap_or(0).min(self.log.last().index);
-        self.commit(upto, effects);
+        if upto > self.committed {
+            self.commit(upto, effects);
+            // The others show it at once, not only with the next heartbeat.
+            self.send_all(now, effects);
+        }
         let Some(leading) = &mut self.leading else { return };
         while let Some((at, ticket)) = leading.tickets.front().copied().filter(|(at, _)| at.index <= self.committed) {
             leading.tickets.pop_front();
