@@ -113,12 +113,13 @@ impl Actor {
     }
 }
 
-/// Starts the owner. The future ends when the owner had to give up: after a disk that failed nothing that it says can be believed.
+/// Starts the owner; gives which life of the disk it is. The future ends when the owner had to give up: after a disk that failed nothing that it says can be believed.
 pub(super) fn start(
     config: &WatchConfig,
     stop: CancellationToken,
-) -> Result<(Actor, impl Future<Output = ()> + use<>), Error> {
+) -> Result<(Actor, u64, impl Future<Output = ()> + use<>), Error> {
     let (disk, state) = Disk::open(&config.folder)?;
+    let life = disk.incarnation.0;
     let settings = Settings {
         site: config.site.clone(),
         incarnation: disk.incarnation,
@@ -148,7 +149,7 @@ pub(super) fn start(
         }
         drop(ended);
     })?;
-    Ok((actor, async move { drop(end.await) }))
+    Ok((actor, life, async move { drop(end.await) }))
 }
 
 struct Owner {

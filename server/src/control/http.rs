@@ -28,6 +28,8 @@ pub(super) struct Watch {
     pub(super) actor: Actor,
     pub(super) store: Store,
     pub(super) shipped: Shipped,
+    /// Which life of this site's disk it is.
+    pub(super) life: u64,
 }
 
 type Shared = State<Arc<Watch>>;
@@ -360,8 +362,8 @@ async fn usage(State(watch): Shared, Json(shipment): Json<Shipment>) -> Response
             "only sites of one environment ship",
         );
     }
-    match watch.store.merge_usage(shipment.site.as_str(), &shipment.rows).await {
-        Ok(()) => Json(json!({ "rows": shipment.rows.len() })).into_response(),
+    match watch.store.merge_usage(watch.config.site.as_str(), shipment.site.as_str(), &shipment.rows).await {
+        Ok(()) => Json(json!({ "rows": shipment.rows.len(), "life": watch.life })).into_response(),
         Err(error) => {
             refused(StatusCode::SERVICE_UNAVAILABLE, "database", crate::error::chain(&error), "it is shipped again")
         }

@@ -75,7 +75,7 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
     let config = WatchConfig::read(file)?;
     let stop = CancellationToken::new();
     let store = view::open(&config.database).await?;
-    let (actor, running) = actor::start(&config, stop.clone())?;
+    let (actor, life, running) = actor::start(&config, stop.clone())?;
     let shipped = usage::Shipped::default();
     let tasks = TaskTracker::new();
     tasks.spawn(view::follow(actor.clone(), store.clone(), config.clone(), stop.clone()));
@@ -89,7 +89,7 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
             stop.clone(),
         ));
     }
-    let state = Arc::new(http::Watch { config: config.clone(), actor, store: store.clone(), shipped });
+    let state = Arc::new(http::Watch { config: config.clone(), actor, store: store.clone(), shipped, life });
     let served = serve(&config.listen, http::watch_routes(state), stop.clone()).await?;
     until_told(&stop, running).await?;
     tasks.close();

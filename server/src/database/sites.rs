@@ -21,10 +21,13 @@ pub struct UsageRow {
     pub generation_time_ms: i64,
     pub status: i64,
     pub created_at: i64,
+    /// The site where it was made; empty for the one that ships it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub site: String,
 }
 
 const USAGE: &str = "id, request_id, user_id, tenant_id, endpoint, model, prompt_tokens, generated_tokens, generation_time_ms, status, \
-                     created_at";
+                     created_at, site";
 
 impl Store {
     /// Makes a key exactly what was acknowledged, its revocation too.
@@ -68,12 +71,18 @@ impl Store {
         rows.iter().map(|row| row.try_get(0).map_err(StoreError::sort)).collect()
     }
 
-    /// This site's own rows after a place in its log, in order, and the place of the last.
-    pub async fn usage_after(&self, at: i64, most: u32) -> Result<(Vec<UsageRow>, i64), StoreError> {
+    /// This site's own rows after a place in its log, in order, and the place of the last; up to another place, those of all sites.
+    pub async fn usage_after(&self, at: i64, all_up_to: i64, most: u32) -> Result<(Vec<UsageRow>, i64), StoreError> {
         let query = sqlx::AssertSqlSafe(format!(
-            "SELECT rowid, {USAGE} FROM api_usage WHERE rowid > ? AND site = '' ORDER BY rowid LIMIT ?"
+            "SELECT rowid, {USAGE} FROM api_usage WHERE rowid > ?1 AND (site = '' OR rowid <= ?2) ORDER BY rowid LIMIT ?3"
         ));
-        let rows = sqlx::query(query).bind(at).bind(most).fetch_all(&self.reads).await.map_err(StoreError::sort)?;
+        let rows = sqlx::query(query)
+            .bind(at)
+            .bind(all_up_to)
+            .bind(most)
+            .fetch_all(&self.reads)
+            .await
+            .map_err(StoreError::sort)?;
         let last = rows.last().map_or(at, |row| row.get(0));
         let read = |row: &sqlx::sqlite::SqliteRow| -> Result<UsageRow, sqlx::Error> {
             Ok(UsageRow {
@@ -88,19 +97,35 @@ impl Store {
                 generation_time_ms: row.try_get("generation_time_ms")?,
                 status: row.try_get("status")?,
                 created_at: row.try_get("created_at")?,
+                site: row.try_get("site")?,
             })
         };
         let rows: Result<Vec<UsageRow>, sqlx::Error> = rows.iter().map(read).collect();
         Ok((rows.map_err(StoreError::sort)?, last))
     }
 
-    /// Takes in rows of another site, all or none. A row that is there already stays as it is.
-    pub async fn merge_usage(&self, site: &str, rows: &[UsageRow]) -> Result<(), StoreError> {
+    /// The place of the last row.
+    pub async fn usage_end(&self) -> Result<i64, StoreError> {
+        let row = sqlx::query("SELECT coalesce(max(rowid), 0) FROM api_usage")
+            .fetch_one(&self.reads)
+            .await
+            .map_err(StoreError::sort)?;
+        row.try_get(0).map_err(StoreError::sort)
+    }
+
+    /// Takes in rows that another site ships, all or none. A row that is there already stays as it is; one that was made here, before this
+    /// site lost its disk, is its own again.
+    pub async fn merge_usage(&self, here: &str, from: &str, rows: &[UsageRow]) -> Result<(), StoreError> {
         let mut transaction = self.write().await?;
         let query = format!(
-            "INSERT INTO api_usage ({USAGE}, tokens_used, site) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
+            "INSERT INTO api_usage ({USAGE}, tokens_used) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
         );
         for row in rows {
+            let site = match row.site.as_str() {
+                "" => from,
+                site if site == here => "",
+                site => site,
+            };
             sqlx::query(sqlx::AssertSqlSafe(query.clone()))
                 .bind(&row.id)
                 .bind(&row.request_id)
@@ -113,8 +138,8 @@ impl Store {
                 .bind(row.generation_time_ms)
                 .bind(row.status)
                 .bind(row.created_at)
-                .bind(row.prompt_tokens.saturating_add(row.generated_tokens))
                 .bind(site)
+                .bind(row.prompt_tokens.saturating_add(row.generated_tokens))
                 .execute(&mut *transaction)
                 .await
                 .map_err(StoreError::sort)?;
@@ -173,18 +198,28 @@ mod tests {
         }
         here.append_usage(&[usage("r1"), usage("r2")]).await.unwrap();
         there.append_usage(&[usage("r3")]).await.unwrap();
-        let (rows, last) = here.usage_after(0, 1).await.unwrap();
+        let (rows, last) = here.usage_after(0, 0, 1).await.unwrap();
         assert_eq!(rows.len(), 1);
-        there.merge_usage("here", &rows).await.unwrap();
-        let (rows, _) = here.usage_after(last, 10).await.unwrap();
+        there.merge_usage("there", "here", &rows).await.unwrap();
+        let (rows, _) = here.usage_after(last, 0, 10).await.unwrap();
         assert_eq!(rows.iter().map(|row| row.request_id.as_str()).collect::<Vec<_>>(), ["r2"]);
         for _ in 0..2 {
-            there.merge_usage("here", &here.usage_after(0, 10).await.unwrap().0).await.unwrap();
+            there.merge_usage("there", "here", &here.usage_after(0, 0, 10).await.unwrap().0).await.unwrap();
         }
         let merged = there.usage_rows().await;
         assert_eq!(merged.len(), 3);
         assert_eq!(merged.iter().filter(|(_, site)| site == "here").count(), 2);
-        assert_eq!(there.usage_after(0, 10).await.unwrap().0.len(), 1, "what came from elsewhere is not shipped on");
+        assert_eq!(there.usage_after(0, 0, 10).await.unwrap().0.len(), 1, "what came from elsewhere is not shipped on");
+        // A site that lost its disk gets back what it made, and what it was told.
+        let (_c, empty) = store().await;
+        empty.prepare().await.unwrap();
+        let end = there.usage_end().await.unwrap();
+        let (all, _) = there.usage_after(0, end, 10).await.unwrap();
+        empty.merge_usage("here", "there", &all).await.unwrap();
+        let mut back = empty.usage_rows().await;
+        back.sort();
+        let rows = [("r1", ""), ("r2", ""), ("r3", "there")].map(|(r, s)| (r.to_owned(), s.to_owned()));
+        assert_eq!(back, rows);
         let ids = ["r1", "r3", "r9", "'; DROP TABLE api_usage"].map(str::to_owned);
         assert_eq!(there.known_usage(&ids).await.unwrap(), ["r1", "r3"]);
         assert_eq!(there.usage_of("k", 0).await.unwrap(), (3, 21));

@@ -105,6 +105,10 @@ fn a_killed_primary_is_replaced_and_comes_home_with_an_empty_disk_and_nothing_is
         assert_eq!(put(&sites, "primary", number).0, 200);
         acknowledged.insert(format!("{number:016}"));
     }
+    sites.use_up("primary", &["r1"]);
+    sites.use_up("secondary", &["r2"]);
+    let usage = |at: &str| sites.post(at, "/v1/usage/ids", r#"{"request_ids":["r1","r2"]}"#).1["known"].clone();
+    until(LONG, || usage("secondary") == json!(["r1", "r2"]) && usage("primary") == json!(["r1", "r2"]));
     sites.kill("primary");
     sites.lose_disk("primary");
     let gone = Instant::now();
@@ -121,6 +125,9 @@ fn a_killed_primary_is_replaced_and_comes_home_with_an_empty_disk_and_nothing_is
     until(LONG, || sites.status("primary")["role"] == "primary");
     until(LONG, || sites.keys_in_database("primary") == acknowledged);
     sites.until_all_are_members();
+    // Usage that it made itself, and that of others, comes back from them.
+    let known = || sites.post("primary", "/v1/usage/ids", r#"{"request_ids":["r1","r2"]}"#).1["known"].clone();
+    until(LONG, || known() == json!(["r1", "r2"]));
     assert_eq!(put(&sites, "secondary", 21).0, 200);
     let history = sites.witness_status()["history"].as_array().unwrap().clone();
     let moves: Vec<&str> = history.iter().map(|h| h["primary"].as_str().unwrap()).collect();
