@@ -17,7 +17,7 @@ use textnlp_provider::Secret;
 use tokio_util::sync::CancellationToken;
 
 use super::running::{self, Running};
-use super::{audit, bundle, key};
+use super::{audit, bundle, dr, key};
 use crate::args::Gate;
 use crate::client;
 use crate::deployment::{Deployment, broken_lock};
@@ -140,8 +140,8 @@ pub async fn measure(
     release.extend(textnlp_orchestrator::release::configuration_digest(environment).into_bytes());
     let release = digest(&release);
     let file = folder.join("evidence").join("gate.json");
-    // What lies on an air-gapped site's disk can change without a new release; looking again takes less than a second.
-    let again = again || environment.phase == Phase::AirGapped;
+    // What lies on an air-gapped site's disk, and how far sites are behind, changes without a new release; looking again takes seconds.
+    let again = again || matches!(environment.phase, Phase::AirGapped | Phase::MultiRegion);
     if !again && let Some(kept) = read(&file).filter(|k| k.release == release && matches!(k.gate, gate::Gate::Open)) {
         return Ok(Kept { reused: true, ..kept });
     }
@@ -158,6 +158,9 @@ pub async fn measure(
     let mut recorded = vec![audit::check()];
     if environment.phase == Phase::AirGapped {
         recorded.extend(bundle::gate::checks(deployment).await);
+    }
+    if environment.phase == Phase::MultiRegion {
+        recorded.extend(dr::gate::checks(deployment).await?);
     }
     let evidence = gate::evaluate(
         environment,

@@ -1,6 +1,7 @@
 //! `dr …`: what an operator sees and does when a site is lost, and the rehearsal of it.
 
 mod drill;
+pub mod gate;
 mod reports;
 mod shift;
 mod status;

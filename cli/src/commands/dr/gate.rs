@@ -1,0 +1,79 @@
+//! What the gate of several sites looks at beside the running service: that they stand in for one another now, and that losing one was
+//! rehearsed and kept what is promised.
+
+use jiff::{SignedDuration, Timestamp};
+use textnlp_orchestrator::dr::picture::Picture;
+use textnlp_orchestrator::dr::report::{self, Report};
+use textnlp_orchestrator::dr::talk::Everybody;
+use textnlp_orchestrator::gate::Check;
+
+use crate::clouds;
+use crate::deployment::Deployment;
+use crate::report::Failure;
+
+/// A rehearsal is of its time: people, data and programs change.
+const FRESH: SignedDuration = SignedDuration::from_hours(24 * 90);
+
+/// The checks of an environment of several sites.
+pub async fn checks(deployment: &Deployment<'_>) -> Result<Vec<Check>, Failure> {
+    let environment = &deployment.chosen.loaded.environment;
+    let folder = &deployment.chosen.folder;
+    let everybody = Everybody::at(&clouds::places(folder, environment)?);
+    let max_lag_ms = environment.replication.database.max_lag.0.as_millis() as u64;
+    let mut checks = now(&Picture::take(&everybody).await, everybody.watches.len(), max_lag_ms);
+    let drill = deployment.session.again().command("dr drill", &deployment.chosen.name);
+    checks.extend(rehearsed(&report::history(folder).0, &everybody.home, Timestamp::now(), &drill));
+    Ok(checks)
+}
+
+fn now(picture: &Picture, sites: usize, max_lag_ms: u64) -> Vec<Check> {
+    let lines = picture.lines(max_lag_ms);
+    let in_sync = lines.iter().filter(|line| line.in_sync).count();
+    let mut sync = Check::new("sites in sync", in_sync, sites, "sites", in_sync == sites);
+    if let Some(line) = lines.iter().find(|line| !line.in_sync) {
+        let why = line.why.as_deref().unwrap_or("it is still catching up");
+        sync = sync.note(format!("{}: {why}", line.site));
+    }
+    let lag = lines.iter().filter_map(|line| line.lag_ms).max();
+    let lag = match lag {
+        Some(ms) => Check::new(LAG, ms, max_lag_ms, "ms", ms <= max_lag_ms),
+        None => Check::unmeasured(LAG, max_lag_ms, "ms", "no site tells how far behind it is"),
+    };
+    let witness = match &picture.witness {
+        Ok(_) => Check::new(WITNESS, "answers", "answers", "", true),
+        Err(error) => Check::unmeasured(WITNESS, "answers", "", error),
+    };
+    vec![sync, lag, witness]
+}
+
+const LAG: &str = "lag of the slowest site";
+const WITNESS: &str = "witness";
+const RTO: &str = "rehearsed: back after";
+const RPO: &str = "rehearsed: missing from";
+const LOST: &str = "rehearsed: lost";
+const HOME: &str = "rehearsed: went back home";
+
+/// The last drill in which the home site was lost.
+fn rehearsed(drills: &[Report], home: &str, now: Timestamp, drill: &str) -> Vec<Check> {
+    let fresh = |report: &&Report| report.site == home && now.duration_since(report.began) < FRESH;
+    let Some(last) = drills.iter().rev().find(fresh) else {
+        let why = format!("the loss of {home} was not rehearsed in the last 90 days: {drill}");
+        return vec![Check::waiting(RTO, "measured", "", why)];
+    };
+    let note = format!("drill {}", last.id);
+    let within = |name: &str, measured: Option<f64>, promised: f64| match measured {
+        Some(seconds) => {
+            let rounded = (seconds * 100.0).round() / 100.0;
+            Check::new(name, rounded, promised, "s", seconds <= promised).note(note.clone())
+        }
+        None => Check::unmeasured(name, promised, "s", format!("it did not come back in {note}")),
+    };
+    let lost = last.figures.findings.lost;
+    let home_again = !last.figures.failback.is_empty();
+    vec![
+        within(RTO, last.rto_s(), last.targets.rto_s),
+        within(RPO, Some(last.figures.findings.rpo_ms / 1000.0), last.targets.rpo_s),
+        Check::new(LOST, lost, 0, "acknowledged writes", lost == 0).note(note.clone()),
+        Check::new(HOME, last.figures.failback.as_str(), "yes", "", home_again).note(note),
+    ]
+}
