@@ -10,7 +10,7 @@ use serde_json::Value;
 use textnlp_orchestrator::environment::{API_KEY, names};
 use textnlp_orchestrator::state::{Folder, Holding, State};
 use textnlp_provider::component::Program;
-use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef, SecretStore, SiteName};
+use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef, SecretStore};
 use uuid::Uuid;
 
 use crate::again::quoted;
@@ -44,8 +44,6 @@ pub struct Running {
 /// The server program of one site.
 #[derive(Debug, Clone)]
 pub struct Serving {
-    /// Which site.
-    pub site: SiteName,
     /// The program that serves, by path.
     pub program: Utf8PathBuf,
     /// The configuration of the first replica.
@@ -67,7 +65,7 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
     let state = state(session, environment, folder).await?;
     let mut sites = Vec::new();
     for site in state.sites() {
-        sites.push(Recorded::of(site, state.holdings(site)?));
+        sites.push(Recorded::of(state.holdings(site)?));
     }
     // Clients of several sites talk to the front; those of one, to its gateway.
     let entrance = |component: &str| {
@@ -103,17 +101,16 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
 
 /// What the journal says of one site.
 struct Recorded {
-    site: SiteName,
     outputs: BTreeMap<String, Outputs>,
 }
 
 impl Recorded {
-    fn of(site: &SiteName, holdings: impl IntoIterator<Item = (ResourceId, Holding)>) -> Recorded {
+    fn of(holdings: impl IntoIterator<Item = (ResourceId, Holding)>) -> Recorded {
         let known = holdings.into_iter().filter_map(|(id, holding)| {
             let name = id.as_str().split_once('/')?.1.to_owned();
             Some((name, holding.current?.outputs))
         });
-        Recorded { site: site.clone(), outputs: known.collect() }
+        Recorded { outputs: known.collect() }
     }
 
     /// The outputs of `COMPONENT` or `COMPONENT/PART`.
@@ -124,7 +121,6 @@ impl Recorded {
     fn serving(&self) -> Option<Serving> {
         let of = |part: &str, field: &str| text(self.outputs(&format!("{}/{part}", names::SERVER))?, field);
         Some(Serving {
-            site: self.site.clone(),
             program: of("program", "path")?.into(),
             config: of("config-0", "path")?.into(),
             watch: self.outputs(&format!("{}/process", names::WATCH)).and_then(|outputs| text(outputs, "listen")),
