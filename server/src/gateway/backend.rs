@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Stops;
 use super::body::Upload;
 use super::config::{Address, Health, WantedBackend};
+use super::trust::Trust;
 
 /// Connections kept for later. More than a replica's batch never wait at once.
 const MOST_IDLE: usize = 64;
@@ -32,6 +33,7 @@ pub(super) struct Backend {
     pub(super) name: String,
     pub(super) address: Address,
     pub(super) metrics_address: Option<Address>,
+    pub(super) trust: Option<Trust>,
     weight: AtomicU32,
     known: Mutex<Known>,
     idle: Mutex<Vec<Lease>>,
@@ -88,6 +90,7 @@ impl Backend {
             name: wanted.name.clone(),
             address: wanted.listen.clone(),
             metrics_address: wanted.metrics_listen.clone(),
+            trust: wanted.tls.as_ref().map(Trust::new),
             weight: AtomicU32::new(wanted.weight),
             known: Mutex::default(),
             idle: Mutex::default(),
@@ -100,7 +103,13 @@ impl Backend {
 
     /// Whether the file means this one.
     pub(super) fn is(&self, wanted: &WantedBackend) -> bool {
-        self.name == wanted.name && self.address == wanted.listen && self.metrics_address == wanted.metrics_listen
+        let trusts = match (&self.trust, &wanted.tls) {
+            (Some(trust), Some(tls)) => trust.is(tls),
+            (None, None) => true,
+            _ => false,
+        };
+        let (name, address) = (self.name == wanted.name, self.address == wanted.listen);
+        name && address && self.metrics_address == wanted.metrics_listen && trusts
     }
 
     pub(super) fn weight(&self) -> u32 {
@@ -266,16 +275,28 @@ impl Backend {
 
     async fn connect(&self, stops: &Stops) -> io::Result<Lease> {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-        match &self.address {
-            Address::Tcp(address) => {
-                let stream = timeout(CONNECT_WITHIN, TcpStream::connect(address)).await.map_err(late)??;
-                stream.set_nodelay(true)?;
-                shake(stream, stops).await
+        let connecting = async {
+            match &self.address {
+                Address::Tcp(address) => {
+                    let stream = TcpStream::connect(address).await?;
+                    stream.set_nodelay(true)?;
+                    self.secured(stream, stops).await
+                }
+                Address::Unix(path) => self.secured(UnixStream::connect(path).await?, stops).await,
             }
-            Address::Unix(path) => {
-                let stream = timeout(CONNECT_WITHIN, UnixStream::connect(path)).await.map_err(late)??;
-                shake(stream, stops).await
-            }
+        };
+        // The handshake within the same time: a socket of this machine may lead to one that answers nothing.
+        timeout(CONNECT_WITHIN, connecting).await.map_err(late)?
+    }
+
+    async fn secured(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        stops: &Stops,
+    ) -> io::Result<Lease> {
+        match &self.trust {
+            Some(trust) => shake(trust.secure(stream).await?, stops).await,
+            None => shake(stream, stops).await,
         }
     }
 

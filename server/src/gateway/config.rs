@@ -25,6 +25,9 @@ pub struct Config {
     /// Who answers.
     #[serde(default)]
     pub backends: Vec<WantedBackend>,
+    /// Whose metrics stand beside those of the backends.
+    #[serde(default)]
+    pub metrics_from: Vec<Address>,
     /// How backends are looked after.
     #[serde(default)]
     pub health: Health,
@@ -66,9 +69,22 @@ pub struct WantedBackend {
     /// Where it answers `/metrics`.
     #[serde(default)]
     pub metrics_listen: Option<Address>,
+    /// Whom to believe there; without it, plain HTTP is spoken with it.
+    #[serde(default)]
+    pub tls: Option<BackendTls>,
     /// Its share of the requests; 0: none.
     #[serde(default = "hundred")]
     pub weight: u32,
+}
+
+/// How a backend proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendTls {
+    /// The authority that signed its certificate, PEM. The file may come later.
+    pub ca_file: Utf8PathBuf,
+    /// The name in its certificate.
+    pub name: String,
 }
 
 /// How backends are looked after.
@@ -139,6 +155,8 @@ struct Document {
 const MOST_SOCKET_PATH: usize = 107;
 const MOST_BACKENDS: usize = 256;
 const MOST_FILE: u64 = 4 << 20;
+/// Whose metrics are gathered besides those of backends.
+const MOST_OTHERS: usize = 16;
 
 impl Config {
     /// Reads and checks the file.
@@ -168,12 +186,33 @@ impl Config {
             if !names.insert(&backend.name) {
                 problems.push(format!("backend `{}` is there twice", backend.name));
             }
+            if let Some(tls) = &backend.tls {
+                if !tls.ca_file.is_absolute() {
+                    problems
+                        .push(format!("backend `{}`: tls.ca_file `{}` is no whole path", backend.name, tls.ca_file));
+                }
+                if rustls::pki_types::ServerName::try_from(tls.name.as_str()).is_err() {
+                    problems.push(format!(
+                        "backend `{}`: tls.name `{}` is neither a DNS name nor an address",
+                        backend.name, tls.name
+                    ));
+                }
+            }
             if backend.weight > 10_000 {
                 problems.push(format!("backend `{}`: weight {} is over 10000", backend.name, backend.weight));
             }
         }
         if self.backends.len() > MOST_BACKENDS {
             problems.push(format!("{} backends are more than {MOST_BACKENDS}", self.backends.len()));
+        }
+        if self.metrics_from.len() > MOST_OTHERS {
+            problems.push(format!("metrics_from: {} sources are more than {MOST_OTHERS}", self.metrics_from.len()));
+        }
+        for (at, source) in self.metrics_from.iter().enumerate() {
+            let called = source.called();
+            if names.contains(&called) || self.metrics_from[..at].iter().any(|other| other.called() == called) {
+                problems.push(format!("metrics_from {source}: `{called}` is there twice"));
+            }
         }
         if let Some(Address::Tcp(address)) = &self.admin_listen
             && !address.ip().is_loopback()
@@ -218,6 +257,18 @@ impl Config {
             }
         }
         names
+    }
+}
+
+impl Address {
+    /// What samples from there are called: the name of the socket, or the address.
+    pub(super) fn called(&self) -> String {
+        let text = match self {
+            Address::Tcp(address) => address.to_string(),
+            Address::Unix(path) => path.file_stem().unwrap_or("socket").to_owned(),
+        };
+        // It becomes a label in a text that has quotes of its own.
+        text.replace(|c: char| !c.is_ascii_alphanumeric() && !"-_.:[]".contains(c), "_")
     }
 }
 

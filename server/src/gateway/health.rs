@@ -27,7 +27,14 @@ pub(super) async fn watch(gateway: Arc<Gateway>, backend: Arc<Backend>) {
 
 /// Looks once.
 pub(super) async fn look(gateway: &Gateway, health: &Health, backend: &Backend) {
-    let answer = plain::get(&backend.address, &health.path, Duration::from_millis(health.timeout_ms), 64 << 10).await;
+    let answer = plain::get(
+        &backend.address,
+        backend.trust.as_ref(),
+        &health.path,
+        Duration::from_millis(health.timeout_ms),
+        64 << 10,
+    )
+    .await;
     match answer {
         Ok((status, _, _)) if status.is_success() => backend.looked(Ok(()), health),
         Ok((_, _, body)) if says_draining(&body) => backend.drains(),

@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::config::Address;
 use super::exposition::Exposition;
 use super::{Gateway, plain};
 
@@ -183,17 +184,16 @@ async fn gather(gateway: &Gateway) -> String {
     let live = gateway.live();
     let metrics = &gateway.metrics;
     let texts = futures::future::join_all(live.backends.all().iter().map(|backend| async move {
-        let Some(address) = &backend.metrics_address else { return (backend, None) };
-        let answer = plain::get(address, "/metrics", GATHER_WITHIN, MOST_BYTES).await;
-        let text = answer
-            .ok()
-            .filter(|(status, _, _)| status.is_success())
-            .and_then(|(_, _, body)| String::from_utf8(body.to_vec()).ok());
-        (backend, text)
+        match &backend.metrics_address {
+            Some(address) => (backend, exposed(address).await),
+            None => (backend, None),
+        }
     }));
+    let others = futures::future::join_all(live.config.metrics_from.iter().map(exposed));
+    let (texts, others) = futures::join!(texts, others);
     let mut merged = Exposition::default();
     let mut parts = Vec::new();
-    for (backend, text) in texts.await {
+    for (backend, text) in texts {
         let label = ByReplica { replica: backend.name.clone() };
         metrics.in_flight.get_or_create(&label).set(i64::try_from(backend.in_flight.load(Relaxed)).unwrap_or(i64::MAX));
         metrics.weight.get_or_create(&label).set(backend.weight().into());
@@ -201,6 +201,11 @@ async fn gather(gateway: &Gateway) -> String {
         set(&metrics.failures.get_or_create(&label), backend.failures.load(Relaxed));
         metrics.gathered.get_or_create(&label).set(text.is_some().into());
         parts.extend(text.map(|text| (backend.name.clone(), text)));
+    }
+    for (address, text) in live.config.metrics_from.iter().zip(others) {
+        let label = ByReplica { replica: address.called() };
+        metrics.gathered.get_or_create(&label).set(text.is_some().into());
+        parts.extend(text.map(|text| (label.replica, text)));
     }
     if let Some(certificate) = &gateway.certificate {
         metrics.not_after.set(certificate.shown().not_after);
@@ -213,6 +218,12 @@ async fn gather(gateway: &Gateway) -> String {
         merged.add(&text, Some(&name));
     }
     merged.to_string()
+}
+
+/// What an address says of itself; `None` when it says nothing that can be read.
+async fn exposed(address: &Address) -> Option<String> {
+    let (status, _, body) = plain::get(address, None, "/metrics", GATHER_WITHIN, MOST_BYTES).await.ok()?;
+    status.is_success().then(|| String::from_utf8(body.to_vec()).ok())?
 }
 
 /// The counts are kept with the backend, which outlives a reload; here they are only shown.

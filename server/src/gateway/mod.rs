@@ -16,6 +16,7 @@ mod handover;
 mod backend;
 mod balance;
 mod health;
+mod trust;
 
 mod admin;
 mod answer;

@@ -11,10 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::config::Address;
+use super::trust::Trust;
 
 /// Status, headers and body, all within `most_time` and `most_bytes`. The error is a sentence.
 pub(super) async fn get(
     address: &Address,
+    trust: Option<&Trust>,
     path: &str,
     most_time: Duration,
     most_bytes: usize,
@@ -22,13 +24,32 @@ pub(super) async fn get(
     let road = async {
         let fail = |error: std::io::Error| format!("connect: {error}");
         match address {
-            Address::Tcp(address) => exchange(TcpStream::connect(address).await.map_err(fail)?, path, most_bytes).await,
-            Address::Unix(socket) => exchange(UnixStream::connect(socket).await.map_err(fail)?, path, most_bytes).await,
+            Address::Tcp(address) => {
+                secured(TcpStream::connect(address).await.map_err(fail)?, trust, path, most_bytes).await
+            }
+            Address::Unix(socket) => {
+                secured(UnixStream::connect(socket).await.map_err(fail)?, trust, path, most_bytes).await
+            }
         }
     };
     match tokio::time::timeout(most_time, road).await {
         Ok(result) => result,
         Err(_) => Err(format!("no answer to {path} within {} ms", most_time.as_millis())),
+    }
+}
+
+async fn secured(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    trust: Option<&Trust>,
+    path: &str,
+    most_bytes: usize,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    match trust {
+        Some(trust) => {
+            let stream = trust.secure(stream).await.map_err(|error| format!("speak TLS: {error}"))?;
+            exchange(stream, path, most_bytes).await
+        }
+        None => exchange(stream, path, most_bytes).await,
     }
 }
 

@@ -94,6 +94,43 @@ impl Backend {
         Backend { name: name.to_owned(), listen: format!("unix:{path}"), state, accepting }
     }
 
+    /// Speaks TLS on a Unix socket, as a site does behind its border.
+    pub(crate) fn secure(
+        name: &str,
+        path: &camino::Utf8Path,
+        certificate: &rcgen::CertifiedKey<rcgen::KeyPair>,
+    ) -> Backend {
+        let key = rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+        let mut config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.cert.der().clone()], key)
+                .unwrap();
+        // A gateway offers both; what comes from another gateway must be HTTP/1.1.
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path).unwrap();
+        let state = State::new(name);
+        let accepting = tokio::spawn({
+            let state = state.clone();
+            async move {
+                let mut open = JoinSet::new();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let (acceptor, state) = (acceptor.clone(), state.clone());
+                    open.spawn(async move {
+                        if let Ok(stream) = acceptor.accept(stream).await {
+                            serve(stream, state).await;
+                        }
+                    });
+                }
+            }
+        });
+        Backend { name: name.to_owned(), listen: format!("unix:{path}"), state, accepting }
+    }
+
     /// Ends it as a kill would: no goodbye on any connection.
     pub(crate) async fn kill(self) {
         self.accepting.abort();

@@ -4,6 +4,7 @@
 mod backend;
 mod site;
 
+mod behind;
 mod handover;
 mod operating;
 mod requests;
