@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use textnlp_models::{Catalogue, Store, local_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::environment::{self, Environment};
+use textnlp_orchestrator::environment::{self, Environment, PlaceOf};
 use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::release::{Artifacts, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
@@ -47,9 +47,10 @@ impl<'a> Deployment<'a> {
         let release = resolve(session, &chosen, &lock_path, console).await?;
         let environment = &chosen.loaded.environment;
         let (mut sites, mut problems) = (BTreeMap::new(), Vec::new());
-        for (mut site, components) in environment::components(environment, &release) {
-            let settings = environment.sites.iter().find(|s| s.name == site.name);
-            let provider = settings.map_or("", |s| s.provider.as_str()).to_owned();
+        let components = environment::components(environment, &release);
+        for (PlaceOf { provider, .. }, (mut site, components)) in
+            environment::places(environment).into_iter().zip(components)
+        {
             if site.account.is_empty() {
                 site.account = clouds::account(&provider);
             }
@@ -73,18 +74,11 @@ impl<'a> Deployment<'a> {
         let lock_path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
         let environment = &chosen.loaded.environment;
         let mut sites = BTreeMap::new();
-        for settings in &environment.sites {
-            let site = textnlp_provider::Site {
-                environment: environment.environment.clone(),
-                name: settings.name.clone(),
-                account: settings.account.clone().unwrap_or_else(|| clouds::account(&settings.provider)),
-                region: settings.region.clone(),
-                runtime: settings.runtime.clone(),
-                role: settings.role.to_string(),
-                tags: BTreeMap::new(),
-                protect_data: environment.data == environment::model::DataProtection::Protected,
-            };
-            sites.insert(site.name.clone(), road_site(&chosen.folder, environment, &site, &settings.provider)?);
+        for PlaceOf { provider, mut site } in environment::places(environment) {
+            if site.account.is_empty() {
+                site.account = clouds::account(&provider);
+            }
+            sites.insert(site.name.clone(), road_site(&chosen.folder, environment, &site, &provider)?);
         }
         Deployment { session, chosen, sites, release: None, lock_path }.only_site()
     }
@@ -99,6 +93,12 @@ impl<'a> Deployment<'a> {
             }
         }
         Ok(self)
+    }
+
+    /// The part of each of its places in disaster recovery.
+    pub fn roles(&self) -> BTreeMap<SiteName, String> {
+        let places = environment::places(&self.chosen.loaded.environment).into_iter();
+        places.map(|place| (place.site.name, place.site.role)).collect()
     }
 
     /// The road of this deployment.

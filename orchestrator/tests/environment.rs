@@ -232,7 +232,7 @@ replication: { database: { mode: streaming } }
             mine.yaml:6:32: error: `traffic.weights.b`: a standby has no traffic before a failover; write 0; the failover gives it its share
             mine.yaml:7:13: error: `dr.mode`: automatic failover needs a third place that grants it; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
             mine.yaml:7:38: error: `dr.rto`: a cold site cannot answer within 3s; write `warm: true`, or allow more than 20 minutes
-            mine.yaml:7:38: error: `dr.rto`: a lost site is noticed only after 3s; allow more time, or look more often (`watch_every`, `lost_after`)
+            mine.yaml:7:38: error: `dr.rto`: a lost site is noticed only after 3s (`watch_every` 1s × `lost_after` 3), and another takes its place within 5s more: 8s in all; allow more time, or look more often (`watch_every`, `lost_after`)
             mine.yaml:8:26: error: `replication.database.max_lag`: a lag of 5s may be lost, and only 1s may be; allow less lag, or a larger `dr.rpo`"#]],
     );
 }
@@ -686,28 +686,86 @@ fn the_schema_in_the_repository_is_the_one_that_the_types_make() {
 }
 
 #[test]
-fn multi_region_sites_have_ports_weights_and_databases_of_their_own() {
+fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_own() {
     let environment = built_in("multi-region");
     let release = Release::resolve(&environment, &artifacts());
-    let sites = components(&environment, &release);
-    let ports: Vec<_> = sites
+    let places = components(&environment, &release);
+    let site = "network cluster secrets certificate models database cache border watch server gateway";
+    let shape: Vec<_> = places
         .iter()
         .map(|(site, parts)| {
-            let endpoint = parts
-                .iter()
-                .find_map(|c| if let Part::Endpoint(e) = &c.part { Some((e.port, e.metrics_port)) } else { None });
-            (site.role.clone(), endpoint.unwrap())
+            let names: Vec<_> = parts.iter().map(|c| c.name.as_str()).collect();
+            (site.name.as_str(), site.role.as_str(), names.join(" "))
         })
         .collect();
     assert_eq!(
-        ports,
+        shape,
         [
-            ("primary".to_owned(), (8443, 9090)),
-            ("secondary".to_owned(), (8444, 9091)),
-            ("standby".to_owned(), (8445, 9092))
+            ("primary", "primary", site.to_owned()),
+            ("secondary", "secondary", site.to_owned()),
+            ("tertiary", "standby", site.to_owned()),
+            ("witness", "witness", "network cluster certificate witness front".to_owned()),
         ]
     );
-    let weights: Vec<_> = sites
+    let mut seen = Vec::new();
+    for (site, parts) in &places {
+        assert!(site.protect_data, "{}", site.name);
+        for component in parts {
+            match &component.part {
+                // One first key, which the others get as they get every key.
+                Part::Secrets(s) => seen.push(format!(
+                    "{} secrets {}",
+                    site.name,
+                    s.generate.keys().cloned().collect::<Vec<_>>().join(" ")
+                )),
+                Part::Workload(w) => seen.push(format!("{} first key {}", site.name, w.first_key)),
+                Part::Endpoint(e) => seen.push(format!("{} listens on {} and {}", site.name, e.port, e.metrics_port)),
+                Part::Border(b) => {
+                    let peers: Vec<_> = b.peers.iter().map(ToString::to_string).collect();
+                    seen.push(format!("{} lets {} in to {:?}", site.name, peers.join(" "), b.endpoint));
+                }
+                Part::Watch(w) => seen.push(format!(
+                    "{} watches for {:?}",
+                    site.name,
+                    (w.rules, w.automatic, w.failback, w.max_lag_ms)
+                )),
+                Part::Witness(w) => {
+                    seen.push(format!("{} weighs {:?}", site.name, w.weights.values().collect::<Vec<_>>()))
+                }
+                Part::Front(f) => seen.push(format!("{} listens on {} and {}", site.name, f.port, f.metrics_port)),
+                Part::Traffic(_) => panic!("the front has the weights"),
+                _ => {}
+            }
+        }
+    }
+    expect![[r#"
+        primary secrets api-key jwt-signing-key
+        primary lets secondary tertiary in to ("0.0.0.0", 8443)
+        primary watches for (Rules { every_ms: 1000, lost_after: 3 }, true, true, 5000)
+        primary first key true
+        primary listens on 8443 and 9090
+        secondary secrets jwt-signing-key
+        secondary lets primary tertiary in to ("0.0.0.0", 8444)
+        secondary watches for (Rules { every_ms: 1000, lost_after: 3 }, true, true, 5000)
+        secondary first key false
+        secondary listens on 8444 and 9091
+        tertiary secrets jwt-signing-key
+        tertiary lets primary secondary in to ("0.0.0.0", 8445)
+        tertiary watches for (Rules { every_ms: 1000, lost_after: 3 }, true, true, 5000)
+        tertiary first key false
+        tertiary listens on 8445 and 9092
+        witness weighs [100, 50, 0]
+        witness listens on 8440 and 9080"#]]
+    .assert_eq(&seen.join("\n"));
+}
+
+#[test]
+fn traffic_by_dns_has_no_front() {
+    let environment = built_in("multi-region-clouds");
+    let release = Release::resolve(&environment, &artifacts());
+    let places = components(&environment, &release);
+    assert_eq!(places.len(), 3);
+    let weights: Vec<_> = places
         .iter()
         .flat_map(|(_, parts)| parts)
         .filter_map(|c| {
@@ -729,6 +787,9 @@ fn existing_objects_reach_their_components() {
     let existing: Vec<_> = parts.iter().filter_map(|c| Some(format!("{}={}", c.name, c.existing.as_ref()?))).collect();
     assert_eq!(existing, ["network=net-1", "cluster=c-1", "models=b-1"]);
 }
+
+/// A second site of the same machine.
+const STANDBY: &str = "role: standby, port: 9443, metrics_port: 9444";
 
 /// Each line alone, added to a good file, is answered by the sentence beside it.
 #[test]
@@ -802,6 +863,20 @@ fn each_rule_answers_with_its_own_sentence() {
                 + "dr: { mode: automatic, witness: { provider: onprem, region: x } }\nreplication: { database: { mode: streaming } }\n",
             "the witness would be lost together with the primary",
         ),
+        (two(STANDBY, "dr: { mode: automatic, rto: 7s, rpo: 6s, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "noticed only after 3s (`watch_every` 1s × `lost_after` 3), and another takes its place within 5s more: 8s in all"),
+        (two(STANDBY, "dr: { mode: automatic, watch_every: 10ms, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "10ms between two looks is less than an answer takes"),
+        (two(STANDBY, "dr: { mode: manual, watch_every: 1h }\nreplication: { database: { mode: streaming } }"), "1h between two looks is longer than a loss may stay unnoticed"),
+        (two(STANDBY, "dr: { mode: manual, lost_after: 1 }\nreplication: { database: { mode: streaming } }"), "may be a busy machine as well as a lost site"),
+        (two(STANDBY, "dr: { mode: manual, failback: automatic }\nreplication: { database: { mode: streaming } }"), "the site to go back from would have been chosen by a person"),
+        (two("role: standby, services: [models], port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "only one site runs the API"),
+        (two("role: standby, services: [api], port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "control data could be stored nowhere"),
+        (two("role: standby, region: far, port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "reaches the sites of one machine today"),
+        (two(STANDBY, "dr: { mode: manual, witness: { provider: onprem, region: far } }\nreplication: { database: { mode: streaming } }"), "is a process beside them, not in `far`"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntls: { mode: existing, existing: /x.pem }"), "the front trusts each site by the authority"),
+        (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntraffic: { port: 9443 }"), "port 9443 is wanted by"),
+        (two(STANDBY, "dr: { mode: automatic, witness: { provider: onprem, region: local, port: 8450 } }"), "`port` is not a key of `dr.witness`"),
+        (two(STANDBY, "dr: { mode: manual }").replace("name: there", "name: witness"), "the place that holds the witness and the front"),
+        (plus("traffic: { port: 8441 }"), "only sites that fail over to one another have a front"),
         (plus("backup: { enabled: true, keep: 1h }"), "a copy would be gone before the next one is made"),
         (plus("backup: { enabled: true, every: 1s }"), "copies would follow one another without a pause"),
         (plus("rollout: { deadline: 5m }"), "would revert before the new release has been watched"),

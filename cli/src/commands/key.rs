@@ -93,7 +93,7 @@ fn not_our_own(running: &Running, id: &str) -> Result<(), Failure> {
 
 /// Has the server program do one command about keys.
 pub async fn ask(running: &Running, command: &Value) -> Result<Value, Failure> {
-    let (Some(program), Some(config)) = (&running.program, &running.config) else {
+    let Some(running::Serving { program, config, .. }) = running.serving().await else {
         return Err(
             Failure::from(anyhow::anyhow!("the journal does not say which program serves")).hint("textnlp-deploy up")
         );

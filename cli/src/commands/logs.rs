@@ -23,7 +23,7 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
     let chosen = session.load(Console::new(session.global.output, true))?;
     let files = files(&chosen.folder)?;
     let files: BTreeMap<_, _> =
-        files.into_iter().filter(|(name, _)| args.name.as_ref().is_none_or(|n| name == n)).collect();
+        files.into_iter().filter(|(name, _)| args.name.as_ref().is_none_or(|n| is_meant(name, n))).collect();
     if files.is_empty() {
         let what = args.name.as_ref().map_or("no logs".to_owned(), |n| format!("no log of `{n}`"));
         return Err(Failure::usage("no_logs", anyhow::anyhow!("{}: there are {what}", chosen.name))
@@ -71,17 +71,24 @@ fn print(console: Console, several: bool, name: &str, line: &str) {
     }
 }
 
-/// The newest log file of each process, by the process's name.
+/// `server-0` is that process of every site, `primary/server-0` that of one.
+fn is_meant(name: &str, asked: &str) -> bool {
+    name == asked || name.split_once('/').is_some_and(|(_, process)| process == asked)
+}
+
+/// The newest log file of each process, by the process's name; where there are several sites, behind the site's.
 fn files(folder: &Utf8Path) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
     let mut found = BTreeMap::new();
     let Ok(sites) = folder.join("sites").read_dir_utf8() else { return Ok(found) };
-    for site in sites {
-        let log = site.context("list sites")?.path().join("log");
+    let sites = sites.collect::<Result<Vec<_>, _>>().context("list sites")?;
+    for site in &sites {
+        let log = site.path().join("log");
         let Ok(entries) = log.read_dir_utf8() else { continue };
         for entry in entries {
             let path = entry.context("list logs")?.into_path();
             if let (Some("log"), Some(name)) = (path.extension(), path.file_stem()) {
-                found.insert(name.to_owned(), path.clone());
+                let name = if sites.len() > 1 { format!("{}/{name}", site.file_name()) } else { name.to_owned() };
+                found.insert(name, path.clone());
             }
         }
     }

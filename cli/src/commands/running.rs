@@ -1,14 +1,16 @@
 //! The running environment, as its journal knows it: address, key, certificate authority, program.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use textnlp_orchestrator::environment::{API_KEY, names};
-use textnlp_orchestrator::state::{Folder, State};
+use textnlp_orchestrator::state::{Folder, Holding, State};
 use textnlp_provider::component::Program;
-use textnlp_provider::{EnvironmentName, Lineage, Outputs, SecretRef, SecretStore};
+use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef, SecretStore};
 use uuid::Uuid;
 
 use crate::client::{self, Target};
@@ -16,7 +18,7 @@ use crate::clouds;
 use crate::deployment::state_failed;
 use crate::report::Failure;
 
-/// What the journal says of a running environment's primary site.
+/// What the journal says of a running environment.
 #[derive(Debug, Clone)]
 pub struct Running {
     /// The address that clients use.
@@ -31,12 +33,23 @@ pub struct Running {
     pub key: Option<SecretRef>,
     /// The first API key's public id.
     pub key_id: Option<String>,
-    /// The program that serves, by path.
-    pub program: Option<Utf8PathBuf>,
-    /// The configuration of the first replica.
-    pub config: Option<Utf8PathBuf>,
+    /// The sites that serve, the home site first.
+    pub servers: Vec<Serving>,
     /// Which deployment.
     pub lineage: Lineage,
+}
+
+/// The server program of one site.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// The program that serves, by path.
+    pub program: Utf8PathBuf,
+    /// The configuration of the first replica.
+    pub config: Utf8PathBuf,
+    /// Where the site's watch answers, if it replicates.
+    pub watch: Option<String>,
+    /// Whether the first key was made there.
+    is_home: bool,
 }
 
 /// Reads the state of an environment without a lock.
@@ -48,38 +61,105 @@ pub async fn state(environment: &EnvironmentName, folder: &Utf8Path) -> Result<S
 /// What runs, or that nothing does.
 pub async fn running(environment: &EnvironmentName, folder: &Utf8Path) -> Result<Running, Failure> {
     let state = state(environment, folder).await?;
+    let mut sites = Vec::new();
     for site in state.sites() {
-        let holdings = state.holdings(site)?;
-        let outputs = |id: &str| -> Option<Outputs> {
-            let id = format!("{site}/{id}");
-            let (_, holding) = holdings.iter().find(|(known, _)| known.as_str() == id)?;
-            Some(holding.current.as_ref()?.outputs.clone())
-        };
-        let text = |outputs: &Option<Outputs>, field: &str| outputs.as_ref()?.get(field)?.as_str().map(str::to_owned);
-        let gateway = outputs(&format!("{}/process", names::GATEWAY));
-        let Some(address) = text(&gateway, "address") else { continue };
-        let first_key = outputs(&format!("{}/{API_KEY}", names::SECRETS));
-        let secret = first_key.as_ref().and_then(|o| SecretRef::from_value(o.get("secret")?));
-        let program = outputs(&format!("{}/program", names::SERVER));
-        let config = outputs(&format!("{}/config-0", names::SERVER));
-        let key_file = match &secret {
-            Some(secret) => clouds::secrets(folder).file_of(secret).ok(),
-            None => None,
-        };
-        return Ok(Running {
-            address,
-            metrics_address: text(&gateway, "metrics_listen"),
-            ca_file: text(&gateway, "ca_file").map(Utf8PathBuf::from),
-            key_file,
-            key: secret,
-            key_id: text(&first_key, "public_id"),
-            program: text(&program, "path").map(Utf8PathBuf::from),
-            config: text(&config, "path").map(Utf8PathBuf::from),
-            lineage: state.lineage(),
-        });
+        sites.push(Recorded::of(state.holdings(site)?));
     }
-    Err(Failure::usage("not_up", anyhow::anyhow!("environment {environment} is not up here"))
-        .hint(format!("textnlp-deploy up --env {environment}")))
+    // Clients of several sites talk to the front; those of one, to its gateway.
+    let entrance = |component: &str| {
+        sites.iter().find_map(|site| {
+            let outputs = site.outputs(&format!("{component}/process"))?;
+            Some((text(outputs, "address")?, outputs))
+        })
+    };
+    let Some((address, entrance)) = entrance(names::FRONT).or_else(|| entrance(names::GATEWAY)) else {
+        return Err(Failure::usage("not_up", anyhow::anyhow!("environment {environment} is not up here"))
+            .hint(format!("textnlp-deploy up --env {environment}")));
+    };
+    let first_key = sites.iter().find_map(|site| site.outputs(&format!("{}/{API_KEY}", names::SECRETS)));
+    let secret = first_key.and_then(|outputs| SecretRef::from_value(outputs.get("secret")?));
+    let key_file = match &secret {
+        Some(secret) => clouds::secrets(folder).file_of(secret).ok(),
+        None => None,
+    };
+    let mut servers: Vec<Serving> = sites.iter().filter_map(Recorded::serving).collect();
+    // The site that has the first key is at home.
+    servers.sort_by_key(|serving| !serving.is_home);
+    Ok(Running {
+        address,
+        metrics_address: text(entrance, "metrics_listen"),
+        ca_file: text(entrance, "ca_file").map(Utf8PathBuf::from),
+        key_file,
+        key_id: first_key.and_then(|outputs| text(outputs, "public_id")),
+        key: secret,
+        servers,
+        lineage: state.lineage(),
+    })
+}
+
+/// What the journal says of one site.
+struct Recorded {
+    outputs: BTreeMap<String, Outputs>,
+}
+
+impl Recorded {
+    fn of(holdings: impl IntoIterator<Item = (ResourceId, Holding)>) -> Recorded {
+        let known = holdings.into_iter().filter_map(|(id, holding)| {
+            let name = id.as_str().split_once('/')?.1.to_owned();
+            Some((name, holding.current?.outputs))
+        });
+        Recorded { outputs: known.collect() }
+    }
+
+    /// The outputs of `COMPONENT` or `COMPONENT/PART`.
+    fn outputs(&self, id: &str) -> Option<&Outputs> {
+        self.outputs.get(id)
+    }
+
+    fn serving(&self) -> Option<Serving> {
+        let of = |part: &str, field: &str| text(self.outputs(&format!("{}/{part}", names::SERVER))?, field);
+        Some(Serving {
+            program: of("program", "path")?.into(),
+            config: of("config-0", "path")?.into(),
+            watch: self.outputs(&format!("{}/process", names::WATCH)).and_then(|outputs| text(outputs, "listen")),
+            is_home: self.outputs(&format!("{}/{API_KEY}", names::SECRETS)).is_some(),
+        })
+    }
+}
+
+fn text(outputs: &Outputs, field: &str) -> Option<String> {
+    outputs.get(field)?.as_str().map(str::to_owned)
+}
+
+impl Running {
+    /// The server program of a site that can take a command: the home site's, or, where sites replicate and it is lost, that of
+    /// another whose watch answers.
+    pub async fn serving(&self) -> Option<&Serving> {
+        for serving in &self.servers {
+            match &serving.watch {
+                Some(watch) if !answers(watch).await => {}
+                _ => return Some(serving),
+            }
+        }
+        // All are lost as far as can be seen from here: the home site's program says best why.
+        self.servers.first()
+    }
+}
+
+/// Whether a program on a Unix socket says that it runs. One that is frozen takes the connection and says nothing.
+async fn answers(listen: &str) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const WITHIN: Duration = Duration::from_secs(1);
+    const HEAD: &[u8] = b"HTTP/1.1 200 ";
+    let Some(path) = listen.strip_prefix("unix:") else { return false };
+    let asking = async {
+        let mut stream = tokio::net::UnixStream::connect(path).await?;
+        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: watch\r\nconnection: close\r\n\r\n").await?;
+        let mut head = [0; HEAD.len()];
+        stream.read_exact(&mut head).await?;
+        std::io::Result::Ok(head == HEAD)
+    };
+    matches!(tokio::time::timeout(WITHIN, asking).await, Ok(Ok(true)))
 }
 
 /// The server program that the last `up` put in place; `None` when there was none.
@@ -156,8 +236,7 @@ mod tests {
             key_file: Some("/a b/key".into()),
             key: None,
             key_id: None,
-            program: None,
-            config: None,
+            servers: Vec::new(),
             lineage: Lineage(Uuid::nil()),
         };
         assert_eq!(

@@ -8,7 +8,7 @@ use textnlp_orchestrator::plan::{Facts, Purpose};
 use textnlp_orchestrator::road::{self, Ask};
 use textnlp_orchestrator::state::State;
 use textnlp_orchestrator::status::{self, Drift, Standing};
-use textnlp_provider::ResourceId;
+use textnlp_provider::{ResourceId, SiteName};
 
 use crate::args::Explain;
 use crate::deployment::{Deployment, road_failed};
@@ -26,6 +26,18 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }
     let mut text = format!("{name}: {}\n", if status.ready { "ready" } else { "not ready" });
+    let roles = deployment.roles();
+    let role = |site: &SiteName| roles.get(site).map_or("not in the file any more", String::as_str);
+    for site in status.sites.iter().filter(|_| status.sites.len() > 1) {
+        let _ = writeln!(
+            text,
+            "  {:<20} {:<12} {} of {} ready",
+            site.site.as_str(),
+            role(&site.site),
+            site.ready,
+            site.resources
+        );
+    }
     for resource in &status.resources {
         let mark = match &resource.standing {
             Standing::Ready => console.paint("32", "✓"),
@@ -45,7 +57,12 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let _ = write!(text, "\nTo mend it: textnlp-deploy up --env {name}");
     }
     let ready = status.ready;
-    let success = Success::new(text, serde_json::to_value(&status)?);
+    let mut document = serde_json::to_value(&status)?;
+    for site in document["sites"].as_array_mut().into_iter().flatten() {
+        let of = roles.iter().find(|(name, _)| site["site"] == name.as_str());
+        site["role"] = json!(of.map(|(_, role)| role));
+    }
+    let success = Success::new(text, document);
     Ok(if ready { success } else { success.exit(Exit::Failed) })
 }
 

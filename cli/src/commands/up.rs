@@ -103,10 +103,13 @@ fn asked(console: Console) -> bool {
 pub fn document(deployment: &Deployment<'_>, arrival: &Arrival) -> Value {
     let counts = arrival.plan.as_ref().map(plan_view::counts);
     let retained = arrival.plan.as_ref().map(|p| p.retained.clone()).unwrap_or_default();
+    let roles = deployment.roles();
     let sites: Vec<_> = deployment
         .sites
         .iter()
-        .map(|(name, site)| json!({ "name": name, "provider": site.place.provider, "region": site.place.region }))
+        .map(|(name, site)| {
+            json!({ "name": name, "role": roles.get(name), "provider": site.place.provider, "region": site.place.region })
+        })
         .collect();
     let region = deployment.chosen.loaded.environment.primary().map(|s| s.region.clone());
     json!({

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use textnlp_provider::component::{self as part, Component, Part, Program, SecretRecipe, Site};
-use textnlp_provider::{CloudId, ComponentName};
+use textnlp_provider::{CloudId, ComponentName, SiteName};
 
 use super::model::*;
 use crate::release::Release;
@@ -21,6 +21,10 @@ pub mod names {
     pub const CACHE: &str = "cache";
     pub const SERVER: &str = "server";
     pub const GATEWAY: &str = "gateway";
+    pub const BORDER: &str = "border";
+    pub const WATCH: &str = "watch";
+    pub const WITNESS: &str = "witness";
+    pub const FRONT: &str = "front";
     pub const TRAFFIC: &str = "traffic";
     pub const MONITORING: &str = "monitoring";
     pub const REGISTRY: &str = "registry";
@@ -33,9 +37,50 @@ pub const SIGNING_KEY: &str = "jwt-signing-key";
 /// The password of a database that we make.
 pub const DATABASE_PASSWORD: &str = "database-password";
 
-/// The components of every site, in the order of the file. Pure: the same environment and release give the same components.
+/// A site of an environment, or the place of its witness, with who provides it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlaceOf {
+    /// Who provides it.
+    pub provider: String,
+    /// The place as providers see it; its account is empty where the environment names none.
+    pub site: Site,
+}
+
+/// The places of an environment: its sites in the order of the file, then that of the witness.
+pub fn places(environment: &Environment) -> Vec<PlaceOf> {
+    let sites = environment.sites.iter();
+    let sites = sites.map(|site| PlaceOf { provider: site.provider.clone(), site: place(environment, site) });
+    let witness = environment.witness_place().map(|place| PlaceOf {
+        provider: place.provider.to_owned(),
+        site: Site {
+            environment: environment.environment.clone(),
+            name: witness_name(),
+            account: place.account.unwrap_or_default().to_owned(),
+            region: place.region.to_owned(),
+            runtime: place.runtime.to_owned(),
+            role: WITNESS.to_owned(),
+            tags: environment.tags.clone(),
+            protect_data: environment.data == DataProtection::Protected,
+        },
+    });
+    sites.chain(witness).collect()
+}
+
+/// The components of every place, in the order of [`places`]. Pure: the same environment and release give the same components.
 pub fn components(environment: &Environment, release: &Release) -> Vec<(Site, Vec<Component>)> {
-    environment.sites.iter().map(|site| (place(environment, site), of_site(environment, site, release))).collect()
+    let of = |place: PlaceOf| {
+        let settings = environment.sites.iter().find(|site| site.name == place.site.name);
+        let made = match settings {
+            Some(settings) => of_site(environment, settings, release),
+            None => of_witness(environment, &place.site, release),
+        };
+        (place.site, made)
+    };
+    places(environment).into_iter().map(of).collect()
+}
+
+fn witness_name() -> SiteName {
+    SiteName::new(WITNESS).expect("the constant is a label")
 }
 
 fn name(name: &str) -> ComponentName {
@@ -58,6 +103,7 @@ fn place(environment: &Environment, site: &SiteSettings) -> Site {
 }
 
 fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Component> {
+    let is_member = e.witness_place().is_some() && site.serves();
     let mut made = Vec::new();
     let mut add = |called: &str, existing: Option<&String>, part: Part| {
         // An id that is no id (empty, control characters) was refused by validation; here it is simply not there.
@@ -82,10 +128,10 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
         there.cluster.as_ref().or(e.cluster.existing.as_ref()),
         Part::Cluster(part::Cluster { network: name(names::NETWORK), gpu: pool }),
     );
-    add(names::SECRETS, None, Part::Secrets(part::Secrets { generate: secrets(e) }));
+    add(names::SECRETS, None, Part::Secrets(part::Secrets { generate: secrets(e, site) }));
     if e.tls.mode != TlsMode::Off {
-        let certificate =
-            part::Certificate { mode: e.tls.mode.to_string(), names: certified_names(e, site), days: e.tls.days };
+        let names = certified_names(e, &site.region, host(e, site));
+        let certificate = part::Certificate { mode: e.tls.mode.to_string(), names, days: e.tls.days };
         add(names::CERTIFICATE, there.certificate.as_ref().or(e.tls.existing.as_ref()), Part::Certificate(certificate));
     }
     let models = e.models.iter().map(|model| served(model, release)).collect();
@@ -114,11 +160,15 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
             Part::Registry(part::Registry { url: url.clone() }),
         );
     }
+    if is_member {
+        add(names::BORDER, None, Part::Border(border(e, site, &release.program)));
+        add(names::WATCH, None, Part::Watch(watch(e, site, &release.program)));
+    }
     if site.serves() {
         add(names::SERVER, None, Part::Workload(workload(e, site, &release.program)));
         add(names::GATEWAY, None, Part::Endpoint(endpoint(e, site, &release.program)));
     }
-    if e.sites.len() > 1 && site.role == Role::Primary {
+    if e.sites.len() > 1 && site.role == Role::Primary && e.witness_place().is_none() {
         let weights = weights(e);
         add(
             names::TRAFFIC,
@@ -133,11 +183,103 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     made
 }
 
-fn secrets(e: &Environment) -> BTreeMap<String, SecretRecipe> {
-    let mut generate = BTreeMap::from([
-        (API_KEY.to_owned(), SecretRecipe::ApiKey),
-        (SIGNING_KEY.to_owned(), SecretRecipe::RsaSigningKey),
-    ]);
+/// The place outside every site: it serves nothing, and needs what every place needs to run programs.
+fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component> {
+    let mut made = Vec::new();
+    let mut add = |called: &str, part: Part| made.push(Component { name: name(called), existing: None, part });
+    add(names::NETWORK, Part::Network(part::Network { cidr: None }));
+    add(names::CLUSTER, Part::Cluster(part::Cluster { network: name(names::NETWORK), gpu: None }));
+    if e.tls.mode != TlsMode::Off {
+        let names = certified_names(e, &place.region, &e.server.api.host);
+        add(
+            names::CERTIFICATE,
+            Part::Certificate(part::Certificate { mode: e.tls.mode.to_string(), names, days: e.tls.days }),
+        );
+    }
+    let weights: BTreeMap<_, _> =
+        weights(e).into_iter().filter(|(site, _)| e.members().any(|member| member.name == *site)).collect();
+    if let Some(home) = e.primary() {
+        add(
+            names::WITNESS,
+            Part::Witness(part::Witness {
+                cluster: name(names::CLUSTER),
+                sites: e.members().map(|site| site.name.clone()).collect(),
+                home: home.name.clone(),
+                rules: rules(e),
+                weights: weights.clone(),
+                front: name(names::FRONT),
+                program: release.program.clone(),
+            }),
+        );
+    }
+    add(
+        names::FRONT,
+        Part::Front(part::Front {
+            host: listening(&e.server.api.host),
+            port: e.traffic.port,
+            metrics_port: e.traffic.metrics_port,
+            tls: e.tls.mode != TlsMode::Off,
+            certificate: name(names::CERTIFICATE),
+            weights,
+            border: name(names::BORDER),
+            witness: name(names::WITNESS),
+            program: release.program.clone(),
+            max_request_bytes: e.server.api.max_request_size.0,
+            timeout_seconds: small(e.server.api.timeout.as_seconds()),
+        }),
+    );
+    made
+}
+
+fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Border {
+    part::Border {
+        cluster: name(names::CLUSTER),
+        endpoint: (listening(host(e, site)), site.port.unwrap_or(e.server.api.port)),
+        watch: name(names::WATCH),
+        peers: peers(e, site),
+        witness: part::Elsewhere { site: witness_name(), component: name(names::WITNESS) },
+        program: program.clone(),
+    }
+}
+
+fn watch(e: &Environment, site: &SiteSettings, program: &Program) -> part::Watch {
+    part::Watch {
+        cluster: name(names::CLUSTER),
+        border: name(names::BORDER),
+        workload: name(names::SERVER),
+        peers: peers(e, site),
+        witness: witness_name(),
+        home: e.primary().map_or_else(|| site.name.clone(), |home| home.name.clone()),
+        rules: rules(e),
+        automatic: e.dr.mode == Failover::Automatic,
+        failback: e.dr.failback == Failover::Automatic,
+        max_lag_ms: millis(e.replication.database.max_lag),
+        program: program.clone(),
+    }
+}
+
+fn peers(e: &Environment, site: &SiteSettings) -> Vec<SiteName> {
+    e.members().filter(|other| other.name != site.name).map(|other| other.name.clone()).collect()
+}
+
+fn rules(e: &Environment) -> part::Rules {
+    part::Rules { every_ms: millis(e.dr.watch_every), lost_after: e.dr.lost_after }
+}
+
+fn millis(span: Span) -> u64 {
+    span.0.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+/// Where control data is replicated, the first key is made at the home site and reaches the others like any other key.
+fn has_first_key(e: &Environment, site: &SiteSettings) -> bool {
+    e.witness_place().is_none() || site.role == Role::Primary
+}
+
+fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecipe> {
+    let mut generate = BTreeMap::from([(SIGNING_KEY.to_owned(), SecretRecipe::RsaSigningKey)]);
+    if has_first_key(e, site) {
+        generate.insert(API_KEY.to_owned(), SecretRecipe::ApiKey);
+    }
     let ours = matches!(e.database.hosting, Some(Hosting::Managed | Hosting::Cluster)) && e.database.existing.is_none();
     if e.database.kind == DatabaseKind::Postgres && ours {
         generate.insert(DATABASE_PASSWORD.to_owned(), SecretRecipe::Password(32));
@@ -150,11 +292,10 @@ fn host<'a>(e: &'a Environment, site: &'a SiteSettings) -> &'a str {
 }
 
 /// The names by which clients can reach the site: what was asked for, and what this machine is always called.
-fn certified_names(e: &Environment, site: &SiteSettings) -> Vec<String> {
+fn certified_names(e: &Environment, region: &str, host: &str) -> Vec<String> {
     let mut names: Vec<String> = e.tls.names.iter().chain(&e.traffic.domain).cloned().collect();
-    if e.tls.mode == TlsMode::LocalCa && site.region == "local" {
+    if e.tls.mode == TlsMode::LocalCa && region == "local" {
         names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
-        let host = host(e, site);
         if host.parse::<std::net::IpAddr>().is_ok_and(|address| !address.is_unspecified()) {
             names.push(host.to_owned());
         }
@@ -194,18 +335,26 @@ fn workload(e: &Environment, site: &SiteSettings, program: &Program) -> part::Wo
         models: name(names::MODELS),
         database: name(names::DATABASE),
         secrets: name(names::SECRETS),
+        first_key: has_first_key(e, site),
+        watch: e.witness_place().map(|_| name(names::WATCH)),
         drain_seconds: small(e.server.api.drain.as_seconds()),
     }
 }
 
+/// A host as an address to listen on.
+fn listening(host: &str) -> String {
+    if host == "localhost" { "127.0.0.1".to_owned() } else { host.to_owned() }
+}
+
 fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::Endpoint {
     part::Endpoint {
-        host: if host(e, site) == "localhost" { "127.0.0.1".to_owned() } else { host(e, site).to_owned() },
+        host: listening(host(e, site)),
         port: site.port.unwrap_or(e.server.api.port),
         metrics_port: site.metrics_port.unwrap_or(e.server.monitoring.metrics_port),
         tls: e.tls.mode != TlsMode::Off,
         certificate: name(names::CERTIFICATE),
         workload: name(names::SERVER),
+        watch: e.witness_place().map(|_| name(names::WATCH)),
         program: program.clone(),
         max_request_bytes: e.server.api.max_request_size.0,
         timeout_seconds: small(e.server.api.timeout.as_seconds()),

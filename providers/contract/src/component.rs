@@ -71,6 +71,14 @@ pub enum Part {
     Monitoring(Monitoring),
     /// Where images are.
     Registry(Registry),
+    /// What passes every byte between this site and the others.
+    Border(Border),
+    /// Keeps this site's copy of the control data and looks after the others.
+    Watch(Watch),
+    /// Grants who is primary, outside every site.
+    Witness(Witness),
+    /// What clients of several sites talk to.
+    Front(Front),
 }
 
 /// See [`Part::Network`].
@@ -195,6 +203,10 @@ pub struct Workload {
     pub database: ComponentName,
     /// Where the secrets are.
     pub secrets: ComponentName,
+    /// Whether the first API key is made and put here; sites that get it by replication make none.
+    pub first_key: bool,
+    /// Who replicates control data; `None` where there is one site.
+    pub watch: Option<ComponentName>,
     /// How long a replica may take to finish what it answers before it is stopped, in seconds.
     pub drain_seconds: u32,
 }
@@ -223,6 +235,8 @@ pub struct Endpoint {
     pub certificate: ComponentName,
     /// Who answers.
     pub workload: ComponentName,
+    /// Whose figures stand beside those of the replicas, where control data is replicated.
+    pub watch: Option<ComponentName>,
     /// The program that runs: the server artifact in the gateway's role.
     pub program: Program,
     /// Request bounds that the gateway enforces too: largest body in bytes, longest answer in seconds.
@@ -250,4 +264,112 @@ pub struct Monitoring {
 pub struct Registry {
     /// Where images are pulled from.
     pub url: String,
+}
+
+/// A component of another site or place: who is reached there, which no resource here waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// Which site or place.
+    pub site: SiteName,
+    /// Which component there.
+    pub component: ComponentName,
+}
+
+/// See [`Part::Border`]. Its counterparts at other sites have the same name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Border {
+    /// Where it runs.
+    pub cluster: ComponentName,
+    /// This site's endpoint: its host and port.
+    pub endpoint: (String, u16),
+    /// Who replicates here.
+    pub watch: ComponentName,
+    /// The other sites.
+    pub peers: Vec<SiteName>,
+    /// Who grants promotions.
+    pub witness: Elsewhere,
+    /// The program that runs: the server artifact in the border's role.
+    pub program: Program,
+}
+
+/// See [`Part::Watch`]. Its counterparts at other sites have the same name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Watch {
+    /// Where it runs.
+    pub cluster: ComponentName,
+    /// What it reaches the others through.
+    pub border: ComponentName,
+    /// Whose database it fills and whose signing key it tells the others of.
+    pub workload: ComponentName,
+    /// The other sites.
+    pub peers: Vec<SiteName>,
+    /// The place of whoever grants promotions.
+    pub witness: SiteName,
+    /// The site that is primary when all are well.
+    pub home: SiteName,
+    /// Who decides, and when.
+    pub rules: Rules,
+    /// Whether a lost primary is replaced without being told.
+    pub automatic: bool,
+    /// Whether the home site gets its place back without being told.
+    pub failback: bool,
+    /// The lag that is worth a word.
+    pub max_lag_ms: u64,
+    /// The program that runs: the server artifact in the watch's role.
+    pub program: Program,
+}
+
+/// When a site counts as lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// Between two looks.
+    pub every_ms: u64,
+    /// Looks in a row that must fail.
+    pub lost_after: u32,
+}
+
+/// See [`Part::Witness`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Witness {
+    /// Where it runs.
+    pub cluster: ComponentName,
+    /// All sites.
+    pub sites: Vec<SiteName>,
+    /// The site that is primary first.
+    pub home: SiteName,
+    /// When a site counts as lost.
+    pub rules: Rules,
+    /// Each site's share of the traffic when all are well.
+    pub weights: BTreeMap<SiteName, u32>,
+    /// Whom it tells the weights.
+    pub front: ComponentName,
+    /// The program that runs: the server artifact in the witness's role.
+    pub program: Program,
+}
+
+/// See [`Part::Front`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Front {
+    /// The address to listen on.
+    pub host: String,
+    /// The port that clients use.
+    pub port: u16,
+    /// The port of `/metrics`.
+    pub metrics_port: u16,
+    /// Whether clients, and the front to the sites, speak TLS.
+    pub tls: bool,
+    /// The certificate that clients see.
+    pub certificate: ComponentName,
+    /// The sites with the share that each begins with.
+    pub weights: BTreeMap<SiteName, u32>,
+    /// What lets the front into a site, by the name that it has there.
+    pub border: ComponentName,
+    /// Whose figures stand beside its own.
+    pub witness: ComponentName,
+    /// The program that runs: the server artifact in the gateway's role.
+    pub program: Program,
+    /// Request bounds, as in [`Endpoint`].
+    pub max_request_bytes: u64,
+    /// See `max_request_bytes`.
+    pub timeout_seconds: u32,
 }

@@ -90,6 +90,7 @@ fn every_component_is_lowered() {
         protect_data: true,
     };
     let program = Program { path: "/bin/true".to_owned(), digest: "sha256:1".to_owned() };
+    let rules = Rules { every_ms: 1000, lost_after: 3 };
     let model = Model {
         name: "textnlp-tiny".to_owned(),
         source: "bundled".to_owned(),
@@ -120,6 +121,8 @@ fn every_component_is_lowered() {
                 models: name("models"),
                 database: name("database"),
                 secrets: name("secrets"),
+                first_key: true,
+                watch: Some(name("watch")),
                 drain_seconds: 1,
             }),
         ),
@@ -132,7 +135,8 @@ fn every_component_is_lowered() {
                 tls: true,
                 certificate: name("cert"),
                 workload: name("server"),
-                program,
+                watch: Some(name("watch")),
+                program: program.clone(),
                 max_request_bytes: 1,
                 timeout_seconds: 1,
             }),
@@ -140,6 +144,61 @@ fn every_component_is_lowered() {
         ("traffic", Part::Traffic(Traffic { weights: BTreeMap::from([(name("here"), 100)]) })),
         ("monitoring", Part::Monitoring(Monitoring { stack: true })),
         ("registry", Part::Registry(Registry { url: "mem".to_owned() })),
+        (
+            "border",
+            Part::Border(Border {
+                cluster: name("cluster"),
+                endpoint: ("127.0.0.1".to_owned(), 8443),
+                watch: name("watch"),
+                peers: vec![name("there")],
+                witness: Elsewhere { site: name("witness"), component: name("witness") },
+                program: program.clone(),
+            }),
+        ),
+        (
+            "watch",
+            Part::Watch(Watch {
+                cluster: name("cluster"),
+                border: name("border"),
+                workload: name("server"),
+                peers: vec![name("there")],
+                witness: name("witness"),
+                home: name("here"),
+                rules,
+                automatic: true,
+                failback: true,
+                max_lag_ms: 5000,
+                program: program.clone(),
+            }),
+        ),
+        (
+            "witness",
+            Part::Witness(Witness {
+                cluster: name("cluster"),
+                sites: vec![name("here"), name("there")],
+                home: name("here"),
+                rules,
+                weights: BTreeMap::from([(name("here"), 100)]),
+                front: name("front"),
+                program: program.clone(),
+            }),
+        ),
+        (
+            "front",
+            Part::Front(Front {
+                host: "127.0.0.1".to_owned(),
+                port: 8440,
+                metrics_port: 9080,
+                tls: true,
+                certificate: name("cert"),
+                weights: BTreeMap::from([(name("here"), 100)]),
+                border: name("border"),
+                witness: name("witness"),
+                program,
+                max_request_bytes: 1,
+                timeout_seconds: 1,
+            }),
+        ),
     ];
     let mut all = Vec::new();
     for (component, part) in parts {

@@ -78,7 +78,7 @@ fn effect(noun: Noun, field: &str) -> Effect {
         (Noun::Secret, _) => Effect::Replace,
         (Noun::Authority, "subject" | "key" | "certificate_file") => Effect::Replace,
         (Noun::Certificate, "certificate_file" | "key_file" | "existing") => Effect::Replace,
-        (Noun::Model | Noun::Program | Noun::File | Noun::Database, "path") => Effect::Replace,
+        (Noun::Model | Noun::Program | Noun::File | Noun::Database | Noun::Control, "path") => Effect::Replace,
         (Noun::Schema, "database") => Effect::Replace,
         (Noun::ApiKey, "database" | "public_id") => Effect::Replace,
         (Noun::Process, "unit") => Effect::Replace,

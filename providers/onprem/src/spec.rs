@@ -105,6 +105,13 @@ pub(crate) struct DatabaseSpec {
     pub(crate) schema: Option<u32>,
 }
 
+/// `onprem.control`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ControlSpec {
+    pub(crate) path: String,
+}
+
 /// `onprem.schema`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,6 +133,9 @@ pub(crate) struct ApiKeySpec {
     pub(crate) name: String,
     pub(crate) program: String,
     pub(crate) config: String,
+    /// Whether it is a record of control data, which several sites hold.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) replicated: bool,
 }
 
 /// `onprem.process`.

@@ -30,7 +30,7 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
 }
 
 /// The table itself.
-pub(crate) static KINDS: [Kind; 12] = [
+pub(crate) static KINDS: [Kind; 13] = [
     kind("onprem.directory", "the folder of a site", Identity::Named, DataClass::None, SECOND.saturating_mul(30)),
     Kind {
         permissions: &[WRITE, "to leave a process running"],
@@ -61,8 +61,16 @@ pub(crate) static KINDS: [Kind; 12] = [
     },
     kind("onprem.file", "a configuration file", Identity::Named, DataClass::Derived, MINUTE),
     kind("onprem.database", "keys, quotas and usage in an SQLite file", Identity::Named, DataClass::Precious, MINUTE),
+    kind(
+        "onprem.control",
+        "the log of control data, or of who is primary",
+        Identity::Named,
+        DataClass::Precious,
+        MINUTE,
+    ),
     kind("onprem.schema", "the schema of a database", Identity::Part, DataClass::None, MINUTE.saturating_mul(15)),
-    kind("onprem.api-key", "an API key in a database", Identity::Part, DataClass::Derived, MINUTE),
+    // One that is replicated waits until a second site has joined, which comes up at the same time.
+    kind("onprem.api-key", "an API key in a database", Identity::Part, DataClass::Derived, MINUTE.saturating_mul(10)),
     Kind {
         one_by_one: true,
         permissions: &[WRITE, "to listen on {inputs.listen}", "to listen on {inputs.metrics_listen}"],
@@ -88,13 +96,14 @@ pub(crate) enum Noun {
     Program,
     File,
     Database,
+    Control,
     Schema,
     ApiKey,
     Process,
 }
 
 impl Noun {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Directory,
         Self::Supervisor,
         Self::Secret,
@@ -104,6 +113,7 @@ impl Noun {
         Self::Program,
         Self::File,
         Self::Database,
+        Self::Control,
         Self::Schema,
         Self::ApiKey,
         Self::Process,

@@ -5,6 +5,7 @@
 
 mod database;
 mod gateway;
+mod recovery;
 mod server;
 
 use std::path::PathBuf;
@@ -46,6 +47,7 @@ fn serve(arguments: &Arguments) {
         "gateway" => runtime.block_on(gateway::serve(&arguments.config)),
         "migrate" => database::migrate(&config["textnlp"], arguments.to),
         "keys" => database::keys(&config["textnlp"]),
+        "border" | "watch" | "witness" => runtime.block_on(recovery::serve(&config[&arguments.role])),
         other => panic!("role {other}"),
     }
 }

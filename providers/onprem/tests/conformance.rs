@@ -16,7 +16,7 @@ fn kinds_are_well_formed() {
 
 #[test]
 fn components_lower_purely() {
-    let machine = Machine::new(2);
+    let machine = Machine::guarded();
     for component in &machine.components {
         lowers_purely(&*machine.onprem, component, &machine.site).unwrap();
     }
@@ -56,7 +56,7 @@ fn changed(machine: &Machine, wanted: &Wanted) -> Option<Spec> {
 
 #[tokio::test]
 async fn every_kind_lives_its_life() {
-    let mut machine = Machine::new(1);
+    let mut machine = Machine::guarded();
     let onprem = machine.onprem.clone();
     let bench = Bench::new(&*onprem, machine.site.environment.clone(), machine.site.name.clone(), machine.lineage);
     let mut kept = Vec::new();

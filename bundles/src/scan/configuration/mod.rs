@@ -144,8 +144,6 @@ mod tests {
     #[test]
     fn the_environments_that_ship_have_nothing_worse_than_medium() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../environments");
-        // The one with several sites on one machine is there to be rehearsed with, and thrown away.
-        let known = "data-disposable multi-region.yaml: data";
         let mut looked = 0;
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -156,7 +154,6 @@ mod tests {
                     .into_iter()
                     .filter(|f| f.severity > Severity::Medium)
                     .map(|f| format!("{} {}", f.id, f.place))
-                    .filter(|f| f != known)
                     .collect();
                 assert_eq!(bad, Vec::<String>::new());
                 looked += 1;

@@ -119,6 +119,10 @@ impl Meaning<'_> {
                 let cause = format!("`sites[{first}]` has the name `{}` too", site.name);
                 self.error(&format!("sites[{i}].name"), cause, "give each site a name of its own");
             }
+            if site.name.as_str() == WITNESS && e.witness_place().is_some() {
+                let cause = "this is the name of the place that holds the witness and the front";
+                self.error(&format!("sites[{i}].name"), cause, "give the site another name");
+            }
             if let Some(host) = site.host.as_deref() {
                 self.host(&format!("sites[{i}].host"), host);
             }
@@ -173,10 +177,18 @@ impl Meaning<'_> {
             let metrics = own("metrics_port", "server.monitoring.metrics_port", site.metrics_port.is_some());
             wanted.push((machine, site.metrics_port.unwrap_or(e.server.monitoring.metrics_port), metrics));
         }
-        if let Some(witness) = &e.dr.witness
-            && let Some(port) = witness.port
-        {
-            wanted.push((format!("{}//{}", witness.provider, witness.region), port, "dr.witness.port".to_owned()));
+        if let Some(place) = e.witness_place() {
+            let machine = format!("{}/{}/{}", place.provider, place.account.unwrap_or_default(), place.region);
+            wanted.push((machine.clone(), e.traffic.port, "traffic.port".to_owned()));
+            wanted.push((machine, e.traffic.metrics_port, "traffic.metrics_port".to_owned()));
+        } else {
+            for path in ["traffic.port", "traffic.metrics_port"] {
+                if !self.written(path) {
+                    continue;
+                }
+                let cause = "only sites that fail over to one another have a front, and nothing else listens there";
+                self.warn(path, cause, "remove it, or set `dr.mode` and `traffic.mode: gateway`");
+            }
         }
         for (machine, port, path) in wanted {
             if let Some(first) = taken.insert((machine, port), path.clone()) {

@@ -1,12 +1,21 @@
 //! What survives the loss of a site, and what is promised about it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::super::model::*;
-use super::super::problem::nearest;
+use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
 use super::Meaning;
 use super::serving::is_host_name;
+
+/// After a loss has been noticed: the witness's grant, the new primary's first write, and the front's new weights. It takes
+/// well under a second where nothing else is wrong; this is what is promised.
+const TAKEOVER: Duration = Duration::from_secs(5);
+/// Looks that follow one another faster cost more than they tell.
+const FASTEST_LOOK: Duration = Duration::from_millis(100);
+/// What the watch takes at most.
+const SLOWEST_LOOK: Duration = Duration::from_secs(600);
 
 impl Meaning<'_> {
     pub(super) fn traffic(&mut self) {
@@ -64,11 +73,14 @@ impl Meaning<'_> {
         if dr.mode != Failover::None && e.sites.len() < 2 {
             self.error("dr.mode", "there is no second site to fail over to", "add a site, or write `mode: none`");
         }
+        if let Some(place) = e.witness_place() {
+            self.witnessed(place);
+        }
         if dr.mode == Failover::Automatic {
             let places: BTreeSet<(&str, &str)> =
                 e.sites.iter().map(|s| (s.provider.as_str(), s.name.as_str())).collect();
             match &dr.witness {
-                None if places.len() < 3 => {
+                None if places.len() < 3 || e.witness_place().is_some() => {
                     let fix = "add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`";
                     self.error("dr.mode", "automatic failover needs a third place that grants it", fix);
                 }
@@ -87,8 +99,19 @@ impl Meaning<'_> {
                 None => {}
             }
             let detection = dr.watch_every.0 * dr.lost_after;
-            if detection >= dr.rto.0 {
-                let cause = format!("a lost site is noticed only after {}", Span(detection));
+            let by_gateway = e.traffic.mode == TrafficMode::Gateway;
+            let needed = if by_gateway { detection + TAKEOVER } else { detection };
+            if detection >= dr.rto.0 || needed > dr.rto.0 {
+                let mut cause = format!("a lost site is noticed only after {}", Span(detection));
+                if by_gateway {
+                    cause.push_str(&format!(
+                        " (`watch_every` {} × `lost_after` {}), and another takes its place within {} more: {} in all",
+                        dr.watch_every,
+                        dr.lost_after,
+                        Span(TAKEOVER),
+                        Span(needed)
+                    ));
+                }
                 self.error("dr.rto", cause, "allow more time, or look more often (`watch_every`, `lost_after`)");
             }
             if e.traffic.mode == TrafficMode::Dns && detection + e.traffic.ttl.0 >= dr.rto.0 {
@@ -144,6 +167,75 @@ impl Meaning<'_> {
                 "the rollout would revert before the new release has been watched long enough",
                 "make it longer than `bake`",
             );
+        }
+    }
+
+    /// What sites that fail over to one another through gateways of ours ask of the rest of the file.
+    fn witnessed(&mut self, place: WitnessPlace<'_>) {
+        let e = self.environment;
+        let home = e.primary();
+        if e.members().count() < 2 {
+            let fix = "add `api` to the `services` of a second site, or write `mode: none`";
+            self.error("dr.mode", "only one site runs the API, so there is none to fail over to", fix);
+        }
+        if let Some((i, _)) = e.sites.iter().enumerate().find(|(_, site)| site.serves() && site.database().is_none()) {
+            let cause = "the site runs the API, and control data could be stored nowhere";
+            self.error(&format!("sites[{i}].services"), cause, "add `database-replica`");
+        }
+        if let Some(i) = e.sites.iter().position(|site| site.role == Role::Primary && !site.serves()) {
+            let cause = "the primary does not run the API, and the first key is made there";
+            self.error(&format!("sites[{i}].services"), cause, "add `api`");
+        }
+        if e.dr.watch_every.0 < FASTEST_LOOK {
+            let cause = format!("{} between two looks is less than an answer takes", e.dr.watch_every);
+            self.error("dr.watch_every", cause, format!("write at least `{}`", Span(FASTEST_LOOK)));
+        } else if e.dr.watch_every.0 > SLOWEST_LOOK {
+            let cause = format!("{} between two looks is longer than a loss may stay unnoticed", e.dr.watch_every);
+            self.error("dr.watch_every", cause, format!("write at most `{}`", Span(SLOWEST_LOOK)));
+        }
+        if e.dr.lost_after < 2 {
+            let cause = "one look that fails may be a busy machine as well as a lost site";
+            self.error("dr.lost_after", cause, "write at least 2");
+        }
+        if e.dr.failback == Failover::Automatic && e.dr.mode == Failover::Manual {
+            let cause = "the site to go back from would have been chosen by a person";
+            self.error("dr.failback", cause, "write `failback: manual`, or `mode: automatic`");
+        }
+        // Sites elsewhere are reached by links that are not there yet; on one machine they are sockets.
+        if let Some((i, site)) = e
+            .sites
+            .iter()
+            .enumerate()
+            .find(|(_, site)| home.is_some_and(|h| (&h.provider, &h.region) != (&site.provider, &site.region)))
+        {
+            let cause = format!(
+                "a front of ours reaches the sites of one machine today, and this one is in `{}`",
+                cut(&site.region)
+            );
+            self.say(
+                Severity::Refusal,
+                &format!("sites[{i}].region"),
+                cause,
+                "write `traffic: { mode: dns }`, or the region of the primary",
+            );
+        }
+        if let Some(home) = home
+            && (place.provider, place.region) != (home.provider.as_str(), home.region.as_str())
+        {
+            let cause = format!(
+                "the witness of sites that share a machine is a process beside them, not in `{}`",
+                cut(place.region)
+            );
+            let fix = format!("write `witness: {{ provider: {}, region: {} }}`", home.provider, home.region);
+            self.say(Severity::Refusal, "dr.witness", cause, fix);
+        }
+        if e.tls.mode == TlsMode::Existing {
+            let cause = "the front trusts each site by the authority of its own that we make";
+            self.say(Severity::Refusal, "tls.mode", cause, "write `tls: { mode: local-ca }`");
+        }
+        if e.database.kind != DatabaseKind::Sqlite {
+            let cause = "control data is replicated between sites that keep it in SQLite";
+            self.say(Severity::Refusal, "database.kind", cause, "write `database: { kind: sqlite }`");
         }
     }
 }

@@ -169,6 +169,27 @@ impl Environment {
         self.sites.iter().find(|site| site.role == Role::Primary)
     }
 
+    /// The sites that take part in a failover: those that run the API.
+    pub fn members(&self) -> impl Iterator<Item = &SiteSettings> {
+        self.sites.iter().filter(|site| site.serves())
+    }
+
+    /// The place beside the sites where the witness and the front are; `None` where one site is all there is, where nobody
+    /// fails over, and where traffic moves by DNS.
+    pub fn witness_place(&self) -> Option<WitnessPlace<'_>> {
+        if self.dr.mode == Failover::None || self.traffic.mode != TrafficMode::Gateway || self.sites.len() < 2 {
+            return None;
+        }
+        let home = self.primary()?;
+        let beside = |provider: &str, region: &str| provider == home.provider && region == home.region;
+        let witness = self.dr.witness.as_ref();
+        let (provider, region) = witness.map_or((home.provider.as_str(), home.region.as_str()), |witness| {
+            (witness.provider.as_str(), witness.region.as_str())
+        });
+        let account = home.account.as_deref().filter(|_| beside(provider, region));
+        Some(WitnessPlace { provider, region, runtime: &home.runtime, account })
+    }
+
     /// The model that answers when a request names none.
     pub fn default_model(&self) -> Option<&ModelSettings> {
         self.models.iter().find(|model| model.role == Some(ModelRole::Default)).or(self.models.first())
@@ -219,6 +240,22 @@ words! {
         /// A copy of the database that follows.
         DatabaseReplica = "database-replica",
     }
+}
+
+/// The name of the place that holds the witness and the front; no site may have it.
+pub const WITNESS: &str = "witness";
+
+/// See [`Environment::witness_place`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WitnessPlace<'a> {
+    /// Who provides it.
+    pub provider: &'a str,
+    /// Where.
+    pub region: &'a str,
+    /// How programs run there.
+    pub runtime: &'a str,
+    /// The account, where it is that of the home site.
+    pub account: Option<&'a str>,
 }
 
 /// One place where the service runs.

@@ -35,6 +35,12 @@ section! {
     pub struct TrafficSettings {
         /// How traffic finds a site.
         pub mode: TrafficMode = TrafficMode::Gateway,
+        /// The port of what clients of several sites talk to, where it is a gateway of ours.
+        #[schemars(range(min = 1, max = 65535))]
+        pub port: u16 = 8440,
+        /// The port of its metrics.
+        #[schemars(range(min = 1, max = 65535))]
+        pub metrics_port: u16 = 9080,
         /// The name that clients use.
         pub domain: Option<String> = None,
         /// A DNS zone that exists already, by its id.
@@ -154,10 +160,6 @@ pub struct Witness {
     pub provider: String,
     /// Where.
     pub region: String,
-    /// The port it listens on, where it is a process of ours.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65535))]
-    pub port: Option<u16>,
 }
 
 words! {

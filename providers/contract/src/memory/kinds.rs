@@ -76,5 +76,7 @@ pub const KINDS: &[Kind] = &[
     kind("memory.gateway", "what clients talk to", Named, Nothing, DeleteFirst),
     kind("memory.weight", "a weight of a gateway", Part, Nothing, DeleteFirst),
     kind("memory.monitor", "dashboards and alerts", Named, Nothing, DeleteFirst),
+    kind("memory.relay", "what passes between two sites", Named, Nothing, DeleteFirst),
+    kind("memory.watch", "what keeps control data and looks after other sites", Named, Precious, DeleteFirst),
     kind("memory.registry", "a registry of images", Named, Nothing, DeleteFirst),
 ];

@@ -86,6 +86,24 @@ impl Lowering<'_> {
             }
             Part::Monitoring(monitoring) => self.main("memory.monitor", json!({"stack": monitoring.stack})),
             Part::Registry(registry) => self.main("memory.registry", json!({"url": registry.url})),
+            Part::Border(border) => {
+                let spec = json!({"endpoint": border.endpoint, "peers": border.peers, "witness": border.witness});
+                self.hosted("memory.relay", &border.cluster, spec);
+            }
+            Part::Watch(watch) => {
+                let mut spec = json!({"peers": watch.peers, "home": watch.home, "rules": watch.rules});
+                spec["border"] = self.output(&watch.border, "address");
+                self.hosted("memory.watch", &watch.cluster, spec);
+            }
+            Part::Witness(witness) => {
+                let spec = json!({"sites": witness.sites, "home": witness.home, "rules": witness.rules});
+                self.hosted("memory.watch", &witness.cluster, spec);
+            }
+            Part::Front(front) => {
+                let mut spec = json!({"host": front.host, "port": front.port, "weights": front.weights});
+                spec["certificate"] = self.output(&front.certificate, "version");
+                self.main("memory.gateway", spec);
+            }
         }
     }
 
@@ -93,6 +111,15 @@ impl Lowering<'_> {
         let id = ResourceId::of(&self.site.name, &self.component.name);
         let ownership = self.component.existing.clone().map_or(Ownership::Ours, Ownership::External);
         self.push(id, kind, spec, ownership);
+    }
+
+    /// The component itself, on a cluster.
+    fn hosted(&mut self, kind: &'static str, cluster: &ComponentName, spec: Value) {
+        self.main(kind, spec);
+        let host = Ref(ResourceId::of(&self.site.name, cluster));
+        if let Some(last) = self.wanted.last_mut() {
+            last.via = Some(host);
+        }
     }
 
     fn part(&mut self, part: &str, kind: &'static str, spec: Value) {

@@ -2,6 +2,8 @@
 
 mod serving;
 
+mod recovery;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -91,6 +93,10 @@ impl Lowering<'_> {
             }
             // Programs come as files, by digest: no images are pulled.
             Part::Registry(_) => {}
+            Part::Border(border) => self.border(border),
+            Part::Watch(watch) => self.watch(watch),
+            Part::Witness(witness) => self.witness(witness),
+            Part::Front(front) => self.front(front),
         }
     }
 

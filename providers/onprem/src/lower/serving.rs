@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use textnlp_provider::component::{Endpoint, Workload};
+use textnlp_provider::component::{Endpoint, Program, Workload};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
+use super::recovery::reached;
 use super::{API_KEY, DATABASE_FILE, JWT_KEY, Lowering, label_of};
 use crate::layout::SOCKET_PATH_MAX;
 use crate::table::Noun;
@@ -16,6 +17,28 @@ const REPLICAS_MAX: u32 = 64;
 const GRACE_AFTER_DRAIN_MS: u64 = 10_000;
 /// The gateway waits for the answers that are under way, but no longer than this.
 const GATEWAY_GRACE_MS: u64 = 60_000;
+
+/// What the gateway of a site and the front of several have in common.
+pub(super) struct Gateway<'a> {
+    pub(super) host: &'a str,
+    pub(super) port: u16,
+    pub(super) metrics_port: u16,
+    pub(super) tls: bool,
+    pub(super) certificate: &'a ComponentName,
+    pub(super) program: &'a Program,
+    pub(super) max_request_bytes: u64,
+    pub(super) timeout_seconds: u32,
+    pub(super) backends: Value,
+    pub(super) health: Value,
+    pub(super) metrics_from: Vec<String>,
+    pub(super) stop_grace_ms: u64,
+    pub(super) needs: Vec<ResourceId>,
+}
+
+/// Where the key lies with which a workload signs tokens.
+pub(super) fn jwt_file(workload: &ComponentName) -> String {
+    format!("certs/{workload}-jwt-key.pem")
+}
 
 impl Lowering<'_> {
     pub(super) fn workload(&mut self, workload: &Workload) {
@@ -41,8 +64,17 @@ impl Lowering<'_> {
         let database = ResourceId::of(&self.site.name, &workload.database);
         let cluster = ResourceId::of(&self.site.name, &workload.cluster);
         let bin = format!("bin/{name}");
-        let jwt_path = format!("certs/{name}-jwt-key.pem");
+        let jwt_path = self::jwt_file(&name);
         let Some(digest) = self.program(&program, &workload.program, &bin) else { return };
+        let watch = match &workload.watch {
+            Some(watch) => {
+                let (Some(process), Some(socket)) = (self.part_of(watch, "process"), self.unix(watch.as_str())) else {
+                    return;
+                };
+                Some((process, socket))
+            }
+            None => None,
+        };
 
         let spec = json!({ "path": jwt_path, "secret": OutputRef::new(jwt, "secret") });
         let network = self.network_id();
@@ -62,7 +94,10 @@ impl Lowering<'_> {
                 return;
             };
             let config_file = format!("config/{unit}.yaml");
-            let filled = self.fill(&config, &listen, &metrics, &jwt_path);
+            let mut filled = self.fill(&config, &listen, &metrics, &jwt_path);
+            if let Some((_, socket)) = &watch {
+                filled["textnlp"]["replication"] = json!({ "watch": socket });
+            }
             self.want(
                 config_id.clone(),
                 Noun::File,
@@ -70,15 +105,30 @@ impl Lowering<'_> {
                 [network.clone()],
             );
             if number == 0 {
-                self.database_parts(
-                    &schema,
-                    &key,
-                    &api_key,
-                    &database,
-                    &program,
-                    &config_id,
-                    (&bin, &digest, &config_file),
-                );
+                let spec = json!({
+                    "database": DATABASE_FILE,
+                    "version": OutputRef::new(database.clone(), "schema"),
+                    "program": bin,
+                    "program_sha256": digest,
+                    "config": config_file,
+                });
+                self.want(schema.clone(), Noun::Schema, &spec, [program.clone(), config_id.clone()]);
+                if workload.first_key {
+                    let mut spec = json!({
+                        "database": DATABASE_FILE,
+                        "public_id": OutputRef::new(api_key.clone(), "public_id"),
+                        "sha256": OutputRef::new(api_key.clone(), "sha256"),
+                        "name": "first",
+                        "program": bin,
+                        "config": config_file,
+                    });
+                    let mut needs = vec![schema.clone(), program.clone(), config_id.clone()];
+                    if let Some((process, _)) = &watch {
+                        spec["replicated"] = json!(true);
+                        needs.push(process.clone());
+                    }
+                    self.want(key.clone(), Noun::ApiKey, &spec, needs);
+                }
             }
             let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
             inputs.insert("jwt-key".to_owned(), json!(OutputRef::new(jwt_file.clone(), "sha256")));
@@ -102,7 +152,9 @@ impl Lowering<'_> {
                 "stop_grace_ms": u64::from(workload.drain_seconds) * 1000 + GRACE_AFTER_DRAIN_MS,
                 "state": "running",
             });
-            self.want(process.clone(), Noun::Process, &spec, [cluster.clone(), schema.clone(), key.clone()]);
+            // A key that is replicated waits for other sites, which a replica does not.
+            let before = watch.as_ref().map_or(&key, |(process, _)| process);
+            self.want(process.clone(), Noun::Process, &spec, [cluster.clone(), schema.clone(), before.clone()]);
             processes.push(process);
             listed.push(json!({ "name": unit, "listen": listen, "metrics_listen": metrics, "weight": 100 }));
         }
@@ -110,72 +162,67 @@ impl Lowering<'_> {
         self.want(backends, Noun::File, &spec, processes);
     }
 
-    /// What the workload puts into the database: the schema, then the first key.
-    #[expect(clippy::too_many_arguments, reason = "six ids of one graph and the paths behind three of them")]
-    fn database_parts(
-        &mut self,
-        schema: &ResourceId,
-        key: &ResourceId,
-        api_key: &ResourceId,
-        database: &ResourceId,
-        program: &ResourceId,
-        config_id: &ResourceId,
-        (bin, digest, config): (&str, &str, &str),
-    ) {
-        let spec = json!({
-            "database": DATABASE_FILE,
-            "version": OutputRef::new(database.clone(), "schema"),
-            "program": bin,
-            "program_sha256": digest,
-            "config": config,
+    pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
+        let Some(backends) = self.part_of(&endpoint.workload, "backends") else { return };
+        let watch = endpoint.watch.as_ref().map(|watch| self.unix(watch.as_str()));
+        if watch == Some(None) {
+            return;
+        }
+        self.gateway_process(Gateway {
+            host: &endpoint.host,
+            port: endpoint.port,
+            metrics_port: endpoint.metrics_port,
+            tls: endpoint.tls,
+            certificate: &endpoint.certificate,
+            program: &endpoint.program,
+            max_request_bytes: endpoint.max_request_bytes,
+            timeout_seconds: endpoint.timeout_seconds,
+            backends: json!(OutputRef::new(backends, "document")),
+            health: json!({ "path": "/ready", "interval_ms": 500, "timeout_ms": 2000, "unhealthy_after": 2, "healthy_after": 1 }),
+            metrics_from: watch.flatten().into_iter().collect(),
+            stop_grace_ms: GATEWAY_GRACE_MS,
+            needs: Vec::new(),
         });
-        self.want(schema.clone(), Noun::Schema, &spec, [program.clone(), config_id.clone()]);
-        let spec = json!({
-            "database": DATABASE_FILE,
-            "public_id": OutputRef::new(api_key.clone(), "public_id"),
-            "sha256": OutputRef::new(api_key.clone(), "sha256"),
-            "name": "first",
-            "program": bin,
-            "config": config,
-        });
-        self.want(key.clone(), Noun::ApiKey, &spec, [schema.clone(), program.clone(), config_id.clone()]);
     }
 
-    pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
+    /// A gateway under the component's name: of a site's replicas, or of sites.
+    pub(super) fn gateway_process(&mut self, gateway: Gateway<'_>) {
         let name = self.component.name.clone();
         let parts = ["program", "config", "process"].map(|part| self.part(part));
         let [Some(program), Some(config_id), Some(process)] = parts else { return };
-        let Some(backends) = self.part_of(&endpoint.workload, "backends") else { return };
-        let Some(leaf) = self.part_of(&endpoint.certificate, "leaf") else { return };
-        let Ok(host) = endpoint.host.parse::<std::net::IpAddr>() else {
-            let cause = format!("`{}` is not an address to listen on", endpoint.host);
+        let Some(leaf) = self.part_of(gateway.certificate, "leaf") else { return };
+        let Ok(host) = gateway.host.parse::<std::net::IpAddr>() else {
+            let cause = format!("`{}` is not an address to listen on", gateway.host);
             return self.problem("host", cause, "write `0.0.0.0`, `127.0.0.1` or another address of this machine");
         };
-        if endpoint.port == 0 || endpoint.port == endpoint.metrics_port {
+        if gateway.port == 0 || gateway.port == gateway.metrics_port {
             let cause = "clients and metrics need two ports, both over 0";
             return self.problem("port", cause, "the usual ones are 8443 and 9090");
         }
         let bin = format!("bin/{name}");
-        if self.program(&program, &endpoint.program, &bin).is_none() {
+        if self.program(&program, gateway.program, &bin).is_none() {
             return;
         }
         let Some(admin) = self.unix(&format!("{name}-admin")) else { return };
-        let listen = std::net::SocketAddr::new(host, endpoint.port).to_string();
+        let listen = std::net::SocketAddr::new(host, gateway.port).to_string();
         // Figures name tenants and keys: they stay on the machine.
-        let metrics = format!("127.0.0.1:{}", endpoint.metrics_port);
+        let metrics = format!("127.0.0.1:{}", gateway.metrics_port);
         let config_file = format!("config/{name}.yaml");
         let mut tree = json!({
             "listen": listen,
             "metrics_listen": metrics,
-            "backends": OutputRef::new(backends, "document"),
-            "health": { "path": "/ready", "interval_ms": 500, "timeout_ms": 2000, "unhealthy_after": 2, "healthy_after": 1 },
-            "timeout_seconds": endpoint.timeout_seconds,
-            "max_request_bytes": endpoint.max_request_bytes,
+            "backends": gateway.backends,
+            "health": gateway.health,
+            "timeout_seconds": gateway.timeout_seconds,
+            "max_request_bytes": gateway.max_request_bytes,
             "admin_listen": admin,
         });
+        if !gateway.metrics_from.is_empty() {
+            tree["metrics_from"] = json!(gateway.metrics_from);
+        }
         let mut watch = Vec::new();
         let mut ca_file = Value::Null;
-        if endpoint.tls {
+        if gateway.tls {
             let certificate = OutputRef::new(leaf.clone(), "certificate_file");
             tree["tls"] =
                 json!({ "certificate_file": certificate, "key_file": OutputRef::new(leaf.clone(), "key_file") });
@@ -189,9 +236,7 @@ impl Lowering<'_> {
             &json!({ "path": config_file, "document": { "gateway": tree } }),
             [network],
         );
-        // A client on this machine reaches a gateway that listens everywhere by its loopback address.
-        let reached = if host.is_unspecified() { "127.0.0.1".parse().unwrap_or(host) } else { host };
-        let scheme = if endpoint.tls { "https" } else { "http" };
+        let scheme = if gateway.tls { "https" } else { "http" };
         let spec = json!({
             "unit": name.as_str(),
             "program": bin,
@@ -201,25 +246,20 @@ impl Lowering<'_> {
             "config_sha256": OutputRef::new(config_id, "sha256"),
             "on_config": "reload",
             // Addresses are bound once: a changed one is a restart.
-            "inputs": { "listen": listen, "metrics_listen": metrics, "tls": endpoint.tls },
+            "inputs": { "listen": listen, "metrics_listen": metrics, "tls": gateway.tls },
             "watch": watch,
-            "listen": format!("{scheme}://{}", std::net::SocketAddr::new(reached, endpoint.port)),
+            "listen": format!("{scheme}://{}", std::net::SocketAddr::new(reached(host), gateway.port)),
             "metrics_listen": format!("http://{metrics}"),
             "ca_file": ca_file,
             "ready": { "socket": format!("{name}-admin"), "path": "/status" },
-            "stop_grace_ms": GATEWAY_GRACE_MS,
+            "stop_grace_ms": gateway.stop_grace_ms,
             "state": "running",
         });
-        self.want(process, Noun::Process, &spec, []);
+        self.want(process, Noun::Process, &spec, gateway.needs);
     }
 
     /// The program by its digest, copied to where nobody builds over it. Says the digest as plain hex.
-    fn program(
-        &mut self,
-        id: &ResourceId,
-        program: &textnlp_provider::component::Program,
-        path: &str,
-    ) -> Option<String> {
+    pub(super) fn program(&mut self, id: &ResourceId, program: &Program, path: &str) -> Option<String> {
         let digest = program.digest.strip_prefix("sha256:").unwrap_or(&program.digest).to_owned();
         if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             self.problem("program", format!("`{}` is not a SHA-256 digest", program.digest), "lock the release again");

@@ -63,7 +63,9 @@ struct Needed {
 pub(crate) fn in_the_way(wanted: &Wanted, folder: &SiteFolder) -> Option<Utf8PathBuf> {
     let spec = &wanted.spec;
     let path = match Noun::of(&wanted.kind)? {
-        Noun::Program | Noun::File | Noun::Model | Noun::Database => folder.join(spec.get("path")?.as_str()?),
+        Noun::Program | Noun::File | Noun::Model | Noun::Database | Noun::Control => {
+            folder.join(spec.get("path")?.as_str()?)
+        }
         Noun::Authority => folder.join(spec.get("certificate_file")?.as_str()?),
         Noun::Certificate => folder.join(spec.get("key_file")?.as_str()?),
         Noun::Process => folder.unit(spec.get("unit")?.as_str()?),

@@ -22,6 +22,12 @@ use crate::table::Noun;
 
 /// A question about keys is answered at once.
 const KEYS_WITHIN: Duration = Duration::from_secs(8);
+/// What is replicated waits for an answer of another site, which the program itself bounds: a put is two writes.
+const REPLICATED_WITHIN: Duration = Duration::from_secs(120);
+/// Sites come up side by side: until a second one has joined, control data can be acknowledged by nobody.
+const JOINED_WITHIN: Duration = Duration::from_secs(300);
+/// Between two tries.
+const TRY_EVERY: Duration = Duration::from_secs(1);
 /// A migration of a large database takes its time.
 const MIGRATE_WITHIN: Duration = Duration::from_secs(600);
 /// What a child may print.
@@ -121,6 +127,9 @@ async fn store_key(folder: SiteFolder, spec: ApiKeySpec, subject: String) -> Res
         "reinstate": true,
     });
     let (program, config) = (folder.join(&spec.program), folder.join(&spec.config));
+    if spec.replicated {
+        return replicate_key(&program, &config, &command, &subject).await;
+    }
     let put = keys(&program, &config, &command, &subject).await;
     match (put, schema_of(&folder, &spec)) {
         // An older database was written over ours: its schema is not what the marker says.
@@ -133,9 +142,33 @@ async fn store_key(folder: SiteFolder, spec: ApiKeySpec, subject: String) -> Res
     Ok(Map::new())
 }
 
+/// Tries until enough sites have stored it. A put is the same however often it is done.
+async fn replicate_key(
+    program: &Utf8Path,
+    config: &Utf8Path,
+    command: &Value,
+    subject: &str,
+) -> Result<Map<String, Value>> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match keys_within(program, config, command, subject, REPLICATED_WITHIN).await {
+            Ok(_) => return Ok(Map::new()),
+            Err(error) if begun.elapsed() > JOINED_WITHIN => {
+                return Err(error.hint("look at the watches of the sites: a second one must run and be reached"));
+            }
+            Err(_) => tokio::time::sleep(TRY_EVERY).await,
+        }
+    }
+}
+
 /// Takes a key back. Without a database, or without the program that could tell it, the key opens nothing.
 pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
     let spec: ApiKeySpec = work.applied()?;
+    // The sites go side by side, and the last of them can acknowledge nothing. Where nothing runs the key opens nothing; where
+    // the sites are kept, `key revoke` is what takes it back.
+    if spec.replicated {
+        return Ok(());
+    }
     let there = |path: &str| std::fs::symlink_metadata(work.folder.join(path)).is_ok();
     if !there(&spec.database) || !there(&spec.program) || !there(&spec.config) {
         return Ok(());
@@ -183,8 +216,18 @@ fn unreadable(marker: &Marker, error: impl std::error::Error + Send + Sync + 'st
 }
 
 async fn keys(program: &Utf8Path, config: &Utf8Path, command: &Value, subject: &str) -> Result<Value> {
+    keys_within(program, config, command, subject, KEYS_WITHIN).await
+}
+
+async fn keys_within(
+    program: &Utf8Path,
+    config: &Utf8Path,
+    command: &Value,
+    subject: &str,
+    within: Duration,
+) -> Result<Value> {
     let arguments = ["serve", "--role", "keys", "--config", config.as_str()].map(str::to_owned);
-    ask(program, &arguments, Input::Text(command.to_string()), KEYS_WITHIN, subject).await
+    ask(program, &arguments, Input::Text(command.to_string()), within, subject).await
 }
 
 /// How the schema of a key's database is made.

@@ -3,6 +3,7 @@
 mod authority;
 mod certificate;
 mod child;
+mod control;
 mod database;
 mod directory;
 mod file;
@@ -143,6 +144,7 @@ impl<'a> Work<'a> {
             Noun::Program => program::put(self).await,
             Noun::File => file::put(self).await,
             Noun::Database => database::put(self).await,
+            Noun::Control => control::put(self).await,
             Noun::Schema => child::put_schema(self).await,
             Noun::ApiKey => child::put_key(self).await,
             Noun::Process => process::put(self).await,
@@ -179,6 +181,7 @@ impl<'a> Work<'a> {
             Noun::Program => program::remove(self)?,
             Noun::File => file::remove(self)?,
             Noun::Database => database::remove(self)?,
+            Noun::Control => control::remove(self)?,
             // The tables go with the database.
             Noun::Schema => {}
             Noun::ApiKey => child::revoke_key(self).await?,
@@ -335,6 +338,7 @@ pub(crate) async fn look(onprem: &OnPrem, folder: &SiteFolder, marker: &Marker, 
         Noun::Program => program::look(folder, marker).await,
         Noun::File => file::look(folder, marker),
         Noun::Database => database::look(folder, marker),
+        Noun::Control => control::look(folder, marker),
         Noun::Schema => child::look_at_schema(folder, marker),
         Noun::ApiKey => child::look_at_key(folder, marker).await,
         Noun::Process => process::look(folder, marker, supervisor),

@@ -123,6 +123,8 @@ impl Machine {
                     models: name("models"),
                     database: name("database"),
                     secrets: name("secrets"),
+                    first_key: true,
+                    watch: None,
                     drain_seconds: 10,
                 }),
             ),
@@ -135,6 +137,7 @@ impl Machine {
                     tls: true,
                     certificate: name("certificate"),
                     workload: name("server"),
+                    watch: None,
                     program,
                     max_request_bytes: 1000,
                     timeout_seconds: 30,
@@ -151,6 +154,45 @@ impl Machine {
             recorded: BTreeMap::new(),
             next: 1,
         }
+    }
+
+    /// One of two sites, of which the other is not there.
+    #[allow(dead_code)] // only some of the tests have several sites
+    pub fn guarded() -> Self {
+        let mut machine = Self::new(1);
+        let Some(Part::Endpoint(endpoint)) = machine.components.last().map(|last| last.part.clone()) else {
+            panic!("the last component is the gateway")
+        };
+        let peers = vec![SiteName::new("there").unwrap()];
+        let rules = Rules { every_ms: 1000, lost_after: 3 };
+        let place = SiteName::new("witness").unwrap();
+        let border = Border {
+            cluster: name("cluster"),
+            endpoint: (endpoint.host, endpoint.port),
+            watch: name("watch"),
+            peers: peers.clone(),
+            witness: Elsewhere { site: place.clone(), component: name("witness") },
+            program: endpoint.program.clone(),
+        };
+        let watch = Watch {
+            cluster: name("cluster"),
+            border: name("border"),
+            workload: name("server"),
+            peers,
+            witness: place,
+            home: machine.site.name.clone(),
+            rules,
+            automatic: true,
+            failback: true,
+            max_lag_ms: 5000,
+            program: endpoint.program,
+        };
+        machine.workload().watch = Some(name("watch"));
+        machine.endpoint().watch = Some(name("watch"));
+        for (of, part) in [("border", Part::Border(border)), ("watch", Part::Watch(watch))] {
+            machine.components.push(Component { name: name(of), existing: None, part });
+        }
+        machine
     }
 
     pub fn folder(&self) -> Utf8PathBuf {

@@ -1,0 +1,237 @@
+//! What makes several sites of one machine stand in for one another: border and watch in each site, witness and front beside them.
+//!
+//! No resource waits for one of another site: a site must come up, and go on, while another is lost. Where the others are
+//! follows from their names.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde_json::{Value, json};
+use textnlp_provider::component::{Border, Front, Program, Watch, Witness};
+use textnlp_provider::{ComponentName, OutputRef, ResourceId, SiteName};
+
+use super::{CA_FILE, DATABASE_FILE, Lowering};
+use crate::layout::{SOCKET_PATH_MAX, SiteFolder};
+use crate::spec::ControlSpec;
+use crate::table::Noun;
+
+/// What these answer is short.
+const GRACE_MS: u64 = 10_000;
+/// The front waits for the answers that are under way, as a gateway does.
+const FRONT_GRACE_MS: u64 = 60_000;
+/// The name that every gateway's certificate of our own has; what tells sites apart is their authority.
+const CERTIFIED_AS: &str = "localhost";
+
+/// The socket of a border that lets peers in to the watch.
+fn watch_door(border: &ComponentName) -> String {
+    format!("{border}-watch")
+}
+
+/// The socket of a border that lets the front in to the gateway.
+fn gateway_door(border: &ComponentName) -> String {
+    format!("{border}-gateway")
+}
+
+/// The socket of a border that leads out to another place.
+fn door_to(place: &SiteName) -> String {
+    format!("out-{place}")
+}
+
+/// What a process of these is made from, beyond what all have.
+struct Unit {
+    role: &'static str,
+    document: Value,
+    needs: Vec<ResourceId>,
+    inputs: BTreeMap<String, Value>,
+}
+
+impl Lowering<'_> {
+    pub(super) fn border(&mut self, border: &Border) {
+        let name = self.component.name.clone();
+        let (host, port) = &border.endpoint;
+        let Ok(host) = host.parse::<IpAddr>() else {
+            let cause = format!("`{host}` is not an address of this machine");
+            return self.problem("host", cause, "write `0.0.0.0`, `127.0.0.1` or another address of this machine");
+        };
+        let gateway = SocketAddr::new(reached(host), *port);
+        let mut links = vec![
+            self.link("watch-in", &watch_door(&name), self.socket_at(&self.site.name, border.watch.as_str())),
+            self.link("gateway-in", &gateway_door(&name), Some(gateway.to_string())),
+        ];
+        for peer in &border.peers {
+            let there = self.socket_at(peer, &watch_door(&name));
+            links.push(self.link(&door_to(peer), &door_to(peer), there));
+        }
+        let witness = &border.witness;
+        let there = self.socket_at(&witness.site, witness.component.as_str());
+        links.push(self.link(&door_to(&witness.site), &door_to(&witness.site), there));
+        let Some(links) = links.into_iter().collect::<Option<Vec<Value>>>() else { return self.too_long() };
+        let Some(listen) = self.socket_at(&self.site.name, name.as_str()) else { return self.too_long() };
+        let document = json!({ "border": { "listen": listen, "links": links } });
+        let cluster = ResourceId::of(&self.site.name, &border.cluster);
+        self.keep_running(
+            &border.program,
+            Unit { role: "border", document, needs: vec![cluster], inputs: BTreeMap::new() },
+        );
+    }
+
+    pub(super) fn watch(&mut self, watch: &Watch) {
+        let name = self.component.name.clone();
+        let ids = [
+            self.part("data"),
+            self.part_of(&watch.workload, "schema"),
+            self.part_of(&watch.workload, "jwt-key"),
+            self.part_of(&watch.border, "process"),
+        ];
+        let [Some(data), Some(schema), Some(jwt), Some(border)] = ids else { return };
+        let mut peers = BTreeMap::new();
+        for peer in &watch.peers {
+            let Some(socket) = self.socket_at(&self.site.name, &door_to(peer)) else { return self.too_long() };
+            peers.insert(peer.to_string(), socket);
+        }
+        let (Some(listen), Some(witness)) =
+            (self.socket_at(&self.site.name, name.as_str()), self.socket_at(&self.site.name, &door_to(&watch.witness)))
+        else {
+            return self.too_long();
+        };
+        let path = self.control_data(&data, "control");
+        let document = json!({ "watch": {
+            "site": self.site.name,
+            "folder": self.folder.join(&path),
+            "listen": listen,
+            "peers": peers,
+            "witness": witness,
+            "database": format!("sqlite://{}", self.folder.join(DATABASE_FILE)),
+            "jwt_key_file": self.folder.join(&super::serving::jwt_file(&watch.workload)),
+            "every_ms": watch.rules.every_ms,
+            "lost_after": watch.rules.lost_after,
+            "automatic": watch.automatic,
+            "failback": watch.failback,
+            "home": watch.home,
+            "max_lag_ms": watch.max_lag_ms,
+        }});
+        let cluster = ResourceId::of(&self.site.name, &watch.cluster);
+        let inputs = BTreeMap::from([("jwt-key".to_owned(), json!(OutputRef::new(jwt, "sha256")))]);
+        let needs = vec![cluster, schema, border, data];
+        self.keep_running(&watch.program, Unit { role: "watch", document, needs, inputs });
+    }
+
+    pub(super) fn witness(&mut self, witness: &Witness) {
+        let name = self.component.name.clone();
+        let Some(data) = self.part("data") else { return };
+        let (Some(listen), Some(front)) = (
+            self.socket_at(&self.site.name, name.as_str()),
+            self.socket_at(&self.site.name, &format!("{}-admin", witness.front)),
+        ) else {
+            return self.too_long();
+        };
+        let path = self.control_data(&data, "witness");
+        let document = json!({ "witness": {
+            "folder": self.folder.join(&path),
+            "listen": listen,
+            "sites": witness.sites,
+            "home": witness.home,
+            "every_ms": witness.rules.every_ms,
+            "lost_after": witness.rules.lost_after,
+            "weights": witness.weights,
+            "front": front,
+        }});
+        let cluster = ResourceId::of(&self.site.name, &witness.cluster);
+        let needs = vec![cluster, data];
+        self.keep_running(&witness.program, Unit { role: "witness", document, needs, inputs: BTreeMap::new() });
+    }
+
+    pub(super) fn front(&mut self, front: &Front) {
+        let Some(witness) = self.part_of(&front.witness, "process") else { return };
+        let mut backends = Vec::new();
+        for (site, weight) in &front.weights {
+            let Some(door) = self.socket_at(site, &gateway_door(&front.border)) else { return self.too_long() };
+            let mut backend = json!({ "name": site, "listen": door, "weight": weight });
+            if front.tls {
+                let authority = SiteFolder::of(self.folder.state(), site).join(CA_FILE);
+                backend["tls"] = json!({ "ca_file": authority, "name": CERTIFIED_AS });
+            }
+            backends.push(backend);
+        }
+        let Some(figures) = self.socket_at(&self.site.name, front.witness.as_str()) else { return self.too_long() };
+        self.gateway_process(super::serving::Gateway {
+            host: &front.host,
+            port: front.port,
+            metrics_port: front.metrics_port,
+            tls: front.tls,
+            certificate: &front.certificate,
+            program: &front.program,
+            max_request_bytes: front.max_request_bytes,
+            timeout_seconds: front.timeout_seconds,
+            backends: json!(backends),
+            // A lost site is noticed within a second, of which the looks take the larger part.
+            health: json!({ "path": "/ready", "interval_ms": 250, "timeout_ms": 500, "unhealthy_after": 2, "healthy_after": 1 }),
+            metrics_from: vec![figures],
+            stop_grace_ms: FRONT_GRACE_MS,
+            needs: vec![witness],
+        });
+    }
+
+    /// The folder of a log that nobody could make again.
+    fn control_data(&mut self, id: &ResourceId, called: &str) -> String {
+        let path = format!("data/{called}");
+        let network = self.network_id();
+        self.want_protected(id.clone(), Noun::Control, &ControlSpec { path: path.clone() }, [network]);
+        path
+    }
+
+    /// The program, its configuration and the process, under the component's name.
+    fn keep_running(&mut self, program: &Program, made_of: Unit) {
+        let name = self.component.name.clone();
+        let parts = ["program", "config", "process"].map(|part| self.part(part));
+        let [Some(program_id), Some(config_id), Some(process)] = parts else { return };
+        let bin = format!("bin/{name}");
+        if self.program(&program_id, program, &bin).is_none() {
+            return;
+        }
+        let Some(listen) = self.socket_at(&self.site.name, name.as_str()) else { return self.too_long() };
+        let config_file = format!("config/{name}.yaml");
+        let network = self.network_id();
+        let spec = json!({ "path": config_file, "document": made_of.document });
+        self.want(config_id.clone(), Noun::File, &spec, [network]);
+        let spec = json!({
+            "unit": name.as_str(),
+            "program": bin,
+            "program_sha256": OutputRef::new(program_id, "sha256"),
+            "arguments": ["serve", "--role", made_of.role],
+            "config": config_file,
+            "config_sha256": OutputRef::new(config_id, "sha256"),
+            "on_config": "restart",
+            "inputs": made_of.inputs,
+            "watch": [],
+            "listen": listen,
+            "metrics_listen": listen,
+            "ready": { "socket": name.as_str(), "path": "/ready" },
+            "stop_grace_ms": GRACE_MS,
+            "state": "running",
+        });
+        self.want(process, Noun::Process, &spec, made_of.needs);
+    }
+
+    fn link(&self, name: &str, door: &str, to: Option<String>) -> Option<Value> {
+        let listen = self.socket_at(&self.site.name, door)?;
+        Some(json!({ "name": name, "listen": listen, "to": to? }))
+    }
+
+    /// The socket of a program here or at another site; `None` when the system takes no path of that length.
+    fn socket_at(&self, site: &SiteName, name: &str) -> Option<String> {
+        let path = SiteFolder::of(self.folder.state(), site).socket(name);
+        (path.as_str().len() <= SOCKET_PATH_MAX).then(|| format!("unix:{path}"))
+    }
+
+    fn too_long(&mut self) {
+        let cause =
+            format!("sockets are named after the sites, and the path of one has more than {SOCKET_PATH_MAX} bytes");
+        self.problem("name", cause, "give the sites names of at most 20 letters");
+    }
+}
+
+/// A client on this machine reaches a program that listens everywhere by its loopback address.
+pub(super) fn reached(host: IpAddr) -> IpAddr {
+    if host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { host }
+}

@@ -1,0 +1,365 @@
+//! Several sites of one machine: what they are lowered to, without anything being started.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use camino::Utf8PathBuf;
+use expect_test::expect;
+use serde_json::Value;
+use textnlp_onprem::{OnPrem, Options};
+use textnlp_provider::component::*;
+use textnlp_provider::conformance::lowers_purely;
+use textnlp_provider::*;
+
+const SITES: [&str; 2] = ["primary", "secondary"];
+
+fn name<T: TryFrom<String, Error = InvalidName>>(text: &str) -> T {
+    T::try_from(text.to_owned()).unwrap()
+}
+
+fn program() -> Program {
+    Program { path: "/opt/server".to_owned(), digest: format!("sha256:{}", "a".repeat(64)) }
+}
+
+fn site(called: &str) -> Site {
+    Site {
+        environment: name("multi-region"),
+        name: name(called),
+        account: "host".to_owned(),
+        region: "local".to_owned(),
+        runtime: "process".to_owned(),
+        role: called.to_owned(),
+        tags: BTreeMap::new(),
+        protect_data: true,
+    }
+}
+
+fn component(called: &str, part: Part) -> Component {
+    Component { name: name(called), existing: None, part }
+}
+
+fn certificate() -> Component {
+    component("certificate", Part::Certificate(Certificate { mode: "local-ca".to_owned(), names: vec![], days: 90 }))
+}
+
+fn ground() -> Vec<Component> {
+    vec![
+        component("network", Part::Network(Network { cidr: None })),
+        component("cluster", Part::Cluster(Cluster { network: name("network"), gpu: None })),
+        certificate(),
+    ]
+}
+
+/// The components of a site, as the orchestrator makes them.
+fn of_site(called: &str) -> Vec<Component> {
+    let peers: Vec<SiteName> = SITES.iter().filter(|other| **other != called).map(|other| name(other)).collect();
+    let is_home = called == "primary";
+    let mut generate = BTreeMap::from([("jwt-signing-key".to_owned(), SecretRecipe::RsaSigningKey)]);
+    if is_home {
+        generate.insert("api-key".to_owned(), SecretRecipe::ApiKey);
+    }
+    let mut components = ground();
+    components.extend([
+        component("secrets", Part::Secrets(Secrets { generate })),
+        component("models", Part::ModelStore(ModelStore { models: vec![], max_cache_bytes: 1 })),
+        component("database", Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None })),
+        component(
+            "border",
+            Part::Border(Border {
+                cluster: name("cluster"),
+                endpoint: ("0.0.0.0".to_owned(), 8443),
+                watch: name("watch"),
+                peers: peers.clone(),
+                witness: Elsewhere { site: name("witness"), component: name("witness") },
+                program: program(),
+            }),
+        ),
+        component(
+            "watch",
+            Part::Watch(Watch {
+                cluster: name("cluster"),
+                border: name("border"),
+                workload: name("server"),
+                peers,
+                witness: name("witness"),
+                home: name("primary"),
+                rules: Rules { every_ms: 1000, lost_after: 3 },
+                automatic: true,
+                failback: true,
+                max_lag_ms: 5000,
+                program: program(),
+            }),
+        ),
+        component(
+            "server",
+            Part::Workload(Workload {
+                replicas: 1,
+                program: program(),
+                config: serde_json::json!({"textnlp": {}}),
+                cluster: name("cluster"),
+                models: name("models"),
+                database: name("database"),
+                secrets: name("secrets"),
+                first_key: is_home,
+                watch: Some(name("watch")),
+                drain_seconds: 1,
+            }),
+        ),
+        component(
+            "gateway",
+            Part::Endpoint(Endpoint {
+                host: "0.0.0.0".to_owned(),
+                port: 8443,
+                metrics_port: 9090,
+                tls: true,
+                certificate: name("certificate"),
+                workload: name("server"),
+                watch: Some(name("watch")),
+                program: program(),
+                max_request_bytes: 1,
+                timeout_seconds: 1,
+            }),
+        ),
+    ]);
+    components
+}
+
+/// The components of the place outside every site.
+fn of_witness() -> Vec<Component> {
+    let weights: BTreeMap<SiteName, u32> = [(name("primary"), 100), (name("secondary"), 50)].into();
+    let mut components = ground();
+    components.extend([
+        component(
+            "witness",
+            Part::Witness(Witness {
+                cluster: name("cluster"),
+                sites: SITES.iter().map(|site| name(site)).collect(),
+                home: name("primary"),
+                rules: Rules { every_ms: 1000, lost_after: 3 },
+                weights: weights.clone(),
+                front: name("front"),
+                program: program(),
+            }),
+        ),
+        component(
+            "front",
+            Part::Front(Front {
+                host: "0.0.0.0".to_owned(),
+                port: 8440,
+                metrics_port: 9080,
+                tls: true,
+                certificate: name("certificate"),
+                weights,
+                border: name("border"),
+                witness: name("witness"),
+                program: program(),
+                max_request_bytes: 1,
+                timeout_seconds: 1,
+            }),
+        ),
+    ]);
+    components
+}
+
+fn onprem(state: &str) -> OnPrem {
+    OnPrem::new(Options::new(Utf8PathBuf::from(state), Utf8PathBuf::from("/opt/supervisor")).unwrap())
+}
+
+fn lowered(called: &str, components: &[Component]) -> Vec<Wanted> {
+    let onprem = onprem("/srv/state");
+    components.iter().flat_map(|component| lowers_purely(&onprem, component, &site(called)).unwrap()).collect()
+}
+
+fn spec<'a>(all: &'a [Wanted], id: &str) -> &'a Value {
+    all.iter().find(|wanted| wanted.id.as_str() == id).unwrap_or_else(|| panic!("{id}")).spec.as_value()
+}
+
+fn document(all: &[Wanted], id: &str) -> String {
+    serde_yaml::to_string(&spec(all, id)["document"]).unwrap()
+}
+
+fn needs(all: &[Wanted], id: &str) -> String {
+    let wanted = all.iter().find(|wanted| wanted.id.as_str() == id).unwrap();
+    wanted.needs.iter().map(|need| need.on.as_str().split_once('/').unwrap().1).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_site_has_a_border_and_a_watch_whose_files_lead_to_one_another() {
+    let all = lowered("primary", &of_site("primary"));
+    let border = document(&all, "primary/border/config");
+    expect![[r#"
+        border:
+          links:
+          - listen: unix:/srv/state/sites/primary/run/border-watch.sock
+            name: watch-in
+            to: unix:/srv/state/sites/primary/run/watch.sock
+          - listen: unix:/srv/state/sites/primary/run/border-gateway.sock
+            name: gateway-in
+            to: 127.0.0.1:8443
+          - listen: unix:/srv/state/sites/primary/run/out-secondary.sock
+            name: out-secondary
+            to: unix:/srv/state/sites/secondary/run/border-watch.sock
+          - listen: unix:/srv/state/sites/primary/run/out-witness.sock
+            name: out-witness
+            to: unix:/srv/state/sites/witness/run/witness.sock
+          listen: unix:/srv/state/sites/primary/run/border.sock
+    "#]]
+    .assert_eq(&border);
+    let watch = document(&all, "primary/watch/config");
+    expect![[r#"
+        watch:
+          automatic: true
+          database: sqlite:///srv/state/sites/primary/data/textnlp.db
+          every_ms: 1000
+          failback: true
+          folder: /srv/state/sites/primary/data/control
+          home: primary
+          jwt_key_file: /srv/state/sites/primary/certs/server-jwt-key.pem
+          listen: unix:/srv/state/sites/primary/run/watch.sock
+          lost_after: 3
+          max_lag_ms: 5000
+          peers:
+            secondary: unix:/srv/state/sites/primary/run/out-secondary.sock
+          site: primary
+          witness: unix:/srv/state/sites/primary/run/out-witness.sock
+    "#]]
+    .assert_eq(&watch);
+    let server = document(&all, "primary/server/config-0");
+    assert!(server.contains("replication:\n    watch: unix:/srv/state/sites/primary/run/watch.sock"), "{server}");
+    let gateway = document(&all, "primary/gateway/config");
+    assert!(gateway.contains("metrics_from:\n  - unix:/srv/state/sites/primary/run/watch.sock"), "{gateway}");
+    // What a border leads to is where the other site's border listens.
+    let other = document(&lowered("secondary", &of_site("secondary")), "secondary/border/config");
+    assert!(other.contains("listen: unix:/srv/state/sites/secondary/run/border-watch.sock"), "{other}");
+    assert!(border.contains("to: unix:/srv/state/sites/secondary/run/border-watch.sock"), "{border}");
+}
+
+#[test]
+fn the_place_of_the_witness_has_a_front_that_trusts_each_site_by_its_authority() {
+    let all = lowered("witness", &of_witness());
+    expect![[r#"
+        witness:
+          every_ms: 1000
+          folder: /srv/state/sites/witness/data/witness
+          front: unix:/srv/state/sites/witness/run/front-admin.sock
+          home: primary
+          listen: unix:/srv/state/sites/witness/run/witness.sock
+          lost_after: 3
+          sites:
+          - primary
+          - secondary
+          weights:
+            primary: 100
+            secondary: 50
+    "#]]
+    .assert_eq(&document(&all, "witness/witness/config"));
+    expect![[r#"
+        gateway:
+          admin_listen: unix:/srv/state/sites/witness/run/front-admin.sock
+          backends:
+          - listen: unix:/srv/state/sites/primary/run/border-gateway.sock
+            name: primary
+            tls:
+              ca_file: /srv/state/sites/primary/certs/ca.pem
+              name: localhost
+            weight: 100
+          - listen: unix:/srv/state/sites/secondary/run/border-gateway.sock
+            name: secondary
+            tls:
+              ca_file: /srv/state/sites/secondary/certs/ca.pem
+              name: localhost
+            weight: 50
+          health:
+            healthy_after: 1
+            interval_ms: 250
+            path: /ready
+            timeout_ms: 500
+            unhealthy_after: 2
+          listen: 0.0.0.0:8440
+          max_request_bytes: 1
+          metrics_from:
+          - unix:/srv/state/sites/witness/run/witness.sock
+          metrics_listen: 127.0.0.1:9080
+          timeout_seconds: 1
+          tls:
+            certificate_file:
+              $output: witness/certificate/leaf#certificate_file
+            key_file:
+              $output: witness/certificate/leaf#key_file
+    "#]]
+    .assert_eq(&document(&all, "witness/front/config"));
+    assert_eq!(spec(&all, "witness/front/process")["listen"], "https://127.0.0.1:8440");
+    assert_eq!(spec(&all, "witness/front/process")["arguments"], serde_json::json!(["serve", "--role", "gateway"]));
+}
+
+#[test]
+fn each_unit_is_up_before_what_speaks_with_it_and_no_site_waits_for_another() {
+    let mut all = lowered("witness", &of_witness());
+    for site in SITES {
+        all.extend(lowered(site, &of_site(site)));
+    }
+    let ids: BTreeSet<&ResourceId> = all.iter().map(|wanted| &wanted.id).collect();
+    for wanted in &all {
+        for need in &wanted.needs {
+            assert_eq!(need.on.site(), wanted.id.site(), "{} waits for {}", wanted.id, need.on);
+            assert!(ids.contains(&need.on), "{} needs {}, which is nowhere", wanted.id, need.on);
+        }
+    }
+    let orders = [
+        ("primary/border/process", "border/config border/program cluster"),
+        (
+            "primary/watch/process",
+            "border/process cluster server/jwt-key server/schema watch/config watch/data watch/program",
+        ),
+        (
+            "primary/server/replica-0",
+            "cluster server/config-0 server/jwt-key server/program server/schema watch/process",
+        ),
+        ("primary/server/api-key", "secrets/api-key server/config-0 server/program server/schema watch/process"),
+        (
+            "secondary/server/replica-0",
+            "cluster server/config-0 server/jwt-key server/program server/schema watch/process",
+        ),
+        ("witness/witness/process", "cluster witness/config witness/data witness/program"),
+        ("witness/front/process", "certificate/leaf front/config front/program witness/process"),
+    ];
+    for (id, order) in orders {
+        assert_eq!(needs(&all, id), order, "{id}");
+    }
+    // The first key is put once, at home, and reaches the others as every key does.
+    let keys: Vec<_> = all.iter().filter(|w| w.kind.as_str() == "onprem.api-key").map(|w| w.id.as_str()).collect();
+    assert_eq!(keys, ["primary/server/api-key"]);
+    assert_eq!(spec(&all, "primary/server/api-key")["replicated"], true);
+    // What nobody could make again is kept by `down`.
+    let kept: Vec<_> = all.iter().filter(|w| w.kind.as_str() == "onprem.control").collect();
+    assert_eq!(kept.len(), 3);
+    assert!(kept.iter().all(|wanted| wanted.protected));
+}
+
+#[test]
+fn without_tls_the_front_speaks_plainly_with_the_sites() {
+    let mut components = of_witness();
+    let Some(Part::Front(front)) = components.last_mut().map(|last| &mut last.part) else { panic!() };
+    front.tls = false;
+    let text = document(&lowered("witness", &components), "witness/front/config");
+    assert!(!text.contains("tls"), "{text}");
+}
+
+#[test]
+fn site_names_that_make_sockets_too_long_are_refused() {
+    let onprem = onprem("/srv/a-state-folder/whose-name-is-of-middle-length");
+    let long = "a-name-of-thirty-nine-letters-and-dashes";
+    let mut components = of_site("primary");
+    let Some(Part::Border(border)) = components.iter_mut().map(|c| &mut c.part).find(|p| matches!(p, Part::Border(_)))
+    else {
+        panic!()
+    };
+    border.peers.push(name(long));
+    let mut problems = String::new();
+    for component in &components {
+        if let Err(found) = onprem.lower(component, &site("primary")) {
+            problems.push_str(&found.to_string());
+        }
+    }
+    assert!(problems.contains("sockets are named after the sites"), "{problems}");
+}
