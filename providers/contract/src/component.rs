@@ -71,6 +71,8 @@ pub enum Part {
     Monitoring(Monitoring),
     /// Where images are.
     Registry(Registry),
+    /// Copies on a schedule.
+    Backup(Backup),
 }
 
 /// See [`Part::Network`].
@@ -250,4 +252,19 @@ pub struct Monitoring {
 pub struct Registry {
     /// Where images are pulled from.
     pub url: String,
+}
+
+/// See [`Part::Backup`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Backup {
+    /// Seconds between two copies.
+    pub every_seconds: u64,
+    /// Seconds for which a copy is kept.
+    pub keep_seconds: u64,
+    /// A folder or an object store's URL; `None` is beside the state.
+    pub destination: Option<String>,
+    /// Whether each copy is proven by restoring it.
+    pub verify: bool,
+    /// Public keys that copies are sealed for, besides the environment's own.
+    pub recipients: Vec<String>,
 }

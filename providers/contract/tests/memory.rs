@@ -140,6 +140,16 @@ fn every_component_is_lowered() {
         ("traffic", Part::Traffic(Traffic { weights: BTreeMap::from([(name("here"), 100)]) })),
         ("monitoring", Part::Monitoring(Monitoring { stack: true })),
         ("registry", Part::Registry(Registry { url: "mem".to_owned() })),
+        (
+            "backup",
+            Part::Backup(Backup {
+                every_seconds: 60,
+                keep_seconds: 60,
+                destination: None,
+                verify: true,
+                recipients: Vec::new(),
+            }),
+        ),
     ];
     let mut all = Vec::new();
     for (component, part) in parts {

@@ -110,6 +110,7 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("account.permission_boundary", text(&e.account.permission_boundary)),
         ("account.existing_role", text(&e.account.existing_role)),
         ("backup.enabled", e.backup.enabled.to_string()),
+        ("backup.destination", kept_in(&e.backup).to_owned()),
         ("replication.database.mode", e.replication.database.mode.to_string()),
         ("monitoring.receivers", list(e.monitoring.receivers.keys().cloned().collect())),
         ("scaling.max", grown.map_or_else(|| NOTHING.to_owned(), |max| max.to_string())),
@@ -124,4 +125,12 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
     .into_iter()
     .map(|(field, word)| (field.to_owned(), word))
     .collect()
+}
+
+/// Where copies go, in a word: a folder, or the kind of object store.
+fn kept_in(backup: &Backup) -> &str {
+    match backup.destination.as_deref().and_then(|place| place.split_once("://")) {
+        Some((scheme, _)) if backup.enabled => scheme,
+        _ => "folder",
+    }
 }

@@ -77,4 +77,5 @@ pub const KINDS: &[Kind] = &[
     kind("memory.weight", "a weight of a gateway", Part, Nothing, DeleteFirst),
     kind("memory.monitor", "dashboards and alerts", Named, Nothing, DeleteFirst),
     kind("memory.registry", "a registry of images", Named, Nothing, DeleteFirst),
+    kind("memory.schedule", "copies on a schedule", Named, Nothing, DeleteFirst),
 ];

@@ -86,6 +86,7 @@ impl Lowering<'_> {
             }
             Part::Monitoring(monitoring) => self.main("memory.monitor", json!({"stack": monitoring.stack})),
             Part::Registry(registry) => self.main("memory.registry", json!({"url": registry.url})),
+            Part::Backup(backup) => self.main("memory.schedule", json!(backup)),
         }
     }
 

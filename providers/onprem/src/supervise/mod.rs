@@ -9,6 +9,7 @@ pub(crate) mod output;
 mod probe;
 pub(crate) mod renewal;
 mod roll;
+mod schedule;
 mod sockets;
 mod unit;
 
@@ -32,10 +33,11 @@ use crate::lock;
 use output::Notes;
 use renewal::Renewal;
 use roll::Kept;
+use schedule::Schedule;
 
 /// Which supervisor this is: the release, and what it understands of unit files. A supervisor of another version is replaced by the next
-/// `up`, while its programs go on. 2: gateways whose sockets are kept.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
+/// `up`, while its programs go on. 2: gateways whose sockets are kept. 3: copies on a schedule.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/3");
 
 /// Between two looks at the children.
 const TICK: Duration = Duration::from_millis(100);
@@ -136,6 +138,7 @@ struct Supervisor {
     stamps: BTreeMap<String, Stamp>,
     rejected: BTreeMap<String, String>,
     renewal: Renewal,
+    schedule: Schedule,
     notes: Notes,
     units_read: Option<Instant>,
     housekept: Option<Instant>,
@@ -145,12 +148,14 @@ impl Supervisor {
     fn new(folder: SiteFolder) -> Self {
         let notes = Notes::open(folder.log("supervisor"));
         let renewal = Renewal::new(&folder);
+        let schedule = Schedule::new(&folder);
         Self {
             folder,
             units: BTreeMap::new(),
             stamps: BTreeMap::new(),
             rejected: BTreeMap::new(),
             renewal,
+            schedule,
             notes,
             units_read: None,
             housekept: None,
@@ -288,6 +293,7 @@ impl Supervisor {
         // A failure here has nowhere to be said but the log itself.
         let _ = output::keep_bounded(&self.folder.log("supervisor"));
         self.renewal.look(jiff::Timestamp::now(), &mut self.notes).await;
+        self.schedule.look(jiff::Timestamp::now(), &mut self.notes);
     }
 
     async fn answer(&mut self, ask: Ask) -> Status {
