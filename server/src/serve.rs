@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ConfigError};
-use crate::database::{Store, StoreError};
+use crate::database::{self, Store, StoreError};
 use crate::error::chain;
 use crate::gateway;
 use crate::keys_role::{KeysError, keys};
@@ -28,6 +28,9 @@ pub struct ServeArgs {
     /// With `--role migrate`: the schema to go to, instead of the newest
     #[arg(long, value_name = "N")]
     pub to: Option<u32>,
+    /// With `--role backup`: the file that the copy becomes
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<Utf8PathBuf>,
 }
 
 /// What a process is.
@@ -41,6 +44,8 @@ pub enum Role {
     Migrate,
     /// Does one JSON command about API keys from standard input
     Keys,
+    /// Copies the database into a file while it is used, prints {"schema", "keys", "usage", "bytes"} and ends
+    Backup,
     /// Asks the server of this configuration whether it takes requests, and ends: for health checks
     Ready,
 }
@@ -72,6 +77,12 @@ pub enum ServeError {
     /// An argument that does not belong to the role.
     #[error("--to is only for --role migrate")]
     To,
+    /// An argument that does not belong to the role, or is missing.
+    #[error("--out FILE belongs to --role backup, and only to it")]
+    Out,
+    /// The copy of the database.
+    #[error("copy the database")]
+    Copy(#[source] StoreError),
     /// Standard input, output, or signals.
     #[error("talk to the system")]
     System(#[from] std::io::Error),
@@ -83,7 +94,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         // The file is read again inside; here only the number is wanted, and what is wrong is said there.
         Role::Server => Config::read(&args.config).map_or(1, |config| config.api.workers),
         Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
-        Role::Migrate | Role::Keys | Role::Ready => 1,
+        Role::Migrate | Role::Keys | Role::Backup | Role::Ready => 1,
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("http").enable_all().build();
@@ -100,7 +111,11 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
-            ExitCode::from(if matches!(error, ServeError::Config(_) | ServeError::To) { 2 } else { 1 })
+            ExitCode::from(if matches!(error, ServeError::Config(_) | ServeError::To | ServeError::Out) {
+                2
+            } else {
+                1
+            })
         }
     }
 }
@@ -109,6 +124,9 @@ pub fn run(args: ServeArgs) -> ExitCode {
 pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     if args.to.is_some() && args.role != Role::Migrate {
         return Err(ServeError::To);
+    }
+    if args.out.is_some() != (args.role == Role::Backup) {
+        return Err(ServeError::Out);
     }
     match args.role {
         Role::Server => server(Config::read(&args.config)?).await,
@@ -122,6 +140,12 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             let done = store.migrate(args.to).await?;
             store.close().await;
             print(&json!({ "from": done.from, "to": done.to }))
+        }
+        Role::Backup => {
+            let config = Config::read(&args.config)?;
+            let to = args.out.ok_or(ServeError::Out)?;
+            let copied = database::copy(&config.database.file, &to).await.map_err(ServeError::Copy)?;
+            print(&serde_json::to_value(copied).map_err(std::io::Error::other)?)
         }
         Role::Ready => {
             let config = Config::read(&args.config)?;
