@@ -152,6 +152,11 @@ pub enum Command {
     /// One sealed file for a machine without a network: made, checked, installed, updated
     #[command(subcommand)]
     Bundle(Box<crate::bundle_args::Bundle>),
+    /// Copies that bring the deployment back: made, listed, proven, let go
+    #[command(subcommand)]
+    Backup(crate::backup_args::Backup),
+    /// Brings a deployment back from a copy, also onto a bare machine
+    Restore(crate::backup_args::Restore),
     /// Text from the running environment
     Generate(Generate),
     /// A conversation with the running environment

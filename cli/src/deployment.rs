@@ -286,7 +286,8 @@ fn version_of(program: &Utf8Path) -> Option<String> {
     (status.success() && !line.is_empty()).then_some(line)
 }
 
-fn file_digest(path: &Utf8Path) -> anyhow::Result<String> {
+/// The digest of a file, `sha256:…`.
+pub fn file_digest(path: &Utf8Path) -> anyhow::Result<String> {
     let mut file = std::fs::File::open(path).with_context(|| format!("read {path}"))?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {

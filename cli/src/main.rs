@@ -5,6 +5,7 @@
 #![allow(unreachable_pub)]
 
 mod args;
+mod backup_args;
 mod bundle_args;
 mod client;
 mod clouds;

@@ -10,6 +10,7 @@ use textnlp_orchestrator::state::State;
 use textnlp_orchestrator::status::{self, Drift, Standing};
 use textnlp_provider::ResourceId;
 
+use super::backup;
 use crate::args::Explain;
 use crate::deployment::{Deployment, road_failed};
 use crate::report::{Console, Exit, Failure, Success};
@@ -44,8 +45,15 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     if !status.ready || !status.drift.is_empty() {
         let _ = write!(text, "\nTo mend it: textnlp-deploy up --env {name}");
     }
+    let saved =
+        backup::warning(name, &deployment.chosen.folder, state.lineage(), &deployment.chosen.loaded.environment);
+    for line in &saved.lines {
+        let _ = write!(text, "\n  {} {line}", console.paint("33", "!"));
+    }
     let ready = status.ready;
-    let success = Success::new(text, serde_json::to_value(&status)?);
+    let mut document = serde_json::to_value(&status)?;
+    document["backup"] = saved.document;
+    let success = Success::new(text, document);
     Ok(if ready { success } else { success.exit(Exit::Failed) })
 }
 
