@@ -155,6 +155,11 @@ pub enum Command {
     /// Losing a site: how things are, failover, failback, and the rehearsal of it
     #[command(subcommand)]
     Dr(crate::dr_args::Dr),
+    /// Copies that bring the deployment back: made, listed, proven, let go
+    #[command(subcommand)]
+    Backup(crate::backup_args::Backup),
+    /// Brings a deployment back from a copy, also onto a bare machine
+    Restore(crate::backup_args::Restore),
     /// Text from the running environment
     Generate(Generate),
     /// A conversation with the running environment

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::FetchOptions;
+pub use textnlp_onprem::SiteCopy;
 use textnlp_onprem::{FileSecretStore, OnPrem, Options, fault, supervise};
 use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
 use textnlp_orchestrator::dr::talk::Places;
@@ -57,6 +58,7 @@ pub const PROVIDERS: &[Row] = &[
             "account.existing_role=none",
             "backup.enabled=false",
             "backup.enabled=true",
+            "backup.destination=folder",
             "replication.database.mode=none",
             "replication.database.mode=streaming",
             "rollout.bake=none",
@@ -160,6 +162,11 @@ fn absolute(path: &str) -> anyhow::Result<Utf8PathBuf> {
     Ok(Utf8PathBuf::try_from(std::env::current_dir()?)?.join(path))
 }
 
+/// What of a site belongs into a copy that brings it back.
+pub fn copied(folder: &Utf8Path, site: &SiteName) -> anyhow::Result<SiteCopy> {
+    Ok(SiteCopy::of(folder, site)?)
+}
+
 /// The processes that a site's service is made of, as far as they run on this machine.
 pub async fn processes(folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
     match supervise::status(&folder.join("sites").join(site.as_str())).await {
@@ -250,6 +257,11 @@ pub fn account(provider: &str) -> String {
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let id: String = id.trim().chars().filter(char::is_ascii_hexdigit).take(12).collect();
     if id.is_empty() { format!("host-{}", host_name()) } else { format!("machine-{id}") }
+}
+
+/// Whether a lineage is bound to a machine of one's own, as [`account`] names it.
+pub fn is_machine(provider: &str, account: &str) -> bool {
+    provider == "onprem" && (account.starts_with("machine-") || account.starts_with("host-"))
 }
 
 /// The name of this machine.

@@ -21,6 +21,7 @@ use textnlp_provider::component::Program;
 use textnlp_provider::{EnvironmentName, Lineage, Problem, Problems, SiteName};
 use uuid::Uuid;
 
+use crate::again::Again;
 use crate::clouds;
 use crate::commands::running;
 use crate::progress::Progress;
@@ -118,7 +119,7 @@ impl<'a> Deployment<'a> {
 
     /// The state, read without a lock.
     pub async fn state(&self) -> Result<State, Failure> {
-        running::state(self.session, &self.chosen.name, &self.chosen.folder).await
+        running::state(&self.session.again(), &self.chosen.name, &self.chosen.folder).await
     }
 }
 
@@ -309,7 +310,8 @@ fn version_of(program: &Utf8Path) -> Option<String> {
     (status.success() && !line.is_empty()).then_some(line)
 }
 
-fn file_digest(path: &Utf8Path) -> anyhow::Result<String> {
+/// The digest of a file, `sha256:…`.
+pub fn file_digest(path: &Utf8Path) -> anyhow::Result<String> {
     let mut file = std::fs::File::open(path).with_context(|| format!("read {path}"))?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
@@ -354,20 +356,20 @@ pub fn road_failed(error: RoadError, session: &Session, environment: &Environmen
             no @ textnlp_orchestrator::plan::Refused::NoConsent => Failure::refused("not_approved", no)
                 .hint(format!("look at it with `{}`, agree with --yes", session.again().same("plan", environment))),
         },
-        RoadError::State(error) => state_failed(error, session, environment),
+        RoadError::State(error) => state_failed(error, &session.again(), environment),
         other => Failure::new(Exit::Failed, "road", other),
     }
 }
 
 /// Errors of the state, for people and programs.
-pub fn state_failed(error: StateError, session: &Session, environment: &EnvironmentName) -> Failure {
+pub fn state_failed(error: StateError, again: &Again, environment: &EnvironmentName) -> Failure {
     let (exit, code, hint) = match &error {
         StateError::Held { .. } => (
             Exit::Refused,
             "locked",
             format!(
                 "it lets go when it ends, also when it is killed; meanwhile look: {}",
-                session.again().command("status", environment)
+                again.command("status", environment)
             ),
         ),
         StateError::OtherPlace { .. } => (

@@ -6,6 +6,7 @@
 
 mod again;
 mod args;
+mod backup_args;
 mod bundle_args;
 mod client;
 mod clouds;

@@ -128,7 +128,8 @@ impl Session {
         Ok(self.state_root()?.join("model-cache"))
     }
 
-    fn state_root(&self) -> Result<Utf8PathBuf, Failure> {
+    /// The folder that the states of all environments lie in.
+    pub fn state_root(&self) -> Result<Utf8PathBuf, Failure> {
         if let Some(folder) = &self.global.state_dir {
             return Ok(if folder.is_absolute() { folder.clone() } else { self.here.join(folder) });
         }

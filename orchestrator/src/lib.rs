@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod apply;
+pub mod backup;
 pub mod clock;
 pub mod dr;
 pub mod environment;

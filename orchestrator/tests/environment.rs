@@ -941,6 +941,8 @@ fn each_rule_answers_with_its_own_sentence() {
         (plus("traffic: { port: 8441 }"), "only sites that fail over to one another have a front"),
         (plus("backup: { enabled: true, keep: 1h }"), "a copy would be gone before the next one is made"),
         (plus("backup: { enabled: true, every: 1s }"), "copies would follow one another without a pause"),
+        (plus("backup: { enabled: true, recipients: [age1nobody] }"), "`age1nobody` is no public key"),
+        (plus("backup: { enabled: true, destination: backups }"), "neither a whole path nor an object store"),
         (plus("rollout: { deadline: 5m }"), "would revert before the new release has been watched"),
         (plus("gates: { tokens_max: 4096 }\nserver: { api: { max_tokens: 100 } }"), "the server refuses more than 100 tokens"),
         (plus("gates: { p95_ms: 2000 }\nserver: { api: { timeout: 1s } }"), "the server gives up before that"),

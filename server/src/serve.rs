@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::border;
 use crate::config::{Config, ConfigError, Monitoring};
 use crate::control;
-use crate::database::{Store, StoreError};
+use crate::database::{self, Store, StoreError};
 use crate::error::chain;
 use crate::gateway;
 use crate::keys_role::{KeysError, keys};
@@ -30,6 +30,9 @@ pub struct ServeArgs {
     /// With `--role migrate`: the schema to go to, instead of the newest
     #[arg(long, value_name = "N")]
     pub to: Option<u32>,
+    /// With `--role backup`: the file that the copy becomes
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<Utf8PathBuf>,
 }
 
 /// What a process is.
@@ -49,6 +52,8 @@ pub enum Role {
     Watch,
     /// Keeps who is primary
     Witness,
+    /// Copies the database into a file while it is used, prints {"schema", "keys", "usage", "bytes"} and ends
+    Backup,
     /// Asks the server of this configuration whether it takes requests, and ends: for health checks
     Ready,
 }
@@ -86,6 +91,12 @@ pub enum ServeError {
     /// An argument that does not belong to the role.
     #[error("--to is only for --role migrate")]
     To,
+    /// An argument that does not belong to the role, or is missing.
+    #[error("--out FILE belongs to --role backup, and only to it")]
+    Out,
+    /// The copy of the database.
+    #[error("copy the database")]
+    Copy(#[source] StoreError),
     /// Standard input, output, or signals.
     #[error("talk to the system")]
     System(#[from] std::io::Error),
@@ -98,7 +109,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Role::Server => Config::read(&args.config).map_or(1, |config| config.api.workers),
         Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
         Role::Border | Role::Watch | Role::Witness => 2,
-        Role::Migrate | Role::Keys | Role::Ready => 1,
+        Role::Migrate | Role::Keys | Role::Backup | Role::Ready => 1,
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("http").enable_all().build();
@@ -115,7 +126,11 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
-            ExitCode::from(if matches!(error, ServeError::Config(_) | ServeError::To) { 2 } else { 1 })
+            ExitCode::from(if matches!(error, ServeError::Config(_) | ServeError::To | ServeError::Out) {
+                2
+            } else {
+                1
+            })
         }
     }
 }
@@ -124,6 +139,9 @@ pub fn run(args: ServeArgs) -> ExitCode {
 pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     if args.to.is_some() && args.role != Role::Migrate {
         return Err(ServeError::To);
+    }
+    if args.out.is_some() != (args.role == Role::Backup) {
+        return Err(ServeError::Out);
     }
     match args.role {
         Role::Server => server(Config::read(&args.config)?).await,
@@ -151,6 +169,12 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             let done = store.migrate(args.to).await?;
             store.close().await;
             print(&json!({ "from": done.from, "to": done.to }))
+        }
+        Role::Backup => {
+            let config = Config::read(&args.config)?;
+            let to = args.out.ok_or(ServeError::Out)?;
+            let copied = database::copy(&config.database.file, &to).await.map_err(ServeError::Copy)?;
+            print(&serde_json::to_value(copied).map_err(std::io::Error::other)?)
         }
         Role::Ready => {
             let config = Config::read(&args.config)?;

@@ -73,6 +73,7 @@ fn down_is_right(sandbox: &Sandbox, story: &str) {
         "lineage.json",
         "lock",
         "development.lock",
+        "environment/",
         "secrets/.lock",
     ];
     let other: Vec<_> = sandbox.files(&state).into_iter().filter(|f| !known.iter().any(|k| f.starts_with(k))).collect();

@@ -1,6 +1,7 @@
 //! One file per verb, or per family of verbs. Each takes a session and its arguments, and returns what is to be said.
 
 mod audit;
+pub mod backup;
 mod bundle;
 mod down;
 mod dr;
@@ -62,6 +63,8 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Model(command) => model::model(session, &command, console).await,
         Command::Bundle(verb) => bundle::bundle(session, &verb, console).await,
         Command::Dr(verb) => dr::dr(session, &verb, console).await,
+        Command::Backup(verb) => backup::backup(session, &verb, console).await,
+        Command::Restore(args) => backup::restore(session, &args, console).await,
         Command::Generate(args) => talk::generate(session, args, console).await,
         Command::Chat(args) => talk::chat(session, args, console).await,
         Command::Tokenize(args) => talk::tokenize(session, args).await,

@@ -13,7 +13,7 @@ use textnlp_provider::component::Program;
 use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef, SecretStore};
 use uuid::Uuid;
 
-use crate::again::quoted;
+use crate::again::{Again, quoted};
 use crate::client::{self, Target};
 use crate::clouds;
 use crate::deployment::state_failed;
@@ -55,14 +55,14 @@ pub struct Serving {
 }
 
 /// Reads the state of an environment without a lock.
-pub async fn state(session: &Session, environment: &EnvironmentName, folder: &Utf8Path) -> Result<State, Failure> {
+pub async fn state(again: &Again, environment: &EnvironmentName, folder: &Utf8Path) -> Result<State, Failure> {
     let store = Arc::new(Folder::at(folder));
-    State::load(store, environment, Lineage(Uuid::new_v4())).await.map_err(|e| state_failed(e, session, environment))
+    State::load(store, environment, Lineage(Uuid::new_v4())).await.map_err(|e| state_failed(e, again, environment))
 }
 
 /// What runs, or that nothing does.
 pub async fn running(session: &Session, environment: &EnvironmentName, folder: &Utf8Path) -> Result<Running, Failure> {
-    let state = state(session, environment, folder).await?;
+    let state = state(&session.again(), environment, folder).await?;
     let mut sites = Vec::new();
     for site in state.sites() {
         sites.push(Recorded::of(state.holdings(site)?));
@@ -170,7 +170,7 @@ pub async fn program(
     environment: &EnvironmentName,
     folder: &Utf8Path,
 ) -> Result<Option<Program>, Failure> {
-    let state = state(session, environment, folder).await?;
+    let state = state(&session.again(), environment, folder).await?;
     for site in state.sites() {
         let id = format!("{site}/{}/program", names::SERVER);
         let holdings = state.holdings(site)?;

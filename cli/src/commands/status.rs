@@ -10,6 +10,7 @@ use textnlp_orchestrator::state::State;
 use textnlp_orchestrator::status::{self, Drift, Standing};
 use textnlp_provider::{ResourceId, SiteName};
 
+use super::backup;
 use crate::args::Explain;
 use crate::deployment::{Deployment, road_failed};
 use crate::report::{Console, Exit, Failure, Success};
@@ -56,12 +57,18 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     if !status.ready || !status.drift.is_empty() {
         let _ = write!(text, "\nTo mend it: {}", session.again().command("up", name));
     }
+    let saved =
+        backup::warning(name, &deployment.chosen.folder, state.lineage(), &deployment.chosen.loaded.environment);
+    for line in &saved.lines {
+        let _ = write!(text, "\n  {} {line}", console.paint("33", "!"));
+    }
     let ready = status.ready;
     let mut document = serde_json::to_value(&status)?;
     for site in document["sites"].as_array_mut().into_iter().flatten() {
         let of = roles.iter().find(|(name, _)| site["site"] == name.as_str());
         site["role"] = json!(of.map(|(_, role)| role));
     }
+    document["backup"] = saved.document;
     let success = Success::new(text, document);
     Ok(if ready { success } else { success.exit(Exit::Failed) })
 }

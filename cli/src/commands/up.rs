@@ -11,7 +11,7 @@ use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::road::{Arrival, Ask, travel};
 use textnlp_provider::EnvironmentName;
 
-use super::{gate, running};
+use super::{backup, gate, running};
 use crate::again;
 use crate::args::Up;
 use crate::client::Client;
@@ -38,6 +38,7 @@ pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Succes
         return Err(incomplete(&arrival, "up", session, &name).document(document));
     }
     keep_release(&deployment, &arrival).await?;
+    backup::remember(&deployment)?;
 
     let running = running::running(session, &name, &deployment.chosen.folder).await?;
     document["address"] = json!(running.address);
@@ -47,6 +48,10 @@ pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Succes
     let spoken = first_text(&deployment, prompt, console).await?;
     document["text"] = json!(spoken);
 
+    let saved =
+        backup::warning(&name, &deployment.chosen.folder, arrival.lineage, &deployment.chosen.loaded.environment);
+    saved.lines.iter().for_each(|line| console.warn(line));
+    document["backup"] = saved.document;
     let mut report = String::new();
     let mut verdict = Ok(());
     if args.no_gate {

@@ -28,6 +28,7 @@ pub mod names {
     pub const TRAFFIC: &str = "traffic";
     pub const MONITORING: &str = "monitoring";
     pub const REGISTRY: &str = "registry";
+    pub const BACKUP: &str = "backup";
 }
 
 /// The secret that the first API key is.
@@ -176,6 +177,10 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
             Part::Traffic(part::Traffic { weights }),
         );
     }
+    // One copy holds the state of all sites, and one place makes it.
+    if e.backup.enabled && site.role == Role::Primary {
+        add(names::BACKUP, None, Part::Backup(backup(&e.backup)));
+    }
     if e.monitoring.stack {
         let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
         add(names::MONITORING, existing, Part::Monitoring(part::Monitoring { stack: true }));
@@ -281,6 +286,16 @@ fn millis(span: Span) -> u64 {
 /// Where control data is replicated, the first key is made at the home site and reaches the others like any other key.
 fn has_first_key(e: &Environment, site: &SiteSettings) -> bool {
     e.witness_place().is_none() || site.role == Role::Primary
+}
+
+fn backup(backup: &Backup) -> part::Backup {
+    part::Backup {
+        every_seconds: backup.every.as_seconds(),
+        keep_seconds: backup.keep.as_seconds(),
+        destination: backup.destination.clone(),
+        verify: backup.verify,
+        recipients: backup.recipients.clone(),
+    }
 }
 
 fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecipe> {

@@ -58,7 +58,11 @@ impl Prober<'_> {
                 Ok(answer) if answer.status == 429 => {
                     let ok = (limit..=limit * sites).contains(&accepted);
                     let check = Check::new(name, accepted, limit, "accepted", ok);
-                    return if sites > 1 { check.note(format!("each of {sites} sites counts for itself")) } else { check };
+                    return if sites > 1 {
+                        check.note(format!("each of {sites} sites counts for itself"))
+                    } else {
+                        check
+                    };
                 }
                 Ok(answer) => return Check::unmeasured(name, limit, "accepted", format!("status {}", answer.status)),
                 Err(failure) => return Check::unmeasured(name, limit, "accepted", failure),

@@ -79,6 +79,8 @@ pub enum Part {
     Witness(Witness),
     /// What clients of several sites talk to.
     Front(Front),
+    /// Copies on a schedule.
+    Backup(Backup),
 }
 
 /// See [`Part::Network`].
@@ -374,4 +376,19 @@ pub struct Front {
     pub max_request_bytes: u64,
     /// See `max_request_bytes`.
     pub timeout_seconds: u32,
+}
+
+/// See [`Part::Backup`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Backup {
+    /// Seconds between two copies.
+    pub every_seconds: u64,
+    /// Seconds for which a copy is kept.
+    pub keep_seconds: u64,
+    /// A folder or an object store's URL; `None` is beside the state.
+    pub destination: Option<String>,
+    /// Whether each copy is proven by restoring it.
+    pub verify: bool,
+    /// Public keys that copies are sealed for, besides the environment's own.
+    pub recipients: Vec<String>,
 }

@@ -200,6 +200,16 @@ fn every_component_is_lowered() {
                 timeout_seconds: 1,
             }),
         ),
+        (
+            "backup",
+            Part::Backup(Backup {
+                every_seconds: 60,
+                keep_seconds: 60,
+                destination: None,
+                verify: true,
+                recipients: Vec::new(),
+            }),
+        ),
     ];
     let mut all = Vec::new();
     for (component, part) in parts {

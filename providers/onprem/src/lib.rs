@@ -7,6 +7,7 @@
 //! (the orchestrator).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod copy;
 mod options;
 mod provider;
 
@@ -31,6 +32,7 @@ mod layout;
 mod lock;
 mod marker;
 
+pub use copy::{ModelCopy, SiteCopy};
 pub use lower::{API_KEY, JWT_KEY, NETWORK};
 pub use options::Options;
 pub use provider::OnPrem;

@@ -4,6 +4,7 @@
 //! an async queue is cheaper than in its busy handler. A store that is locked, full or gone is a [`StoreError`], never a panic.
 
 mod budget;
+mod copy;
 mod keys;
 mod migrate;
 mod sites;
@@ -17,6 +18,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
 pub use budget::{BudgetRefusal, Reservation};
+pub use copy::{Copied, check, copy};
 pub use keys::{ApiKey, KeyPut};
 pub use migrate::{Migrated, newest_schema};
 pub use sites::UsageRow;

@@ -119,6 +119,7 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("account.permission_boundary", text(&e.account.permission_boundary)),
         ("account.existing_role", text(&e.account.existing_role)),
         ("backup.enabled", e.backup.enabled.to_string()),
+        ("backup.destination", kept_in(&e.backup).to_owned()),
         ("replication.database.mode", e.replication.database.mode.to_string()),
         ("monitoring.retention", changed(e.monitoring.retention, monitoring.retention)),
         ("monitoring.alerts", list(alerts(&e.monitoring.alerts))),
@@ -151,4 +152,12 @@ fn alerts(alerts: &Alerts) -> Vec<String> {
     .filter(|(_, is_changed)| *is_changed)
     .map(|(name, _)| name.to_owned())
     .collect()
+}
+
+/// Where copies go, in a word: a folder, or the kind of object store.
+fn kept_in(backup: &Backup) -> &str {
+    match backup.destination.as_deref().and_then(|place| place.split_once("://")) {
+        Some((scheme, _)) if backup.enabled => scheme,
+        _ => "folder",
+    }
 }

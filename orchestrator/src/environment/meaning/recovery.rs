@@ -161,6 +161,23 @@ impl Meaning<'_> {
         if backup.enabled && backup.every.as_seconds() < 60 {
             self.error("backup.every", "copies would follow one another without a pause", "write at least `1m`");
         }
+        for (number, recipient) in backup.recipients.iter().enumerate() {
+            if recipient.parse::<crate::backup::Recipient>().is_err() {
+                let cause = format!("`{}` is no public key", cut(recipient));
+                self.error(
+                    &format!("backup.recipients[{number}]"),
+                    cause,
+                    "write what `age-keygen` calls the public key: `age1…`",
+                );
+            }
+        }
+        // The supervisor makes copies, and works in another folder than whoever wrote the file.
+        if let Some(place) =
+            backup.destination.as_deref().filter(|place| !place.contains("://") && !place.starts_with('/'))
+        {
+            let cause = format!("`{}` is neither a whole path nor an object store", cut(place));
+            self.error("backup.destination", cause, "write a folder that begins with `/`, or leave it out");
+        }
         if e.rollout.bake.0 >= e.rollout.deadline.0 {
             self.error(
                 "rollout.deadline",

@@ -17,6 +17,8 @@ section! {
         pub destination: Option<String> = None,
         /// Whether each copy is proven by restoring it.
         pub verify: bool = true,
+        /// Public keys (`age1…`) that open each copy, besides the environment's own: those of whoever restores after a fire.
+        pub recipients: Vec<String> = Vec::new(),
     }
 }
 

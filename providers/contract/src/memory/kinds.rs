@@ -79,4 +79,5 @@ pub const KINDS: &[Kind] = &[
     kind("memory.relay", "what passes between two sites", Named, Nothing, DeleteFirst),
     kind("memory.watch", "what keeps control data and looks after other sites", Named, Precious, DeleteFirst),
     kind("memory.registry", "a registry of images", Named, Nothing, DeleteFirst),
+    kind("memory.schedule", "copies on a schedule", Named, Nothing, DeleteFirst),
 ];

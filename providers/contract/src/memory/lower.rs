@@ -104,6 +104,7 @@ impl Lowering<'_> {
                 spec["certificate"] = self.output(&front.certificate, "version");
                 self.main("memory.gateway", spec);
             }
+            Part::Backup(backup) => self.main("memory.schedule", json!(backup)),
         }
     }
 

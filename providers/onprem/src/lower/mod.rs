@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use textnlp_provider::component::{Certificate, Cluster, Database, ModelStore, Network, Part, Secrets};
+use textnlp_provider::component::{Backup, Certificate, Cluster, Database, ModelStore, Network, Part, Secrets};
 use textnlp_provider::{
     CloudId, Component, ComponentName, Need, OutputRef, Ownership, Problem, Problems, Ref, ResourceId, SecretName,
     Site, Spec, Wanted,
@@ -32,6 +32,7 @@ const AUTHORITY_DAYS: u32 = 3650;
 pub(crate) const CA_FILE: &str = "certs/ca.pem";
 pub(crate) const CERTIFICATE_FILE: &str = "certs/server.pem";
 pub(crate) const KEY_FILE: &str = "certs/server-key.pem";
+pub(crate) const BACKUP_FILE: &str = "config/backup.yaml";
 pub(crate) const DATABASE_FILE: &str = "data/textnlp.db";
 
 /// What all of a component's resources are made from.
@@ -97,6 +98,7 @@ impl Lowering<'_> {
             Part::Watch(watch) => self.watch(watch),
             Part::Witness(witness) => self.witness(witness),
             Part::Front(front) => self.front(front),
+            Part::Backup(backup) => self.backup(backup),
         }
     }
 
@@ -220,6 +222,17 @@ impl Lowering<'_> {
         let spec = DatabaseSpec { path: DATABASE_FILE.to_owned(), schema: database.schema };
         let network = self.network_id();
         self.want_protected(self.id(), Noun::Database, &spec, [network]);
+    }
+
+    /// The schedule is a file that the supervisor reads.
+    fn backup(&mut self, backup: &Backup) {
+        if let Some(place) = backup.destination.as_ref().filter(|place| !place.starts_with('/')) {
+            let cause = format!("copies cannot go to `{place}` yet");
+            return self.problem("destination", cause, "write a folder that begins with `/`, or leave it out");
+        }
+        let spec = json!({ "path": BACKUP_FILE, "document": backup });
+        let network = self.network_id();
+        self.want(self.id(), Noun::File, &spec, [network]);
     }
 
     pub(crate) fn id(&self) -> ResourceId {

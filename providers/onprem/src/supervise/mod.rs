@@ -10,6 +10,7 @@ pub(crate) mod output;
 mod probe;
 pub(crate) mod renewal;
 mod roll;
+mod schedule;
 mod sockets;
 mod unit;
 
@@ -37,10 +38,11 @@ use crate::lock;
 use output::Notes;
 use renewal::Renewal;
 use roll::Kept;
+use schedule::Schedule;
 
 /// Which supervisor this is: the release, and what it understands of unit files. A supervisor of another version is replaced by the next
-/// `up`, while its programs go on. 2: gateways whose sockets are kept.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
+/// `up`, while its programs go on. 2: gateways whose sockets are kept. 3: copies on a schedule.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/3");
 
 /// Between two looks at the children.
 const TICK: Duration = Duration::from_millis(100);
@@ -141,6 +143,7 @@ struct Supervisor {
     stamps: BTreeMap<String, Stamp>,
     rejected: BTreeMap<String, String>,
     renewal: Renewal,
+    schedule: Schedule,
     notes: Notes,
     units_read: Option<Instant>,
     housekept: Option<Instant>,
@@ -150,12 +153,14 @@ impl Supervisor {
     fn new(folder: SiteFolder) -> Self {
         let notes = Notes::open(folder.log("supervisor"));
         let renewal = Renewal::new(&folder);
+        let schedule = Schedule::new(&folder);
         Self {
             folder,
             units: BTreeMap::new(),
             stamps: BTreeMap::new(),
             rejected: BTreeMap::new(),
             renewal,
+            schedule,
             notes,
             units_read: None,
             housekept: None,
@@ -299,6 +304,7 @@ impl Supervisor {
                 self.notes.say(&says);
             }
         }
+        self.schedule.look(jiff::Timestamp::now(), &mut self.notes);
     }
 
     async fn answer(&mut self, ask: Ask) -> Status {

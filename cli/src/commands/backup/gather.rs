@@ -1,0 +1,225 @@
+//! Everything that a copy holds, taken while the service runs: under the state's lock, so that no operation is half-way in it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde_json::Value;
+use textnlp_orchestrator::backup::{Content, Database, FORMAT, Item, Manifest, Model};
+use textnlp_orchestrator::release::Lock;
+use textnlp_orchestrator::state::{Folder, Holder, Operator, StateError, Store};
+use textnlp_provider::{EnvironmentName, Secret, SiteName};
+
+use super::super::running;
+use super::{keep, prove};
+use crate::again::Again;
+use crate::clouds::{self, SiteCopy};
+use crate::deployment::state_failed;
+use crate::report::Failure;
+
+/// What is copied as it is, from the state folder: files and whole folders.
+const AS_IT_IS: [&str; 5] = ["lineage.json", "lease.json", "journal", "secrets", keep::FOLDER];
+/// The folder of all that within a copy.
+pub const STATE: &str = "state";
+/// No file of a state but a journal is near this size, and journals of this size are none of ours.
+const FILE_MAX: u64 = 512 << 20;
+/// Between two looks at a lock that another run holds.
+const LOOK: Duration = Duration::from_millis(500);
+/// The copy of a database of many gigabytes takes its time.
+const DATABASE_WITHIN: Duration = Duration::from_secs(3600);
+
+/// What goes into a copy. The work folder goes with it.
+pub struct Gathered {
+    /// The list, without its members.
+    pub manifest: Manifest,
+    /// The members.
+    pub items: Vec<Item>,
+    /// What there is to tell: what a copy lacks that one might expect.
+    pub notes: Vec<String>,
+    _work: tempfile::TempDir,
+}
+
+/// There is nothing to copy.
+pub fn not_up(again: &Again, name: &EnvironmentName) -> Failure {
+    Failure::usage("not_up", anyhow::anyhow!("environment {name} has no state here")).hint(again.command("up", name))
+}
+
+/// Takes everything. Waits for another run as long as `patience` says.
+pub async fn gather(
+    again: &Again,
+    name: &EnvironmentName,
+    folder: &Utf8Path,
+    with_models: bool,
+    operator: &Operator,
+    patience: Duration,
+) -> Result<Gathered, Failure> {
+    let store = Folder::at(folder);
+    if running::state(again, name, folder).await?.is_new() {
+        return Err(not_up(again, name));
+    }
+    // Until everything that belongs together is taken.
+    let lock = held(&store, operator, patience).await.map_err(|error| state_failed(error, again, name))?;
+    let state = running::state(again, name, folder).await?;
+    clear(folder);
+    let work = tempfile::Builder::new()
+        .prefix(&prefix())
+        .tempdir_in(folder)
+        .with_context(|| format!("make a folder in {folder}"))?;
+    let mut items = Vec::new();
+    for part in AS_IT_IS {
+        take(folder, &folder.join(part), &mut items)?;
+    }
+    take(folder, &Lock::path(folder, name), &mut items)?;
+
+    let (mut databases, mut models, mut notes) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    for site in state.places().keys() {
+        let SiteCopy { files, database, served, models: there } =
+            clouds::copied(folder, site).with_context(|| format!("look at site {site}"))?;
+        for file in files {
+            take(folder, &folder.join(file), &mut items)?;
+        }
+        if let Some(path) = database {
+            let work = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
+            let (database, file) = dump(folder, site, &path, work).await?;
+            items.push(Item { path: database.member.clone(), content: Content::File(file) });
+            databases.insert(site.clone(), database);
+        }
+        if let Some((_, config)) = served.filter(|(_, config)| config.is_file()) {
+            items.push(Item { path: prove::served(site), content: Content::Bytes(read(&config)?) });
+        }
+        for model in there {
+            let folder = match with_models && model.folder.is_dir() {
+                true => Some(whole_model(&model.folder, models.len(), &mut items)?),
+                false => None,
+            };
+            models.insert(model.name, Model { source: model.source, digest: model.digest, folder });
+        }
+    }
+    drop(lock);
+    if databases.is_empty() {
+        notes.push("there is no database in it: nothing was served yet".to_owned());
+    }
+    if !keep::whole(folder).is_file() {
+        notes.push(format!(
+            "the environment's file is not in it; the next `textnlp-deploy up --env {name}` writes it down"
+        ));
+    }
+    let manifest = Manifest {
+        kind: "textnlp-backup".to_owned(),
+        format: FORMAT,
+        environment: name.clone(),
+        lineage: state.lineage(),
+        at: Timestamp::now(),
+        tool: operator.tool.clone(),
+        host: operator.host.clone(),
+        databases,
+        models,
+        members: Vec::new(),
+    };
+    Ok(Gathered { manifest, items, notes, _work: work })
+}
+
+async fn held(
+    store: &Folder,
+    operator: &Operator,
+    patience: Duration,
+) -> Result<textnlp_orchestrator::state::Lock, StateError> {
+    let began = Instant::now();
+    loop {
+        let Operator { by, host, tool, pid, .. } = operator.clone();
+        match store.lock(&Holder { by, pid, host, since: Timestamp::now(), tool }).await {
+            Err(StateError::Held { .. }) if began.elapsed() < patience => tokio::time::sleep(LOOK).await,
+            other => return other,
+        }
+    }
+}
+
+/// Folders of work say whose they are, so that those of the dead can be told.
+fn prefix() -> String {
+    format!("{WORK}{}-", std::process::id())
+}
+
+const WORK: &str = ".backup-";
+
+/// Removes what killed runs left of their work: it holds a database.
+fn clear(folder: &Utf8Path) {
+    for entry in folder.read_dir_utf8().into_iter().flatten().flatten() {
+        let pid = entry.file_name().strip_prefix(WORK).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Utf8PathBuf::from(format!("/proc/{pid}")).exists()) {
+            // What cannot be removed now is tried again by the next run.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A file, or a folder with all files in it; what is not there is left out.
+fn take(root: &Utf8Path, path: &Utf8Path, items: &mut Vec<Item>) -> Result<(), Failure> {
+    let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if found.is_dir() {
+        let mut inside = Vec::new();
+        for entry in path.read_dir_utf8().with_context(|| format!("list {path}"))? {
+            inside.push(entry.with_context(|| format!("list {path}"))?.path().to_owned());
+        }
+        inside.sort();
+        return inside.iter().try_for_each(|path| take(root, path, items));
+    }
+    let name = path.file_name().unwrap_or_default();
+    // Locks and files that are being written hold nothing.
+    if !found.is_file() || name == ".lock" || name.ends_with(".new") {
+        return Ok(());
+    }
+    let relative = path.strip_prefix(root).context("files of a state lie in it")?;
+    let member = format!("{STATE}/{relative}");
+    if items.iter().all(|item| item.path != member) {
+        items.push(Item { path: member, content: Content::Bytes(read(path)?) });
+    }
+    Ok(())
+}
+
+fn read(path: &Utf8Path) -> Result<Secret, Failure> {
+    let length = std::fs::metadata(path).with_context(|| format!("look at {path}"))?.len();
+    if length > FILE_MAX {
+        return Err(anyhow::anyhow!("{path} has {length} bytes, which no file of ours has").into());
+    }
+    Ok(Secret::new(std::fs::read(path).with_context(|| format!("read {path}"))?))
+}
+
+/// The content of a model as members; says their folder.
+fn whole_model(folder: &Utf8Path, number: usize, items: &mut Vec<Item>) -> Result<String, Failure> {
+    let within = format!("models/{number}");
+    let mut names = Vec::new();
+    for entry in folder.read_dir_utf8().with_context(|| format!("list {folder}"))? {
+        names.push(entry.with_context(|| format!("list {folder}"))?.file_name().to_owned());
+    }
+    names.sort();
+    for name in names {
+        let file = folder.join(&name);
+        if file.is_file() {
+            items.push(Item { path: format!("{within}/{name}"), content: Content::File(file) });
+        }
+    }
+    Ok(within)
+}
+
+/// The database of a site as it is at this moment, copied by the server program.
+async fn dump(
+    folder: &Utf8Path,
+    site: &SiteName,
+    path: &str,
+    work: &Utf8Path,
+) -> Result<(Database, Utf8PathBuf), Failure> {
+    let file = work.join(format!("{site}.db"));
+    let config = work.join(format!("{site}.yaml"));
+    let text = prove::least_config(&folder.join(path));
+    std::fs::write(&config, text).with_context(|| format!("write {config}"))?;
+    let program = std::env::current_exe().context("find this program")?;
+    let arguments = ["serve", "--role", "backup", "--config", config.as_str(), "--out", file.as_str()];
+    let said = prove::child(program.as_ref(), &arguments, None, DATABASE_WITHIN)
+        .await
+        .with_context(|| format!("copy the database of site {site}"))?;
+    let number = |field: &str| said.get(field).and_then(Value::as_u64).unwrap_or_default();
+    let (schema, keys, usage) = (number("schema"), number("keys"), number("usage"));
+    Ok((Database { member: format!("databases/{site}.db"), path: path.to_owned(), schema, keys, usage }, file))
+}

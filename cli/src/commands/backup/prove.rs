@@ -1,0 +1,412 @@
+//! `backup verify`: a copy is read whole, restored beside, its server started on a socket and asked with its own key. Then all of it goes.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use textnlp_orchestrator::backup::{Dump, Manifest, Opener, Proof, Shelf, opened, unpack};
+use textnlp_orchestrator::environment::{API_KEY, SIGNING_KEY, names};
+use textnlp_orchestrator::state::{Folder, State};
+use textnlp_provider::{EnvironmentName, Lineage, Secret, SecretRef, SecretStore, SiteName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+use uuid::Uuid;
+
+use super::gather::STATE;
+use super::{failed, its_shelf, opener};
+use crate::backup_args::Verify;
+use crate::clouds;
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+
+/// What the restored server is asked.
+const PROMPT: &str = "Mira walked to the harbour";
+/// A model of many gigabytes takes its time to load.
+const READY_WITHIN: Duration = Duration::from_secs(600);
+/// A few tokens on a busy machine.
+const ANSWER_WITHIN: Duration = Duration::from_secs(120);
+const KEYS_WITHIN: Duration = Duration::from_secs(60);
+/// What a child or a server may say.
+const SAID_MAX: u64 = 1 << 20;
+const LOOK: Duration = Duration::from_millis(100);
+
+/// `backup verify`.
+pub async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Success, Failure> {
+    let (chosen, shelf, _) = its_shelf(session, console)?;
+    let file = match &args.backup {
+        Some(file) => session.here.join(file),
+        None => newest(&shelf, &chosen.name)?.file,
+    };
+    let opener = opener(&args.opening, session, &chosen.folder).await?;
+    let progress = Progress::new(console);
+    progress.doing("restores it beside and asks it");
+    let proven = prove(&file, &opener, &chosen.folder, args.light).await;
+    progress.finish();
+    let proof = proven?;
+    let document = json!({ "file": file, "verified": proof.ok, "proof": proof });
+    if !proof.ok {
+        let error = anyhow::anyhow!("{}", proof.says).context(format!("{file} does not bring the service back"));
+        return Err(Failure::new(Exit::Failed, "not_proven", error)
+            .hint(format!("make another one: textnlp-deploy backup create --env {}", chosen.name))
+            .document(document));
+    }
+    let text = format!("{file} is proven: {}, in {:.1} s", proof.says, proof.milliseconds as f64 / 1000.0);
+    Ok(Success::new(text, document))
+}
+
+fn newest(shelf: &Shelf, name: &EnvironmentName) -> Result<Dump, Failure> {
+    shelf.list().map_err(failed)?.into_iter().next().ok_or_else(|| {
+        Failure::usage("no_backup", anyhow::anyhow!("{name} has no backup in {}", shelf.folder()))
+            .hint(format!("textnlp-deploy backup create --env {name}"))
+    })
+}
+
+/// Proves a copy and writes the proof beside it, also one that failed. An error is a copy that could not be opened or a machine that
+/// could not try.
+pub async fn prove(file: &Utf8Path, opener: &Opener, live: &Utf8Path, light: bool) -> Result<Proof, Failure> {
+    let began = Instant::now();
+    let (sha256, read) = {
+        let work = workplace(live)?;
+        let place = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
+        let unpacked = tokio::task::block_in_place(|| open(file, opener, place));
+        match unpacked {
+            Ok((sha256, manifest)) => (sha256, restored(place, &manifest, live, light).await),
+            // Nobody learns whether a copy is good by the wrong key.
+            Err(failure) if !matches!(failure.code, "damaged") => return Err(failure),
+            Err(failure) => (digest(file)?, Err(failure.error)),
+        }
+    };
+    let (ok, level, says) = match read {
+        Ok((level, says)) => (true, level, says),
+        Err(error) => (false, "none", format!("{error:#}")),
+    };
+    let proof = Proof {
+        format: 1,
+        at: Timestamp::now(),
+        sha256,
+        ok,
+        level: level.to_owned(),
+        says,
+        tool: concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")).to_owned(),
+        milliseconds: began.elapsed().as_millis() as u64,
+    };
+    Shelf::prove(file, &proof).map_err(failed)?;
+    Ok(proof)
+}
+
+fn digest(file: &Utf8Path) -> anyhow::Result<String> {
+    Ok(crate::deployment::file_digest(file)?.trim_start_matches("sha256:").to_owned())
+}
+
+/// A private folder on the disk of the state; those of killed runs go.
+fn workplace(live: &Utf8Path) -> Result<tempfile::TempDir, Failure> {
+    const PREFIX: &str = ".verify-";
+    let parent = live.parent().unwrap_or(live);
+    std::fs::create_dir_all(parent).with_context(|| format!("make {parent}"))?;
+    for entry in parent.read_dir_utf8().into_iter().flatten().flatten() {
+        let pid = entry.file_name().strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Utf8PathBuf::from(format!("/proc/{pid}")).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    let made = tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir_in(parent);
+    Ok(made.with_context(|| format!("make a folder in {parent}"))?)
+}
+
+/// Opens a copy into a folder and puts everything where a state has it: `FOLDER/state`. Says the copy's digest.
+pub fn open(file: &Utf8Path, opener: &Opener, folder: &Utf8Path) -> Result<(String, Manifest), Failure> {
+    let source = std::fs::File::open(file).map_err(|error| {
+        Failure::usage("no_such_file", anyhow::Error::new(error).context(format!("open {file}")))
+            .hint("give the path of a file that `backup create` made: textnlp-deploy backup list")
+    })?;
+    if !source.metadata().context("look at the file")?.is_file() {
+        return Err(Failure::usage("no_such_file", anyhow::anyhow!("{file} is not a file")));
+    }
+    let manifest = unpack(file, &mut *opened(file, source, opener).map_err(failed)?, folder).map_err(failed)?;
+    let sha256 = digest(file)?;
+    for database in manifest.databases.values() {
+        let to = folder.join(STATE).join(&database.path);
+        let parent = to.parent().context("a database lies in a folder")?;
+        std::fs::create_dir_all(parent).with_context(|| format!("make {parent}"))?;
+        std::fs::rename(folder.join(&database.member), &to).with_context(|| format!("put {to}"))?;
+    }
+    Ok((sha256, manifest))
+}
+
+/// Where the configuration of a site's first replica lies in a copy.
+pub fn served(site: &SiteName) -> String {
+    format!("served/{site}.yaml")
+}
+
+/// The state of an opened copy: its journal is read to its end.
+pub async fn state_of(folder: &Utf8Path, manifest: &Manifest) -> anyhow::Result<State> {
+    let store = std::sync::Arc::new(Folder::at(folder.join(STATE)));
+    let state = State::load(store, &manifest.environment, Lineage(Uuid::new_v4())).await?;
+    ensure!(!state.is_new(), "there is no state in it");
+    ensure!(
+        state.lineage() == manifest.lineage,
+        "its state is of lineage {}, not {}",
+        state.lineage(),
+        manifest.lineage
+    );
+    Ok(state)
+}
+
+/// How far the proof went, and what was seen.
+async fn restored(
+    place: &Utf8Path,
+    manifest: &Manifest,
+    live: &Utf8Path,
+    light: bool,
+) -> anyhow::Result<(&'static str, String)> {
+    let state = state_of(place, manifest).await.context("read the restored state")?;
+    let folder = place.join(STATE);
+    if manifest.databases.is_empty() {
+        return Ok(("state", "the state is whole; there is no database in it".to_owned()));
+    }
+    let mut said = Vec::new();
+    let mut level = "answered";
+    for (site, database) in &manifest.databases {
+        let at = Restored { site, folder: &folder, file: folder.join(&database.path), place };
+        let keys = at.keys(&state).await.with_context(|| format!("check the keys of site {site}"))?;
+        let counted = format!("keys restored: {}, requests accounted for: {}", database.keys, database.usage);
+        match at.ask(live, &keys, light).await.with_context(|| format!("ask the restored server of site {site}"))? {
+            Ok(()) => said.push(format!("{counted}, a restored server answered a restored key")),
+            Err(why) => {
+                level = "keys";
+                said.push(format!("{counted}, the stored keys are the restored ones ({why})"));
+            }
+        }
+    }
+    Ok((level, said.join("; ")))
+}
+
+struct Restored<'a> {
+    site: &'a SiteName,
+    folder: &'a Utf8Path,
+    file: Utf8PathBuf,
+    place: &'a Utf8Path,
+}
+
+struct Keys {
+    api: Secret,
+    jwt: Option<Utf8PathBuf>,
+}
+
+impl Restored<'_> {
+    /// The restored secrets; the first key must be the one that the restored database knows.
+    async fn keys(&self, state: &State) -> anyhow::Result<Keys> {
+        let secrets = clouds::secrets(self.folder);
+        let holdings = state.holdings(self.site)?;
+        let reference = |name: &str| {
+            let id = format!("{}/{}/{name}", self.site, names::SECRETS);
+            let (_, holding) = holdings.iter().find(|(known, _)| known.as_str() == id)?;
+            SecretRef::from_value(holding.current.as_ref()?.outputs.get("secret")?)
+        };
+        let api = reference(API_KEY).context("its journal knows no first key")?;
+        let api = secrets.get(&api).await?;
+        let text = api.expose_text().context("the key is no text")?;
+        let id = text.split('_').nth(1).context("the key has no public id")?;
+        let config = self.place.join(format!("{}-keys.yaml", self.site));
+        std::fs::write(&config, least_config(&self.file))?;
+        let this = std::env::current_exe()?;
+        // An older schema is brought forward, as `up` would.
+        child(this.as_ref(), &["serve", "--role", "migrate", "--config", config.as_str()], None, KEYS_WITHIN).await?;
+        let command = json!({
+            "do": "put", "public_id": id, "sha256": sha256(api.expose()), "name": "first", "tenant": "default",
+        });
+        let arguments = ["serve", "--role", "keys", "--config", config.as_str()];
+        let answer = child(this.as_ref(), &arguments, Some(&command), KEYS_WITHIN).await?;
+        // Storing what is there already changes nothing.
+        ensure!(answer["changed"] == json!(false), "the database does not hold the digest of the restored key `{id}`");
+        let jwt = reference(SIGNING_KEY).and_then(|jwt| secrets.file_of(&jwt).ok());
+        Ok(Keys { api, jwt })
+    }
+
+    /// Starts the restored server and asks it. `Err` within says why that could not be tried.
+    async fn ask(&self, live: &Utf8Path, keys: &Keys, light: bool) -> anyhow::Result<Result<(), String>> {
+        if light {
+            return Ok(Err("no answer was asked for".to_owned()));
+        }
+        // Socket paths are short, states may lie deep.
+        let sockets = tempfile::Builder::new().prefix("textnlp-verify-").tempdir()?;
+        let socket = Utf8Path::from_path(sockets.path()).context("temporary folders have UTF-8 names")?.join("s");
+        let config = match self.config(&socket, keys)? {
+            Ok(config) => config,
+            Err(why) => return Ok(Err(why)),
+        };
+        let program = self.program(live)?;
+        let log = self.place.join(format!("{}-server.log", self.site));
+        let out = std::fs::File::create(&log)?;
+        let mut server = Command::new(&program)
+            .args(["serve", "--config", config.as_str()])
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "PATH" || name == "HOME"))
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("start {program}"))?;
+        let asked = tokio::select! {
+            asked = answer(&socket, &keys.api) => asked,
+            ended = server.wait() => Err(anyhow::anyhow!("it ended: {}", ended.map_or_else(|e| e.to_string(), |s| s.to_string()))),
+        };
+        // Nobody else talks to it.
+        let _ = server.kill().await;
+        asked.with_context(|| last_words(&log))?;
+        Ok(Ok(()))
+    }
+
+    /// The program that serves now, else this one.
+    fn program(&self, live: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
+        let serving = clouds::copied(live, self.site).ok().and_then(|copy| copy.served).map(|(program, _)| program);
+        match serving.filter(|program| program.is_file()) {
+            Some(program) => Ok(program),
+            None => Ok(Utf8PathBuf::try_from(std::env::current_exe()?)?),
+        }
+    }
+
+    /// The configuration that was served with, on the restored files and a socket of our own.
+    fn config(&self, socket: &Utf8Path, keys: &Keys) -> anyhow::Result<Result<Utf8PathBuf, String>> {
+        let Ok(text) = std::fs::read(self.place.join(served(self.site))) else {
+            return Ok(Err("nothing was served when it was made".to_owned()));
+        };
+        let mut config: Value = serde_yaml::from_slice(&text).context("read the restored configuration")?;
+        let mut bytes = 0u64;
+        for model in config["textnlp"]["models"]["serve"].as_array().into_iter().flatten() {
+            let path = Utf8Path::new(model["path"].as_str().unwrap_or_default());
+            if !path.is_dir() {
+                return Ok(Err(format!("model {} is not on this machine", model["name"])));
+            }
+            let files = path.read_dir_utf8()?.flatten();
+            bytes += files.filter_map(|file| std::fs::metadata(file.path()).ok()).map(|file| file.len()).sum::<u64>();
+        }
+        // The service must not be pushed out of memory by the proof.
+        if let Some(free) = free_memory().filter(|free| bytes.saturating_mul(2) > *free) {
+            return Ok(Err(format!("a second copy of its models needs {bytes} bytes of memory, {free} are free")));
+        }
+        let Some(tree) = config["textnlp"].as_object_mut() else { bail!("the restored configuration is no tree") };
+        let mut set = |section: &str, field: &str, value: Value| {
+            if let Some(section) = tree.entry(section).or_insert_with(|| json!({})).as_object_mut() {
+                match value {
+                    Value::Null => drop(section.shift_remove(field)),
+                    value => drop(section.insert(field.to_owned(), value)),
+                }
+            }
+        };
+        set("api", "listen", json!(format!("unix:{socket}")));
+        set("api", "metrics_listen", Value::Null);
+        set("api", "require_https", json!(false));
+        set("monitoring", "metrics_port", Value::Null);
+        set("monitoring", "log_file", Value::Null);
+        set("database", "url", json!(format!("sqlite://{}", self.file)));
+        set("security", "jwt_private_key_file", keys.jwt.as_ref().map_or(Value::Null, |jwt| json!(jwt)));
+        let path = self.place.join(format!("{}-server.yaml", self.site));
+        std::fs::write(&path, serde_yaml::to_string(&config)?)?;
+        Ok(Ok(path))
+    }
+}
+
+/// Waits until the server is ready, then has it write with the restored key.
+async fn answer(socket: &Utf8Path, key: &Secret) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        match exchange(socket, "GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".as_bytes()).await {
+            Ok((200, _)) => break,
+            Ok((_, body)) if body.contains("\"status\":\"failing\"") => bail!("it cannot serve: {body}"),
+            _ if began.elapsed() > READY_WITHIN => bail!("it was not ready within {} s", READY_WITHIN.as_secs()),
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
+    let body = json!({ "prompt": PROMPT, "max_tokens": 8, "temperature": 0.0 }).to_string();
+    let mut request = format!(
+        "POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nAuthorization: Bearer ",
+        body.len()
+    )
+    .into_bytes();
+    request.extend_from_slice(key.expose());
+    request.extend_from_slice(b"\r\n\r\n");
+    request.extend_from_slice(body.as_bytes());
+    let asked = tokio::time::timeout(ANSWER_WITHIN, exchange(socket, &request));
+    let (status, said) = asked.await.context("it did not answer in time")??;
+    ensure!(status == 200, "it answered {status}: {}", said.chars().take(300).collect::<String>());
+    ensure!(said.contains("\"text\""), "its answer holds no text");
+    Ok(())
+}
+
+async fn exchange(socket: &Utf8Path, request: &[u8]) -> anyhow::Result<(u16, String)> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(request).await?;
+    let mut said = Vec::new();
+    stream.take(SAID_MAX).read_to_end(&mut said).await?;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let status = said.split(' ').nth(1).and_then(|status| status.parse().ok()).context("it does not speak HTTP")?;
+    Ok((status, said.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned())))
+}
+
+fn last_words(log: &Utf8Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(3).collect();
+    format!("its last words: {}", lines.into_iter().rev().collect::<Vec<_>>().join(" | "))
+}
+
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// A configuration for chores on a database that serves nothing.
+pub fn least_config(database: &Utf8Path) -> String {
+    // JSON is YAML.
+    json!({ "textnlp": {
+        "database": { "url": format!("sqlite://{database}") },
+        "models": { "serve": [{ "name": "none", "path": "/nowhere" }] },
+    } })
+    .to_string()
+}
+
+/// Has a program do one thing and reads its JSON answer.
+pub async fn child(
+    program: &std::path::Path,
+    arguments: &[&str],
+    command: Option<&Value>,
+    within: Duration,
+) -> anyhow::Result<Value> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("start {}", program.display()))?;
+    let mut stdin = child.stdin.take().context("talk to the server program")?;
+    if let Some(command) = command {
+        stdin.write_all(command.to_string().as_bytes()).await.context("talk to the server program")?;
+    }
+    drop(stdin);
+    let output = tokio::time::timeout(within, child.wait_with_output())
+        .await
+        .with_context(|| format!("the server program did not end within {} s", within.as_secs()))??;
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    if output.status.success() && !answer.is_null() {
+        return Ok(answer);
+    }
+    match answer["error"]["message"].as_str() {
+        Some(message) => bail!("{message}"),
+        None => bail!("{}", String::from_utf8_lossy(&output.stderr).trim()),
+    }
+}

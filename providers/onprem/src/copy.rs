@@ -1,0 +1,91 @@
+//! What of a site belongs into a copy that brings it back: what cannot be made again. Everything else follows from the environment.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_provider::{Error, Result, SiteName, Sort};
+
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::{AuthoritySpec, DatabaseSpec, ModelSpec, ProcessSpec};
+use crate::table::Noun;
+
+/// What of a site belongs into a copy. Paths are from the state folder.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SiteCopy {
+    /// Files, as they are.
+    pub files: Vec<String>,
+    /// The database, which only the server program can copy while it is used.
+    pub database: Option<String>,
+    /// How it is served: the program and the configuration of the first replica, as absolute paths.
+    pub served: Option<(Utf8PathBuf, Utf8PathBuf)>,
+    /// The models that are there.
+    pub models: Vec<ModelCopy>,
+}
+
+/// A model of a site.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ModelCopy {
+    /// The name that requests use.
+    pub name: String,
+    /// Where it came from.
+    pub source: String,
+    /// Its digest, once it was delivered.
+    pub digest: Option<String>,
+    /// Its folder, absolute.
+    pub folder: Utf8PathBuf,
+}
+
+impl SiteCopy {
+    /// Looks at a site. A site of which nothing is left has nothing to copy.
+    pub fn of(state: &Utf8Path, site: &SiteName) -> Result<Self> {
+        let folder = SiteFolder::of(state, site);
+        let fails = |error| Error::io("look at", folder.root().as_str(), error);
+        let mut copy = Self::default();
+        let mut first: Option<ProcessSpec> = None;
+        for marker in Marker::all(&folder).map_err(fails)? {
+            let unreadable = |error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error);
+            let Some(noun) = Noun::of(&marker.kind) else { continue };
+            match noun {
+                Noun::Secret => {}
+                Noun::Authority => {
+                    let spec: AuthoritySpec = marker.spec.typed().map_err(unreadable)?;
+                    copy.file(state, &folder.inside(&spec.certificate_file)?);
+                }
+                Noun::Database => {
+                    let spec: DatabaseSpec = marker.spec.typed().map_err(unreadable)?;
+                    let path = folder.inside(&spec.path)?;
+                    copy.database = path.is_file().then(|| relative(state, &path));
+                }
+                Noun::Model => {
+                    let spec: ModelSpec = marker.spec.typed().map_err(unreadable)?;
+                    let digest = marker.fact("digest").map(str::to_owned);
+                    let folder = folder.inside(&spec.path)?;
+                    copy.models.push(ModelCopy { name: spec.name, source: spec.source, digest, folder });
+                    continue;
+                }
+                Noun::Process => {
+                    let spec: ProcessSpec = marker.spec.typed().map_err(unreadable)?;
+                    let is_earlier = first.as_ref().is_none_or(|first| spec.unit < first.unit);
+                    if spec.arguments == ["serve"] && is_earlier {
+                        first = Some(spec);
+                    }
+                    continue;
+                }
+                _ => continue,
+            }
+            copy.file(state, &folder.marker(&marker.resource));
+        }
+        copy.served = first.map(|spec| (folder.join(&spec.program), folder.join(&spec.config)));
+        Ok(copy)
+    }
+
+    fn file(&mut self, state: &Utf8Path, path: &Utf8Path) {
+        // What is gone is drift, which `up` mends; a copy of the rest is better than none.
+        if path.is_file() {
+            self.files.push(relative(state, path));
+        }
+    }
+}
+
+fn relative(state: &Utf8Path, path: &Utf8Path) -> String {
+    path.strip_prefix(state).unwrap_or(path).to_string()
+}

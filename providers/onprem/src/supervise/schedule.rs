@@ -1,0 +1,199 @@
+//! Copies on a schedule: when one is due, the command that makes it is run beside the programs. It may fail; they go on.
+//!
+//! How the last copy went is in `STATE/backup.json`, which the command writes, by the wall clock: what was missed while the machine
+//! slept is made up for at once.
+
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use jiff::Timestamp;
+use serde::Deserialize;
+use textnlp_provider::component::Backup;
+use tokio::process::{Child, Command};
+
+use super::child::clean_environment;
+use super::output::{self, Notes};
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::lower::BACKUP_FILE;
+
+/// The longest pause after a copy that failed.
+const RETRY_MAX: Duration = Duration::from_secs(300);
+/// Between two tries whose command did not even say how it went.
+const AGAIN: Duration = Duration::from_secs(60);
+/// A copy that takes longer than this hangs.
+const WITHIN: Duration = Duration::from_secs(6 * 3600);
+/// A clock that is behind what was written by less than this has only been set right.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
+
+/// How the last copy went, as the command writes it down.
+#[derive(Debug, Clone, Deserialize)]
+struct Standing {
+    #[serde(default)]
+    last: Option<Last>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Last {
+    at: Timestamp,
+    ok: bool,
+}
+
+/// The schedule of a site and the copy that is being made.
+pub(super) struct Schedule {
+    folder: SiteFolder,
+    running: Option<(Child, Timestamp)>,
+    tried: Option<Timestamp>,
+    /// What was last said of the order, so that it is said once.
+    complained: Option<String>,
+}
+
+impl Schedule {
+    pub(super) fn new(folder: &SiteFolder) -> Self {
+        Self { folder: folder.clone(), running: None, tried: None, complained: None }
+    }
+
+    /// Looks whether a copy ended and whether one is due.
+    pub(super) fn look(&mut self, now: Timestamp, notes: &mut Notes) {
+        if self.is_running(now, notes) {
+            return;
+        }
+        let order = match self.order() {
+            Ok(Some(order)) => order,
+            Ok(None) => return,
+            Err(why) => return self.complain(why, notes),
+        };
+        if !is_due(self.last().as_ref(), Duration::from_secs(order.every_seconds), now)
+            || self.tried.is_some_and(|at| is_within(at, now, AGAIN))
+        {
+            return;
+        }
+        self.tried = Some(now);
+        match self.start() {
+            Ok(child) => {
+                notes.say("backup begins");
+                self.running = Some((child, now));
+                self.complained = None;
+            }
+            Err(error) => self.complain(format!("it cannot be started: {error}"), notes),
+        }
+    }
+
+    fn is_running(&mut self, now: Timestamp, notes: &mut Notes) -> bool {
+        let Some((child, since)) = &mut self.running else { return false };
+        let log = self.folder.log(LOG);
+        let ended = |status: ExitStatus| match status.success() {
+            true => "backup is made".to_owned(),
+            false => format!("backup FAILED ({status}): {}", output::tail(&log, 3)),
+        };
+        let said = match child.try_wait() {
+            Ok(None) if is_within(*since, now, WITHIN) => return true,
+            Ok(None) => format!("backup FAILED: it took longer than {} h and is ended", WITHIN.as_secs() / 3600),
+            Ok(Some(status)) => ended(status),
+            Err(error) => format!("backup FAILED: {error}"),
+        };
+        // A child that still lives is killed as it is let go.
+        self.running = None;
+        notes.say(&said);
+        let _ = output::keep_bounded(&log);
+        false
+    }
+
+    fn order(&self) -> Result<Option<Backup>, String> {
+        match files::read_bounded(&self.folder.join(BACKUP_FILE), files::TEXT_MAX) {
+            Ok(text) => {
+                let order: Backup = serde_yaml::from_slice(&text).map_err(|error| format!("{BACKUP_FILE}: {error}"))?;
+                Ok(Some(order))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("{BACKUP_FILE}: {error}")),
+        }
+    }
+
+    fn last(&self) -> Option<Last> {
+        let text = files::read_bounded(&self.folder.state().join("backup.json"), files::TEXT_MAX).ok()?;
+        serde_json::from_slice::<Standing>(&text).ok()?.last
+    }
+
+    /// The command is this very program: nobody else knows the state.
+    fn start(&self) -> std::io::Result<Child> {
+        let program = std::env::current_exe()?;
+        let log_path: Utf8PathBuf = self.folder.log(LOG);
+        let log = output::open(&log_path)?;
+        Command::new(program)
+            .args(["backup", "run", "--folder", self.folder.state().as_str()])
+            .args(["--order", self.folder.join(BACKUP_FILE).as_str()])
+            .env_clear()
+            .envs(clean_environment())
+            .current_dir(self.folder.root())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+    }
+
+    fn complain(&mut self, why: String, notes: &mut Notes) {
+        if self.complained.as_ref() != Some(&why) {
+            notes.say(&format!("backup: {why}"));
+        }
+        self.complained = Some(why);
+    }
+}
+
+const LOG: &str = "backup";
+
+/// Whether a copy is due: a period after the last good one began, sooner after one that failed, and at once when there was none or when
+/// the clock was set back behind it.
+fn is_due(last: Option<&Last>, every: Duration, now: Timestamp) -> bool {
+    let Some(last) = last else { return true };
+    let pause = if last.ok { every } else { every.min(RETRY_MAX) };
+    !is_within(last.at, now, pause)
+}
+
+/// Whether `now` lies in the time that begins at `since` and is so long. A clock before its beginning, beyond a little, is outside too.
+fn is_within(since: Timestamp, now: Timestamp, long: Duration) -> bool {
+    let passed = now.duration_since(since);
+    if passed.is_negative() { passed.unsigned_abs() <= CLOCK_SLACK } else { passed.unsigned_abs() < long }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::SignedDuration;
+
+    #[test]
+    fn a_copy_is_due_after_a_period_after_a_failure_sooner_and_after_a_sleep_at_once() {
+        let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+        let day = Duration::from_secs(86_400);
+        let due =
+            |hours: i64, ok: bool| is_due(Some(&Last { at: now - SignedDuration::from_mins(hours), ok }), day, now);
+        assert!(is_due(None, day, now));
+        assert!(!due(60, true) && !due(23 * 60, true) && due(24 * 60, true));
+        assert!(due(24 * 60 * 9, true), "nine missed ones are one");
+        assert!(!due(4, false) && due(5, false));
+        assert!(due(-60, true), "a clock that was an hour ahead does not put copies off");
+        let minute = Duration::from_secs(60);
+        let at = now - SignedDuration::from_secs(61);
+        assert!(is_due(Some(&Last { at, ok: false }), minute, now), "no longer than the period itself");
+    }
+
+    #[test]
+    fn without_an_order_nothing_runs_and_a_broken_one_is_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = SiteFolder::at(&Utf8PathBuf::from_path_buf(dir.path().join("sites/here")).unwrap());
+        for name in ["log", "config"] {
+            files::make_folder(&folder.join(name)).unwrap();
+        }
+        let mut notes = Notes::open(folder.log("supervisor"));
+        let mut schedule = Schedule::new(&folder);
+        schedule.look(Timestamp::now(), &mut notes);
+        assert!(schedule.running.is_none());
+        std::fs::write(folder.join(BACKUP_FILE), "every_seconds: often").unwrap();
+        schedule.look(Timestamp::now(), &mut notes);
+        schedule.look(Timestamp::now(), &mut notes);
+        let log = std::fs::read_to_string(folder.log("supervisor")).unwrap();
+        assert_eq!(log.matches("config/backup.yaml").count(), 1, "{log}");
+    }
+}

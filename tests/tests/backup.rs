@@ -1,0 +1,197 @@
+//! A deployment comes back from one file: on a bare machine, with the same keys, and never over something else.
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+use textnlp_tests::{Dice, Said, Sandbox, eventually, has, http, said};
+
+const ENV: [&str; 2] = ["--env", "development"];
+
+fn run(sandbox: &Sandbox, args: &[&str]) -> Said {
+    sandbox.run(&[args, &ENV, &["-o", "json"]].concat())
+}
+
+/// The same program and ports with its state somewhere else: another machine, as far as a program can tell.
+fn elsewhere(sandbox: &Sandbox, args: &[&str]) -> Said {
+    let state = sandbox.folder().join("elsewhere");
+    let args = [args, &["-o", "json"]].concat();
+    said(sandbox.command(&args).env("TEXTNLP_STATE_DIR", state).output().unwrap())
+}
+
+#[track_caller]
+fn refused(said: Said, exit: i32, code: &str) -> Value {
+    let document = said.expect(exit).json();
+    assert_eq!(document["error"]["code"], code, "{document:#}");
+    assert!(!document["error"]["hint"].as_str().unwrap_or_default().is_empty(), "{document:#}");
+    document
+}
+
+fn answers(sandbox: &Sandbox, key: &str) -> u16 {
+    let body = json!({ "prompt": "Mira", "max_tokens": 4 }).to_string();
+    let bearer = format!("Bearer {key}");
+    http::ask(sandbox.port, "POST", "/v1/generate", &[("Authorization", &bearer)], body.as_bytes()).unwrap().status
+}
+
+fn listed(sandbox: &Sandbox) -> Vec<Value> {
+    run(sandbox, &["backup", "list"]).expect(0).json()["backups"].as_array().unwrap().clone()
+}
+
+#[test]
+fn a_deployment_comes_back_on_a_bare_machine_with_its_keys() {
+    let sandbox = Sandbox::new("restore");
+    refused(run(&sandbox, &["backup", "create"]), 2, "not_up");
+    let up = run(&sandbox, &["up", "--yes", "--no-gate", "--set", "data=protected"]).expect(0);
+    assert!(up.err.contains("protected data and no backup"), "{}", up.err);
+    let lineage = up.json()["lineage"].clone();
+    let first = sandbox.first_key("development");
+    let second = run(&sandbox, &["key", "create", "a person"]).expect(0).json()["key"].as_str().unwrap().to_owned();
+    assert_eq!((answers(&sandbox, &first), answers(&sandbox, &second)), (200, 200));
+
+    // One private file, named by the day, in which nobody finds a key.
+    let made = run(&sandbox, &["backup", "create"]).expect(0).json();
+    has(&made, &["file", "bytes", "digest", "lineage", "sealed", "recipients", "seconds"]);
+    let file = Utf8PathBuf::from(made["file"].as_str().unwrap());
+    let name = file.file_name().unwrap();
+    assert!(name.starts_with("backup_20") && name.len() == "backup_20261120.dump".len(), "{name}");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let bytes = std::fs::read(&file).unwrap();
+    for secret in [first.as_bytes(), b"PRIVATE KEY", b"SQLite format 3"] {
+        assert!(!bytes.windows(secret.len()).any(|window| window == secret));
+    }
+    assert_eq!(answers(&sandbox, &first), 200, "the service went on");
+    let status = sandbox.run(&["status", "--env", "development"]);
+    assert!(status.out.contains("no verified backup") && status.out.contains("only on this machine"), "{}", status.out);
+
+    // Carried away, proven; then nothing is left to say.
+    let shown = sandbox.run(&["backup", "key", "show", "--env", "development"]).expect(0);
+    let key = sandbox.folder().join("carried-away.key");
+    std::fs::write(&key, &shown.out).unwrap();
+    let proof = run(&sandbox, &["backup", "verify"]).expect(0).json();
+    assert_eq!((&proof["verified"], &proof["proof"]["level"]), (&json!(true), &json!("answered")), "{proof:#}");
+    assert!(Utf8PathBuf::from(format!("{file}.verified.json")).is_file());
+    assert_eq!(listed(&sandbox)[0]["verified"], true);
+    let status = run(&sandbox, &["status", "--set", "data=protected"]).expect(0).json();
+    assert_eq!(status["backup"]["warnings"], json!([]), "{status:#}");
+
+    // A damaged copy proves nothing and restores nothing.
+    let mut damaged = bytes.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    let wrong = sandbox.folder().join("backup_20200101.dump");
+    std::fs::write(&wrong, &damaged).unwrap();
+    refused(run(&sandbox, &["backup", "verify", wrong.as_str()]), 1, "not_proven");
+    let with_key = ["--key", key.as_str()];
+    refused(elsewhere(&sandbox, &[&["restore", wrong.as_str()][..], &with_key].concat()), 1, "damaged");
+    std::fs::write(&wrong, &bytes[..bytes.len() - 100]).unwrap();
+    refused(elsewhere(&sandbox, &[&["restore", wrong.as_str()][..], &with_key].concat()), 1, "damaged");
+    std::fs::write(&wrong, "something else").unwrap();
+    refused(elsewhere(&sandbox, &["restore", wrong.as_str()]), 2, "no_backup");
+
+    // The machine burns. What is left: the file and the key.
+    run(&sandbox, &["down", "--yes", "--delete-data", "development"]).expect(0);
+    let kept = sandbox.folder().join(name);
+    std::fs::copy(&file, &kept).unwrap();
+    std::fs::remove_dir_all(sandbox.folder().join("state")).unwrap();
+    let restore = [&["restore", kept.as_str()][..], &with_key].concat();
+    refused(elsewhere(&sandbox, &["restore", kept.as_str()]), 2, "sealed");
+    refused(elsewhere(&sandbox, &[&restore[..], &["--at", "2026-11-20T12:00:00Z"]].concat()), 2, "not_available");
+    let other = sandbox.folder().join("elsewhere");
+    assert_eq!(sandbox.files(&other), Vec::<String>::new(), "what was refused left nothing");
+    let restored = elsewhere(&sandbox, &restore).expect(0).json();
+    assert_eq!(restored["lineage"], lineage);
+    assert_eq!(restored["databases"]["here"]["keys"], 2, "{restored:#}");
+    // Rows are written a moment after their request: of the last ones the copy may know nothing.
+    assert!(restored["databases"]["here"]["usage"].as_u64().unwrap() >= 1, "{restored:#}");
+
+    // `up` makes the rest, by the file that came along.
+    let whole = restored["environment_file"].as_str().unwrap();
+    let up = elsewhere(&sandbox, &["up", "--file", whole, "--yes", "--no-gate"]).expect(0).json();
+    assert_eq!(up["lineage"], lineage);
+    assert_eq!((answers(&sandbox, &first), answers(&sandbox, &second)), (200, 200), "the same keys open");
+    let again = elsewhere(&sandbox, &["plan", "--file", whole, "--exit-code"]);
+    assert_eq!(again.exit, 0, "a second `up` plans nothing: {}{}", again.out, again.err);
+
+    // Never over something that is there, unless it is the same and its name is typed.
+    refused(elsewhere(&sandbox, &restore), 4, "state_is_there");
+    refused(elsewhere(&sandbox, &[&restore[..], &["--replace", "staging"]].concat()), 4, "wrong_name");
+    let replace = [&restore[..], &["--replace", "development"]].concat();
+    refused(elsewhere(&sandbox, &replace), 4, "running");
+    elsewhere(&sandbox, &["down", "--env", "development", "--yes"]).expect(0);
+    let replaced = elsewhere(&sandbox, &replace).expect(0).json();
+    let kept = Utf8Path::new(replaced["replaced"].as_str().unwrap());
+    assert!(kept.join("lineage.json").is_file() && kept.join("secrets").is_dir());
+    assert!(other.join("development/lineage.json").is_file());
+}
+
+#[test]
+fn whoever_knows_the_passphrase_restores_and_a_plain_copy_is_called_so() {
+    let sandbox = Sandbox::new("passphrase");
+    sandbox.up("development");
+    let passphrase = sandbox.folder().join("passphrase");
+    std::fs::write(&passphrase, "correct horse battery staple\n").unwrap();
+    let with = ["--passphrase-file", passphrase.as_str()];
+    let sealed = run(&sandbox, &[&["backup", "create"][..], &with].concat()).expect(0).json();
+    let plain = run(&sandbox, &["backup", "create", "--plain"]).expect(0);
+    assert!(plain.err.contains("not sealed"), "{}", plain.err);
+    let plain = plain.json();
+    assert!(plain["file"].as_str().unwrap().ends_with("-2.dump"), "the second of the day: {plain:#}");
+    let (sealed, plain) = (sealed["file"].as_str().unwrap(), plain["file"].as_str().unwrap());
+    refused(run(&sandbox, &["backup", "verify", sealed]), 2, "sealed");
+    let proof = run(&sandbox, &[&["backup", "verify", "--light", sealed][..], &with].concat()).expect(0).json();
+    assert_eq!(proof["proof"]["level"], "keys", "{proof:#}");
+    run(&sandbox, &["backup", "verify", "--light", plain]).expect(0);
+    elsewhere(&sandbox, &["restore", plain]).expect(0);
+}
+
+#[test]
+fn killed_anywhere_no_half_copy_has_a_copys_name() {
+    let sandbox = Sandbox::new("killed");
+    sandbox.up("development");
+    let mut dice = Dice(4);
+    for _ in 0..12 {
+        let mut child = sandbox.start(&["backup", "create", "--env", "development"]);
+        std::thread::park_timeout(Duration::from_millis(dice.below(400)));
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    run(&sandbox, &["backup", "create"]).expect(0);
+    let dumps = listed(&sandbox);
+    for dump in &dumps {
+        assert!(dump["digest"].is_string(), "everybody knows what it is: {dump:#}");
+        run(&sandbox, &["backup", "verify", "--light", dump["file"].as_str().unwrap()]).expect(0);
+    }
+    let state = sandbox.folder().join("state");
+    let left: Vec<_> =
+        sandbox.files(&state).into_iter().filter(|f| f.contains(".unfinished") || f.contains(".backup-")).collect();
+    assert_eq!(left, Vec::<String>::new(), "the next run tidied up");
+}
+
+#[test]
+fn the_schedule_makes_and_proves_copies_and_a_failed_one_stops_nothing() {
+    let sandbox = Sandbox::new("schedule");
+    let on = ["--set", "backup.enabled=true", "--set", "backup.every=1m", "--set", "data=protected"];
+    run(&sandbox, &[&["up", "--yes", "--no-gate"][..], &on].concat()).expect(0);
+    let proven = eventually("a copy of the schedule", || {
+        listed(&sandbox).into_iter().find(|dump| dump["verified"] == json!(true))
+    });
+    assert_eq!(proven["proof"]["level"], "answered", "{proven:#}");
+    let log = std::fs::read_to_string(sandbox.site("development").join("log/supervisor.log")).unwrap();
+    assert!(log.contains("backup begins"), "{log}");
+    let pruned = run(&sandbox, &["backup", "prune", "--keep", "1s"]).expect(0).json();
+    assert!(pruned["kept"].as_u64().unwrap() >= 1, "the newest proven one stays: {pruned:#}");
+    run(&sandbox, &["down", "--yes", "--delete-data", "development"]).expect(0);
+
+    let sandbox = Sandbox::new("no-place");
+    let nowhere = [&on[..], &["--set", "backup.destination=/proc/nowhere"]].concat();
+    run(&sandbox, &[&["up", "--yes", "--no-gate"][..], &nowhere].concat()).expect(0);
+    let status = eventually("a failed copy that is told", || {
+        let status = run(&sandbox, &[&["status"][..], &nowhere].concat()).json();
+        (status["backup"]["last"]["ok"] == json!(false)).then_some(status)
+    });
+    assert!(status["backup"]["warnings"][0].as_str().unwrap().contains("FAILED"), "{status:#}");
+    assert_eq!(status["ready"], true, "the service goes on");
+    assert_eq!(answers(&sandbox, &sandbox.first_key("development")), 200);
+}
