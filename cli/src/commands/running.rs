@@ -68,13 +68,13 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
         sites.push(Recorded::of(state.holdings(site)?));
     }
     // Clients of several sites talk to the front; those of one, to its gateway.
-    let entrance = |component: &str| {
+    let entrance_of = |component: &str| {
         sites.iter().find_map(|site| {
             let outputs = site.outputs(&format!("{component}/process"))?;
             Some((text(outputs, "address")?, outputs))
         })
     };
-    let Some((address, entrance)) = entrance(names::FRONT).or_else(|| entrance(names::GATEWAY)) else {
+    let Some((address, entrance)) = entrance_of(names::FRONT).or_else(|| entrance_of(names::GATEWAY)) else {
         return Err(Failure::usage("not_up", anyhow::anyhow!("environment {environment} is not up here"))
             .hint(session.again().command("up", environment)));
     };
@@ -89,7 +89,8 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
     servers.sort_by_key(|serving| !serving.is_home);
     Ok(Running {
         address,
-        metrics_address: text(entrance, "metrics_listen"),
+        // The front's own figures say nothing of what servers do.
+        metrics_address: entrance_of(names::GATEWAY).and_then(|(_, gateway)| text(gateway, "metrics_listen")),
         ca_file: text(entrance, "ca_file").map(Utf8PathBuf::from),
         key_file,
         key_id: first_key.and_then(|outputs| text(outputs, "public_id")),

@@ -202,13 +202,15 @@ impl Restored<'_> {
     /// The restored secrets; the first key must be the one that the restored database knows.
     async fn keys(&self, state: &State) -> anyhow::Result<Keys> {
         let secrets = clouds::secrets(self.folder);
-        let holdings = state.holdings(self.site)?;
-        let reference = |name: &str| {
-            let id = format!("{}/{}/{name}", self.site, names::SECRETS);
+        let reference = |site: &SiteName, name: &str| {
+            let id = format!("{site}/{}/{name}", names::SECRETS);
+            let holdings = state.holdings(site).ok()?;
             let (_, holding) = holdings.iter().find(|(known, _)| known.as_str() == id)?;
             SecretRef::from_value(holding.current.as_ref()?.outputs.get("secret")?)
         };
-        let api = reference(API_KEY).context("its journal knows no first key")?;
+        // Of several sites the home site made it; it reached the others like any other key.
+        let first = || state.sites().find_map(|site| reference(site, API_KEY));
+        let api = reference(self.site, API_KEY).or_else(first).context("no journal knows a first key")?;
         let api = secrets.get(&api).await?;
         let text = api.expose_text().context("the key is no text")?;
         let id = text.split('_').nth(1).context("the key has no public id")?;
@@ -224,7 +226,7 @@ impl Restored<'_> {
         let answer = child(this.as_ref(), &arguments, Some(&command), KEYS_WITHIN).await?;
         // Storing what is there already changes nothing.
         ensure!(answer["changed"] == json!(false), "the database does not hold the digest of the restored key `{id}`");
-        let jwt = reference(SIGNING_KEY).and_then(|jwt| secrets.file_of(&jwt).ok());
+        let jwt = reference(self.site, SIGNING_KEY).and_then(|jwt| secrets.file_of(&jwt).ok());
         Ok(Keys { api, jwt })
     }
 
