@@ -1,0 +1,141 @@
+//! A sandbox with an environment of three sites on ports of its own.
+
+use std::ops::Deref;
+use std::process::Command;
+
+use camino::Utf8PathBuf;
+use serde_json::Value;
+use textnlp_tests::{Said, Sandbox, eventually};
+
+pub const NAME: &str = "regions";
+
+pub struct Regions {
+    sandbox: Sandbox,
+    mounted: Vec<Utf8PathBuf>,
+}
+
+impl Deref for Regions {
+    type Target = Sandbox;
+
+    fn deref(&self) -> &Sandbox {
+        &self.sandbox
+    }
+}
+
+impl Regions {
+    pub fn new(name: &str) -> Self {
+        let sandbox = Sandbox::new(name);
+        // Held until all are known, or two could be the same.
+        let held: Vec<_> = (0..7).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<u16> = held.iter().map(|port| port.local_addr().unwrap().port()).collect();
+        let site = |name: &str, role: &str, n: usize| {
+            let (port, metrics) = (ports[2 * n], ports[2 * n + 1]);
+            format!("  - {{ name: {name}, role: {role}, provider: onprem, runtime: process, region: local, port: {port}, metrics_port: {metrics} }}\n")
+        };
+        let text = format!(
+            "extends: multi-region\nenvironment: {NAME}\nsites:\n{}{}{}traffic: {{ port: {}, metrics_port: {} }}\nbackup: {{ enabled: false }}\n",
+            site("primary", "primary", 0),
+            site("secondary", "secondary", 1),
+            site("tertiary", "standby", 2),
+            sandbox.port,
+            ports[6],
+        );
+        std::fs::create_dir_all(sandbox.folder().join("environments")).unwrap();
+        std::fs::write(sandbox.folder().join(format!("environments/{NAME}.yaml")), text).unwrap();
+        drop(held);
+        Self { sandbox, mounted: Vec::new() }
+    }
+
+    pub fn up(name: &str) -> Self {
+        let regions = Self::new(name);
+        regions.run(&["up", "--yes", "--no-gate"]).expect(0);
+        regions.until_in_sync();
+        regions
+    }
+
+    pub fn until_in_sync(&self) {
+        eventually("every site is in sync", || {
+            let status = self.json_any(&["dr", "status"]);
+            status["sites"].as_array()?.iter().all(|site| site["in_sync"] == true).then_some(())
+        });
+    }
+
+    pub fn run(&self, args: &[&str]) -> Said {
+        self.sandbox.run(&self.with(args, &[]))
+    }
+
+    pub fn start(&self, args: &[&str]) -> std::process::Child {
+        self.sandbox.start(&self.with(args, &[]))
+    }
+
+    fn with<'a>(&self, args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [args, &["--env", NAME], more].concat()
+    }
+
+    #[track_caller]
+    pub fn json(&self, args: &[&str], exit: i32) -> Value {
+        self.sandbox.run(&self.with(args, &["-o", "json"])).expect(exit).json()
+    }
+
+    /// Whatever the exit status is.
+    pub fn json_any(&self, args: &[&str]) -> Value {
+        self.sandbox.run(&self.with(args, &["-o", "json"])).json()
+    }
+
+    pub fn answers(&self, key: &str) -> u16 {
+        let authority = self.state(NAME).join("sites/witness/certs/ca.pem");
+        let bearer = format!("Authorization: Bearer {key}");
+        let url = format!("https://127.0.0.1:{}/v1/generate", self.port);
+        let body = r#"{"prompt":"Mira","max_tokens":4}"#;
+        let output = Command::new("curl")
+            .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "--cacert", authority.as_str()])
+            .args(["-H", &bearer, "-H", "Content-Type: application/json", "-d", body, &url])
+            .output()
+            .expect("curl is installed by tests/run");
+        String::from_utf8_lossy(&output.stdout).parse().unwrap_or(0)
+    }
+
+    /// What is written down as done to a site.
+    pub fn faults(&self) -> Vec<String> {
+        let folder = self.state(NAME).join("sites/witness/faults");
+        let entries = folder.read_dir_utf8().into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_owned()).filter(|name| name.ends_with(".json")).collect()
+    }
+
+    /// Its supervisor first.
+    pub fn kill_site(&self, site: &str) {
+        let of_site = format!("sites/{site}");
+        for supervisors in [true, false] {
+            for (pid, line) in self.processes() {
+                if line.contains(&of_site) && line.contains("supervise") == supervisors {
+                    self.kill(pid);
+                }
+            }
+        }
+    }
+
+    /// Gives a site's data a filesystem of its own; only root can.
+    pub fn mount_data(&mut self, site: &str) -> bool {
+        let folder = self.state(NAME).join("sites").join(site).join("data");
+        std::fs::create_dir_all(&folder).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", folder.as_str()])
+            .output()
+            .is_ok_and(|output| output.status.success());
+        if mounted {
+            self.mounted.push(folder);
+        }
+        mounted
+    }
+}
+
+impl Drop for Regions {
+    fn drop(&mut self) {
+        for (pid, _) in self.processes() {
+            self.kill(pid);
+        }
+        for folder in &self.mounted {
+            let _ = Command::new("umount").args(["-l", folder.as_str()]).status();
+        }
+    }
+}
