@@ -274,6 +274,7 @@ fn the_place_of_the_witness_has_a_front_that_trusts_each_site_by_its_authority()
               name: localhost
             weight: 50
           health:
+            gives_up: true
             healthy_after: 1
             interval_ms: 250
             path: /ready

@@ -40,6 +40,8 @@ pub(super) struct Backend {
     pub(super) in_flight: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) failures: AtomicU64,
+    /// How often it was given up.
+    given_up: watch::Sender<u64>,
     /// Cancelled when a reload has removed it.
     pub(super) retired: CancellationToken,
 }
@@ -97,6 +99,7 @@ impl Backend {
             in_flight: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            given_up: watch::channel(0).0,
             retired: CancellationToken::new(),
         }
     }
@@ -152,7 +155,12 @@ impl Backend {
             }
         }
         let (now, why) = (known.state, known.last_error.clone().unwrap_or_default());
+        // A request may have found it unhealthy before; once is enough for those that wait.
+        let given_up = health.gives_up && known.bad_in_a_row == health.unhealthy_after;
         drop(known);
+        if given_up {
+            self.given_up.send_modify(|times| *times += 1);
+        }
         match (before, now) {
             (State::Healthy, State::Unhealthy) => tracing::warn!(backend = %self.name, %why, "gets no more requests"),
             (State::Unknown | State::Unhealthy | State::Draining, State::Healthy) => {
@@ -163,6 +171,17 @@ impl Backend {
         if now == State::Unhealthy {
             // A draining server closes them under our hands otherwise.
             self.idle().clear();
+        }
+    }
+
+    /// Ends when, from now on, looking after it gives it up; never where that is not wanted.
+    pub(super) fn given_up(&self) -> impl Future<Output = ()> + use<> {
+        let mut given_up = self.given_up.subscribe();
+        async move {
+            // It can only be gone together with the request that holds it.
+            if given_up.changed().await.is_err() {
+                std::future::pending().await
+            }
         }
     }
 

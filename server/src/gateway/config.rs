@@ -101,11 +101,21 @@ pub struct Health {
     pub unhealthy_after: u32,
     /// Successes in a row until it gets requests again.
     pub healthy_after: u32,
+    /// Whether a backend that becomes unhealthy by these looks loses the requests that wait for its answer. A replica may only be busy;
+    /// a site that no byte reaches would hold them for as long as a request may take.
+    pub gives_up: bool,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Health { path: "/ready".to_owned(), interval_ms: 500, timeout_ms: 2000, unhealthy_after: 2, healthy_after: 1 }
+        Health {
+            path: "/ready".to_owned(),
+            interval_ms: 500,
+            timeout_ms: 2000,
+            unhealthy_after: 2,
+            healthy_after: 1,
+            gives_up: false,
+        }
     }
 }
 

@@ -31,10 +31,14 @@ struct Front {
 impl Front {
     /// `backends`: lines of the list; `more`: further lines of the configuration.
     async fn new(folder: tempfile::TempDir, backends: &str, more: &str) -> Front {
+        Front::looking(folder, backends, more, "interval_ms: 20, timeout_ms: 300").await
+    }
+
+    async fn looking(folder: tempfile::TempDir, backends: &str, more: &str, health: &str) -> Front {
         let path = Utf8Path::from_path(folder.path()).unwrap().to_owned();
         let text = format!(
             "gateway:\n  listen: \"127.0.0.1:0\"\n  metrics_listen: \"127.0.0.1:0\"\n  admin_listen: \"unix:{path}/admin.sock\"\n  \
-             health: {{ interval_ms: 20, timeout_ms: 300 }}\n{more}  backends:\n{backends}"
+             health: {{ {health} }}\n{more}  backends:\n{backends}"
         );
         std::fs::write(path.join("gateway.yaml"), text).unwrap();
         let gateway = gateway::start(&path.join("gateway.yaml")).await.unwrap();
@@ -153,6 +157,32 @@ async fn a_socket_behind_which_nobody_answers_holds_nothing_up() {
         assert_eq!(front.site.get("/x").await.0, 200);
     }
     holding.abort();
+}
+
+#[tokio::test]
+async fn requests_that_wait_are_given_up_with_their_backend_where_that_is_wanted() {
+    for gives_up in [true, false] {
+        let (folder, path) = folder();
+        let a = Backend::unix("a", &path.join("a.sock"));
+        let backend = format!("    - {{ name: a, listen: \"{}\" }}\n", a.listen);
+        let front = Front::looking(folder, &backend, "", &format!("interval_ms: 20, gives_up: {gives_up}")).await;
+        front.site.until("a", "healthy").await;
+        let told = async {
+            eventually(async || a.state.waiting.load(SeqCst) == 1).await;
+            a.state.sick.store(true, SeqCst);
+            front.site.until("a", "unhealthy").await;
+            if !gives_up {
+                a.state.go.notify_one();
+            }
+        };
+        let (answer, ()) = tokio::join!(front.site.post("/hold", "x"), told);
+        if gives_up {
+            assert_eq!(answer.0, 502, "it may have been done: {}", answer.1);
+            eventually(async || a.state.left.load(SeqCst) == 1).await;
+        } else {
+            assert_eq!(answer, (200, "a".to_owned()), "a busy replica finishes what it has");
+        }
+    }
 }
 
 #[tokio::test]

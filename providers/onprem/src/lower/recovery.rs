@@ -166,7 +166,7 @@ impl Lowering<'_> {
             timeout_seconds: front.timeout_seconds,
             backends: json!(backends),
             // A lost site is noticed within a second, of which the looks take the larger part.
-            health: json!({ "path": "/ready", "interval_ms": 250, "timeout_ms": 500, "unhealthy_after": 2, "healthy_after": 1 }),
+            health: json!({ "path": "/ready", "interval_ms": 250, "timeout_ms": 500, "unhealthy_after": 2, "healthy_after": 1, "gives_up": true }),
             metrics_from: vec![figures],
             stop_grace_ms: FRONT_GRACE_MS,
             needs: vec![witness],
