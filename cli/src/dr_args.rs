@@ -92,7 +92,9 @@ pub struct Report {
 #[derive(Debug, Args)]
 pub struct VerifyReport {
     /// `report.html` or `report.json`, with its signature beside it
-    pub file: Utf8PathBuf,
+    // Not `file`: that is the environment's.
+    #[arg(value_name = "FILE")]
+    pub report: Utf8PathBuf,
     /// The key that must have signed it, or its file [default: the environment's]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,

@@ -761,7 +761,8 @@ fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_o
     assert_eq!(
         shape,
         [
-            ("primary", "primary", site.to_owned()),
+            // Copies are made where control data is written when all are well.
+            ("primary", "primary", format!("{site} backup")),
             ("secondary", "secondary", site.to_owned()),
             ("tertiary", "standby", site.to_owned()),
             ("witness", "witness", "network cluster certificate witness front".to_owned()),

@@ -18,7 +18,7 @@ pub use configuration::{Configuration, Incarnation, Site, weights};
 pub use log::{Entry, Log, Position, Snapshot, Table, Write};
 pub use member::{Member, Overview, PeerOverview, Refused, Settings, State};
 pub use message::{Effect, Message, Outcome, Peer, Refusal};
-pub use witness::{Record, Witness, WitnessSettings};
+pub use witness::{Memory, Record, Witness, WitnessSettings};
 
 /// Milliseconds of a clock that only goes forward and need not agree with any other machine's; it may run up to [`DRIFT`] too fast or slow.
 pub type Millis = u64;

@@ -19,6 +19,16 @@ pub struct WitnessSettings {
     pub grace: Millis,
 }
 
+/// What a witness must not forget.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// What holds.
+    pub configuration: Option<Configuration>,
+    /// The last one with two members or more: everything that was ever acknowledged is at each of them that was not let go of since, because
+    /// a primary that is alone acknowledges nothing.
+    pub safe: Option<Configuration>,
+}
+
 /// One configuration that held, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -32,11 +42,11 @@ pub struct Record {
 #[derive(Debug, Clone)]
 pub struct Witness {
     settings: WitnessSettings,
-    configuration: Option<Configuration>,
+    memory: Memory,
     /// When the primary was last heard of, by our clock.
     renewed: Millis,
-    /// When each site was.
-    heard: BTreeMap<Site, Millis>,
+    /// When each site was, and which life of its disk.
+    heard: BTreeMap<Site, (Millis, Incarnation)>,
     /// Before anything is known: what each site says.
     said: BTreeMap<Site, (Incarnation, Option<Configuration>)>,
 }
@@ -46,13 +56,18 @@ const LEAP: u64 = 1000;
 
 impl Witness {
     /// With what was on disk. A witness that begins waits a whole grace before it gives a place away.
-    pub fn new(settings: WitnessSettings, configuration: Option<Configuration>, now: Millis) -> Self {
-        Self { settings, configuration, renewed: now, heard: BTreeMap::new(), said: BTreeMap::new() }
+    pub fn new(settings: WitnessSettings, memory: Memory, now: Millis) -> Self {
+        Self { settings, memory, renewed: now, heard: BTreeMap::new(), said: BTreeMap::new() }
     }
 
     /// What holds.
     pub fn configuration(&self) -> Option<&Configuration> {
-        self.configuration.as_ref()
+        self.memory.configuration.as_ref()
+    }
+
+    /// What is to be on disk.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// How long ago the primary was heard of.
@@ -62,20 +77,20 @@ impl Witness {
 
     /// How long ago each site was heard of.
     pub fn heard(&self, now: Millis) -> BTreeMap<Site, Millis> {
-        self.heard.iter().map(|(site, at)| (site.clone(), now.saturating_sub(*at))).collect()
+        self.heard.iter().map(|(site, (at, _))| (site.clone(), now.saturating_sub(*at))).collect()
     }
 
     /// Takes in one message. The record must be on disk before the answer is sent.
     pub fn receive(&mut self, now: Millis, message: Message) -> (Option<Record>, Option<Message>) {
         match message {
             Message::Renew { site, incarnation, configuration, stamp } if self.settings.sites.contains(&site) => {
-                self.heard.insert(site.clone(), now);
-                let record = match &self.configuration {
+                self.heard.insert(site.clone(), (now, incarnation));
+                let record = match &self.memory.configuration {
                     Some(holds) => {
                         if holds.primary == site && holds.has(&site, incarnation) {
                             self.renewed = now;
                         }
-                        None
+                        self.take_back(now, &site, incarnation)
                     }
                     None => self.begin(now, site, incarnation, configuration),
                 };
@@ -84,11 +99,11 @@ impl Witness {
             Message::Change { by, incarnation, to, seen } => match self.judge(now, &by, incarnation, &to, seen) {
                 Ok(None) => (None, Some(self.holds(now, None, None))),
                 Ok(Some(why)) => {
-                    if self.configuration.as_ref().is_none_or(|holds| holds.primary != to.primary) {
+                    if self.memory.configuration.as_ref().is_none_or(|holds| holds.primary != to.primary) {
                         // The new primary needs a moment to hear of it.
                         self.renewed = now;
                     }
-                    self.configuration = Some(to.clone());
+                    self.set(to.clone());
                     (Some(Record { configuration: to, why }), Some(self.holds(now, None, None)))
                 }
                 Err(refusal) => (None, Some(self.holds(now, None, Some(refusal)))),
@@ -98,7 +113,7 @@ impl Witness {
     }
 
     fn holds(&self, now: Millis, stamp: Option<Millis>, refusal: Option<Refusal>) -> Message {
-        Message::Holds { configuration: self.configuration.clone(), stamp, clock: now, refusal }
+        Message::Holds { configuration: self.memory.configuration.clone(), stamp, clock: now, refusal }
     }
 
     /// `None`: it holds already.
@@ -110,7 +125,7 @@ impl Witness {
         to: &Configuration,
         seen: Millis,
     ) -> Result<Option<String>, Refusal> {
-        let holds = self.configuration.as_ref().ok_or(Refusal::Unknown)?;
+        let holds = self.memory.configuration.as_ref().ok_or(Refusal::Unknown)?;
         if holds == to {
             return Ok(None);
         }
@@ -145,6 +160,41 @@ impl Witness {
         }
     }
 
+    fn set(&mut self, configuration: Configuration) {
+        let before = self.memory.configuration.replace(configuration);
+        self.memory.safe = before.filter(|before| before.members.len() > 1).or(self.memory.safe.take());
+    }
+
+    /// A primary that is alone and whose disk is gone has acknowledged nothing, and nobody could ever take its place: what held before
+    /// it, holds again without it.
+    fn take_back(&mut self, now: Millis, site: &Site, incarnation: Incarnation) -> Option<Record> {
+        let holds = self.memory.configuration.as_ref()?;
+        let is_gone = holds.members.len() == 1 && holds.primary == *site && !holds.has(site, incarnation);
+        if !is_gone {
+            return None;
+        }
+        let mut members = self.memory.safe.as_ref().map(|safe| safe.members.clone()).unwrap_or_default();
+        members.remove(site);
+        let lives = |(other, life): &(&Site, &Incarnation)| {
+            self.heard
+                .get(*other)
+                .is_some_and(|(at, heard)| heard == *life && now.saturating_sub(*at) < self.settings.grace)
+        };
+        let (primary, members) = match members.iter().find(lives) {
+            Some((primary, _)) => (primary.clone(), members.clone()),
+            // Nothing was ever acknowledged.
+            None if self.memory.safe.is_none() => (site.clone(), BTreeMap::from([(site.clone(), incarnation)])),
+            None => return None,
+        };
+        let why = format!("{site} lost its disk while it was alone; {primary} has everything that was acknowledged");
+        let configuration = Configuration { epoch: holds.epoch + 1, primary, members };
+        self.renewed = now;
+        let safe = self.memory.safe.clone();
+        self.set(configuration.clone());
+        self.memory.safe = safe;
+        Some(Record { configuration, why })
+    }
+
     /// The first configuration. When every site is as new as we are, home begins. When they know of one, our record was lost: what the newest of
     /// them knows holds, and nobody is believed to be missing, because a change that nobody heard of has changed nothing.
     fn begin(
@@ -171,7 +221,7 @@ impl Witness {
         };
         self.renewed = now;
         self.said.clear();
-        self.configuration = Some(configuration.clone());
+        self.set(configuration.clone());
         Some(Record { configuration, why })
     }
 }
@@ -193,7 +243,7 @@ mod tests {
 
     fn witness() -> Witness {
         let sites = ["a", "b", "c"].map(Site::new).into();
-        Witness::new(WitnessSettings { sites, home: Site::new("a"), grace: 1000 }, None, 0)
+        Witness::new(WitnessSettings { sites, home: Site::new("a"), grace: 1000 }, Memory::default(), 0)
     }
 
     fn renew(site: &str, incarnation: u64, configuration: Option<Configuration>) -> Message {
@@ -257,6 +307,25 @@ mod tests {
         assert_eq!(refusal(witness.receive(9000, change("b", 2, stranger, 9000))), Some(Refusal::NotAllowed));
         let alone = two.without(&Site::new("a"));
         assert_eq!(refusal(witness.receive(12, change("a", 1, alone, 12))), Some(Refusal::NotAllowed));
+    }
+
+    #[test]
+    fn a_primary_that_lost_its_disk_while_it_was_alone_gives_way_to_who_has_everything() {
+        let (mut witness, first) = begun();
+        let two = first.with(&Site::new("b"), Incarnation(2));
+        witness.receive(10, change("a", 1, two.clone(), 10));
+        let alone = two.taken_by(&Site::new("b"));
+        assert!(witness.receive(2000, change("b", 2, alone.clone(), 2000)).0.is_some());
+        // It lives: nothing is taken back.
+        assert_eq!(witness.receive(2100, renew("b", 2, Some(alone.clone()))).0, None);
+        // Its disk is gone, and nobody who has everything is heard of yet.
+        assert_eq!(witness.receive(2200, renew("b", 9, None)).0, None);
+        assert_eq!(witness.receive(2300, renew("a", 7, None)).0, None);
+        assert_eq!(witness.receive(2310, renew("b", 9, None)).0, None, "another disk of a has nothing either");
+        witness.receive(2400, renew("a", 1, Some(two)));
+        let back = witness.receive(2500, renew("b", 9, None)).0.unwrap().configuration;
+        assert_eq!((back.epoch, back.primary.as_str(), back.members.len()), (alone.epoch + 1, "a", 1));
+        assert!(back.has(&Site::new("a"), Incarnation(1)));
     }
 
     #[test]

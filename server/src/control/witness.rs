@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_control::{Configuration, Message, Record, Site, Witness, WitnessSettings, weights};
+use textnlp_control::{Configuration, Memory, Message, Record, Site, Witness, WitnessSettings, weights};
 use tokio_util::sync::CancellationToken;
 
 use super::config::WitnessConfig;
@@ -17,7 +17,8 @@ use super::{Error, client, clock, disk, dns};
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Kept {
-    configuration: Option<Configuration>,
+    #[serde(default)]
+    memory: Memory,
     history: Vec<Dated>,
 }
 
@@ -52,7 +53,7 @@ impl Running {
             home: config.home.clone(),
             grace: config.grace_ms(),
         };
-        let witness = Witness::new(settings, kept.configuration.clone(), clock::now());
+        let witness = Witness::new(settings, kept.memory.clone(), clock::now());
         let dns = config.dns.clone().map(dns::Records::new);
         Ok(Self { config, dns, state: Mutex::new((witness, kept)) })
     }
@@ -68,6 +69,7 @@ impl Running {
             if let Some(record) = record {
                 let mut kept = state.1.clone();
                 kept.add(record);
+                kept.memory = state.0.memory().clone();
                 if let Err(error) = disk::put(&self.config.folder.join("record.json"), &kept) {
                     state.0 = before;
                     return Err(error);
@@ -128,7 +130,6 @@ impl Kept {
         });
         let more = self.history.len().saturating_sub(MOST_HISTORY);
         self.history.drain(..more);
-        self.configuration = Some(configuration);
     }
 }
 

@@ -24,6 +24,8 @@ use super::trust::Trust;
 const MOST_IDLE: usize = 64;
 /// Shorter than the server's own, so that it is us who close.
 const IDLE_FOR: Duration = Duration::from_secs(15);
+/// Why a request that waited gets no answer.
+const GIVEN_UP: &str = "it answers nobody any more";
 /// On one machine a connection is made at once or never.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
@@ -232,9 +234,14 @@ impl Backend {
         fresh: bool,
         stops: &Stops,
     ) -> Result<(Response<Incoming>, Lease), Failed> {
+        let mut given_up = std::pin::pin!(self.given_up());
         let mut lease = match if fresh { None } else { self.take_idle().await } {
             Some(lease) => lease,
-            None => match self.connect(stops).await {
+            // Nobody has the request before there is a connection: it is asked elsewhere.
+            None => match tokio::select! {
+                connected = self.connect(stops) => connected,
+                () = &mut given_up => Err(io::Error::other(GIVEN_UP)),
+            } {
                 Ok(lease) => lease,
                 Err(error) => {
                     return Err(Failed::NotSent {
@@ -246,7 +253,11 @@ impl Backend {
             },
         };
         lease.deadline.send_replace(Some(deadline));
-        match lease.sender.try_send_request(request).await {
+        let sent = tokio::select! {
+            sent = lease.sender.try_send_request(request) => sent,
+            () = &mut given_up => return Err(Failed::Sent { why: GIVEN_UP.to_owned(), unread: false }),
+        };
+        match sent {
             Ok(response) => Ok((response, lease)),
             Err(mut error) => {
                 let request = error.take_message();

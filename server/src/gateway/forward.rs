@@ -138,14 +138,7 @@ impl Road<'_> {
         };
         let in_flight = InFlight::begin(backend);
         backend.requests.fetch_add(1, Relaxed);
-        let given_up = backend.given_up();
-        let sending = async {
-            tokio::select! {
-                sent = self.send(backend, upload) => sent,
-                () = given_up => Err(Failed::Sent { why: "it answers nobody any more".to_owned(), unread: false }),
-            }
-        };
-        let sent = match tokio::time::timeout_at(self.deadline, sending).await {
+        let sent = match tokio::time::timeout_at(self.deadline, self.send(backend, upload)).await {
             Ok(sent) => sent,
             Err(_) => {
                 backend.failed_once("it took longer than it may".to_owned());

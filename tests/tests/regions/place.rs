@@ -7,9 +7,9 @@ use camino::Utf8PathBuf;
 use serde_json::Value;
 use textnlp_tests::{Said, Sandbox, eventually};
 
-pub const NAME: &str = "regions";
+pub(crate) const NAME: &str = "regions";
 
-pub struct Regions {
+pub(crate) struct Regions {
     sandbox: Sandbox,
     mounted: Vec<Utf8PathBuf>,
 }
@@ -23,14 +23,16 @@ impl Deref for Regions {
 }
 
 impl Regions {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let sandbox = Sandbox::new(name);
         // Held until all are known, or two could be the same.
         let held: Vec<_> = (0..7).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports: Vec<u16> = held.iter().map(|port| port.local_addr().unwrap().port()).collect();
         let site = |name: &str, role: &str, n: usize| {
             let (port, metrics) = (ports[2 * n], ports[2 * n + 1]);
-            format!("  - {{ name: {name}, role: {role}, provider: onprem, runtime: process, region: local, port: {port}, metrics_port: {metrics} }}\n")
+            format!(
+                "  - {{ name: {name}, role: {role}, provider: onprem, runtime: process, region: local, port: {port}, metrics_port: {metrics} }}\n"
+            )
         };
         let text = format!(
             "extends: multi-region\nenvironment: {NAME}\nsites:\n{}{}{}traffic: {{ port: {}, metrics_port: {} }}\nbackup: {{ enabled: false }}\n",
@@ -46,25 +48,25 @@ impl Regions {
         Self { sandbox, mounted: Vec::new() }
     }
 
-    pub fn up(name: &str) -> Self {
+    pub(crate) fn up(name: &str) -> Self {
         let regions = Self::new(name);
         regions.run(&["up", "--yes", "--no-gate"]).expect(0);
         regions.until_in_sync();
         regions
     }
 
-    pub fn until_in_sync(&self) {
+    pub(crate) fn until_in_sync(&self) {
         eventually("every site is in sync", || {
             let status = self.json_any(&["dr", "status"]);
             status["sites"].as_array()?.iter().all(|site| site["in_sync"] == true).then_some(())
         });
     }
 
-    pub fn run(&self, args: &[&str]) -> Said {
+    pub(crate) fn run(&self, args: &[&str]) -> Said {
         self.sandbox.run(&self.with(args, &[]))
     }
 
-    pub fn start(&self, args: &[&str]) -> std::process::Child {
+    pub(crate) fn start(&self, args: &[&str]) -> std::process::Child {
         self.sandbox.start(&self.with(args, &[]))
     }
 
@@ -73,16 +75,16 @@ impl Regions {
     }
 
     #[track_caller]
-    pub fn json(&self, args: &[&str], exit: i32) -> Value {
+    pub(crate) fn json(&self, args: &[&str], exit: i32) -> Value {
         self.sandbox.run(&self.with(args, &["-o", "json"])).expect(exit).json()
     }
 
     /// Whatever the exit status is.
-    pub fn json_any(&self, args: &[&str]) -> Value {
+    pub(crate) fn json_any(&self, args: &[&str]) -> Value {
         self.sandbox.run(&self.with(args, &["-o", "json"])).json()
     }
 
-    pub fn answers(&self, key: &str) -> u16 {
+    pub(crate) fn answers(&self, key: &str) -> u16 {
         let authority = self.state(NAME).join("sites/witness/certs/ca.pem");
         let bearer = format!("Authorization: Bearer {key}");
         let url = format!("https://127.0.0.1:{}/v1/generate", self.port);
@@ -96,14 +98,14 @@ impl Regions {
     }
 
     /// What is written down as done to a site.
-    pub fn faults(&self) -> Vec<String> {
+    pub(crate) fn faults(&self) -> Vec<String> {
         let folder = self.state(NAME).join("sites/witness/faults");
         let entries = folder.read_dir_utf8().into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name().to_owned()).filter(|name| name.ends_with(".json")).collect()
     }
 
     /// Its supervisor first.
-    pub fn kill_site(&self, site: &str) {
+    pub(crate) fn kill_site(&self, site: &str) {
         let of_site = format!("sites/{site}");
         for supervisors in [true, false] {
             for (pid, line) in self.processes() {
@@ -115,7 +117,7 @@ impl Regions {
     }
 
     /// Gives a site's data a filesystem of its own; only root can.
-    pub fn mount_data(&mut self, site: &str) -> bool {
+    pub(crate) fn mount_data(&mut self, site: &str) -> bool {
         let folder = self.state(NAME).join("sites").join(site).join("data");
         std::fs::create_dir_all(&folder).unwrap();
         let mounted = Command::new("mount")

@@ -114,16 +114,16 @@ pub fn verify(session: &Session, args: &VerifyReport) -> Result<Success, Failure
         Some(text) => PublicKey::parse(text).map_err(|e| wrong_key(e.into()))?,
         None => report::public_key(&Sites::of(session)?.chosen.folder).map_err(|e| wrong_key(e.into()))?,
     };
-    let file = session.here.join(&args.file);
+    let file = session.here.join(&args.report);
     let what = report::verify(&file, &key).map_err(|error| {
         Failure::new(
             Exit::Failed,
             "not_as_signed",
-            anyhow::Error::new(error).context(format!("{} is not as it was signed", args.file)),
+            anyhow::Error::new(error).context(format!("{} is not as it was signed", args.report)),
         )
         .hint("take the report from where it was written: textnlp-deploy dr report --open-path")
     })?;
-    let text = format!("{} is as it was signed: {what}, by key {}", args.file, key.id());
+    let text = format!("{} is as it was signed: {what}, by key {}", args.report, key.id());
     Ok(Success::new(text, json!({ "file": file, "signed_as": what, "key": key.to_base64(), "key_id": key.id() })))
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use serde_json::json;
 use textnlp_control::{
-    Configuration, Effect, Entry, Incarnation, Log, Member, Message, Outcome, Peer, Position, Settings, Site, Snapshot,
-    State, Table, Witness, WitnessSettings, Write,
+    Configuration, Effect, Entry, Incarnation, Log, Member, Memory, Message, Outcome, Peer, Position, Settings, Site,
+    Snapshot, State, Table, Witness, WitnessSettings, Write,
 };
 
 use super::random::Random;
@@ -91,7 +91,7 @@ pub(crate) struct World {
     sequence: u64,
     nodes: Vec<Node>,
     witness: Option<Witness>,
-    witness_disk: Option<Configuration>,
+    witness_disk: Memory,
     witness_rate: u64,
     faults: Vec<Fault>,
     /// What waits for a paused node.
@@ -131,7 +131,7 @@ impl World {
             sequence: 0,
             nodes: Vec::new(),
             witness: None,
-            witness_disk: None,
+            witness_disk: Memory::default(),
             witness_rate: rate(random),
             faults: Vec::new(),
             held: Vec::new(),
@@ -336,7 +336,7 @@ impl World {
                     self.say(|| format!("witness: {} {:?}", record.why, record.configuration));
                     self.saw(&record.configuration);
                     // Dying here leaves the change made and nobody told.
-                    self.witness_disk = Some(record.configuration);
+                    self.witness_disk = self.witness.as_ref().unwrap().memory().clone();
                 }
                 if let Some(answer) = answer {
                     self.send(WITNESS, from, answer);
