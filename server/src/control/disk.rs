@@ -39,6 +39,7 @@ impl Disk {
         let fails = |error: io::Error| wrong(error.to_string());
         std::fs::create_dir_all(folder).map_err(fails)?;
         std::fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(fails)?;
+        room(folder).map_err(|error| wrong(format!("{error}; control data needs {} KiB of room", ROOM >> 10)))?;
         let configuration: Option<Configuration> = read(&folder.join("configuration.json")).map_err(wrong)?;
         let snapshot: Snapshot = read(&folder.join("snapshot.json")).map_err(wrong)?.unwrap_or_default();
         let path = folder.join("log");
@@ -128,6 +129,20 @@ impl Disk {
         (self.ends, self.base) = (ends, snapshot.at.index);
         Ok(())
     }
+}
+
+/// What must be free for a site to take part: far more than a request writes.
+const ROOM: usize = 1 << 20;
+
+/// Whether the disk takes bytes. A site that cannot store must not say that it lives: another would wait for it instead of taking its place.
+fn room(folder: &Utf8Path) -> io::Result<()> {
+    let path = folder.join("room");
+    let written = open(&path).and_then(|mut file| {
+        file.write_all(&vec![0; ROOM])?;
+        file.sync_data()
+    });
+    std::fs::remove_file(&path)?;
+    written
 }
 
 /// Replaces a file by what a value says, durably, or leaves it as it was.
