@@ -35,6 +35,14 @@ pub struct Entry {
     pub writes: Vec<Write>,
 }
 
+impl Entry {
+    /// About what it takes in a message.
+    fn bytes(&self) -> usize {
+        let of = |write: &Write| write.key.len() + write.value.as_ref().map_or(0, |value| value.to_string().len()) + 64;
+        self.writes.iter().map(of).sum::<usize>() + 64
+    }
+}
+
 /// The table at a position.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -90,8 +98,16 @@ impl Log {
     pub(crate) fn after(&self, index: u64) -> Vec<Entry> {
         /// Large enough that a round trip carries much, small enough that a heartbeat is never late.
         const MOST: usize = 256;
+        const MOST_BYTES: usize = 1 << 20;
         let from = usize::try_from(index.saturating_sub(self.base.at.index)).unwrap_or(usize::MAX);
-        self.entries.iter().skip(from).take(MOST).cloned().collect()
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let is_first = bytes == 0;
+            bytes += entry.bytes();
+            // One that is larger goes alone.
+            is_first || bytes <= MOST_BYTES
+        };
+        self.entries.iter().skip(from).take(MOST).take_while(fits).cloned().collect()
     }
 
     pub(crate) fn push(&mut self, entry: Entry) {
@@ -138,6 +154,18 @@ mod tests {
     fn entry(epoch: u64, index: u64) -> Entry {
         let write = Write { key: format!("k{index}"), value: Some(epoch.into()) };
         Entry { at: Position { epoch, index }, writes: vec![write] }
+    }
+
+    #[test]
+    fn a_message_carries_what_fits_and_at_least_one() {
+        let large = |index| {
+            let write = Write { key: "k".into(), value: Some("x".repeat(700_000).into()) };
+            Entry { at: Position { epoch: 1, index }, writes: vec![write] }
+        };
+        let log = Log::new(Snapshot::default(), (1..=3).map(large).collect()).unwrap();
+        assert_eq!(log.after(0).len(), 1);
+        let log = Log::new(Snapshot::default(), (1..=600).map(|index| entry(1, index)).collect()).unwrap();
+        assert_eq!((log.after(0).len(), log.after(590).len()), (256, 10));
     }
 
     #[test]

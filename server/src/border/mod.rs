@@ -11,7 +11,6 @@ mod fault;
 mod relay;
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -185,17 +184,7 @@ async fn bind(what: &str, address: &Address) -> Result<Listener, Error> {
     match address {
         Address::Tcp(wanted) => Ok(Listener::Tcp(TcpListener::bind(wanted).await.map_err(fail)?)),
         Address::Unix(path) => {
-            // A socket that a killed process left answers nobody; one that answers is somebody's.
-            if UnixStream::connect(path).await.is_ok() {
-                return Err(fail(io::ErrorKind::AddrInUse.into()));
-            }
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
-                _ => {}
-            }
-            let socket = UnixListener::bind(path).map_err(fail)?;
-            // Who may open it is who may ask.
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+            let socket = crate::http::bind_unix(path).await.map_err(fail)?;
             Ok(Listener::Unix(socket, address.clone()))
         }
     }

@@ -226,6 +226,16 @@ pub enum ConfigError {
 /// Longer than two looks of the gateway, which looks every half second.
 const LAME_DUCK: Duration = Duration::from_millis(1200);
 
+/// Reads a YAML file of at most so many bytes, strictly. The error is a sentence.
+pub(crate) fn read_yaml<T: serde::de::DeserializeOwned>(file: &Utf8Path, most: u64) -> Result<T, String> {
+    let length = std::fs::metadata(file).map_err(|error| error.to_string())?.len();
+    if length > most {
+        return Err(format!("it has {length} bytes, more than {most}"));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+    serde_yaml::from_str(&text).map_err(|error| error.to_string())
+}
+
 /// The largest configuration file.
 const MAX_FILE: u64 = 1 << 20;
 

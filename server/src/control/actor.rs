@@ -31,6 +31,7 @@ enum Event {
     HandOver { to: Site, answer: oneshot::Sender<Result<(), Refused>> },
     Look(oneshot::Sender<(Overview, usize)>),
     Table { prefix: String, answer: oneshot::Sender<(Position, Table)> },
+    New { after: u64, answer: oneshot::Sender<(u64, Vec<Write>)> },
 }
 
 /// How everybody else talks to the owner.
@@ -91,6 +92,11 @@ impl Actor {
         self.ask(|answer| Event::Table { prefix: prefix.to_owned(), answer }).await
     }
 
+    /// What was acknowledged after an index, and up to which; see [`Member::acknowledged_after`].
+    pub(super) async fn acknowledged_after(&self, after: u64) -> Result<(u64, Vec<Write>), Unanswered> {
+        self.ask(|answer| Event::New { after, answer }).await
+    }
+
     /// Changes whenever more is acknowledged.
     pub(super) fn committed(&self) -> watch::Receiver<u64> {
         self.committed.clone()
@@ -113,7 +119,8 @@ impl Actor {
     }
 }
 
-/// Starts the owner; gives which life of the disk it is. The future ends when the owner had to give up: after a disk that failed nothing that it says can be believed.
+/// Starts the owner; gives which life of the disk it is. The future ends when the owner had to give up: after a disk that failed
+/// nothing that it says can be believed.
 pub(super) fn start(
     config: &WatchConfig,
     stop: CancellationToken,
@@ -226,6 +233,9 @@ impl Owner {
                 self.do_or_refuse(given, answer)?;
             }
             Event::Look(answer) => drop(answer.send((self.member.overview(now), self.disk.withdrawn))),
+            Event::New { after, answer } => {
+                drop(answer.send((self.member.committed().index, self.member.acknowledged_after(after))));
+            }
             Event::Table { prefix, answer } => {
                 let table = self.member.table();
                 let begins = table.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));

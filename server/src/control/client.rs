@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::Address;
+use crate::gateway;
 
 /// Snapshots of control data are the largest; nothing of ours is near this.
 pub(super) const MOST_BODY: usize = 256 << 20;
@@ -61,22 +60,7 @@ async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> Result<(StatusCode, Value), String> {
-    let told = |error: hyper::Error| error.to_string();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
-    let answer = async {
-        let (head, body) = sender.send_request(request).await.map_err(told)?.into_parts();
-        let body = Limited::new(body, MOST_BODY).collect().await.map_err(|error| error.to_string())?.to_bytes();
-        let value =
-            if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).map_err(|e| e.to_string())? };
-        Ok((head.status, value))
-    };
-    // The connection is driven here and ends with us: nothing is left behind.
-    let mut answer = std::pin::pin!(answer);
-    tokio::select! {
-        answer = &mut answer => answer,
-        ended = connection => match ended {
-            Ok(()) => answer.await,
-            Err(error) => Err(told(error)),
-        },
-    }
+    let (status, _, body) = gateway::exchange(stream, request, MOST_BODY).await?;
+    let value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).map_err(|e| e.to_string())? };
+    Ok((status, value))
 }

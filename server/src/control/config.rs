@@ -1,7 +1,6 @@
 //! The files of a watch and of a witness.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::DeserializeOwned;
@@ -157,13 +156,7 @@ fn checked(file: &Utf8Path, problems: impl IntoIterator<Item = Option<String>>) 
 const MOST: u64 = 1 << 20;
 
 fn read<T: DeserializeOwned>(file: &Utf8Path) -> Result<T, Error> {
-    let wrong = |why: &dyn Display| Error::Config { file: file.to_owned(), why: why.to_string() };
-    let length = std::fs::metadata(file).map_err(|error| wrong(&error))?.len();
-    if length > MOST {
-        return Err(wrong(&format!("it has {length} bytes, more than {MOST}")));
-    }
-    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
-    serde_yaml::from_str(&text).map_err(|error| wrong(&error))
+    crate::config::read_yaml(file, MOST).map_err(|why| Error::Config { file: file.to_owned(), why })
 }
 
 fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Address, D::Error> {

@@ -134,7 +134,7 @@ async fn witness_metrics(State(running): State<Arc<witness::Running>>) -> Respon
 
 async fn table(State(watch): Shared, Query(query): Query<BTreeMap<String, String>>) -> Response {
     let prefix = query.get("prefix").map(String::as_str).unwrap_or_default();
-    // Another site knows of what was acknowledged a moment ago only with the next heartbeat.
+    // Another site may hear of what was acknowledged a moment later.
     if query.contains_key("fresh")
         && let Ok((overview, _)) = watch.actor.look().await
         && let Some(address) = overview.primary.and_then(|primary| watch.config.peers.get(&primary))

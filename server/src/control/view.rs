@@ -1,6 +1,5 @@
 //! The site's database as a view of the acknowledged table: replicas read it as they always did.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -29,12 +28,11 @@ pub(super) async fn open(url: &str) -> Result<Store, StoreError> {
 /// Writes what is acknowledged into the database, and tells the others what only this site knows, until the watch stops.
 pub(super) async fn follow(actor: Actor, store: Store, config: WatchConfig, stop: CancellationToken) {
     let mut committed = actor.committed();
-    let mut shown: BTreeMap<String, Value> = BTreeMap::new();
     let mut told = Told::default();
     let mut tell = tokio::time::interval(TELL_EVERY);
     tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        show(&actor, &store, &mut shown).await;
+        show(&actor, &store).await;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = committed.changed() => if changed.is_err() { return },
@@ -43,27 +41,19 @@ pub(super) async fn follow(actor: Actor, store: Store, config: WatchConfig, stop
     }
 }
 
-/// Writes the rows that are not as the table has them. Control data is small: what was shown is remembered whole.
-async fn show(actor: &Actor, store: &Store, shown: &mut BTreeMap<String, Value>) {
-    let Ok((at, table)) = actor.table("").await else { return };
-    let mut whole = true;
-    for (name, value) in table {
-        if shown.get(&name) == Some(&value) {
-            continue;
-        }
-        let written = retry(Backoff::DATABASE, StoreError::passes, || show_one(store, &name, &value)).await;
-        match written {
-            Ok(()) => drop(shown.insert(name, value)),
-            // It is tried again with the next change, and at the latest with the next look.
-            Err(error) => {
-                whole = false;
-                tracing::warn!(%name, error = %crate::error::chain(&error), "a row could not be written");
-            }
+/// Writes what was acknowledged since the last time.
+async fn show(actor: &Actor, store: &Store) {
+    let Ok((upto, writes)) = actor.acknowledged_after(actor.applied()).await else { return };
+    for Write { key, value } in writes {
+        // Nothing of ours is ever taken out of the table; what others put there has no row.
+        let Some(value) = value else { continue };
+        let written = retry(Backoff::DATABASE, StoreError::passes, || show_one(store, &key, &value)).await;
+        if let Err(error) = written {
+            // All of it is tried again with the next change, and at the latest with the next look.
+            return tracing::warn!(%key, error = %crate::error::chain(&error), "a row could not be written");
         }
     }
-    if whole {
-        actor.is_applied(at.index);
-    }
+    actor.is_applied(upto);
 }
 
 async fn show_one(store: &Store, name: &str, value: &Value) -> Result<(), StoreError> {

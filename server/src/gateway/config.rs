@@ -172,12 +172,7 @@ impl Config {
     /// Reads and checks the file.
     pub fn read(file: &Utf8Path) -> Result<Config, InvalidConfig> {
         let fail = |problem: String| InvalidConfig { file: file.to_owned(), problems: vec![problem] };
-        let length = std::fs::metadata(file).map_err(|error| fail(error.to_string()))?.len();
-        if length > MOST_FILE {
-            return Err(fail(format!("it has {length} bytes, more than {MOST_FILE}")));
-        }
-        let text = std::fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
-        let document: Document = serde_yaml::from_str(&text).map_err(|error| fail(error.to_string()))?;
+        let document: Document = crate::config::read_yaml(file, MOST_FILE).map_err(fail)?;
         match document.gateway.problems() {
             problems if problems.is_empty() => Ok(document.gateway),
             problems => Err(InvalidConfig { file: file.to_owned(), problems }),

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -57,16 +56,6 @@ enum Stream {
     Unix(UnixStream),
 }
 
-/// Every client takes two file numbers; the system's default of 1024 is for programs of another time.
-pub(super) fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-}
-
 impl Listener {
     /// Opens the socket, or takes over that of a predecessor. `what` says in errors what it is for.
     pub(super) async fn bind(
@@ -92,16 +81,7 @@ impl Listener {
                 Ok(Listener { socket: Socket::Tcp(socket), address })
             }
             Address::Unix(path) => {
-                // A socket that a killed process left answers nobody; one that answers is somebody's.
-                if UnixStream::connect(path).await.is_ok() {
-                    return Err(fail(io::ErrorKind::AddrInUse.into()));
-                }
-                match std::fs::remove_file(path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
-                    _ => {}
-                }
-                let socket = UnixListener::bind(path).map_err(fail)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+                let socket = crate::http::bind_unix(path).await.map_err(fail)?;
                 Ok(Listener { socket: Socket::Unix(socket), address: address.clone() })
             }
         }

@@ -40,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{Address, Config, InvalidConfig};
+pub(crate) use plain::exchange;
 
 use backend::Backend;
 use balance::Backends;
@@ -220,7 +221,6 @@ pub async fn start(file: &Utf8Path) -> Result<Running, Error> {
 async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool) -> Result<Running, Error> {
     let config = Config::read(file)?;
     let certificate = config.tls.as_ref().map(Certificate::load).transpose()?.map(Arc::new);
-    listen::raise_file_limit();
     let front = Listener::bind("clients", &config.listen, &mut inherited).await?;
     let metrics = match &config.metrics_listen {
         Some(address) => Some(Listener::bind("metrics", address, &mut inherited).await?),

@@ -1,10 +1,10 @@
-//! A small GET to a backend on a connection of its own: for looks and for metrics.
+//! A small request on a connection of its own: looks, metrics, and what watches and the witness tell one another.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -47,24 +47,26 @@ async fn secured(
     match trust {
         Some(trust) => {
             let stream = trust.secure(stream).await.map_err(|error| format!("speak TLS: {error}"))?;
-            exchange(stream, path, most_bytes).await
+            exchange(stream, looking(path)?, most_bytes).await
         }
-        None => exchange(stream, path, most_bytes).await,
+        None => exchange(stream, looking(path)?, most_bytes).await,
     }
 }
 
-async fn exchange(
+fn looking(path: &str) -> Result<Request<Full<Bytes>>, String> {
+    let request = Request::get(path).header(http::header::HOST, "backend").header(http::header::CONNECTION, "close");
+    request.body(Full::default()).map_err(|error| error.to_string())
+}
+
+/// One request and its whole answer on a connection that ends with it. The error is a sentence.
+pub(crate) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    path: &str,
+    request: Request<Full<Bytes>>,
     most_bytes: usize,
 ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
     let told = |error: hyper::Error| super::answer::chain(&error);
+    let path = request.uri().path().to_owned();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
-    let request = Request::get(path)
-        .header(http::header::HOST, "backend")
-        .header(http::header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
     let answer = async {
         let (head, mut body) = sender.send_request(request).await.map_err(told)?.into_parts();
         let mut all = BytesMut::new();

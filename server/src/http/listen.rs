@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, Request, header};
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -53,19 +53,10 @@ impl Listener {
         match address {
             Address::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
             Address::Unix(path) => {
-                if path.exists() {
-                    // A socket that a killed server left answers nobody; one that answers is somebody's.
-                    if UnixStream::connect(path).await.is_ok() {
-                        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers on this socket"));
-                    }
-                    std::fs::remove_file(path)?;
-                }
                 if let Some(folder) = path.parent() {
                     std::fs::create_dir_all(folder)?;
                 }
-                let listener = UnixListener::bind(path)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-                Ok(Self::Unix(listener, path.clone()))
+                Ok(Self::Unix(bind_unix(path).await?, path.clone()))
             }
         }
     }
@@ -113,6 +104,21 @@ impl Listener {
             }
         }
     }
+}
+
+/// A socket at a path, for this user alone. What a killed process left there goes; what answers is somebody's.
+pub(crate) async fn bind_unix(path: &Utf8Path) -> io::Result<UnixListener> {
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers on this socket"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // Who may open it is who may ask.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

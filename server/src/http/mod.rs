@@ -23,7 +23,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 
 pub(crate) use fields::Fields;
-pub(crate) use listen::{Listener, Serving};
+pub(crate) use listen::{Listener, Serving, bind_unix};
 
 use crate::allowance;
 use crate::app::App;

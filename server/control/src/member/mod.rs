@@ -102,6 +102,8 @@ pub enum Refused {
 pub struct Member {
     settings: Settings,
     configuration: Option<Configuration>,
+    /// Who was primary in the configuration before, where that was another.
+    before: Option<Site>,
     log: Log,
     committed: u64,
     table: Table,
@@ -137,6 +139,7 @@ impl Member {
         let mut member = Self {
             settings,
             configuration: state.configuration,
+            before: None,
             log: state.log,
             committed,
             table,
@@ -210,16 +213,13 @@ impl Member {
                 self.behind(now, site, epoch, incarnation, hint, stamp, &mut effects);
             }
             (Peer::Site(site), Message::Newer { configuration }) => {
-                let was = self.configuration.as_ref().map(|c| (c.epoch, c.primary.clone()));
-                // Who was primary before and tells of another believes in no lease any more.
-                let released = match &was {
-                    Some((epoch, primary)) => primary == site || *epoch == configuration.epoch,
-                    None => false,
-                };
-                if released && configuration.primary != *site {
+                let told = configuration.epoch;
+                self.adopt(now, configuration, &mut effects);
+                // Who was primary until this configuration and tells of it believes in no lease any more.
+                let holds = self.configuration.as_ref().is_some_and(|c| c.epoch == told);
+                if holds && self.before.as_ref() == Some(site) {
                     self.granted_until = now;
                 }
-                self.adopt(now, configuration, &mut effects);
             }
             _ => {}
         }
@@ -256,6 +256,17 @@ impl Member {
     /// The table as far as everything in it is acknowledged.
     pub fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// What was acknowledged after an index, in order; the whole table where the log does not reach back that far.
+    pub fn acknowledged_after(&self, index: u64) -> Vec<Write> {
+        let base = self.log.base().at.index;
+        if index < base {
+            let put =
+                |(key, value): (&String, &serde_json::Value)| Write { key: key.clone(), value: Some(value.clone()) };
+            return self.table.iter().map(put).collect();
+        }
+        (index + 1..=self.committed).filter_map(|index| self.log.entry(index)).flat_map(|e| e.writes.clone()).collect()
     }
 
     /// Up to where that is.
@@ -306,7 +317,7 @@ impl Member {
         let another = known.is_none_or(|known| known.primary != configuration.primary);
         let led = self.leading.is_some();
         effects.push(Effect::Configure(configuration.clone()));
-        self.configuration = Some(configuration.clone());
+        self.before = self.configuration.replace(configuration.clone()).map(|c| c.primary).filter(|_| another);
         self.claim = self.claim.filter(|_| !another);
         if another {
             self.heard = now;
