@@ -57,11 +57,12 @@ fn main() {
     let sizes = value("--sizes").map_or("100,300,1000,3000,10000,30000", String::as_str);
     let sizes: Vec<usize> = sizes.split(',').map(|size| size.parse().unwrap()).collect();
     let with_peer = !arguments.iter().any(|argument| argument == "--no-peer");
-    let mut rows = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     println!("{}", Row::heads());
     for size in sizes {
         let mut row = measure(size);
-        row.peer = with_peer.then(|| peer::measure(size)).flatten();
+        let gave_up = rows.iter().filter_map(|row| row.peer.as_ref()).any(peer::Figures::gave_up);
+        row.peer = (with_peer && !gave_up).then(|| peer::measure(size)).flatten();
         println!("{}", row.line());
         rows.push(row);
     }
