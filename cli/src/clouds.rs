@@ -48,6 +48,9 @@ pub const PROVIDERS: &[Row] = &[
             "traffic.mode=gateway",
             "monitoring.stack=false",
             "state.store=local",
+            "state.store=s3",
+            "state.store=gs",
+            "state.store=az",
             "network.waf=false",
             "rollout.strategy=rolling",
             // What local processes do nothing with is refused, not ignored.

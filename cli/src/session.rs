@@ -165,7 +165,7 @@ impl Session {
         let mut found: Vec<String> = match root.read_dir_utf8() {
             Ok(entries) => entries
                 .flatten()
-                .filter(|e| e.path().join("lineage.json").exists())
+                .filter(|e| ["lineage.json", "store.json"].iter().any(|name| e.path().join(name).exists()))
                 .map(|e| e.file_name().to_owned())
                 .collect(),
             Err(_) => Vec::new(),

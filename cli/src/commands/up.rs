@@ -21,6 +21,7 @@ use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::signals;
+use crate::stores;
 
 /// What the first text begins with, in the domain of the model that ships.
 const PROMPT: &str = "Mira walked to the harbour";
@@ -86,6 +87,7 @@ pub async fn go(deployment: &Deployment<'_>, ask: Ask, console: Console) -> Resu
         yes || asked(console)
     };
     let stop = signals::stop(console);
+    stores::remember(&stores::Located::of(&deployment.chosen.loaded.environment)?, &deployment.chosen.folder)?;
     let arrived = travel(&deployment.road(&progress), ask, &mut agree, &stop).await;
     progress.finish();
     let arrival = arrived.map_err(|e| road_failed(e, deployment.session, &deployment.chosen.name))?;

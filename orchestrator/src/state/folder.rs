@@ -212,7 +212,7 @@ impl Store for Folder {
         let text = serde_json::to_vec_pretty(&lease).expect("a lease is plain data");
         self.put(&self.path.join("lease.json"), &text)?;
         self.broken.store(false, Ordering::SeqCst);
-        Ok(Lock { fence, guard: Box::new(file) })
+        Ok(Lock::for_life(fence, file))
     }
 
     async fn append(&self, lock: &Lock, site: &SiteName, batch: &Batch) -> Result<(), StateError> {
