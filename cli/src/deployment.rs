@@ -16,7 +16,7 @@ use textnlp_orchestrator::environment::{self, Environment, PlaceOf};
 use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::release::{Artifacts, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
-use textnlp_orchestrator::state::{Operator, Place, State, StateError, Store};
+use textnlp_orchestrator::state::{Locked, Operator, Place, State, StateError, Store};
 use textnlp_provider::component::Program;
 use textnlp_provider::{EnvironmentName, Lineage, Problem, Problems, SiteName};
 use uuid::Uuid;
@@ -120,6 +120,18 @@ impl<'a> Deployment<'a> {
             events,
             limits: Limits::default(),
         }
+    }
+
+    /// What each of its sites is bound to.
+    pub fn places(&self) -> BTreeMap<SiteName, Place> {
+        self.sites.iter().map(|(name, site)| (name.clone(), site.place.clone())).collect()
+    }
+
+    /// The state, under its lock.
+    pub async fn locked(&self, places: &BTreeMap<SiteName, Place>) -> Result<Locked, Failure> {
+        let state = self.state().await?;
+        let locked = state.lock(&operator(self.session), places, Arc::new(SystemClock)).await;
+        locked.map_err(|e| state_failed(e, &self.session.again(), &self.chosen.name))
     }
 
     /// The state, read without a lock.
@@ -363,6 +375,13 @@ pub fn road_failed(error: RoadError, session: &Session, environment: &Environmen
             no @ textnlp_orchestrator::plan::Refused::NoConsent => Failure::refused("not_approved", no)
                 .hint(format!("look at it with `{}`, agree with --yes", session.again().same("plan", environment))),
         },
+        RoadError::Frozen(hold) => {
+            let release = session.again().command("hold --release", environment);
+            let document = serde_json::json!({ "hold": hold });
+            Failure::refused("frozen", RoadError::Frozen(hold))
+                .hint(format!("ask that person; to let it be changed again: {release}"))
+                .document(document)
+        }
         RoadError::State(error) => state_failed(error, &session.again(), environment),
         other => Failure::new(Exit::Failed, "road", other),
     }

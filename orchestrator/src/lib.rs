@@ -12,6 +12,7 @@ pub mod dr;
 pub mod environment;
 pub mod event;
 pub mod gate;
+pub mod import;
 pub mod load;
 pub mod plan;
 pub mod release;

@@ -130,6 +130,10 @@ impl Store for MemoryStore {
         Ok(lock)
     }
 
+    async fn holder(&self) -> Result<Option<Holder>, StateError> {
+        Ok(self.disk().held.as_ref().map(|(_, holder)| holder.clone()))
+    }
+
     async fn append(&self, lock: &Lock, site: &SiteName, batch: &Batch) -> Result<(), StateError> {
         self.fuse.cross(|| format!("before write {}", what(batch))).await;
         {

@@ -31,6 +31,8 @@ pub trait Store: Send + Sync {
     async fn document(&self, name: &str) -> Result<Option<Vec<u8>>, StateError>;
     /// Takes the lock, or says who has it. A store that cannot see a holder die waits until its lease has run out.
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError>;
+    /// Who has the lock, as far as that can be seen without taking it.
+    async fn holder(&self) -> Result<Option<Holder>, StateError>;
     /// Gives the lock back. A lock that is only dropped is given back too, in a store with leases after a while.
     async fn unlock(&self, lock: Lock) -> Result<(), StateError> {
         drop(lock);

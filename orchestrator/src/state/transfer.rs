@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use textnlp_provider::{EnvironmentName, SiteName};
 
 use super::store::{Batch, Holder, Store};
-use super::{BodyRef, Entry, FORMAT, LINEAGE, LineageFile, StateError, head_name, read_lineage, record};
+use super::{BodyRef, Entry, FORMAT, LINEAGE, LineageFile, Locked, Place, StateError, head_name, read_lineage, record};
 
 /// Documents that go along if they are there.
 const DOCUMENTS: [&str; 2] = ["hold.json", LINEAGE];
@@ -79,6 +79,13 @@ pub async fn moved_away(
     let bytes = serde_json::to_vec_pretty(&file).expect("a lineage is plain data");
     from.replace(&lock, LINEAGE, &bytes).await?;
     from.unlock(lock).await
+}
+
+impl Locked {
+    /// Binds a site to another place although it holds objects: they were looked at there, or a person says so.
+    pub async fn rebind(&mut self, site: &SiteName, place: &Place) -> Result<(), StateError> {
+        self.bind(&BTreeMap::from([(site.clone(), place.clone())])).await
+    }
 }
 
 /// The bodies of a site as they lie one after the other; places that no record names are empty.

@@ -110,13 +110,17 @@ async fn documents_are_replaced_as_a_whole(open: Open) {
 
 async fn whoever_holds_the_lock_is_named(open: Open) {
     let store = open();
+    assert_eq!(store.holder().await.unwrap(), None);
     let lock = store.lock(&holder("ada")).await.unwrap();
     match open().lock(&holder("grace")).await {
         Err(StateError::Held { holder: Some(there) }) => assert_eq!(there, holder("ada")),
         other => panic!("{other:?}"),
     }
+    assert_eq!(open().holder().await.unwrap(), Some(holder("ada")));
     // Nothing of it disturbs whoever has it.
     put(&*store, &lock, "one").await.unwrap();
+    store.unlock(lock).await.unwrap();
+    assert_eq!(open().holder().await.unwrap(), None);
 }
 
 async fn a_lock_given_back_is_free_and_the_next_number_is_higher(open: Open) {

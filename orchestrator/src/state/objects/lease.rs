@@ -102,6 +102,13 @@ pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<Given, Sta
     Err(wire.unreadable(LEASE, "the store says each time that it was changed meanwhile, and nobody changed it"))
 }
 
+/// Who has the lease. One that died a moment ago still has it.
+pub(super) async fn holder(wire: &Wire) -> Result<Option<Holder>, StateError> {
+    let Some(found) = wire.get(LEASE).await? else { return Ok(None) };
+    let there = parse(wire, &found)?;
+    Ok((!there.released).then_some(there.holder))
+}
+
 /// Asks for two writes whose conditions do not hold. A store that makes them cannot keep two runs apart.
 async fn prove(wire: &Wire) -> Result<(), StateError> {
     let Some(there) = wire.get(LEASE).await? else {

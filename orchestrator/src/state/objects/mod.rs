@@ -309,6 +309,10 @@ impl Store for Objects {
         Ok(Lock { fence, guard: Box::new(Guard { _beside: beside }), lease: Some(given.term), grace })
     }
 
+    async fn holder(&self) -> Result<Option<Holder>, StateError> {
+        lease::holder(&self.wire).await
+    }
+
     async fn unlock(&self, lock: Lock) -> Result<(), StateError> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(term) = held.filter(|term| term.fence() == lock.fence && term.lost().is_none()) else { return Ok(()) };
