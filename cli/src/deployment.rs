@@ -422,9 +422,7 @@ pub fn state_failed(error: StateError, again: &Again, environment: &EnvironmentN
             "lease_lost",
             format!("nothing was called after that; what goes on: {}", again.command("status", environment)),
         ),
-        StateError::Moved { .. } => {
-            (Exit::Refused, "state_elsewhere", error.hint().unwrap_or_default())
-        }
+        StateError::Moved { .. } => (Exit::Refused, "state_elsewhere", error.hint().unwrap_or_default()),
         StateError::Object { .. } | StateError::Unconditional { .. } => {
             (Exit::Failed, "state_store", error.hint().unwrap_or_default())
         }

@@ -74,11 +74,13 @@ impl Located {
             return Ok(Arc::new(Folder::at(folder)));
         }
         let wrong = |error: anyhow::Error| {
-            Failure::usage("no_such_store", error.context(format!("open the state in {}", self.state.store)))
-                .hint("write `state.store: s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or `local`")
+            Failure::usage("no_such_store", error.context(format!("open the state in {}", self.state.store))).hint(
+                "write `state.store: s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or `local`",
+            )
         };
         let (store, prefix) = self.bucket().map_err(wrong)?;
-        let root = prefix.split('/').filter(|part| !part.is_empty()).fold(Path::default(), |path, part| path.join(part));
+        let root =
+            prefix.split('/').filter(|part| !part.is_empty()).fold(Path::default(), |path, part| path.join(part));
         let root = root.join(self.environment.as_str());
         let place = format!("{}/{}", self.state.store.trim_end_matches('/'), self.environment);
         let objects = Objects::new(store, root, place, Arc::new(SystemClock));
@@ -134,10 +136,8 @@ impl Located {
 
     fn client(&self, endpoint: Option<&str>) -> anyhow::Result<ClientOptions> {
         let in_the_clear = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
-        let mut options = ClientOptions::new()
-            .with_timeout(REQUEST)
-            .with_connect_timeout(REQUEST)
-            .with_allow_http(in_the_clear);
+        let mut options =
+            ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(REQUEST).with_allow_http(in_the_clear);
         if let Some(file) = &self.private_ca {
             let pem = std::fs::read(file).with_context(|| format!("read {file}"))?;
             for certificate in Certificate::from_pem_bundle(&pem)? {

@@ -137,7 +137,8 @@ impl VirtualClock {
     fn work_beside(&self, cx: &mut Context<'_>) {
         let keys: Vec<u64> = self.lock().beside.keys().copied().collect();
         for key in keys {
-            let Some(work) = self.lock().beside.get_mut(&key).map(|work| std::mem::replace(work, Box::pin(std::future::pending())))
+            let Some(work) =
+                self.lock().beside.get_mut(&key).map(|work| std::mem::replace(work, Box::pin(std::future::pending())))
             else {
                 continue;
             };

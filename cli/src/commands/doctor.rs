@@ -158,7 +158,11 @@ impl Doctor<'_> {
         const BUILT: Timestamp = Timestamp::constant(1_767_225_600, 0);
         let now = Timestamp::now();
         match now < BUILT {
-            true => self.problem("clock", format!("it says {now:.0}, before this program was written"), "set it: timedatectl set-ntp true"),
+            true => self.problem(
+                "clock",
+                format!("it says {now:.0}, before this program was written"),
+                "set it: timedatectl set-ntp true",
+            ),
             false => self.well("clock", format!("{now:.0}")),
         }
     }
@@ -167,7 +171,13 @@ impl Doctor<'_> {
         let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(folder);
         let room = match rustix::fs::statvfs(there.as_std_path()) {
             Ok(room) => room,
-            Err(error) => return self.problem("disk", format!("{there} cannot be looked at: {error}"), "mend the disk, or choose another folder with --state-dir DIR"),
+            Err(error) => {
+                return self.problem(
+                    "disk",
+                    format!("{there} cannot be looked at: {error}"),
+                    "mend the disk, or choose another folder with --state-dir DIR",
+                );
+            }
         };
         let free = room.f_bavail.saturating_mul(room.f_frsize);
         let says = format!("{} free in {there}", size(free));
@@ -181,7 +191,11 @@ impl Doctor<'_> {
         }
         let writable = rustix::fs::access(there.as_std_path(), rustix::fs::Access::WRITE_OK);
         if let Err(error) = writable {
-            self.problem("disk", format!("{there} cannot be written: {error}"), "make it yours, or choose another folder with --state-dir DIR");
+            self.problem(
+                "disk",
+                format!("{there} cannot be written: {error}"),
+                "make it yours, or choose another folder with --state-dir DIR",
+            );
         }
     }
 
@@ -199,7 +213,11 @@ impl Doctor<'_> {
             }
         }
         match open.first() {
-            Some(first) => self.problem("secrets", format!("others can read {} of them, such as {first}", open.len()), format!("chmod -R go= {}", folder.join("secrets"))),
+            Some(first) => self.problem(
+                "secrets",
+                format!("others can read {} of them, such as {first}", open.len()),
+                format!("chmod -R go= {}", folder.join("secrets")),
+            ),
             None => self.well("secrets", "only their owner can read them"),
         }
     }
@@ -243,7 +261,8 @@ impl Doctor<'_> {
 
     async fn facts(&mut self, deployment: &Deployment<'_>, state: &State, facts: &Facts) {
         let (name, again) = (&deployment.chosen.name, self.session.again());
-        let (up, explain) = (again.command("up", name), |id: &ResourceId| again.command(&format!("explain {id}"), name));
+        let (up, explain) =
+            (again.command("up", name), |id: &ResourceId| again.command(&format!("explain {id}"), name));
         let now = status::status(facts, state.places());
         let bad: Vec<_> = now.resources.iter().filter(|one| one.standing != Standing::Ready).collect();
         match bad.first() {
@@ -254,7 +273,8 @@ impl Doctor<'_> {
             }
         }
         if !now.open.is_empty() {
-            let says: Vec<String> = now.open.iter().map(|one| format!("{} of {} is open", one.verb, one.resource)).collect();
+            let says: Vec<String> =
+                now.open.iter().map(|one| format!("{} of {} is open", one.verb, one.resource)).collect();
             self.warning("operations", says.join("\n"), format!("the next run finishes them: {up}"));
         }
         for site in deployment.sites.keys().filter(|site| !state.is_empty(site)) {
@@ -270,7 +290,11 @@ impl Doctor<'_> {
                         self.well("supervisor", says);
                     }
                 }
-                Ok(None) => self.problem("supervisor", format!("of `{site}`: none is alive; nothing is started again when it ends"), up.clone()),
+                Ok(None) => self.problem(
+                    "supervisor",
+                    format!("of `{site}`: none is alive; nothing is started again when it ends"),
+                    up.clone(),
+                ),
                 Err(why) => self.problem("supervisor", format!("of `{site}`: {why}"), again.command("logs", name)),
             }
         }
@@ -292,7 +316,11 @@ impl Doctor<'_> {
         if left.is_negative() {
             self.problem("certificates", says, up.to_owned());
         } else if left < CERTIFICATE_LOW {
-            self.warning("certificates", says, format!("it is renewed by itself while its supervisor lives; else: {up}"));
+            self.warning(
+                "certificates",
+                says,
+                format!("it is renewed by itself while its supervisor lives; else: {up}"),
+            );
         } else {
             self.well("certificates", format!("the first to end, {says}"));
         }
@@ -300,13 +328,16 @@ impl Doctor<'_> {
 
     /// Ports, memory, programs: what an `up` would look at before it does anything.
     async fn would_go_up(&mut self, deployment: Deployment<'_>) -> Result<(), Failure> {
-        let wanted = match Deployment::wanted(self.session, deployment.chosen, Console::new(self.session.global.output, true)).await {
-            Ok(wanted) => wanted,
-            Err(failure) => {
-                self.problem("preflight", format!("{:#}", failure.error), failure.hint.unwrap_or_default());
-                return Ok(());
-            }
-        };
+        let wanted =
+            match Deployment::wanted(self.session, deployment.chosen, Console::new(self.session.global.output, true))
+                .await
+            {
+                Ok(wanted) => wanted,
+                Err(failure) => {
+                    self.problem("preflight", format!("{:#}", failure.error), failure.hint.unwrap_or_default());
+                    return Ok(());
+                }
+            };
         let mut found = Vec::new();
         for site in wanted.sites.values() {
             found.extend(site.provider.preflight(&site.wanted).await?);

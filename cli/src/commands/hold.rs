@@ -27,10 +27,8 @@ pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) 
             Ok(Success::new(text, json!({ "environment": name, "hold": hold })))
         }
         (false, None, None) => {
-            let text = format!(
-                "{name} is not frozen\nTo freeze it: {} --reason 'why'",
-                session.again().command("hold", name)
-            );
+            let text =
+                format!("{name} is not frozen\nTo freeze it: {} --reason 'why'", session.again().command("hold", name));
             Ok(Success::new(text, json!({ "environment": name, "hold": null })))
         }
         (false, None, Some(_)) => {

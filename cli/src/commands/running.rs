@@ -56,7 +56,9 @@ pub struct Serving {
 
 /// Reads the state of an environment without a lock.
 pub async fn state(again: &Again, environment: &EnvironmentName, folder: &Utf8Path) -> Result<State, Failure> {
-    State::load(stores::of_folder(folder)?, environment, Lineage(Uuid::new_v4())).await.map_err(|e| state_failed(e, again, environment))
+    State::load(stores::of_folder(folder)?, environment, Lineage(Uuid::new_v4()))
+        .await
+        .map_err(|e| state_failed(e, again, environment))
 }
 
 /// What runs, or that nothing does.

@@ -28,7 +28,8 @@ pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Co
     let chosen = session.load(console)?;
     let name = chosen.name.clone();
     let now = Timestamp::now();
-    let file = args.out.clone().unwrap_or_else(|| format!("support-{name}-{}.tar", now.strftime("%Y%m%dT%H%M%SZ")).into());
+    let file =
+        args.out.clone().unwrap_or_else(|| format!("support-{name}-{}.tar", now.strftime("%Y%m%dT%H%M%SZ")).into());
     let path = session.here.join(file);
     let secrets = Secrets::of(&chosen)?;
     let quiet = Console::new(session.global.output, true);
@@ -62,7 +63,12 @@ pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Co
         let (clean, lines) = secrets.out_of(text);
         *text = clean;
         left_out += lines;
-        let _ = writeln!(listed, "{name}  {}{}", size(text.len() as u64), if lines > 0 { format!(", {lines} lines left out") } else { String::new() });
+        let _ = writeln!(
+            listed,
+            "{name}  {}{}",
+            size(text.len() as u64),
+            if lines > 0 { format!(", {lines} lines left out") } else { String::new() }
+        );
     }
     pieces.insert(0, ("README".to_owned(), format!(
         "What `textnlp-deploy support-bundle` gathered of environment {name} at {now:.0}.\n\
@@ -73,7 +79,8 @@ pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Co
     let names: Vec<&str> = pieces.iter().map(|(name, _)| name.as_str()).collect();
     let mut text = format!("{path}  {}\n{}", size(bytes), listed.trim_end());
     text.push_str("\nIt is plain tar: look through it before you send it.");
-    let document = json!({ "environment": name, "file": path, "bytes": bytes, "files": names, "lines_left_out": left_out });
+    let document =
+        json!({ "environment": name, "file": path, "bytes": bytes, "files": names, "lines_left_out": left_out });
     Ok(Success::new(text, document))
 }
 

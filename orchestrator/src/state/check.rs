@@ -74,7 +74,8 @@ pub async fn check(store: &dyn Store, environment: &EnvironmentName) -> Result<V
             for body in named_by(&line.record.entry) {
                 let whole = store.body(&site, body).await.is_ok_and(|bytes| record::sha256(&bytes) == body.sha256);
                 if !whole {
-                    let because = format!("the body of record {} at byte {} is damaged or missing", line.record.n, body.at);
+                    let because =
+                        format!("the body of record {} at byte {} is damaged or missing", line.record.n, body.at);
                     found.push(Finding { what: what.clone(), because, remedy: None });
                 }
             }

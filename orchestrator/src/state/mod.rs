@@ -237,8 +237,15 @@ impl State {
             tool: short(&operator.tool),
         };
         let lock = self.store.lock(&holder).await?;
-        let state = Self::load(self.store.clone(), &self.environment, self.lineage).await?;
-        state.check_places(places)?;
+        let read = Self::load(self.store.clone(), &self.environment, self.lineage).await;
+        let state = match read.and_then(|state| state.check_places(places).map(|()| state)) {
+            Ok(state) => state,
+            Err(error) => {
+                // The first error says more; a lock that is not given back ends by itself.
+                let _ = self.store.unlock(lock).await;
+                return Err(error);
+            }
+        };
         let operator = Operator {
             by: holder.by,
             reason: operator.reason.as_deref().map(|reason| cut(reason, 300)),

@@ -76,10 +76,7 @@ impl State {
 }
 
 /// What differs between two moments, in order of ids.
-pub fn differences(
-    before: &BTreeMap<ResourceId, Holding>,
-    after: &BTreeMap<ResourceId, Holding>,
-) -> Vec<Changed> {
+pub fn differences(before: &BTreeMap<ResourceId, Holding>, after: &BTreeMap<ResourceId, Holding>) -> Vec<Changed> {
     let ids: BTreeSet<&ResourceId> = before.keys().chain(after.keys()).collect();
     let current = |all: &BTreeMap<ResourceId, Holding>, id: &ResourceId| all.get(id).and_then(|h| h.current.clone());
     let changed = ids.into_iter().filter_map(|id| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use textnlp_provider::{EnvironmentName, SiteName};
 
-use super::store::{Batch, Holder, Store};
+use super::store::{Batch, Holder, Lock, Store};
 use super::{BodyRef, Entry, FORMAT, LINEAGE, LineageFile, Locked, Place, StateError, head_name, read_lineage, record};
 
 /// Documents that go along if they are there.
@@ -19,9 +19,20 @@ const PIECE: usize = 4 << 20;
 /// The lineage is written last: a copy that broke off is no state, and is made again.
 pub async fn transfer(from: &dyn Store, to: &dyn Store, holder: &Holder) -> Result<(), StateError> {
     let lock = to.lock(holder).await?;
-    if to.document(LINEAGE).await?.is_some() {
-        let because = "there is a state already, and two cannot be put together".to_owned();
-        return Err(StateError::Unreadable { what: to.place(), because });
+    let copied = copy(from, to, &lock).await;
+    let given_back = to.unlock(lock).await;
+    copied.and(given_back)
+}
+
+async fn copy(from: &dyn Store, to: &dyn Store, lock: &Lock) -> Result<(), StateError> {
+    let ours = from.document(LINEAGE).await?.map(|bytes| read_lineage(&from.place(), &bytes)).transpose()?;
+    if let Some(bytes) = to.document(LINEAGE).await? {
+        let there = read_lineage(&to.place(), &bytes)?;
+        // A state that was moved away may come back: what is there is the beginning of it.
+        if there.moved.is_none() || Some(there.lineage) != ours.map(|file| file.lineage) {
+            let because = "there is a state already, and two cannot be put together".to_owned();
+            return Err(StateError::Unreadable { what: to.place(), because });
+        }
     }
     for site in from.sites().await? {
         let bytes = from.log(&site).await?;
@@ -50,19 +61,19 @@ pub async fn transfer(from: &dyn Store, to: &dyn Store, holder: &Holder) -> Resu
                 bodies: bodies[bodies_at..bodies_end].to_vec(),
                 names: Vec::new(),
             };
-            to.append(&lock, &site, &batch).await?;
+            to.append(lock, &site, &batch).await?;
             (log_at, bodies_at) = (log_at + lines.len(), bodies_end);
         }
         if let Some(head) = from.document(&head_name(&site)).await? {
-            to.replace(&lock, &head_name(&site), &head).await?;
+            to.replace(lock, &head_name(&site), &head).await?;
         }
     }
     for name in DOCUMENTS {
         if let Some(bytes) = from.document(name).await? {
-            to.replace(&lock, name, &bytes).await?;
+            to.replace(lock, name, &bytes).await?;
         }
     }
-    to.unlock(lock).await
+    Ok(())
 }
 
 /// Says in a store that its state lies elsewhere now: whoever still comes here is told so.

@@ -67,7 +67,8 @@ impl Gate {
         }
         *self.0.last.lock().unwrap() = name();
         self.0.stopped.store(true, Ordering::SeqCst);
-        std::future::poll_fn(|_| if self.0.stopped.load(Ordering::SeqCst) { Poll::Pending } else { Poll::Ready(()) }).await;
+        std::future::poll_fn(|_| if self.0.stopped.load(Ordering::SeqCst) { Poll::Pending } else { Poll::Ready(()) })
+            .await;
     }
 }
 
@@ -202,7 +203,9 @@ fn the_bucket_itself_keeps_conditions() {
     let bucket = Bucket::new();
     let path = Path::from("a");
     futures::executor::block_on(async {
-        let put = |mode: PutMode| bucket.put_opts(&path, PutPayload::from_static(b"x"), PutOptions { mode, ..Default::default() });
+        let put = |mode: PutMode| {
+            bucket.put_opts(&path, PutPayload::from_static(b"x"), PutOptions { mode, ..Default::default() })
+        };
         let first = put(PutMode::Create).await.unwrap();
         assert!(matches!(put(PutMode::Create).await, Err(Error::AlreadyExists { .. })));
         let seen = UpdateVersion { e_tag: first.e_tag, version: first.version };

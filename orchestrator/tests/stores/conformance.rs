@@ -39,7 +39,8 @@ pub fn holder(by: &str) -> Holder {
 /// A batch of one line and one body that goes to the end of what there is.
 pub async fn next(store: &dyn Store, text: &str) -> Batch {
     let body = format!("body of {text}").into_bytes();
-    let (log_at, bodies_at) = (store.log(&here()).await.unwrap().len() as u64, store.bodies_len(&here()).await.unwrap());
+    let (log_at, bodies_at) =
+        (store.log(&here()).await.unwrap().len() as u64, store.bodies_len(&here()).await.unwrap());
     let names = vec![BodyRef { sha256: text.to_owned(), at: bodies_at, len: body.len() as u32 }];
     Batch { log_at, lines: format!("{text}\n").into_bytes(), bodies_at, bodies: body, names }
 }

@@ -47,7 +47,10 @@ fn what_lasts_ends_the_run_and_the_next_one_puts_everything_right() {
             let began = world.clock.steady();
             let error = up(&world, &bucket).expect_err("it cannot be written down");
             assert!(matches!(error, RoadError::State(_) | RoadError::Apply(_)), "{wrong:?} {name}: {error:?}");
-            assert!(world.clock.steady() - began < Duration::from_secs(600), "{wrong:?} {name}: it took too long to see");
+            assert!(
+                world.clock.steady() - began < Duration::from_secs(600),
+                "{wrong:?} {name}: it took too long to see"
+            );
             bucket.heal();
             let arrival = up(&world, &bucket).unwrap_or_else(|error| panic!("{wrong:?} {name}: {error:?}"));
             assert!(arrival.is_complete(), "{wrong:?} {name}: {:#?}", arrival.outcome);

@@ -10,7 +10,10 @@ mod conformance;
 mod faults;
 mod person;
 mod real;
+#[path = "../../../tests/src/servers.rs"]
+mod servers;
 mod takeover;
+mod transfer;
 #[path = "../engine/world.rs"]
 #[allow(dead_code)]
 mod world;

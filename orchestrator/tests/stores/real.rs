@@ -1,9 +1,7 @@
 //! The same list against real servers: S3's protocol by moto, Blob's by Azurite.
 //!
-//! Of S3 only what `reference` calls trustworthy is leaned on: conditional PUT and listing. Every test has a bucket of its own.
+//! Of S3 only what that double is known to do right is leaned on: conditional PUT and listing.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,92 +15,10 @@ use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::state::{Objects, StateError};
 
 use crate::conformance::{self, Open, holder, next};
+use crate::servers::{Server, azurite, moto};
 use crate::world::here;
 
-/// A server that ends with the test.
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    /// Starts a program and waits until it says where it listens.
-    fn start(command: &mut Command, says: &str) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let (tell, told) = std::sync::mpsc::channel();
-        for from in [Box::new(out) as Box<dyn std::io::Read + Send>, Box::new(err)] {
-            let tell = tell.clone();
-            // Read to the end, so that the server never waits for a reader.
-            std::thread::spawn(move || {
-                BufReader::new(from).lines().map_while(Result::ok).for_each(|line| drop(tell.send(line)));
-            });
-        }
-        drop(tell);
-        let mut seen = String::new();
-        while let Ok(line) = told.recv() {
-            seen += &line;
-            seen.push('\n');
-            if let Some((_, rest)) = line.split_once(says) {
-                let address = rest.split_whitespace().next().unwrap_or_default().trim_end_matches('/').to_owned();
-                return Self { child, address: format!("http://{address}") };
-            }
-        }
-        panic!("it never said `{says}`:\n{seen}");
-    }
-}
-
-/// Leaves the test out where its tool cannot be had, unless everything must be there.
-fn left_out(why: &str) {
-    assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "{why}");
-    println!("LEFT OUT: {why}");
-}
-
-fn script(name: &str, argument: &str) -> Result<String, String> {
-    let path = format!("{}/../tests/{name}", env!("CARGO_MANIFEST_DIR"));
-    let out = Command::new("sh").arg(path).arg(argument).output().map_err(|error| error.to_string())?;
-    if !out.status.success() {
-        return Err(String::from_utf8_lossy(&out.stderr).trim().to_owned());
-    }
-    Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-}
-
-fn moto() -> Option<Server> {
-    match script("python.sh", "moto[server,s3]==5.2.5") {
-        Ok(python) => {
-            let mut command = Command::new(python);
-            command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]);
-            Some(Server::start(&mut command, "Running on http://"))
-        }
-        Err(why) => {
-            left_out(&format!("moto cannot be installed: {why}"));
-            None
-        }
-    }
-}
-
-fn azurite(folder: &std::path::Path) -> Option<Server> {
-    match script("node.sh", "azurite@3.37.0") {
-        Ok(modules) => {
-            let mut command = Command::new("node");
-            command.arg(format!("{modules}/azurite/dist/src/blob/main.js"));
-            command.args(["--blobHost", "127.0.0.1", "--blobPort", "0", "--disableTelemetry", "--silent", "--skipApiVersionCheck"]);
-            command.arg("--location").arg(folder);
-            Some(Server::start(&mut command, "successfully listens on http://"))
-        }
-        Err(why) => {
-            left_out(&format!("azurite cannot be installed: {why}"));
-            None
-        }
-    }
-}
+const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests");
 
 fn retries() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: std::time::Duration::from_secs(5) }
@@ -181,7 +97,7 @@ async fn one_of_many_wins(open: Open) {
 
 #[test]
 fn s3_keeps_the_list() {
-    let Some(server) = moto() else { return };
+    let Some(server) = moto(TESTS) else { return };
     run(async {
         request(&server, "PUT", "/states", &[]).await;
         let count = AtomicU32::new(0);
@@ -193,7 +109,7 @@ fn s3_keeps_the_list() {
 #[test]
 fn blob_keeps_the_list() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(server) = azurite(folder.path()) else { return };
+    let Some(server) = azurite(TESTS, folder.path()) else { return };
     run(async {
         make_container(&server).await;
         let count = AtomicU32::new(0);
@@ -214,7 +130,11 @@ async fn make_container(server: &Server) {
     let key = BASE64_STANDARD.decode(KEY).unwrap();
     let signed = aws_lc_rs::hmac::sign(&aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &key), text.as_bytes());
     let authorization = format!("SharedKey devstoreaccount1:{}", BASE64_STANDARD.encode(signed.as_ref()));
-    let headers =
-        [("x-ms-date", now.as_str()), ("x-ms-version", "2021-08-06"), ("authorization", &authorization), ("content-length", "0")];
+    let headers = [
+        ("x-ms-date", now.as_str()),
+        ("x-ms-version", "2021-08-06"),
+        ("authorization", &authorization),
+        ("content-length", "0"),
+    ];
     request(server, "PUT", "/devstoreaccount1/states?restype=container", &headers).await;
 }

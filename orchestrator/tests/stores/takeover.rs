@@ -215,7 +215,8 @@ fn stopped_at(boundary: u64, before: &[Wanted], ask: Ask, wanted: &[Wanted]) -> 
         let arrival = shared.travels(&grace, &open, ask, wanted).await;
         let arrival = arrival.unwrap_or_else(|error| panic!("{}: {error:?}", gate.last()));
         assert!(arrival.is_complete(), "{}: {:#?}", gate.last(), arrival.outcome);
-        let (content, things, calls) = (shared.bucket.content(), shared.world.cloud.things(), shared.world.cloud.calls());
+        let (content, things, calls) =
+            (shared.bucket.content(), shared.world.cloud.things(), shared.world.cloud.calls());
         wake(&gate, &clock).await;
         Some((held, content, things, calls))
     };
@@ -266,7 +267,8 @@ fn everywhere(before: &[Wanted], wanted: &[Wanted]) {
         at.push(name);
     }
     // Around every request to the store and every call of the cloud.
-    for part in ["before writing", "after writing", "before reading", "before create", "after create", "going on with"] {
+    for part in ["before writing", "after writing", "before reading", "before create", "after create", "going on with"]
+    {
         assert!(at.iter().any(|name| name.contains(part)), "nobody was stopped {part}");
     }
     println!("{} boundaries", at.len());

@@ -34,7 +34,10 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     let found = check(&*store, &name).await.map_err(failed)?;
     let document = json!({ "environment": name, "store": store.place(), "findings": found, "mended": 0 });
     if found.is_empty() {
-        return Ok(Success::new(format!("{}: every record and every body is as it was written", store.place()), document));
+        return Ok(Success::new(
+            format!("{}: every record and every body is as it was written", store.place()),
+            document,
+        ));
     }
     let mut text = format!("{}:\n", store.place());
     for finding in &found {
@@ -44,7 +47,9 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
             Some(Remedy::WriteLineage { lineage, .. }) => format!("written again from the journals: lineage {lineage}"),
             Some(Remedy::WriteHead { lost: 0, .. }) => "written again from the journal".to_owned(),
             Some(Remedy::WriteHead { lost, .. }) => {
-                format!("the journal goes on where it ends, and {lost} records stay lost; `up` finds objects of ours that they told of")
+                format!(
+                    "the journal goes on where it ends, and {lost} records stay lost; `up` finds objects of ours that they told of"
+                )
             }
         };
         let _ = writeln!(text, "  {}: {}\n      → {remedy}", finding.what, finding.because);
@@ -52,14 +57,24 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     console.say(text.trim_end());
     let mendable = found.iter().filter(|finding| finding.remedy.is_some()).count();
     if mendable < found.len() {
-        let error = anyhow::anyhow!("{} of {} findings cannot be mended from what is here", found.len() - mendable, found.len());
-        let hint = format!("nothing was changed, and what runs goes on; from a copy: {}", session.again().bare("restore FILE"));
+        let error = anyhow::anyhow!(
+            "{} of {} findings cannot be mended from what is here",
+            found.len() - mendable,
+            found.len()
+        );
+        let hint = format!(
+            "nothing was changed, and what runs goes on; from a copy: {}",
+            session.again().bare("restore FILE")
+        );
         return Err(Failure::new(Exit::Failed, "damaged_state", error).hint(hint).document(document));
     }
     let gives_up = found.iter().any(|finding| finding.remedy.as_ref().is_some_and(Remedy::gives_up));
     if gives_up && args.accept_loss.as_deref() != Some(name.as_str()) {
         let error = anyhow::anyhow!("records are missing, and a copy may have them");
-        let hint = format!("restore a copy; or go on without them: {} --accept-loss {name}", session.again().command("state repair", &name));
+        let hint = format!(
+            "restore a copy; or go on without them: {} --accept-loss {name}",
+            session.again().command("state repair", &name)
+        );
         return Err(Failure::refused("records_lost", error).hint(hint).document(document));
     }
     agreed(session, console, &session.again().command("state repair", &name))
@@ -69,7 +84,8 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     let mut document = document;
     document["mended"] = json!(found.len() - left.len());
     document["findings"] = json!(left);
-    let text = format!("{} mended. What it says now: {}", found.len() - left.len(), session.again().command("plan", &name));
+    let text =
+        format!("{} mended. What it says now: {}", found.len() - left.len(), session.again().command("plan", &name));
     Ok(Success::new(text, document))
 }
 
@@ -78,7 +94,9 @@ pub async fn move_state(session: &Session, args: &Move, console: Console) -> Res
     match (&args.to, &args.rebind) {
         (Some(to), _) => into(session, to, console).await,
         (None, Some(site)) => rebind(session, site, console).await,
-        (None, None) => Err(Failure::usage("usage", anyhow::anyhow!("say where to")).hint("--to STORE or --rebind SITE")),
+        (None, None) => {
+            Err(Failure::usage("usage", anyhow::anyhow!("say where to")).hint("--to STORE or --rebind SITE"))
+        }
     }
 }
 
@@ -101,7 +119,8 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
         return Err(Failure::usage("already_there", error).hint(session.again().command("state list", &name)));
     }
     let (old, new) = (from.open(&chosen.folder)?, target.open(&chosen.folder)?);
-    let state = State::load(old.clone(), &name, textnlp_provider::Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
+    let state =
+        State::load(old.clone(), &name, textnlp_provider::Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
     if state.is_new() {
         let error = anyhow::anyhow!("there is no state of {name} in {}", old.place());
         return Err(Failure::usage("not_up", error).hint(session.again().command("up", &name)));
@@ -185,7 +204,9 @@ async fn rebind(session: &Session, site: &str, console: Console) -> Result<Succe
             .hint("this is another place than the one that they are in: put the old values back, or run `down` with them first")
             .document(document));
     }
-    console.say(format!("Site `{site}` is bound to {is}.\nIt would be bound to {wanted}, which shows every one of its objects."));
+    console.say(format!(
+        "Site `{site}` is bound to {is}.\nIt would be bound to {wanted}, which shows every one of its objects."
+    ));
     agreed(session, console, &session.again().command(&format!("state move --rebind {site}"), name))
         .map_err(|failure| failure.document(document.clone()))?;
     let mut locked = deployment.locked(&Default::default()).await?;
@@ -214,10 +235,8 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
         let open = facts.sites.values().flat_map(|site| site.open.values());
         if open.into_iter().any(|open| open.intent.operation.resource == *resource) {
             let error = anyhow::anyhow!("an operation on `{resource}` is open");
-            return Err(Failure::refused("operation_open", error).hint(format!(
-                "let the next run finish it first: {}",
-                session.again().command("up", name)
-            )));
+            return Err(Failure::refused("operation_open", error)
+                .hint(format!("let the next run finish it first: {}", session.again().command("up", name))));
         }
         let stays = match &known.standing {
             Standing::Gone => "its object is gone".to_owned(),

@@ -29,7 +29,8 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
     let state = load().await.map_err(failed)?;
     match args.lineage {
         Some(lineage) if !state.is_new() && state.lineage() != Lineage(lineage) => {
-            let error = anyhow::anyhow!("{} holds the state of deployment {}, not {lineage}", state.place(), state.lineage());
+            let error =
+                anyhow::anyhow!("{} holds the state of deployment {}, not {lineage}", state.place(), state.lineage());
             return Err(Failure::refused("other_deployment", error)
                 .hint("a lost state is made again in an empty place: --state-dir DIR"));
         }
@@ -68,7 +69,8 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
     }
     let mut text = format!("Of deployment {}, these are there and not recorded:\n", facts.lineage);
     for Proposal { resource, recorded, wanted, .. } in &proposals {
-        let mark = if *wanted { "" } else { "  (the environment does not want it: it is kept until its data may be deleted)" };
+        let mark =
+            if *wanted { "" } else { "  (the environment does not want it: it is kept until its data may be deleted)" };
         let _ = writeln!(text, "  + {:<36} {} `{}`{mark}", resource.as_str(), recorded.kind, recorded.cloud_id);
     }
     console.say(text.trim_end());
@@ -88,6 +90,10 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
     locked.close().await.map_err(failed)?;
     let mut document = document;
     document["imported"] = json!(proposals.len());
-    let text = format!("{} recorded. What differs from what is wanted: {}", proposals.len(), session.again().command("plan", &name));
+    let text = format!(
+        "{} recorded. What differs from what is wanted: {}",
+        proposals.len(),
+        session.again().command("plan", &name)
+    );
     Ok(Success::new(text, document))
 }

@@ -149,12 +149,7 @@ pub async fn history(session: &Session, args: &History, console: Console) -> Res
 }
 
 /// `state at MOMENT [RESOURCE]`.
-pub async fn at(
-    session: &Session,
-    moment: &str,
-    resource: Option<&str>,
-    console: Console,
-) -> Result<Success, Failure> {
+pub async fn at(session: &Session, moment: &str, resource: Option<&str>, console: Console) -> Result<Success, Failure> {
     let moment = moment_of(moment)?;
     let resource = resource.map(|text| resource_id(session, text)).transpose()?;
     let looked = look(session, console).await?;

@@ -140,7 +140,11 @@ impl Meaning<'_> {
             }
             for (path, given) in [("state.endpoint", &e.state.endpoint), ("state.region", &e.state.region)] {
                 if given.is_some() {
-                    self.error(path, "a state in a folder has none", "remove it, or name an object store in `state.store`");
+                    self.error(
+                        path,
+                        "a state in a folder has none",
+                        "remove it, or name an object store in `state.store`",
+                    );
                 }
             }
         }

@@ -114,7 +114,8 @@ async fn prove(wire: &Wire) -> Result<(), StateError> {
     let Some(there) = wire.get(LEASE).await? else {
         return Err(wire.unreadable(LEASE, "it was written a moment ago and is not there"));
     };
-    let other = UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".to_owned()), version: Some("1".to_owned()) };
+    let other =
+        UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".to_owned()), version: Some("1".to_owned()) };
     for mode in [PutMode::Create, PutMode::Update(other)] {
         if wire.put_once(LEASE, there.raw(), mode).await.is_ok() {
             return Err(StateError::Unconditional { place: wire.place.clone() });
@@ -197,7 +198,9 @@ impl Term {
                 }
             }
         }
-        Err(self.wire.unreadable(LEASE, "the store says each time that it was changed meanwhile, and nobody changed it"))
+        Err(self
+            .wire
+            .unreadable(LEASE, "the store says each time that it was changed meanwhile, and nobody changed it"))
     }
 
     /// How much longer it certainly holds.

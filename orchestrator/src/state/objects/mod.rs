@@ -196,7 +196,9 @@ impl Objects {
         let mut sites: BTreeSet<SiteName> = self.sites().await?.into_iter().collect();
         if let Some(bytes) = self.document(LINEAGE).await? {
             // What cannot be read is said by whoever reads the state next.
-            sites.extend(serde_json::from_slice::<LineageFile>(&bytes).into_iter().flat_map(|file| file.sites.into_keys()));
+            sites.extend(
+                serde_json::from_slice::<LineageFile>(&bytes).into_iter().flat_map(|file| file.sites.into_keys()),
+            );
         }
         for site in sites {
             self.mark(&site, fence).await?;
@@ -283,7 +285,8 @@ impl Store for Objects {
             return Ok(bytes);
         }
         self.catch_up(site).await?;
-        find(&self.kept()).ok_or_else(|| self.wire.unreadable(&batches(site), format!("there is no body at byte {}", body.at)))
+        find(&self.kept())
+            .ok_or_else(|| self.wire.unreadable(&batches(site), format!("there is no body at byte {}", body.at)))
     }
 
     async fn bodies_len(&self, site: &SiteName) -> Result<u64, StateError> {

@@ -236,7 +236,9 @@ impl Wire {
             Error::NotSupported { .. } | Error::NotImplemented { .. } => {
                 "use a store with conditional writes, or keep the state in a folder (`state.store: local`)"
             }
-            Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => "mend `state.store` in the environment file",
+            Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => {
+                "mend `state.store` in the environment file"
+            }
             _ => "see that the store can be reached, then run the same command again: nothing that was done is lost",
         };
         let (what, place) = (format!("`{name}`"), self.place.clone());
@@ -250,9 +252,8 @@ impl Wire {
     fn close(&self, name: &str, bytes: &[u8]) -> Result<Vec<u8>, StateError> {
         let Some((seal, _)) = &self.seal else { return Ok(bytes.to_vec()) };
         let mut raw = Vec::with_capacity(bytes.len() + 256);
-        let sealed = seal.write(&mut raw, |out| {
-            out.write_all(bytes).map_err(|error| crate::backup::Error::Key(error.to_string()))
-        });
+        let sealed = seal
+            .write(&mut raw, |out| out.write_all(bytes).map_err(|error| crate::backup::Error::Key(error.to_string())));
         sealed.map_err(|error| self.unreadable(name, format!("it cannot be sealed: {error}")))?;
         Ok(raw)
     }
@@ -262,12 +263,16 @@ impl Wire {
         let sealed = raw.starts_with(SEALED);
         let Some((_, opener)) = &self.seal else {
             if sealed {
-                return Err(self.unreadable(name, "it is encrypted, and the environment names no `state.encryption_key`"));
+                return Err(
+                    self.unreadable(name, "it is encrypted, and the environment names no `state.encryption_key`")
+                );
             }
             return Ok(raw.to_vec());
         };
         if !sealed {
-            return Err(self.unreadable(name, "it is not encrypted, and the environment names a `state.encryption_key`"));
+            return Err(
+                self.unreadable(name, "it is not encrypted, and the environment names a `state.encryption_key`")
+            );
         }
         let mut bytes = Vec::new();
         let read = opened(Utf8Path::new(name), raw, opener)
