@@ -121,3 +121,16 @@ pub struct SupportBundle {
     #[arg(long, short = 'n', default_value_t = 2000)]
     pub lines: usize,
 }
+
+/// See [`crate::args::Command::Export`].
+#[derive(Debug, Subcommand)]
+pub enum Export {
+    /// JSON that Terraform and OpenTofu read: each resource as documented data with what it needs; it makes nothing
+    #[command(after_help = "Example:\n  \
+        textnlp-deploy export terraform --env staging --out staging.tf.json && terraform init && terraform validate")]
+    Terraform {
+        /// Where it goes [default: stdout]
+        #[arg(long, value_name = "FILE")]
+        out: Option<Utf8PathBuf>,
+    },
+}

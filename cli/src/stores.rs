@@ -29,8 +29,10 @@ use crate::session::{Chosen, Session};
 const POINTER: &str = "store.json";
 /// The folder of this machine.
 pub const LOCAL: &str = "local";
-/// How long one request may take.
-const REQUEST: Duration = Duration::from_secs(5);
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long one request may take; the engine itself asks less of those that cannot wait.
+const REQUEST: Duration = Duration::from_secs(60);
 
 /// How a state's place is written down.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,7 +139,7 @@ impl Located {
     fn client(&self, endpoint: Option<&str>) -> anyhow::Result<ClientOptions> {
         let in_the_clear = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
         let mut options =
-            ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(REQUEST).with_allow_http(in_the_clear);
+            ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(CONNECT).with_allow_http(in_the_clear);
         if let Some(file) = &self.private_ca {
             let pem = std::fs::read(file).with_context(|| format!("read {file}"))?;
             for certificate in Certificate::from_pem_bundle(&pem)? {

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod dr;
 pub mod environment;
 pub mod event;
+pub mod export;
 pub mod gate;
 pub mod import;
 pub mod load;

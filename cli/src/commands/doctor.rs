@@ -73,6 +73,12 @@ pub async fn doctor(session: &Session, console: Console) -> Result<Success, Fail
     doctor.clock();
     let mut name = None;
     match session.load(console) {
+        Err(failure) if failure.code == "no_environment" => {
+            doctor.well("environment", "none is up here; name one to look at it: --env NAME");
+            if let Ok(root) = session.state_root() {
+                doctor.disk(&root);
+            }
+        }
         Err(failure) => {
             let causes: Vec<String> = failure.error.chain().map(ToString::to_string).collect();
             doctor.problem("environment", causes.join(": "), failure.hint.unwrap_or_default());

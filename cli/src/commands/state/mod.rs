@@ -12,6 +12,8 @@ use crate::report::{Console, Failure, Success};
 use crate::session::Session;
 use crate::state_args::State;
 
+pub use show::terraform;
+
 /// `state VERB`.
 pub async fn state(session: &Session, command: &State, console: Console) -> Result<Success, Failure> {
     match command {

@@ -7,6 +7,7 @@ use anyhow::Context;
 use camino::Utf8Path;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use textnlp_orchestrator::export;
 use textnlp_orchestrator::state::{Changed, Holding, Moment, State, differences};
 use textnlp_orchestrator::status::{self, Line};
 use textnlp_provider::{ResourceId, SiteName};
@@ -223,11 +224,25 @@ pub async fn export(session: &Session, out: Option<&Utf8Path>, console: Console)
         "hold": looked.state.held().await.map_err(|error| looked.failed(error))?,
         "history": looked.lines().await?,
     });
-    let text = serde_json::to_string_pretty(&document).context("write the state")?;
+    give(session, &looked, document, out)
+}
+
+/// `export terraform [--out FILE]`.
+pub async fn terraform(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
+    let looked = look(session, console).await?;
+    let name = &looked.deployment.chosen.name;
+    let document = export::terraform(name, looked.state.lineage(), &looked.at(Moment::Now).await?);
+    give(session, &looked, document, out)
+}
+
+/// Prints a document, or puts it into a file.
+fn give(session: &Session, looked: &Looked<'_>, document: Value, out: Option<&Utf8Path>) -> Result<Success, Failure> {
+    let text = serde_json::to_string_pretty(&document).context("write the document")?;
     let Some(out) = out else { return Ok(Success::new(text, document)) };
     let path = session.here.join(out);
     put_file(&path, (text + "\n").as_bytes()).with_context(|| format!("write {path}"))?;
-    Ok(Success::new(format!("wrote {path}"), json!({ "environment": name, "file": path })))
+    let document = json!({ "environment": looked.deployment.chosen.name, "file": path });
+    Ok(Success::new(format!("wrote {path}"), document))
 }
 
 /// `17`, `2026-05-01T08:00:00Z`, `2h`.

@@ -42,8 +42,10 @@ pub struct Timing {
     pub look: Duration,
     /// How long a call of the holder before may still be on its way.
     pub grace: Duration,
-    /// How long one request may take.
+    /// How long a request about the lease may take.
     pub request: Duration,
+    /// How long a request about anything else may take.
+    pub transfer: Duration,
 }
 
 impl Default for Timing {
@@ -54,6 +56,7 @@ impl Default for Timing {
             look: Duration::from_secs(1),
             grace: Duration::from_secs(10),
             request: Duration::from_secs(5),
+            transfer: Duration::from_secs(60),
         }
     }
 }

@@ -15,6 +15,7 @@ use object_store::{
 
 use super::super::StateError;
 use super::Timing;
+use super::lease::LEASE;
 use crate::backup::{Key, Opener, Seal, opened};
 use crate::clock::Clock;
 
@@ -167,7 +168,7 @@ impl Wire {
     pub(super) async fn put_once(&self, name: &str, raw: &[u8], mode: PutMode) -> Result<Tag, Error> {
         let (path, payload) = (self.path(name), PutPayload::from(raw.to_vec()));
         let options = PutOptions { mode, ..PutOptions::default() };
-        let put = self.in_time(self.store.put_opts(&path, payload, options)).await?;
+        let put = self.in_time(name, self.store.put_opts(&path, payload, options)).await?;
         Ok(Tag { e_tag: put.e_tag, version: put.version })
     }
 
@@ -200,7 +201,7 @@ impl Wire {
     ) -> Result<T, StateError> {
         let mut failures = 0;
         loop {
-            match self.in_time(request()).await {
+            match self.in_time(name, request()).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     failures += 1;
@@ -213,11 +214,13 @@ impl Wire {
         }
     }
 
-    async fn in_time<T>(&self, request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        match select(Box::pin(request), self.clock.sleep(self.timing.request)).await {
+    async fn in_time<T>(&self, name: &str, request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        // A lease cannot wait; a long journal on a slow line can.
+        let limit = if name == LEASE { self.timing.request } else { self.timing.transfer };
+        match select(Box::pin(request), self.clock.sleep(limit)).await {
             Either::Left((answer, _)) => answer,
             Either::Right(((), _)) => {
-                let source = format!("no answer within {} s", self.timing.request.as_secs()).into();
+                let source = format!("no answer within {} s", limit.as_secs()).into();
                 Err(Error::Generic { store: "store", source })
             }
         }
