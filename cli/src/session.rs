@@ -44,6 +44,11 @@ impl Session {
         Ok(Self { global, here, library })
     }
 
+    /// Where this session writes, and how much.
+    pub fn console(&self) -> Console {
+        Console::new(self.global.output, self.global.quiet)
+    }
+
     /// Commands to type next.
     pub fn again(&self) -> Again {
         Again::of(&self.global)

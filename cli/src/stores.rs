@@ -21,8 +21,9 @@ use textnlp_orchestrator::state::{Folder, Objects, Store};
 use textnlp_provider::{EnvironmentName, Secret};
 
 use crate::again::Again;
+use crate::args::Output;
 use crate::commands::backup::put_file;
-use crate::report::Failure;
+use crate::report::{Console, Failure};
 use crate::session::{Chosen, Session};
 
 /// The pointer to a state that lies elsewhere.
@@ -71,7 +72,7 @@ impl Located {
     }
 
     /// Opens it. Nothing is asked of the store yet.
-    pub fn open(&self, folder: &Utf8Path) -> Result<Arc<dyn Store>, Failure> {
+    pub fn open(&self, folder: &Utf8Path, console: Console) -> Result<Arc<dyn Store>, Failure> {
         if self.is_local() {
             return Ok(Arc::new(Folder::at(folder)));
         }
@@ -85,7 +86,7 @@ impl Located {
             prefix.split('/').filter(|part| !part.is_empty()).fold(Path::default(), |path, part| path.join(part));
         let root = root.join(self.environment.as_str());
         let place = format!("{}/{}", self.state.store.trim_end_matches('/'), self.environment);
-        let objects = Objects::new(store, root, place, Arc::new(SystemClock));
+        let objects = Objects::new(store, root, place, Arc::new(SystemClock)).telling(move |text| console.say(text));
         let Some(source) = &self.state.encryption_key else { return Ok(Arc::new(objects)) };
         let no_key = |error: anyhow::Error| {
             Failure::usage("no_state_key", error.context(format!("read the state's key ({source})")))
@@ -168,7 +169,7 @@ pub fn recorded(folder: &Utf8Path) -> Result<Option<Located>, Failure> {
 /// The state that a folder keeps or points to.
 pub fn of_folder(folder: &Utf8Path) -> Result<Arc<dyn Store>, Failure> {
     match recorded(folder)? {
-        Some(located) => located.open(folder),
+        Some(located) => located.open(folder, Console::new(Output::Text, true)),
         None => Ok(Arc::new(Folder::at(folder))),
     }
 }
@@ -191,11 +192,11 @@ pub fn of(session: &Session, chosen: &Chosen) -> Result<Arc<dyn Store>, Failure>
             name(&wanted.state.store)
         );
         let again: Again = session.again();
-        let move_it = again.command(&format!("state move --to {}", wanted.state.store), &chosen.name);
+        let move_it = again.same(&format!("state move --to {}", wanted.state.store), &chosen.name);
         return Err(Failure::refused("state_elsewhere", error)
             .hint(format!("move it: {move_it}\nor put `state.store: {is}` back")));
     }
-    wanted.open(&chosen.folder)
+    wanted.open(&chosen.folder, session.console())
 }
 
 /// Writes down on this machine where the state is.

@@ -11,11 +11,7 @@ use textnlp_provider::{EnvironmentName, Lineage, ResourceId};
 use crate::state::Holding;
 
 /// The configuration of a state.
-pub fn terraform(
-    environment: &EnvironmentName,
-    lineage: Lineage,
-    holdings: &BTreeMap<ResourceId, Holding>,
-) -> Value {
+pub fn terraform(environment: &EnvironmentName, lineage: Lineage, holdings: &BTreeMap<ResourceId, Holding>) -> Value {
     let names = names(holdings.keys());
     let mut resources = Map::new();
     for (id, holding) in holdings {
@@ -57,7 +53,6 @@ fn names<'a>(ids: impl Iterator<Item = &'a ResourceId>) -> BTreeMap<ResourceId, 
     let mut names = BTreeMap::new();
     for id in ids {
         let plain: String = id.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let plain = if plain.starts_with(|c: char| c.is_ascii_digit()) { format!("r_{plain}") } else { plain };
         let count = taken.entry(plain.clone()).or_insert(0);
         *count += 1;
         // Two underscores stand in no name that has none of its own.

@@ -208,7 +208,10 @@ impl Doctor<'_> {
     /// Keys that others on this machine can read are not secret any more.
     fn secrets(&mut self, folder: &Utf8Path) {
         let mut open = Vec::new();
-        let mut todo = vec![folder.join("secrets")];
+        let top = folder.join(clouds::SECRETS);
+        // Nobody gets to what lies in a folder that is closed to them.
+        let closed = top.metadata().is_ok_and(|about| about.permissions().mode() & 0o077 == 0);
+        let mut todo = if closed { Vec::new() } else { vec![top.clone()] };
         while let Some(path) = todo.pop() {
             let Ok(about) = path.symlink_metadata() else { continue };
             if about.permissions().mode() & 0o077 != 0 && !about.is_symlink() {
@@ -222,7 +225,7 @@ impl Doctor<'_> {
             Some(first) => self.problem(
                 "secrets",
                 format!("others can read {} of them, such as {first}", open.len()),
-                format!("chmod -R go= {}", folder.join("secrets")),
+                format!("chmod -R go= {}", top),
             ),
             None => self.well("secrets", "only their owner can read them"),
         }
@@ -272,6 +275,7 @@ impl Doctor<'_> {
         let now = status::status(facts, state.places());
         let bad: Vec<_> = now.resources.iter().filter(|one| one.standing != Standing::Ready).collect();
         match bad.first() {
+            None if now.resources.is_empty() => self.well("resources", "none is recorded: nothing is up"),
             None => self.well("resources", format!("{} are there and do their work", now.resources.len())),
             Some(first) => {
                 let says: Vec<String> = bad.iter().map(|one| format!("{}: {:?}", one.resource, one.standing)).collect();
@@ -290,7 +294,7 @@ impl Doctor<'_> {
                     let trouble: Vec<String> = keeper.rejected.into_iter().chain(keeper.failing).collect();
                     if !trouble.is_empty() {
                         self.problem("supervisor", trouble.join("\n"), again.command("logs", name));
-                    } else if keeper.version != env!("CARGO_PKG_VERSION") {
+                    } else if keeper.version.split('/').next() != Some(env!("CARGO_PKG_VERSION")) {
                         self.warning("supervisor", says, format!("the next `up` replaces it: {up}"));
                     } else {
                         self.well("supervisor", says);

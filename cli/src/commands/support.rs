@@ -101,10 +101,12 @@ impl Secrets {
         }
         let environment = serde_json::to_value(&chosen.loaded.environment).context("look through the environment")?;
         values.extend(referred(&environment).into_iter().map(String::into_bytes));
-        // Of a key file each line is a secret of its own, and so is each word of what stands as JSON.
+        // Of a key file each line is a secret of its own but for its frame, and so is each word of what stands as JSON.
         let mut words: Vec<Vec<u8>> = values
             .iter()
-            .flat_map(|value| value.split(|byte| b"\n\r\" ,{}".contains(byte)))
+            .flat_map(|value| value.split(|byte| b"\n\r".contains(byte)))
+            .filter(|line| !line.starts_with(b"-----"))
+            .flat_map(|line| line.split(|byte| b"\" ,{}".contains(byte)))
             .filter(|word| word.len() >= SHORTEST && !is_plain(word))
             .map(<[u8]>::to_vec)
             .collect();
@@ -139,9 +141,9 @@ fn referred(value: &Value) -> Vec<String> {
     }
 }
 
-/// Words of secret files that are none: the frames of PEM texts, the names of members.
+/// Words of secret files that are none: the names of members.
 fn is_plain(word: &[u8]) -> bool {
-    word.starts_with(b"-----") || word.iter().all(|byte| byte.is_ascii_lowercase() || b"_:-".contains(byte))
+    word.iter().all(|byte| byte.is_ascii_lowercase() || b"_:-".contains(byte))
 }
 
 fn holds(line: &[u8], secret: &[u8]) -> bool {

@@ -29,7 +29,7 @@ const PLANTED: [&[(&str, &str)]; 2] = [
         ("cache.url", "cache.hosting=external"),
         ("network.proxy.http", ""),
         ("network.proxy.https", ""),
-        ("registry.password", "registry.url=https://registry.example.com registry.user=ada"),
+        ("registry.password", "registry.url=registry.example.com"),
         ("monitoring.receivers.oncall", ""),
         ("prerequisites.external_keys.weather", ""),
         ("server.security.jwt_secret", ""),

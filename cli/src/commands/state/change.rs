@@ -118,7 +118,7 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
         let error = anyhow::anyhow!("the state of {name} is in {to} already");
         return Err(Failure::usage("already_there", error).hint(session.again().command("state list", &name)));
     }
-    let (old, new) = (from.open(&chosen.folder)?, target.open(&chosen.folder)?);
+    let (old, new) = (from.open(&chosen.folder, console)?, target.open(&chosen.folder, console)?);
     let state =
         State::load(old.clone(), &name, textnlp_provider::Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
     if state.is_new() {
@@ -127,7 +127,7 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
     }
     let document = json!({ "environment": name, "lineage": state.lineage(), "from": old.place(), "to": new.place() });
     console.say(format!("The state of {name} goes from {} to {}; what runs goes on.", old.place(), new.place()));
-    agreed(session, console, &session.again().command(&format!("state move --to {to}"), &name))
+    agreed(session, console, &session.again().same(&format!("state move --to {to}"), &name))
         .map_err(|failure| failure.document(document.clone()))?;
     let who = holder(session);
     let lock = old.lock(&who).await.map_err(failed)?;

@@ -76,7 +76,16 @@ pub(super) async fn take(wire: &Arc<Wire>, holder: &Holder) -> Result<Given, Sta
                     break (there.fence + 1, Some(found.tag));
                 }
                 Some(_) => {}
-                None => watched = Some((there, now)),
+                None => {
+                    if let Some(tell) = &wire.tell {
+                        let Holder { by, pid, host, .. } = &there.holder;
+                        let seconds = wire.timing.lease.as_secs();
+                        tell(format!(
+                            "{by} with process {pid} on {host} has the lock; looking for up to {seconds} s whether it lives"
+                        ));
+                    }
+                    watched = Some((there, now));
+                }
             }
             wire.clock.sleep(wire.timing.look).await;
         };

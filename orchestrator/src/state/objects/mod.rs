@@ -81,7 +81,7 @@ impl Objects {
     /// A state under `root`; `place` names it in messages. Nothing is made until something is written.
     pub fn new(store: Arc<dyn ObjectStore>, root: Path, place: impl Into<String>, clock: Arc<dyn Clock>) -> Self {
         let (place, timing) = (place.into(), Timing::default());
-        let wire = Arc::new(Wire { store, root, place, clock, timing, seal: None });
+        let wire = Arc::new(Wire { store, root, place, clock, timing, seal: None, tell: None });
         Self { wire, kept: Mutex::default(), held: Mutex::default(), broken: AtomicBool::new(false) }
     }
 
@@ -89,6 +89,13 @@ impl Objects {
     #[must_use]
     pub fn timed(mut self, timing: Timing) -> Self {
         self.own().timing = timing;
+        self
+    }
+
+    /// With somebody who is told what is waited for.
+    #[must_use]
+    pub fn telling(mut self, tell: impl Fn(String) + Send + Sync + 'static) -> Self {
+        self.own().tell = Some(Box::new(tell));
         self
     }
 

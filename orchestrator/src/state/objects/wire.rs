@@ -41,7 +41,11 @@ pub(super) struct Wire {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) timing: Timing,
     pub(super) seal: Option<(Seal, Opener)>,
+    pub(super) tell: Option<Tell>,
 }
+
+/// Whoever is told what is waited for.
+pub(super) type Tell = Box<dyn Fn(String) + Send + Sync>;
 
 /// Which version of an object was seen: its ETag, its generation.
 pub(super) type Tag = UpdateVersion;
@@ -231,21 +235,27 @@ impl Wire {
     }
 
     fn failed(&self, action: &'static str, name: &str, error: Error) -> StateError {
+        let says = told(&error);
         let hint = match &error {
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
                 "give the account that this run uses the right to read, list and write there"
             }
-            Error::NotFound { .. } => "make the bucket or container first; this program does not",
+            Error::NotFound { .. } => NO_BUCKET,
             Error::NotSupported { .. } | Error::NotImplemented { .. } => {
                 "use a store with conditional writes, or keep the state in a folder (`state.store: local`)"
             }
             Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => {
                 "mend `state.store` in the environment file"
             }
+            _ if says.contains("NoSuchBucket") || says.contains("ContainerNotFound") => NO_BUCKET,
+            // Where clouds keep the credentials of a machine of theirs; it is asked when nothing else has any.
+            _ if says.contains("169.254.169.254") || says.contains("metadata.google.internal") => {
+                "this run has no credentials: export those of the store, or run where the machine has a role"
+            }
             _ => "see that the store can be reached, then run the same command again: nothing that was done is lost",
         };
         let (what, place) = (format!("`{name}`"), self.place.clone());
-        StateError::Object { action, what, place, hint, source: Box::new(error) }
+        StateError::Object { action, what, place, hint, source: says.into() }
     }
 
     pub(super) fn unreadable(&self, name: &str, because: impl Into<String>) -> StateError {
@@ -296,6 +306,34 @@ impl Found {
     pub(super) fn raw(&self) -> &[u8] {
         &self.raw
     }
+}
+
+const NO_BUCKET: &str = "make the bucket or container first, this program does not; or mend its name in `state.store`";
+
+/// An error with its causes in one line. Each layer of a client repeats the one below it, and servers answer in XML.
+fn told(error: &Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !texts.iter().any(|told| told.contains(&text)) {
+            texts.push(text);
+        }
+        next = error.source();
+    }
+    let text = texts.join(": ");
+    let inside = |tag: &str| {
+        let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+        Some(rest.split_once("</")?.0.split('\n').next().unwrap_or_default().to_owned())
+    };
+    let plain = match inside("Code").zip(inside("Message")) {
+        Some((code, message)) => {
+            let before = text.split("<?xml").next().unwrap_or_default().split("<Error").next().unwrap_or_default();
+            format!("{} {code}: {message}", before.trim_end())
+        }
+        None => text,
+    };
+    super::super::cut(&plain, 600)
 }
 
 /// What another attempt may mend.
