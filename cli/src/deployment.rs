@@ -423,7 +423,7 @@ pub fn state_failed(error: StateError, again: &Again, environment: &EnvironmentN
             format!("nothing was called after that; what goes on: {}", again.command("status", environment)),
         ),
         StateError::Moved { .. } => (Exit::Refused, "state_elsewhere", error.hint().unwrap_or_default()),
-        StateError::Object { .. } | StateError::Unconditional { .. } => {
+        StateError::Object { .. } | StateError::Unconditional { .. } | StateError::Sealed { .. } => {
             (Exit::Failed, "state_store", error.hint().unwrap_or_default())
         }
         StateError::Io(_) => (

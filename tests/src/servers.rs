@@ -21,10 +21,10 @@ impl Server {
     /// Starts a program and waits until it says where it listens: the word after `says`.
     pub fn start(command: &mut Command, says: &str) -> Self {
         let started = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = started.expect("start the server");
+        let mut server = Self { child: started.expect("start the server"), address: String::new() };
         let pipes: [Box<dyn Read + Send>; 2] = [
-            Box::new(child.stdout.take().expect("its output is a pipe")),
-            Box::new(child.stderr.take().expect("its errors are a pipe")),
+            Box::new(server.child.stdout.take().expect("its output is a pipe")),
+            Box::new(server.child.stderr.take().expect("its errors are a pipe")),
         ];
         let (tell, told) = std::sync::mpsc::channel();
         for pipe in pipes {
@@ -39,7 +39,8 @@ impl Server {
         while let Ok(line) = told.recv() {
             if let Some((_, rest)) = line.split_once(says) {
                 let address = rest.split_whitespace().next().unwrap_or_default().trim_end_matches('/').to_owned();
-                return Self { child, address: format!("http://{address}") };
+                server.address = format!("http://{address}");
+                return server;
             }
             seen += &line;
             seen.push('\n');

@@ -74,6 +74,14 @@ pub enum StateError {
         /// Why it failed.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A state that is sealed and is opened without its key or with another one, or the other way round.
+    #[error("{what}: {because}")]
+    Sealed {
+        /// Which object.
+        what: String,
+        /// What does not fit.
+        because: String,
+    },
     /// An object store that takes a conditional write whose condition does not hold.
     #[error("{place} ignores the conditions of conditional writes: two runs would overwrite each other's journal")]
     Unconditional {
@@ -187,6 +195,10 @@ impl StateError {
                 "nothing was called after that; run the same command again, it goes on from here".to_owned()
             }
             Self::Object { hint, .. } => (*hint).to_owned(),
+            Self::Sealed { .. } => {
+                "name the key that it was sealed with in `state.encryption_key`; to seal a state or to open one, move it: `state move`"
+                    .to_owned()
+            }
             Self::Unconditional { .. } => {
                 "use a store that honours If-Match and If-None-Match, or keep the state in a folder (`state.store: local`)"
                     .to_owned()

@@ -274,24 +274,23 @@ impl Wire {
     fn open(&self, name: &str, raw: &[u8]) -> Result<Vec<u8>, StateError> {
         const SEALED: &[u8] = b"age-encryption.org/";
         let sealed = raw.starts_with(SEALED);
+        let unfit = |because: String| StateError::Sealed { what: format!("{}/{name}", self.place), because };
         let Some((_, opener)) = &self.seal else {
             if sealed {
-                return Err(
-                    self.unreadable(name, "it is encrypted, and the environment names no `state.encryption_key`")
-                );
+                return Err(unfit("it is encrypted, and the environment names no `state.encryption_key`".to_owned()));
             }
             return Ok(raw.to_vec());
         };
         if !sealed {
-            return Err(
-                self.unreadable(name, "it is not encrypted, and the environment names a `state.encryption_key`")
-            );
+            return Err(unfit("it is not encrypted, and the environment names a `state.encryption_key`".to_owned()));
         }
+        let mut from = match opened(Utf8Path::new(name), raw, opener) {
+            Ok(from) => from,
+            Err(crate::backup::Error::Sealed { why, .. }) => return Err(unfit(why)),
+            Err(error) => return Err(self.unreadable(name, error.to_string())),
+        };
         let mut bytes = Vec::new();
-        let read = opened(Utf8Path::new(name), raw, opener)
-            .map_err(|error| error.to_string())
-            .and_then(|mut from| std::io::Read::read_to_end(&mut from, &mut bytes).map_err(|error| error.to_string()));
-        read.map_err(|error| self.unreadable(name, error))?;
+        std::io::Read::read_to_end(&mut from, &mut bytes).map_err(|error| self.unreadable(name, error.to_string()))?;
         Ok(bytes)
     }
 
