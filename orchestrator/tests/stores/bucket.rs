@@ -72,12 +72,15 @@ impl Gate {
     }
 }
 
+/// What goes wrong, with names that hold this text, and how many times more.
+type Planned = (Wrong, &'static str, u32);
+
 /// One process's way to a bucket that others see too.
 #[derive(Clone)]
 pub struct Bucket {
     objects: Arc<InMemory>,
-    /// What goes wrong with the next writes whose names hold this text, how often.
-    wrongs: Arc<Mutex<Vec<(Wrong, &'static str, u32)>>>,
+    /// What goes wrong with the next writes.
+    wrongs: Arc<Mutex<Vec<Planned>>>,
     gate: Gate,
 }
 
