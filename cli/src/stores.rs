@@ -23,7 +23,7 @@ use textnlp_provider::{EnvironmentName, Secret};
 use crate::again::Again;
 use crate::args::Output;
 use crate::commands::backup::put_file;
-use crate::report::{Console, Failure};
+use crate::report::{Console, Exit, Failure};
 use crate::session::{Chosen, Session};
 
 /// The pointer to a state that lies elsewhere.
@@ -157,11 +157,16 @@ pub fn recorded(folder: &Utf8Path) -> Result<Option<Located>, Failure> {
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(anyhow::Error::new(error).context(format!("read {path}")).into()),
+        Err(error) => {
+            let error = anyhow::Error::new(error).context(format!("read {path}"));
+            return Err(Failure::new(Exit::Failed, "state", error).hint(
+                "state needs a folder that can be read and written: mend this one, or choose another with --state-dir DIR",
+            ));
+        }
     };
     let located = serde_json::from_slice(&text).with_context(|| format!("read {path}"));
     located.map(Some).map_err(|error| {
-        Failure::new(crate::report::Exit::Failed, "damaged_state", error)
+        Failure::new(Exit::Failed, "damaged_state", error)
             .hint("it only says where the state is: remove it, and the environment's file says so again")
     })
 }

@@ -219,21 +219,21 @@ impl Objects {
 
     /// Writes a document again as it is, under another number. One that is not there is written empty, which reads as not there.
     async fn stamp(&self, name: &str, fence: u64) -> Result<(), StateError> {
-        let bytes = self.document(name).await?.unwrap_or_default();
-        self.put_document(name, fence, &stamped(fence, &bytes)).await
+        self.put_document(name, fence, None).await
     }
 
-    async fn put_document(&self, name: &str, fence: u64, bytes: &[u8]) -> Result<(), StateError> {
+    /// Writes a document under this number, with these bytes, or with those that are there at that very moment.
+    async fn put_document(&self, name: &str, fence: u64, bytes: Option<&[u8]>) -> Result<(), StateError> {
         const COLLISIONS: u32 = 8;
         for _ in 0..COLLISIONS {
             let put = match self.wire.get(name).await? {
-                None => self.wire.create(name, bytes).await?,
+                None => self.wire.create(name, &stamped(fence, bytes.unwrap_or_default())).await?,
                 Some(found) => {
-                    let (newest, _) = unstamped(&found.bytes).map_err(|why| self.wire.unreadable(name, why))?;
+                    let (newest, there) = unstamped(&found.bytes).map_err(|why| self.wire.unreadable(name, why))?;
                     if newest > fence {
                         return Err(StateError::Fenced { ours: fence, newest });
                     }
-                    self.wire.update(name, bytes, &found.tag).await?
+                    self.wire.update(name, &stamped(fence, bytes.unwrap_or(there)), &found.tag).await?
                 }
             };
             if let Put::Done(_) = put {
@@ -360,7 +360,7 @@ impl Store for Objects {
 
     async fn replace(&self, lock: &Lock, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         self.check(lock)?;
-        self.put_document(name, lock.fence, &stamped(lock.fence, bytes)).await
+        self.put_document(name, lock.fence, Some(bytes)).await
     }
 }
 
