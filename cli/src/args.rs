@@ -142,6 +142,18 @@ pub enum Command {
     Down(Down),
     /// What differs between the record and reality
     Drift,
+    /// What was written down of an environment: shown, compared, mended, moved
+    #[command(subcommand)]
+    State(crate::state_args::State),
+    /// Freezes an environment: `up` and `down` are refused until it is released
+    Hold(crate::state_args::Hold),
+    /// Looks at everything that this program needs, and says how to mend what is not well
+    Doctor,
+    /// What is recorded, in the words of other tools
+    #[command(subcommand)]
+    Export(crate::state_args::Export),
+    /// One file with what somebody who helps needs to see, and no secret
+    SupportBundle(crate::state_args::SupportBundle),
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Key(Key),

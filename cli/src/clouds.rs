@@ -48,6 +48,9 @@ pub const PROVIDERS: &[Row] = &[
             "traffic.mode=gateway",
             "monitoring.stack=false",
             "state.store=local",
+            "state.store=s3",
+            "state.store=gs",
+            "state.store=az",
             "network.waf=false",
             "rollout.strategy=rolling",
             // What local processes do nothing with is refused, not ignored.
@@ -107,9 +110,12 @@ pub fn catalogue() -> Catalogue {
     }
 }
 
+/// The folder of an environment's secrets, within that of its state.
+pub const SECRETS: &str = "secrets";
+
 /// Where the secrets of an environment are.
 pub fn secrets(folder: &Utf8Path) -> Arc<FileSecretStore> {
-    Arc::new(FileSecretStore::new(folder.join("secrets")))
+    Arc::new(FileSecretStore::new(folder.join(SECRETS)))
 }
 
 /// The provider of a name, for an environment whose state lies in `folder`.
@@ -173,6 +179,34 @@ pub async fn processes(folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
         Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),
         Ok(None) | Err(_) => Vec::new(),
     }
+}
+
+/// What keeps a site's programs running on this machine; `None` when nothing does.
+pub async fn keeper(folder: &Utf8Path, site: &SiteName) -> Result<Option<Keeper>, String> {
+    let status = supervise::status(&folder.join("sites").join(site.as_str())).await.map_err(|e| told(&e))?;
+    Ok(status.map(|status| Keeper {
+        pid: status.pid,
+        version: status.version,
+        rejected: status.rejected.iter().map(|unit| format!("{unit:?}")).collect(),
+        failing: status
+            .units
+            .iter()
+            .filter(|unit| unit.failures > 0)
+            .map(|unit| format!("{} ended by itself {} times since it was last ready", unit.name, unit.failures))
+            .collect(),
+    }))
+}
+
+/// What keeps a site's programs running.
+pub struct Keeper {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Unit files that it did not believe.
+    pub rejected: Vec<String>,
+    /// Programs that keep ending.
+    pub failing: Vec<String>,
 }
 
 /// Where the watches and the witness of an environment are asked.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
-use textnlp_models::{Catalogue, Event, Store, local_digest};
+use textnlp_models::{Catalogue, Event, Store as ModelStore, local_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::{self, Environment, PlaceOf};
@@ -17,7 +17,7 @@ use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::{Artifacts, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
-use textnlp_orchestrator::state::{Folder, Operator, Place, State, StateError};
+use textnlp_orchestrator::state::{Locked, Operator, Place, State, StateError, Store};
 use textnlp_provider::component::Program;
 use textnlp_provider::{EnvironmentName, Lineage, Problem, Problems, SiteName};
 use uuid::Uuid;
@@ -28,6 +28,7 @@ use crate::commands::running;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, size};
 use crate::session::{Chosen, Session};
+use crate::stores;
 
 /// An environment on its way to run.
 pub struct Deployment<'a> {
@@ -41,12 +42,15 @@ pub struct Deployment<'a> {
     pub release: Option<Release>,
     /// Where the release lock is.
     pub lock_path: Utf8PathBuf,
+    /// Where the state is.
+    pub store: Arc<dyn Store>,
 }
 
 impl<'a> Deployment<'a> {
     /// With everything that is wanted, lowered by the providers.
     pub async fn wanted(session: &'a Session, chosen: Chosen, console: Console) -> Result<Deployment<'a>, Failure> {
         let lock_path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
+        let store = stores::of(session, &chosen)?;
         let release = resolve(session, &chosen, &lock_path, console).await?;
         let environment = &chosen.loaded.environment;
         let (mut sites, mut problems) = (BTreeMap::new(), Vec::new());
@@ -69,12 +73,13 @@ impl<'a> Deployment<'a> {
         if !problems.is_empty() {
             return Err(stands_in_the_way("lower", "not_available", Exit::Usage, &problems));
         }
-        Deployment { session, chosen, sites, release: Some(release), lock_path }.only_site()
+        Deployment { session, chosen, sites, release: Some(release), lock_path, store }.only_site()
     }
 
     /// With nothing wanted: for looking at what is recorded and for taking it down.
     pub fn recorded(session: &'a Session, chosen: Chosen) -> Result<Deployment<'a>, Failure> {
         let lock_path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
+        let store = stores::of(session, &chosen)?;
         let environment = &chosen.loaded.environment;
         let mut sites = BTreeMap::new();
         for PlaceOf { provider, mut site } in environment::places(environment) {
@@ -83,7 +88,7 @@ impl<'a> Deployment<'a> {
             }
             sites.insert(site.name.clone(), road_site(&chosen.folder, environment, &site, &provider)?);
         }
-        Deployment { session, chosen, sites, release: None, lock_path }.only_site()
+        Deployment { session, chosen, sites, release: None, lock_path, store }.only_site()
     }
 
     fn only_site(mut self) -> Result<Self, Failure> {
@@ -108,19 +113,33 @@ impl<'a> Deployment<'a> {
     pub fn road<'r>(&'r self, events: &'r dyn Events) -> Road<'r> {
         Road {
             environment: &self.chosen.name,
-            store: Arc::new(Folder::at(&self.chosen.folder)),
+            store: self.store.clone(),
             sites: &self.sites,
             fresh: Lineage(Uuid::new_v4()),
             operator: operator(self.session),
-            clock: Arc::new(SystemClock::default()),
+            clock: Arc::new(SystemClock),
             events,
             limits: Limits::default(),
         }
     }
 
+    /// What each of its sites is bound to.
+    pub fn places(&self) -> BTreeMap<SiteName, Place> {
+        self.sites.iter().map(|(name, site)| (name.clone(), site.place.clone())).collect()
+    }
+
+    /// The state, under its lock.
+    pub async fn locked(&self, places: &BTreeMap<SiteName, Place>) -> Result<Locked, Failure> {
+        let state = self.state().await?;
+        let locked = state.lock(&operator(self.session), places, Arc::new(SystemClock)).await;
+        locked.map_err(|e| state_failed(e, &self.session.again(), &self.chosen.name))
+    }
+
     /// The state, read without a lock.
     pub async fn state(&self) -> Result<State, Failure> {
-        running::state(&self.session.again(), &self.chosen.name, &self.chosen.folder).await
+        State::load(self.store.clone(), &self.chosen.name, Lineage(Uuid::new_v4()))
+            .await
+            .map_err(|e| state_failed(e, &self.session.again(), &self.chosen.name))
     }
 }
 
@@ -205,7 +224,7 @@ fn at_hand(cache: &Utf8Path, source: &str, console: Console) -> Option<String> {
         None => source.parse().ok()?,
     };
     // The cache remembers what it read; looking makes none.
-    let store = cache.is_dir().then(|| Store::open(cache).ok()).flatten();
+    let store = cache.is_dir().then(|| ModelStore::open(cache).ok()).flatten();
     let reading = Reading { console, progress: OnceLock::new() };
     let tell = |event| reading.tell(event);
     let remembered = store.and_then(|store| store.local_digest(&source, &tell).ok());
@@ -357,6 +376,13 @@ pub fn road_failed(error: RoadError, session: &Session, environment: &Environmen
             no @ textnlp_orchestrator::plan::Refused::NoConsent => Failure::refused("not_approved", no)
                 .hint(format!("look at it with `{}`, agree with --yes", session.again().same("plan", environment))),
         },
+        RoadError::Frozen(hold) => {
+            let release = session.again().command("hold --release", environment);
+            let document = serde_json::json!({ "hold": hold });
+            Failure::refused("frozen", RoadError::Frozen(hold))
+                .hint(format!("ask that person; to let it be changed again: {release}"))
+                .document(document)
+        }
         RoadError::State(error) => state_failed(error, &session.again(), environment),
         stale @ (RoadError::Stale { .. } | RoadError::OtherPlanner) => {
             let is_down = matches!(stale, RoadError::Stale { purpose: Purpose::Down, .. });
@@ -393,9 +419,20 @@ pub fn state_failed(error: StateError, again: &Again, environment: &EnvironmentN
         StateError::Damaged { .. } | StateError::DamagedBody { .. } | StateError::Unreadable { .. } => (
             Exit::Failed,
             "damaged_state",
-            "nothing was changed, and what runs goes on: bring the state folder back from a copy, then run this again"
-                .to_owned(),
+            format!(
+                "nothing was changed, and what runs goes on: see what can be mended with `{}`, else bring the state folder back from a copy",
+                again.command("state repair", environment)
+            ),
         ),
+        StateError::LeaseLost { .. } => (
+            Exit::Failed,
+            "lease_lost",
+            format!("nothing was called after that; what goes on: {}", again.command("status", environment)),
+        ),
+        StateError::Moved { .. } => (Exit::Refused, "state_elsewhere", error.hint().unwrap_or_default()),
+        StateError::Object { .. } | StateError::Unconditional { .. } | StateError::Sealed { .. } => {
+            (Exit::Failed, "state_store", error.hint().unwrap_or_default())
+        }
         StateError::Io(_) => (
             Exit::Failed,
             "state",

@@ -18,6 +18,8 @@ mod progress;
 mod report;
 mod session;
 mod signals;
+mod state_args;
+mod stores;
 
 use std::process::ExitCode;
 

@@ -44,6 +44,11 @@ impl Session {
         Ok(Self { global, here, library })
     }
 
+    /// Where this session writes, and how much.
+    pub fn console(&self) -> Console {
+        Console::new(self.global.output, self.global.quiet)
+    }
+
     /// Commands to type next.
     pub fn again(&self) -> Again {
         Again::of(&self.global)
@@ -165,7 +170,7 @@ impl Session {
         let mut found: Vec<String> = match root.read_dir_utf8() {
             Ok(entries) => entries
                 .flatten()
-                .filter(|e| e.path().join("lineage.json").exists())
+                .filter(|e| ["lineage.json", "store.json"].iter().any(|name| e.path().join(name).exists()))
                 .map(|e| e.file_name().to_owned())
                 .collect(),
             Err(_) => Vec::new(),

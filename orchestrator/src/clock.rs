@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
@@ -17,21 +17,35 @@ use jiff::{SignedDuration, Timestamp};
 pub trait Clock: Send + Sync {
     /// The wall clock: for records and for people. It may jump; nothing is decided by a difference of two of these alone.
     fn now(&self) -> Timestamp;
-    /// Time since some fixed moment of this run; it never goes back.
+    /// Time since some fixed moment; it never goes back, and it goes on while the machine sleeps.
     fn steady(&self) -> Duration;
     /// Returns after this long.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+    /// Does this work beside whatever else is done, until it ends or what is returned is dropped.
+    fn beside(&self, work: BoxFuture<'static, ()>) -> Beside;
 }
 
-/// The machine's clocks; sleeps on tokio's timer.
-#[derive(Debug)]
-pub struct SystemClock(Instant);
+/// Work that goes on beside; dropping this ends it.
+pub struct Beside(Option<Box<dyn FnOnce() + Send + Sync>>);
 
-impl Default for SystemClock {
-    fn default() -> Self {
-        Self(Instant::now())
+impl Beside {
+    /// `end` ends the work.
+    pub fn new(end: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(end)))
     }
 }
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Some(end) = self.0.take() {
+            end();
+        }
+    }
+}
+
+/// The machine's clocks; sleeps on tokio's timer and works beside on its runtime.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
@@ -39,11 +53,19 @@ impl Clock for SystemClock {
     }
 
     fn steady(&self) -> Duration {
-        self.0.elapsed()
+        // The clock of `Instant` stands still while a laptop is closed: whoever trusted it would take a lease that others saw
+        // run out for a fresh one.
+        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(since_boot.tv_sec as u64, since_boot.tv_nsec as u32)
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
         Box::pin(tokio::time::sleep(time))
+    }
+
+    fn beside(&self, work: BoxFuture<'static, ()>) -> Beside {
+        let task = tokio::spawn(work);
+        Beside::new(move || task.abort())
     }
 }
 
@@ -58,12 +80,14 @@ struct Virtual {
     steady: Duration,
     next: u64,
     sleepers: BTreeMap<(Duration, u64), Option<Waker>>,
+    beside: BTreeMap<u64, BoxFuture<'static, ()>>,
 }
 
 impl VirtualClock {
     /// A clock whose wall time begins here.
     pub fn at(wall: Timestamp) -> Self {
-        Self(Arc::new(Mutex::new(Virtual { wall, steady: Duration::ZERO, next: 0, sleepers: BTreeMap::new() })))
+        let (sleepers, beside) = (BTreeMap::new(), BTreeMap::new());
+        Self(Arc::new(Mutex::new(Virtual { wall, steady: Duration::ZERO, next: 0, sleepers, beside })))
     }
 
     /// Somebody sets the wall clock; the steady one does not notice.
@@ -97,12 +121,34 @@ impl VirtualClock {
         let mut future = pin!(future);
         loop {
             while flag.0.swap(false, Ordering::SeqCst) {
-                if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                let cx = &mut Context::from_waker(&waker);
+                if let Poll::Ready(output) = future.as_mut().poll(cx) {
                     return Some(output);
                 }
+                self.work_beside(cx);
             }
             if !alive() || !self.to_next_sleeper() {
                 return None;
+            }
+        }
+    }
+
+    /// The work may itself ask for the time, so it is taken out while it is polled; what was ended meanwhile is not put back.
+    fn work_beside(&self, cx: &mut Context<'_>) {
+        let keys: Vec<u64> = self.lock().beside.keys().copied().collect();
+        for key in keys {
+            let Some(work) =
+                self.lock().beside.get_mut(&key).map(|work| std::mem::replace(work, Box::pin(std::future::pending())))
+            else {
+                continue;
+            };
+            let mut work = work;
+            let over = work.as_mut().poll(cx).is_ready();
+            let mut inner = self.lock();
+            if over {
+                inner.beside.remove(&key);
+            } else if let Some(place) = inner.beside.get_mut(&key) {
+                *place = work;
             }
         }
     }
@@ -154,6 +200,22 @@ impl Clock for VirtualClock {
         };
         Box::pin(Sleep { clock: self.clone(), key })
     }
+
+    fn beside(&self, work: BoxFuture<'static, ()>) -> Beside {
+        let key = {
+            let mut inner = self.lock();
+            inner.next += 1;
+            let key = inner.next;
+            inner.beside.insert(key, work);
+            key
+        };
+        let clock = self.clone();
+        Beside::new(move || {
+            // Dropped outside of the lock: what the work holds may ask this clock for something as it goes.
+            let ended = clock.lock().beside.remove(&key);
+            drop(ended);
+        })
+    }
 }
 
 struct Sleep {
@@ -197,6 +259,27 @@ mod tests {
         assert_eq!(*order.lock().unwrap(), [1, 2, 3]);
         assert_eq!(clock.steady(), Duration::from_secs(3));
         assert!(clock.run(std::future::pending::<()>()).is_none());
+    }
+
+    #[test]
+    fn work_goes_on_beside_until_it_is_let_go() {
+        let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
+        let count = Arc::new(Mutex::new(0));
+        let work = {
+            let (clock, count) = (clock.clone(), count.clone());
+            async move {
+                loop {
+                    clock.sleep(Duration::from_secs(5)).await;
+                    *count.lock().unwrap() += 1;
+                }
+            }
+        };
+        let beside = clock.beside(Box::pin(work));
+        clock.run(clock.sleep(Duration::from_secs(21))).unwrap();
+        assert_eq!(*count.lock().unwrap(), 4);
+        drop(beside);
+        clock.run(clock.sleep(Duration::from_secs(21))).unwrap();
+        assert_eq!(*count.lock().unwrap(), 4);
     }
 
     #[test]

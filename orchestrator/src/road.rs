@@ -21,7 +21,7 @@ use crate::event::{Event, Events, What};
 use crate::plan::{
     Audited, Breach, Call, Consent, Decides, Facts, Node, Plan, Purpose, Refused, SiteFacts, approve, audit, plan,
 };
-use crate::state::{End, Entry, Locked, Operator, Place, State, StateError, Store};
+use crate::state::{End, Entry, Hold, Locked, Operator, Place, State, StateError, Store};
 
 /// Everything that a road needs.
 pub struct Road<'a> {
@@ -101,6 +101,9 @@ pub enum RoadError {
         /// What it is bound to.
         place: Box<Place>,
     },
+    /// Somebody froze the environment.
+    #[error("{} froze this environment at {:.0}: {}", .0.by, .0.since, .0.why)]
+    Frozen(Box<Hold>),
     /// What is wanted is wrong in itself.
     #[error("plan")]
     Wanted(#[source] Problems),
@@ -218,6 +221,9 @@ async fn go(
     locked: &mut Locked,
 ) -> Result<(Option<Plan>, Outcome, usize), RoadError> {
     let providers = road.providers();
+    if let Some(hold) = locked.held().await.map_err(RoadError::State)? {
+        return Err(RoadError::Frozen(Box::new(hold)));
+    }
     lost_sites(road, locked)?;
     let drive = drive(road, &providers, locked);
     let before = recover(drive, stop).await.map_err(RoadError::Apply)?;

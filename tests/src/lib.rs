@@ -3,6 +3,7 @@
 //! A sandbox has its own folder, state, home and ports, and takes down what it put up, whatever happened in the story.
 
 pub mod http;
+pub mod servers;
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};

@@ -149,7 +149,7 @@ pub async fn measure(
     let ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
     let service = HttpWire::new(&running.address, ca.as_deref())?;
     let metrics = running.metrics_address.as_deref().map(|address| HttpWire::new(address, None)).transpose()?;
-    let clock = SystemClock::default();
+    let clock = SystemClock;
     let stop = signals::stop(console);
     let header = environment.server.security.api_key_header.clone();
     let issuer = Issuer { running: running.clone(), header };
@@ -248,7 +248,7 @@ pub struct Issuer {
 #[async_trait]
 impl KeyIssuer for Issuer {
     async fn create(&self, request: KeyRequest) -> Result<IssuedKey, String> {
-        let until = SystemClock::default().now() + jiff::SignedDuration::from_mins(KEY_MINUTES);
+        let until = SystemClock.now() + jiff::SignedDuration::from_mins(KEY_MINUTES);
         let rate = request.requests_per_hour.map_or("10000000/hour".to_owned(), |n| format!("{n}/hour"));
         let command =
             json!({ "do": "create", "name": request.name, "rate_limit": rate, "expires_at": until.as_millisecond() });
@@ -282,5 +282,5 @@ fn keep(file: &Utf8PathBuf, kept: &Kept) -> anyhow::Result<()> {
 
 /// A clock and a stop for commands that measure without an environment.
 pub fn clock_and_stop(console: Console) -> (Arc<SystemClock>, CancellationToken) {
-    (Arc::new(SystemClock::default()), signals::stop(console))
+    (Arc::new(SystemClock), signals::stop(console))
 }

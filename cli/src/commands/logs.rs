@@ -76,6 +76,17 @@ fn is_meant(name: &str, asked: &str) -> bool {
     name == asked || name.split_once('/').is_some_and(|(_, process)| process == asked)
 }
 
+/// The last lines of every process's log, by its name.
+pub fn newest(folder: &Utf8Path, lines: usize) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    for (name, path) in files(folder)? {
+        let (text, _) = tail(&path)?;
+        let whole: Vec<&str> = text.lines().collect();
+        all.insert(name, whole[whole.len().saturating_sub(lines)..].join("\n"));
+    }
+    Ok(all)
+}
+
 /// The newest log file of each process, by the process's name; where there are several sites, behind the site's.
 fn files(folder: &Utf8Path) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
     let mut found = BTreeMap::new();

@@ -4,10 +4,12 @@ mod apply;
 mod audit;
 pub mod backup;
 mod bundle;
+mod doctor;
 mod down;
 mod dr;
 mod env;
 mod gate;
+mod hold;
 mod key;
 mod load;
 mod logs;
@@ -16,8 +18,10 @@ mod plan;
 mod providers;
 mod release;
 pub mod running;
+mod state;
 mod status;
 mod supervise;
+mod support;
 mod talk;
 mod up;
 
@@ -26,6 +30,7 @@ use anyhow::Context;
 use crate::args::{Cli, Command};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
+use crate::state_args::Export;
 
 /// Runs the command that was typed.
 pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
@@ -60,6 +65,11 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Explain(args) => status::explain(session, &args, console).await,
         Command::Logs(args) => logs::logs(session, &args, console).await,
         Command::Gate(args) => gate::gate(session, &args, console).await,
+        Command::State(command) => state::state(session, &command, console).await,
+        Command::Hold(args) => hold::hold(session, &args, console).await,
+        Command::Export(Export::Terraform { out }) => state::terraform(session, out.as_deref(), console).await,
+        Command::Doctor => doctor::doctor(session, console).await,
+        Command::SupportBundle(args) => support::support_bundle(session, &args, console).await,
         Command::Key(command) => key::key(session, &command, console).await,
         Command::Release(command) => release::release(session, &command, console),
         Command::Model(command) => model::model(session, &command, console).await,

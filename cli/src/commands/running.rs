@@ -1,14 +1,13 @@
 //! The running environment, as its journal knows it: address, key, certificate authority, program.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use textnlp_orchestrator::environment::{API_KEY, names};
-use textnlp_orchestrator::state::{Folder, Holding, State};
+use textnlp_orchestrator::state::{Holding, State};
 use textnlp_provider::component::Program;
 use textnlp_provider::{EnvironmentName, Lineage, Outputs, ResourceId, SecretRef, SecretStore};
 use uuid::Uuid;
@@ -19,6 +18,7 @@ use crate::clouds;
 use crate::deployment::state_failed;
 use crate::report::Failure;
 use crate::session::Session;
+use crate::stores;
 
 /// What the journal says of a running environment.
 #[derive(Debug, Clone)]
@@ -56,8 +56,9 @@ pub struct Serving {
 
 /// Reads the state of an environment without a lock.
 pub async fn state(again: &Again, environment: &EnvironmentName, folder: &Utf8Path) -> Result<State, Failure> {
-    let store = Arc::new(Folder::at(folder));
-    State::load(store, environment, Lineage(Uuid::new_v4())).await.map_err(|e| state_failed(e, again, environment))
+    State::load(stores::of_folder(folder)?, environment, Lineage(Uuid::new_v4()))
+        .await
+        .map_err(|e| state_failed(e, again, environment))
 }
 
 /// What runs, or that nothing does.

@@ -12,7 +12,7 @@ use textnlp_provider::{ResourceId, SiteName};
 
 use super::backup;
 use crate::args::Explain;
-use crate::deployment::{Deployment, road_failed};
+use crate::deployment::{Deployment, road_failed, state_failed};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
@@ -54,6 +54,10 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let _ = writeln!(text, "  ↻ {:<34} {} is open: {says}", open.resource.as_str(), open.verb);
     }
     let _ = write!(text, "{}", drift_text(&status.drift));
+    let held = state.held().await.map_err(|e| state_failed(e, &session.again(), name))?;
+    if let Some(hold) = &held {
+        let _ = writeln!(text, "  frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
+    }
     if !status.ready || !status.drift.is_empty() {
         let _ = write!(text, "\nTo mend it: {}", session.again().command("up", name));
     }
@@ -69,6 +73,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         site["role"] = json!(of.map(|(_, role)| role));
     }
     document["backup"] = saved.document;
+    document["hold"] = json!(held);
     let success = Success::new(text, document);
     Ok(if ready { success } else { success.exit(Exit::Failed) })
 }

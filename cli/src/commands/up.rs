@@ -21,6 +21,7 @@ use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::signals;
+use crate::stores;
 
 /// What the first text begins with, in the domain of the model that ships.
 const PROMPT: &str = "Mira walked to the harbour";
@@ -97,6 +98,7 @@ pub async fn go(
         yes || asked(console)
     };
     let stop = signals::stop(console);
+    stores::remember(&stores::Located::of(&deployment.chosen.loaded.environment)?, &deployment.chosen.folder)?;
     let road = deployment.road(&progress);
     let arrived = match saved {
         Some(plan) => travel_as_planned(&road, plan, &stop).await,

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Limits;
 use crate::clock::Clock;
-use crate::state::Intent;
+use crate::state::{Intent, Lease};
 
 /// An operation in the air.
 pub(super) struct Flight {
@@ -26,7 +26,8 @@ pub(super) struct Flight {
     pub(super) last: String,
 }
 
-/// What a call came back with; nothing if it was not made because somebody asked to stop while it was waiting for its turn.
+/// What a call came back with; nothing if it was not made: somebody asked to stop while it was waiting for its turn, or the lock
+/// would not outlive it.
 pub(super) type Landing = Option<Answered<Progress>>;
 
 /// What an answer comes to.
@@ -75,6 +76,7 @@ impl Flight {
         provider: Arc<dyn Provider>,
         clock: Arc<dyn Clock>,
         stop: CancellationToken,
+        lease: Option<Arc<dyn Lease>>,
         pause: Duration,
         limits: Limits,
     ) -> BoxFuture<'static, Landing> {
@@ -86,6 +88,11 @@ impl Flight {
                     () = stop.cancelled() => return None,
                     () = clock.sleep(pause) => {}
                 }
+            }
+            if let Some(lease) = lease
+                && !lease.outlives(limits.call).await
+            {
+                return None;
             }
             let op = &intent.operation;
             let call = async {

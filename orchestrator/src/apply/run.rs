@@ -56,6 +56,7 @@ pub(super) async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Resul
     let mut air = Air::new(drive, stop);
     let sites: Vec<SiteName> = air.drive.state.sites().cloned().collect();
     let mut number = 0;
+    air.wait_out_the_grace(&sites).await?;
     for site in sites {
         for (op, open) in air.drive.state.open(&site).map_err(ApplyError::State)? {
             let (resource, verb) = (open.intent.operation.resource.clone(), open.intent.operation.verb);
@@ -246,6 +247,20 @@ impl<'a> Air<'a> {
         Self { drive, stop, flights, calls, outcome: Outcome::default(), began }
     }
 
+    /// A call that an earlier holder sent just before it lost its lock may still be on its way.
+    async fn wait_out_the_grace(&self, sites: &[SiteName]) -> Result<(), ApplyError> {
+        let grace = self.drive.state.grace();
+        for site in sites.iter().filter(|_| !grace.is_zero()) {
+            if !self.drive.state.open(site).map_err(ApplyError::State)?.is_empty() {
+                let text = format!("waiting {} s for calls of the run before this one to end", grace.as_secs());
+                self.tell(What::Note { text });
+                self.drive.clock.sleep(grace).await;
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn is_busy(&self) -> bool {
         !self.flights.is_empty()
     }
@@ -289,7 +304,8 @@ impl<'a> Air<'a> {
 
     fn launch(&mut self, id: u64, flight: Flight, pause: Duration) -> Result<(), ApplyError> {
         let provider = self.provider(&flight.operation().site)?;
-        let call = flight.call(provider, self.drive.clock.clone(), self.stop.clone(), pause, self.drive.limits);
+        let lease = self.drive.state.lease();
+        let call = flight.call(provider, self.drive.clock.clone(), self.stop.clone(), lease, pause, self.drive.limits);
         self.calls.push(Box::pin(call.map(move |landing| (id, landing))));
         self.flights.insert(id, flight);
         Ok(())
@@ -314,7 +330,9 @@ impl<'a> Air<'a> {
                         > self.deadline(&op.site, op.kind.as_str());
                     flight.judge(answer, late, self.drive.limits)
                 }
-                None => Verdict::LeaveOpen { error: None, because: flight.last.clone() },
+                None if self.stop.is_cancelled() => Verdict::LeaveOpen { error: None, because: flight.last.clone() },
+                // Whoever has the lock now finishes it.
+                None => Verdict::LeaveOpen { error: None, because: "the lock was lost before the call".to_owned() },
             };
             match verdict {
                 Verdict::Done(object) => {

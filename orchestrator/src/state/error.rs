@@ -52,6 +52,42 @@ pub enum StateError {
         /// Where.
         place: String,
     },
+    /// The lease ran out, or somebody else has taken it, while this run could not renew it.
+    #[error("the lock of {place} is lost: {because}")]
+    LeaseLost {
+        /// Where.
+        place: String,
+        /// How it was lost.
+        because: String,
+    },
+    /// An object store did not do what it was asked.
+    #[error("{action} {what} in {place}")]
+    Object {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        what: String,
+        /// In which store.
+        place: String,
+        /// What can be done about it.
+        hint: &'static str,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A state that is sealed and is opened without its key or with another one, or the other way round.
+    #[error("{what}: {because}")]
+    Sealed {
+        /// Which object.
+        what: String,
+        /// What does not fit.
+        because: String,
+    },
+    /// An object store that takes a conditional write whose condition does not hold.
+    #[error("{place} ignores the conditions of conditional writes: two runs would overwrite each other's journal")]
+    Unconditional {
+        /// Which store.
+        place: String,
+    },
     /// The journal is damaged in a way that no power cut explains.
     #[error("journal of `{site}` is damaged: {damage}")]
     Damaged {
@@ -87,6 +123,14 @@ pub enum StateError {
         found: u64,
         /// The newest that we know.
         known: u32,
+    },
+    /// The state was moved to another store.
+    #[error("the state in {place} was moved to {to}")]
+    Moved {
+        /// Where it was.
+        place: String,
+        /// Where it is.
+        to: String,
     },
     /// The folder belongs to another environment.
     #[error("{place} belongs to environment `{recorded}`, not `{wanted}`")]
@@ -147,6 +191,18 @@ impl StateError {
                 "make room on the disk and run the same command again: nothing that was done is lost".to_owned()
             }
             Self::Io(_) | Self::Broken { .. } => "run the same command again".to_owned(),
+            Self::LeaseLost { .. } => {
+                "nothing was called after that; run the same command again, it goes on from here".to_owned()
+            }
+            Self::Object { hint, .. } => (*hint).to_owned(),
+            Self::Sealed { .. } => {
+                "name the key that it was sealed with in `state.encryption_key`; to seal a state or to open one, move it: `state move`"
+                    .to_owned()
+            }
+            Self::Unconditional { .. } => {
+                "use a store that honours If-Match and If-None-Match, or keep the state in a folder (`state.store: local`)"
+                    .to_owned()
+            }
             Self::Held { .. } => "wait for it to finish; reading and planning need no lock".to_owned(),
             Self::Fenced { .. } => "see what the other run did with `textnlp-deploy state history`".to_owned(),
             Self::Damaged { .. } | Self::DamagedBody { .. } | Self::Unreadable { .. } => {
@@ -155,6 +211,7 @@ impl StateError {
             Self::OtherEnvironment { .. } => {
                 "name the right environment, or another folder with `--state-dir`".to_owned()
             }
+            Self::Moved { to, .. } => format!("write `state.store: {to}` into the environment file"),
             Self::OtherLineage { .. } => "put the journal back where it came from".to_owned(),
             Self::OtherPlace { site, .. } => format!(
                 "put the old values back; or run `down` with them first; or give the site another name than `{site}`, then the old one is removed"

@@ -5,7 +5,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
@@ -222,7 +222,22 @@ impl Store for Folder {
         let text = serde_json::to_vec_pretty(&lease).expect("a lease is plain data");
         self.put(&self.path.join("lease.json"), &text)?;
         self.broken.store(false, Ordering::SeqCst);
-        Ok(Lock { fence, guard: Box::new(file) })
+        Ok(Lock::for_life(fence, file))
+    }
+
+    async fn holder(&self) -> Result<Option<Holder>, StateError> {
+        let Ok(there) = std::fs::metadata(self.path.join("lock")) else { return Ok(None) };
+        // Trying the lock would take it for a moment, and refuse whoever comes just then.
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        let inode = format!(":{}", there.ino());
+        let is_it = |line: &str| {
+            let mut words = line.split_whitespace();
+            words.any(|word| word == "FLOCK") && words.any(|word| word.ends_with(&inode))
+        };
+        if !locks.lines().any(is_it) {
+            return Ok(None);
+        }
+        Ok(self.lease()?.map(|lease| lease.holder))
     }
 
     async fn append(&self, lock: &Lock, site: &SiteName, batch: &Batch) -> Result<(), StateError> {

@@ -37,4 +37,7 @@ pub struct LineageFile {
     pub environment: EnvironmentName,
     /// What each site is bound to; a site is added when it is first used and goes when nothing of it is left.
     pub sites: BTreeMap<SiteName, Place>,
+    /// Where the state lies now, if not here any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<String>,
 }

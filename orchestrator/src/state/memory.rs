@@ -138,10 +138,14 @@ impl Store for MemoryStore {
             disk.fence += 1;
             let fence = disk.fence;
             disk.held = Some((fence, holder.clone()));
-            Lock { fence, guard: Box::new(Guard { disk: self.disk.clone(), fence }) }
+            Lock::for_life(fence, Guard { disk: self.disk.clone(), fence })
         };
         self.fuse.cross(|| "after lock".to_owned()).await;
         Ok(lock)
+    }
+
+    async fn holder(&self) -> Result<Option<Holder>, StateError> {
+        Ok(self.disk().held.as_ref().map(|(_, holder)| holder.clone()))
     }
 
     async fn append(&self, lock: &Lock, site: &SiteName, batch: &Batch) -> Result<(), StateError> {

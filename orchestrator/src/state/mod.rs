@@ -5,14 +5,19 @@
 //! [`Locked::commit`] returns when both file and folder are. `head.json` beside a log remembers how far it went, so that a log that
 //! lost its end is noticed; `snapshot.json` what it added up to, so that a long one is not taken apart again.
 
+mod check;
 mod error;
 mod fold;
 mod folder;
+mod hold;
 mod lineage;
 mod memory;
+mod objects;
+mod past;
 mod record;
 mod snapshot;
 mod store;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,13 +29,18 @@ use textnlp_provider::{CloudId, EnvironmentName, Handle, Lineage, OperationId, R
 
 use crate::clock::Clock;
 
+pub use check::{Finding, Remedy, check, mend};
 pub use error::{Io, StateError};
 pub use fold::{Holding, Intent, Old, Open};
 pub use folder::Folder;
+pub use hold::Hold;
 pub use lineage::{LineageFile, Place};
 pub use memory::MemoryStore;
+pub use objects::{Objects, Timing};
+pub use past::{Changed, Difference, Moment, differences};
 pub use record::{BodyRef, Damage, End, Entry, FORMAT, Head, LINE_LIMIT, Record, Target, Torn};
-pub use store::{Batch, Holder, Lock, Store};
+pub use store::{Batch, Holder, Lease, Lock, Store};
+pub use transfer::{moved_away, transfer};
 
 use fold::{Fold, Unfit};
 pub(crate) use record::cut;
@@ -93,6 +103,7 @@ impl State {
                 let (place, wanted) = (store.place(), environment.clone());
                 return Err(StateError::OtherEnvironment { place, recorded: file.environment, wanted });
             }
+            Some(LineageFile { moved: Some(to), .. }) => return Err(StateError::Moved { place: store.place(), to }),
             Some(file) => (file.lineage, false, file.sites),
             None if !sites.is_empty() => {
                 let what = format!("{}/{LINEAGE}", store.place());
@@ -167,19 +178,7 @@ impl State {
 
     /// The objects of a site, as recorded.
     pub fn holdings(&self, site: &SiteName) -> Result<BTreeMap<ResourceId, Holding>, StateError> {
-        let Some(journal) = self.journals.get(site) else { return Ok(BTreeMap::new()) };
-        let mut holdings = BTreeMap::new();
-        for (resource, slots) in &journal.fold.slots {
-            let current = slots.current.as_ref().map(|body| journal.body::<Recorded>(site, body)).transpose()?;
-            let mut old = Vec::new();
-            for body in &slots.old {
-                old.push(Old { sha256: body.sha256.clone(), recorded: journal.body(site, body)? });
-            }
-            let sha256 = slots.current.as_ref().map(|body| body.sha256.clone());
-            let (since, by) = (slots.since, slots.by);
-            holdings.insert(resource.clone(), Holding { current, sha256, old, since, by });
-        }
-        Ok(holdings)
+        self.journals.get(site).map_or_else(|| Ok(BTreeMap::new()), |journal| journal.holdings(site))
     }
 
     /// The SHA-256 that names a replaced object's record in the journal.
@@ -242,8 +241,15 @@ impl State {
             tool: short(&operator.tool),
         };
         let lock = self.store.lock(&holder).await?;
-        let state = Self::load(self.store.clone(), &self.environment, self.lineage).await?;
-        state.check_places(places)?;
+        let read = Self::load(self.store.clone(), &self.environment, self.lineage).await;
+        let state = match read.and_then(|state| state.check_places(places).map(|()| state)) {
+            Ok(state) => state,
+            Err(error) => {
+                // The first error says more; a lock that is not given back ends by itself.
+                let _ = self.store.unlock(lock).await;
+                return Err(error);
+            }
+        };
         let operator = Operator {
             by: holder.by,
             reason: operator.reason.as_deref().map(|reason| cut(reason, 300)),
@@ -279,6 +285,16 @@ impl Locked {
     /// The fencing number of this lock.
     pub fn fence(&self) -> u64 {
         self.lock.fence
+    }
+
+    /// Until when the lock holds, where that is not for as long as this process lives.
+    pub fn lease(&self) -> Option<Arc<dyn Lease>> {
+        self.lock.lease.clone()
+    }
+
+    /// How long after the lock was taken operations that an earlier holder left open must not be touched.
+    pub fn grace(&self) -> std::time::Duration {
+        self.lock.grace
     }
 
     /// What was mended when the lock was taken, for people.
@@ -340,6 +356,7 @@ impl Locked {
                 self.state.store.replace(&self.lock, &snapshot_name(site), &bytes).await?;
             }
         }
+        self.state.store.unlock(self.lock).await?;
         Ok(self.state)
     }
 
@@ -351,7 +368,7 @@ impl Locked {
         let mut sites = self.state.places.clone();
         sites.extend(new.iter().map(|(site, place)| ((*site).clone(), (*place).clone())));
         let (lineage, environment) = (self.state.lineage, self.state.environment.clone());
-        let file = LineageFile { format: FORMAT, lineage, environment, sites };
+        let file = LineageFile { format: FORMAT, lineage, environment, sites, moved: None };
         let bytes = serde_json::to_vec_pretty(&file).expect("a lineage is plain data");
         self.state.store.replace(&self.lock, LINEAGE, &bytes).await?;
         self.state.places = file.sites;
@@ -413,6 +430,21 @@ impl Pen<'_> {
 }
 
 impl Journal {
+    fn holdings(&self, site: &SiteName) -> Result<BTreeMap<ResourceId, Holding>, StateError> {
+        let mut holdings = BTreeMap::new();
+        for (resource, slots) in &self.fold.slots {
+            let current = slots.current.as_ref().map(|body| self.body::<Recorded>(site, body)).transpose()?;
+            let mut old = Vec::new();
+            for body in &slots.old {
+                old.push(Old { sha256: body.sha256.clone(), recorded: self.body(site, body)? });
+            }
+            let sha256 = slots.current.as_ref().map(|body| body.sha256.clone());
+            let (since, by) = (slots.since, slots.by);
+            holdings.insert(resource.clone(), Holding { current, sha256, old, since, by });
+        }
+        Ok(holdings)
+    }
+
     fn body<T: DeserializeOwned>(&self, site: &SiteName, body: &BodyRef) -> Result<T, StateError> {
         let bytes = self.bodies.get(&body.sha256).map(|(_, bytes)| bytes.as_slice()).unwrap_or_default();
         parse(site, body, bytes)

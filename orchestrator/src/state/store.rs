@@ -1,6 +1,8 @@
-//! Where a state is kept. A folder on this machine and a memory for tests are the two stores so far.
+//! Where a state is kept: a folder on this machine, an object store, and a memory for tests.
 
 use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -35,11 +37,18 @@ pub trait Store: Send + Sync {
     async fn bodies_len(&self, site: &SiteName) -> Result<u64, StateError>;
     /// A small document, such as `lineage.json`.
     async fn document(&self, name: &str) -> Result<Option<Vec<u8>>, StateError>;
-    /// Takes the lock, or says who has it.
+    /// Takes the lock, or says who has it. A store that cannot see a holder die waits until its lease has run out.
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError>;
+    /// Who has the lock, as far as that can be seen without taking it.
+    async fn holder(&self) -> Result<Option<Holder>, StateError>;
+    /// Gives the lock back. A lock that is only dropped is given back too, in a store with leases after a while.
+    async fn unlock(&self, lock: Lock) -> Result<(), StateError> {
+        drop(lock);
+        Ok(())
+    }
     /// Appends bodies, then lines, in this order of durability.
     async fn append(&self, lock: &Lock, site: &SiteName, batch: &Batch) -> Result<(), StateError>;
-    /// Cuts a torn end off a log.
+    /// Cuts a torn end off a log. A store that appends whole batches has none.
     async fn cut(&self, lock: &Lock, site: &SiteName, len: u64) -> Result<(), StateError>;
     /// Replaces a small document as a whole.
     async fn replace(&self, lock: &Lock, name: &str, bytes: &[u8]) -> Result<(), StateError>;
@@ -81,6 +90,25 @@ pub struct Lock {
     pub fence: u64,
     /// What gives the lock back when it goes.
     pub guard: Box<dyn Any + Send + Sync>,
+    /// Until when it holds, where that is not for as long as the process lives.
+    pub lease: Option<Arc<dyn Lease>>,
+    /// How long operations that an earlier holder left open must not be touched from now on: a call of that holder may still be
+    /// on its way.
+    pub grace: Duration,
+}
+
+impl Lock {
+    /// A lock that is held for as long as this process lives.
+    pub fn for_life(fence: u64, guard: impl Any + Send + Sync) -> Self {
+        Self { fence, guard: Box::new(guard), lease: None, grace: Duration::ZERO }
+    }
+}
+
+/// A lock's term in a store that cannot see its holder die.
+#[async_trait]
+pub trait Lease: Send + Sync {
+    /// Whether the lease certainly holds for this much longer, by a clock that does not stop; renews it first if it is short.
+    async fn outlives(&self, call: Duration) -> bool;
 }
 
 impl std::fmt::Debug for Lock {

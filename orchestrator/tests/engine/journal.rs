@@ -161,7 +161,7 @@ fn a_holder_that_lost_the_lock_writes_nothing() {
         .clock
         .run(async {
             let first = world.disk.lock(&holder()).await.unwrap();
-            let stale = textnlp_orchestrator::state::Lock { fence: first.fence, guard: Box::new(()) };
+            let stale = textnlp_orchestrator::state::Lock::for_life(first.fence, ());
             drop(first);
             let second = world.disk.lock(&holder()).await.unwrap();
             (stale, second)

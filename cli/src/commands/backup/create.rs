@@ -20,6 +20,7 @@ use crate::deployment::operator;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::Session;
+use crate::stores;
 
 /// A person who is told that an `up` runs can wait by himself.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -160,7 +161,8 @@ pub async fn run(args: &Run) -> Result<Success, Failure> {
 async fn scheduled(args: &Run) -> Result<Success, Failure> {
     let text = std::fs::read(&args.order).with_context(|| format!("read {}", args.order))?;
     let order: Order = serde_yaml::from_slice(&text).with_context(|| format!("read {}", args.order))?;
-    let (name, lineage) = whose(&args.folder)?;
+    let whose = whose(&args.folder).await?;
+    let (name, lineage) = whose.with_context(|| format!("there is no state in {}", args.folder))?;
     let shelf = shelf(&name, &args.folder, order.destination.as_deref());
     let seal = Seal::Keys(recipients(&args.folder, order.recipients.iter()).await?);
     let operator = Operator {
@@ -189,12 +191,13 @@ async fn scheduled(args: &Run) -> Result<Success, Failure> {
     Ok(Success::new(text, super::document(&dump)))
 }
 
-/// Whose state a folder holds.
-fn whose(folder: &Utf8Path) -> Result<(EnvironmentName, Lineage), Failure> {
-    let path = folder.join("lineage.json");
-    let text = std::fs::read(&path).with_context(|| format!("read {path}"))?;
-    let file: LineageFile = serde_json::from_slice(&text).with_context(|| format!("read {path}"))?;
-    Ok((file.environment, file.lineage))
+/// Whose state a folder holds or points to; `None` where there is none.
+async fn whose(folder: &Utf8Path) -> Result<Option<(EnvironmentName, Lineage)>, Failure> {
+    let store = stores::of_folder(folder)?;
+    let Some(text) = store.document("lineage.json").await? else { return Ok(None) };
+    let file: LineageFile =
+        serde_json::from_slice(&text).with_context(|| format!("read the lineage in {}", store.place()))?;
+    Ok(Some((file.environment, file.lineage)))
 }
 
 fn clear(shelf: &Shelf, lineage: Lineage, keep: Duration) -> Result<Vec<Dump>, Failure> {
@@ -212,9 +215,8 @@ pub async fn prune(session: &Session, keep: Option<&str>, console: Console) -> R
         Some(text) => age(text)?,
         None => settings.keep.0,
     };
-    let (_, lineage) = match chosen.folder.join("lineage.json").is_file() {
-        true => whose(&chosen.folder)?,
-        false => return Err(super::gather::not_up(&session.again(), &chosen.name)),
+    let Some((_, lineage)) = whose(&chosen.folder).await? else {
+        return Err(super::gather::not_up(&session.again(), &chosen.name));
     };
     let gone = clear(&shelf, lineage, keep)?;
     let left = shelf.list().map_err(failed)?.len();

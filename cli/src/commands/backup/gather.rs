@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use textnlp_orchestrator::backup::{Content, Database, FORMAT, Item, Manifest, Model};
 use textnlp_orchestrator::release::Lock;
-use textnlp_orchestrator::state::{Folder, Holder, Operator, StateError, Store};
+use textnlp_orchestrator::state::{Folder, Holder, Operator, StateError, Store, transfer};
 use textnlp_provider::{EnvironmentName, Secret, SiteName};
 
 use super::super::running;
@@ -18,9 +18,12 @@ use crate::again::Again;
 use crate::clouds::{self, SiteCopy};
 use crate::deployment::state_failed;
 use crate::report::Failure;
+use crate::stores;
 
 /// What is copied as it is, from the state folder: files and whole folders.
-const AS_IT_IS: [&str; 5] = ["lineage.json", "lease.json", "journal", "secrets", keep::FOLDER];
+const AS_IT_IS: [&str; 2] = [clouds::SECRETS, keep::FOLDER];
+/// What is copied of the state itself.
+const STATE_PARTS: [&str; 4] = ["lineage.json", "lease.json", "hold.json", "journal"];
 /// The folder of all that within a copy.
 pub const STATE: &str = "state";
 /// No file of a state but a journal is near this size, and journals of this size are none of ours.
@@ -55,12 +58,12 @@ pub async fn gather(
     operator: &Operator,
     patience: Duration,
 ) -> Result<Gathered, Failure> {
-    let store = Folder::at(folder);
+    let store = stores::of_folder(folder)?;
     if running::state(again, name, folder).await?.is_new() {
         return Err(not_up(again, name));
     }
     // Until everything that belongs together is taken.
-    let lock = held(&store, operator, patience).await.map_err(|error| state_failed(error, again, name))?;
+    let lock = held(&*store, operator, patience).await.map_err(|error| state_failed(error, again, name))?;
     let state = running::state(again, name, folder).await?;
     clear(folder);
     let work = tempfile::Builder::new()
@@ -68,6 +71,16 @@ pub async fn gather(
         .tempdir_in(folder)
         .with_context(|| format!("make a folder in {folder}"))?;
     let mut items = Vec::new();
+    let mut lies_in = folder.to_owned();
+    if stores::recorded(folder)?.is_some() {
+        // A state that lies elsewhere, sealed or not, comes as a folder that opens by itself: the copy has a seal of its own.
+        lies_in = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?.join("journals");
+        let copied = transfer(&*store, &Folder::at(&lies_in), &holder(operator)).await;
+        copied.map_err(|error| state_failed(error, again, name))?;
+    }
+    for part in STATE_PARTS {
+        take(&lies_in, &lies_in.join(part), &mut items)?;
+    }
     for part in AS_IT_IS {
         take(folder, &folder.join(part), &mut items)?;
     }
@@ -97,7 +110,7 @@ pub async fn gather(
             models.insert(model.name, Model { source: model.source, digest: model.digest, folder });
         }
     }
-    drop(lock);
+    store.unlock(lock).await.map_err(|error| state_failed(error, again, name))?;
     if databases.is_empty() {
         notes.push("there is no database in it: nothing was served yet".to_owned());
     }
@@ -122,18 +135,22 @@ pub async fn gather(
 }
 
 async fn held(
-    store: &Folder,
+    store: &dyn Store,
     operator: &Operator,
     patience: Duration,
 ) -> Result<textnlp_orchestrator::state::Lock, StateError> {
     let began = Instant::now();
     loop {
-        let Operator { by, host, tool, pid, .. } = operator.clone();
-        match store.lock(&Holder { by, pid, host, since: Timestamp::now(), tool }).await {
+        match store.lock(&holder(operator)).await {
             Err(StateError::Held { .. }) if began.elapsed() < patience => tokio::time::sleep(LOOK).await,
             other => return other,
         }
     }
+}
+
+fn holder(operator: &Operator) -> Holder {
+    let Operator { by, host, tool, pid, .. } = operator.clone();
+    Holder { by, pid, host, since: Timestamp::now(), tool }
 }
 
 /// Folders of work say whose they are, so that those of the dead can be told.

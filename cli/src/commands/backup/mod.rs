@@ -20,7 +20,7 @@ use crate::backup_args::{Backup, Opening, Passphrase};
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::{Chosen, Session};
 
-pub use keep::remember;
+pub use keep::{put as put_file, remember};
 pub use restore::restore;
 pub use standing::warning;
 

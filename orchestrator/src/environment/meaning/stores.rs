@@ -121,15 +121,42 @@ impl Meaning<'_> {
                 |near| format!("did you mean `{near}`?"),
             );
             self.error("state.store", format!("`{}` is not a place for state", cut(store)), fix);
-        }
-        if e.state.encryption_key.is_some() {
-            // A journal in the clear is not what was asked for.
-            self.say(
-                Severity::Refusal,
-                "state.encryption_key",
-                "the state cannot be encrypted yet",
-                "remove it, and keep the state folder on an encrypted disk",
+        } else if store.contains(['@', '?', '#', ' ']) || store.contains("/../") || store.ends_with("/..") {
+            self.error(
+                "state.store",
+                format!("`{}` is more than a bucket and a prefix", cut(store)),
+                "write `s3://BUCKET/PREFIX`; credentials come from the variables of whoever runs the command",
             );
+        }
+        if store == "local" {
+            if e.state.encryption_key.is_some() {
+                // A journal in the clear is not what was asked for.
+                self.say(
+                    Severity::Refusal,
+                    "state.encryption_key",
+                    "a state in a folder is not encrypted",
+                    "remove it, and keep the state folder on an encrypted disk",
+                );
+            }
+            for (path, given) in [("state.endpoint", &e.state.endpoint), ("state.region", &e.state.region)] {
+                if given.is_some() {
+                    self.error(
+                        path,
+                        "a state in a folder has none",
+                        "remove it, or name an object store in `state.store`",
+                    );
+                }
+            }
+        }
+        if let Some(endpoint) = &e.state.endpoint {
+            let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
+            if host.is_none_or(|host| host.is_empty() || host.contains(['@', ' '])) {
+                self.error(
+                    "state.endpoint",
+                    format!("`{}` is not the address of a store", cut(endpoint)),
+                    "write one such as `https://minio.example.com:9000`",
+                );
+            }
         }
         if let Some(cidr) = &e.network.cidr
             && !is_private_range(cidr)

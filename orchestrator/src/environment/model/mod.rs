@@ -209,9 +209,14 @@ words! {
 section! {
     /// Where we write down what we made.
     pub struct StateSettings {
-        /// `local`, or the URL of an object store with conditional writes.
+        /// `local`, or an object store with conditional writes: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
+        /// `az://CONTAINER/PREFIX`. Each environment has a folder of its name there.
         pub store: String = "local".to_owned(),
-        /// Encrypts what is written there.
+        /// The address of a store that is not the cloud's own: MinIO's, an emulator's.
+        pub endpoint: Option<String> = None,
+        /// The region of the bucket, where the store has regions.
+        pub region: Option<String> = None,
+        /// Encrypts what is written there: a key of the tool `age`.
         pub encryption_key: Option<SecretSource> = None,
     }
 }

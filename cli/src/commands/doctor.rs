@@ -1,0 +1,377 @@
+//! `doctor`: everything that this program needs, looked at once, each with its fix. Changes nothing.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
+
+use camino::Utf8Path;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use serde_json::json;
+use textnlp_orchestrator::event::Quiet;
+use textnlp_orchestrator::plan::{Facts, Purpose};
+use textnlp_orchestrator::road::{self, Ask};
+use textnlp_orchestrator::state::{Holder, State, StateError, check};
+use textnlp_orchestrator::status::{self, Standing};
+use textnlp_provider::{Observed, ResourceId};
+
+use super::backup;
+use crate::clouds;
+use crate::deployment::Deployment;
+use crate::report::{Console, Exit, Failure, Success, size};
+use crate::session::{Chosen, Session};
+
+/// Less room than this is a problem: a journal, a log and a database still fit.
+const DISK_LOW: u64 = 256 << 20;
+/// Less room than this deserves a look.
+const DISK_SOME: u64 = 2 << 30;
+/// Certificates are renewed long before this is left of them.
+const CERTIFICATE_LOW: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Clocks of machines that ask the same time servers differ by less.
+const CLOCK: SignedDuration = SignedDuration::from_mins(1);
+
+/// How one thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mark {
+    Well,
+    Warning,
+    Problem,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Looked {
+    name: &'static str,
+    mark: Mark,
+    says: String,
+    fix: Option<String>,
+}
+
+struct Doctor<'a> {
+    session: &'a Session,
+    looked: Vec<Looked>,
+}
+
+impl Doctor<'_> {
+    fn well(&mut self, name: &'static str, says: impl Into<String>) {
+        self.looked.push(Looked { name, mark: Mark::Well, says: says.into(), fix: None });
+    }
+
+    fn warning(&mut self, name: &'static str, says: impl Into<String>, fix: impl Into<String>) {
+        self.looked.push(Looked { name, mark: Mark::Warning, says: says.into(), fix: Some(fix.into()) });
+    }
+
+    fn problem(&mut self, name: &'static str, says: impl Into<String>, fix: impl Into<String>) {
+        self.looked.push(Looked { name, mark: Mark::Problem, says: says.into(), fix: Some(fix.into()) });
+    }
+}
+
+/// `doctor`: exits with 1 when something must be mended.
+pub async fn doctor(session: &Session, console: Console) -> Result<Success, Failure> {
+    let mut doctor = Doctor { session, looked: Vec::new() };
+    doctor.well("program", format!("textnlp-deploy {}", env!("CARGO_PKG_VERSION")));
+    doctor.clock();
+    let mut name = None;
+    match session.load(console) {
+        Err(failure) if failure.code == "no_environment" => {
+            doctor.well("environment", "none is up here; name one to look at it: --env NAME");
+            if let Ok(root) = session.state_root() {
+                doctor.disk(&root);
+            }
+        }
+        Err(failure) => {
+            let causes: Vec<String> = failure.error.chain().map(ToString::to_string).collect();
+            doctor.problem("environment", causes.join(": "), failure.hint.unwrap_or_default());
+            if let Ok(root) = session.state_root() {
+                doctor.disk(&root);
+            }
+        }
+        Ok(chosen) => {
+            name = Some(chosen.name.clone());
+            doctor.environment(chosen).await?;
+        }
+    }
+    let looked = doctor.looked;
+    let mut text = String::new();
+    for one in &looked {
+        let mark = match one.mark {
+            Mark::Well => console.paint("32", "✓"),
+            Mark::Warning => console.paint("33", "!"),
+            Mark::Problem => console.paint("31", "✗"),
+        };
+        let _ = writeln!(text, "{mark} {:<12} {}", one.name, one.says.replace('\n', "\n               "));
+        for fix in one.fix.iter().flat_map(|fix| fix.lines()) {
+            let _ = writeln!(text, "               → {fix}");
+        }
+    }
+    let count = |mark: Mark| looked.iter().filter(|one| one.mark == mark).count();
+    let (problems, warnings) = (count(Mark::Problem), count(Mark::Warning));
+    let _ = match (problems, warnings) {
+        (0, 0) => write!(text, "All is well."),
+        (0, n) => write!(text, "Nothing must be mended; {n} deserve a look."),
+        (n, _) => write!(text, "{n} must be mended."),
+    };
+    let document = json!({ "environment": name, "checks": looked, "problems": problems, "warnings": warnings });
+    let success = Success::new(text, document);
+    Ok(if problems == 0 { success } else { success.exit(Exit::Failed) })
+}
+
+impl Doctor<'_> {
+    async fn environment(&mut self, chosen: Chosen) -> Result<(), Failure> {
+        let (name, folder) = (chosen.name.clone(), chosen.folder.clone());
+        let again = self.session.again();
+        let refusals: Vec<String> = chosen.loaded.report.refusals().map(ToString::to_string).collect();
+        match refusals.is_empty() {
+            true => self.well("environment", format!("{name} is valid")),
+            false => self.problem("environment", refusals.join("\n"), again.check(name.as_str())),
+        }
+        self.disk(&folder);
+        self.secrets(&folder);
+        let deployment = match Deployment::recorded(self.session, chosen) {
+            Ok(deployment) => deployment,
+            Err(failure) => {
+                self.problem("state", format!("{:#}", failure.error), failure.hint.unwrap_or_default());
+                return Ok(());
+            }
+        };
+        let state = match deployment.state().await {
+            Ok(state) if state.is_new() => {
+                self.well("state", format!("nothing is up; it would be kept in {}", state.place()));
+                return self.would_go_up(deployment).await;
+            }
+            Ok(state) => state,
+            Err(failure) => {
+                self.problem("state", format!("{:#}", failure.error), again.command("state repair", &name));
+                return Ok(());
+            }
+        };
+        self.state(&deployment, &state).await;
+        let ask = Ask { purpose: Purpose::Up, delete_data: false };
+        match road::read(&deployment.road(&Quiet), &state, ask).await {
+            Err(error) => self.problem("providers", error.to_string(), again.command("status", &name)),
+            Ok(facts) => self.facts(&deployment, &state, &facts).await,
+        }
+        let saved = backup::warning(&name, &folder, state.lineage(), &deployment.chosen.loaded.environment);
+        match saved.lines.is_empty() {
+            true => self.well("backup", "nothing is missing"),
+            false => self.warning("backup", saved.lines.join("\n"), again.command("backup create", &name)),
+        }
+        Ok(())
+    }
+
+    fn clock(&mut self) {
+        // A machine whose clock was never set says 1970; certificates and journals would be dated so.
+        const BUILT: Timestamp = Timestamp::constant(1_767_225_600, 0);
+        let now = Timestamp::now();
+        match now < BUILT {
+            true => self.problem(
+                "clock",
+                format!("it says {now:.0}, before this program was written"),
+                "set it: timedatectl set-ntp true",
+            ),
+            false => self.well("clock", format!("{now:.0}")),
+        }
+    }
+
+    fn disk(&mut self, folder: &Utf8Path) {
+        let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(folder);
+        let room = match rustix::fs::statvfs(there.as_std_path()) {
+            Ok(room) => room,
+            Err(error) => {
+                return self.problem(
+                    "disk",
+                    format!("{there} cannot be looked at: {error}"),
+                    "mend the disk, or choose another folder with --state-dir DIR",
+                );
+            }
+        };
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        let says = format!("{} free in {there}", size(free));
+        let fix = "make room, or choose another folder with --state-dir DIR";
+        if free < DISK_LOW || (room.f_files > 0 && room.f_favail < 1000) {
+            self.problem("disk", says, fix);
+        } else if free < DISK_SOME {
+            self.warning("disk", says, fix);
+        } else {
+            self.well("disk", says);
+        }
+        let writable = rustix::fs::access(there.as_std_path(), rustix::fs::Access::WRITE_OK);
+        if let Err(error) = writable {
+            self.problem(
+                "disk",
+                format!("{there} cannot be written: {error}"),
+                "make it yours, or choose another folder with --state-dir DIR",
+            );
+        }
+    }
+
+    /// Keys that others on this machine can read are not secret any more.
+    fn secrets(&mut self, folder: &Utf8Path) {
+        let mut open = Vec::new();
+        let top = folder.join(clouds::SECRETS);
+        // Nobody gets to what lies in a folder that is closed to them.
+        let closed = top.metadata().is_ok_and(|about| about.permissions().mode() & 0o077 == 0);
+        let mut todo = if closed { Vec::new() } else { vec![top.clone()] };
+        while let Some(path) = todo.pop() {
+            let Ok(about) = path.symlink_metadata() else { continue };
+            if about.permissions().mode() & 0o077 != 0 && !about.is_symlink() {
+                open.push(path.to_string());
+            }
+            if about.is_dir() {
+                todo.extend(path.read_dir_utf8().into_iter().flatten().flatten().map(|entry| entry.into_path()));
+            }
+        }
+        match open.first() {
+            Some(first) => self.problem(
+                "secrets",
+                format!("others can read {} of them, such as {first}", open.len()),
+                format!("chmod -R go= {}", top),
+            ),
+            None => self.well("secrets", "only their owner can read them"),
+        }
+    }
+
+    async fn state(&mut self, deployment: &Deployment<'_>, state: &State) {
+        let (name, again) = (&deployment.chosen.name, self.session.again());
+        match check(&*deployment.store, name).await {
+            Ok(found) if found.is_empty() => self.well("state", format!("whole, in {}", state.place())),
+            Ok(found) => {
+                let says: Vec<String> = found.iter().map(|one| format!("{}: {}", one.what, one.because)).collect();
+                self.problem("state", says.join("\n"), again.command("state repair", name));
+            }
+            Err(error) => self.problem("state", chain(&error), error.hint().unwrap_or_default()),
+        }
+        match deployment.store.holder().await {
+            Ok(None) => self.well("lock", "free"),
+            Ok(Some(Holder { by, pid, host, since, .. })) => {
+                let says = format!("{by} with process {pid} on {host} has it since {since:.0}");
+                self.warning("lock", says, "it lets go when that run ends, also when it is killed");
+            }
+            Err(error) => self.problem("lock", chain(&error), error.hint().unwrap_or_default()),
+        }
+        match state.held().await {
+            Ok(None) => {}
+            Ok(Some(hold)) => {
+                let says = format!("frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
+                self.warning("hold", says, again.command("hold --release", name));
+            }
+            Err(error) => self.problem("hold", chain(&error), error.hint().unwrap_or_default()),
+        }
+        let mut newest = None;
+        for site in state.sites() {
+            let last = state.history(site).await.ok().and_then(|records| records.last().map(|record| record.at));
+            newest = newest.max(last);
+        }
+        if let Some(newest) = newest.filter(|newest| newest.duration_since(Timestamp::now()) > CLOCK) {
+            let says = format!("the newest record is of {newest:.0}, which is still to come: a clock was set back");
+            self.warning("clock", says, "set it: timedatectl set-ntp true");
+        }
+    }
+
+    async fn facts(&mut self, deployment: &Deployment<'_>, state: &State, facts: &Facts) {
+        let (name, again) = (&deployment.chosen.name, self.session.again());
+        let (up, explain) =
+            (again.command("up", name), |id: &ResourceId| again.command(&format!("explain {id}"), name));
+        let now = status::status(facts, state.places());
+        let bad: Vec<_> = now.resources.iter().filter(|one| one.standing != Standing::Ready).collect();
+        match bad.first() {
+            None if now.resources.is_empty() => self.well("resources", "none is recorded: nothing is up"),
+            None => self.well("resources", format!("{} are there and do their work", now.resources.len())),
+            Some(first) => {
+                let says: Vec<String> = bad.iter().map(|one| format!("{}: {:?}", one.resource, one.standing)).collect();
+                self.problem("resources", says.join("\n"), format!("{up}\n{}", explain(&first.resource)));
+            }
+        }
+        if !now.open.is_empty() {
+            let says: Vec<String> =
+                now.open.iter().map(|one| format!("{} of {} is open", one.verb, one.resource)).collect();
+            self.warning("operations", says.join("\n"), format!("the next run finishes them: {up}"));
+        }
+        for site in deployment.sites.keys().filter(|site| !state.is_empty(site)) {
+            match clouds::keeper(&deployment.chosen.folder, site).await {
+                Ok(Some(keeper)) => {
+                    let says = format!("of `{site}`: process {}, version {}", keeper.pid, keeper.version);
+                    let trouble: Vec<String> = keeper.rejected.into_iter().chain(keeper.failing).collect();
+                    if !trouble.is_empty() {
+                        self.problem("supervisor", trouble.join("\n"), again.command("logs", name));
+                    } else if keeper.version.split('/').next() != Some(env!("CARGO_PKG_VERSION")) {
+                        self.warning("supervisor", says, format!("the next `up` replaces it: {up}"));
+                    } else {
+                        self.well("supervisor", says);
+                    }
+                }
+                Ok(None) => self.problem(
+                    "supervisor",
+                    format!("of `{site}`: none is alive; nothing is started again when it ends"),
+                    up.clone(),
+                ),
+                Err(why) => self.problem("supervisor", format!("of `{site}`: {why}"), again.command("logs", name)),
+            }
+        }
+        self.certificates(facts, &up);
+    }
+
+    fn certificates(&mut self, facts: &Facts, up: &str) {
+        let mut soonest: Option<(Timestamp, &ResourceId)> = None;
+        for (id, seen) in facts.sites.values().flat_map(|site| &site.observed) {
+            let Observed::Present(object) = seen else { continue };
+            let ends = object.outputs.get("not_after").and_then(|at| at.as_str()?.parse::<Timestamp>().ok());
+            if let Some(ends) = ends.filter(|ends| soonest.is_none_or(|(first, _)| *ends < first)) {
+                soonest = Some((ends, id));
+            }
+        }
+        let Some((ends, id)) = soonest else { return };
+        let left = ends.duration_since(Timestamp::now());
+        let says = format!("`{id}` ends at {ends:.0}");
+        if left.is_negative() {
+            self.problem("certificates", says, up.to_owned());
+        } else if left < CERTIFICATE_LOW {
+            self.warning(
+                "certificates",
+                says,
+                format!("it is renewed by itself while its supervisor lives; else: {up}"),
+            );
+        } else {
+            self.well("certificates", format!("the first to end, {says}"));
+        }
+    }
+
+    /// Ports, memory, programs: what an `up` would look at before it does anything.
+    async fn would_go_up(&mut self, deployment: Deployment<'_>) -> Result<(), Failure> {
+        let wanted =
+            match Deployment::wanted(self.session, deployment.chosen, Console::new(self.session.global.output, true))
+                .await
+            {
+                Ok(wanted) => wanted,
+                Err(failure) => {
+                    self.problem("preflight", format!("{:#}", failure.error), failure.hint.unwrap_or_default());
+                    return Ok(());
+                }
+            };
+        let mut found = Vec::new();
+        for site in wanted.sites.values() {
+            found.extend(site.provider.preflight(&site.wanted).await?);
+        }
+        if found.iter().all(|problem| problem.note) {
+            self.well("preflight", "ports are free, and nothing else stands in the way of an `up`");
+        }
+        for problem in found.iter().filter(|problem| !problem.note) {
+            let says = format!("{}: {}", problem.place, problem.cause);
+            match problem.warning {
+                true => self.warning("preflight", says, &problem.fix),
+                false => self.problem("preflight", says, &problem.fix),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn chain(error: &StateError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}

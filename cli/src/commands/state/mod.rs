@@ -1,0 +1,64 @@
+//! `state`: what was written down of an environment.
+
+mod change;
+mod import;
+mod show;
+
+use std::io::IsTerminal;
+
+use textnlp_provider::ResourceId;
+
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+use crate::state_args::State;
+
+pub use show::terraform;
+
+/// `state VERB`.
+pub async fn state(session: &Session, command: &State, console: Console) -> Result<Success, Failure> {
+    match command {
+        State::List => show::list(session, console).await,
+        State::Show { resource } => show::show(session, resource, console).await,
+        State::History(args) => show::history(session, args, console).await,
+        State::At { moment, resource } => show::at(session, moment, resource.as_deref(), console).await,
+        State::Diff { from, to } => show::diff(session, from, to.as_deref(), console).await,
+        State::Export { out } => show::export(session, out.as_deref(), console).await,
+        State::Repair(args) => change::repair(session, args, console).await,
+        State::Move(args) => change::move_state(session, args, console).await,
+        State::Remove { resources } => change::remove(session, resources, console).await,
+        State::Import(args) => import::import(session, args, console).await,
+    }
+}
+
+/// The whole state as a document.
+pub async fn exported(session: &Session, console: Console) -> Result<Success, Failure> {
+    show::export(session, None, console).await
+}
+
+fn resource_id(session: &Session, text: &str) -> Result<ResourceId, Failure> {
+    ResourceId::new(text).map_err(|error| {
+        Failure::usage("invalid_name", error).hint(format!("names are as in: {}", session.again().bare("state list")))
+    })
+}
+
+fn no_such(session: &Session, environment: &textnlp_provider::EnvironmentName, resource: &ResourceId) -> Failure {
+    Failure::usage("no_such_resource", anyhow::anyhow!("no `{resource}` is recorded in {environment}"))
+        .hint(session.again().command("state list", environment))
+        .resource(resource.to_string())
+}
+
+/// Whether what was just said may be done: by `--yes`, or by a person on a terminal.
+fn agreed(session: &Session, console: Console, verb: &str) -> Result<(), Failure> {
+    if session.global.yes {
+        return Ok(());
+    }
+    if std::io::stdin().is_terminal() && console.is_text() {
+        console.say("Do it? [y/N]");
+        let mut answer = String::new();
+        if std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "ja") {
+            return Ok(());
+        }
+    }
+    Err(Failure::refused("not_approved", anyhow::anyhow!("nobody agreed, so nothing was done"))
+        .hint(format!("look at what it would do, then agree with --yes: {verb} --yes")))
+}

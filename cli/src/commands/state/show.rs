@@ -1,0 +1,284 @@
+//! Looking at what is recorded, now and earlier. Nothing here takes a lock or asks a provider.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use camino::Utf8Path;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use textnlp_orchestrator::export;
+use textnlp_orchestrator::state::{Changed, Holding, Moment, State, differences};
+use textnlp_orchestrator::status::{self, Line};
+use textnlp_provider::{ResourceId, SiteName};
+
+use super::{no_such, resource_id};
+use crate::commands::backup::put_file;
+use crate::deployment::{Deployment, state_failed};
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+use crate::state_args::History;
+
+/// The version of `state export`'s document.
+const EXPORT: u32 = 1;
+
+struct Looked<'a> {
+    deployment: Deployment<'a>,
+    state: State,
+}
+
+impl Looked<'_> {
+    fn sites(&self) -> impl Iterator<Item = &SiteName> {
+        // `--site` narrows; a site that only the journal knows is shown too.
+        let only = self.deployment.session.global.site.as_deref();
+        self.state.sites().filter(move |site| only.is_none_or(|only| only == site.as_str()))
+    }
+
+    fn failed(&self, error: textnlp_orchestrator::state::StateError) -> Failure {
+        state_failed(error, &self.deployment.session.again(), &self.deployment.chosen.name)
+    }
+
+    async fn at(&self, moment: Moment) -> Result<BTreeMap<ResourceId, Holding>, Failure> {
+        let mut all = BTreeMap::new();
+        for site in self.sites() {
+            all.extend(self.state.holdings_at(site, moment).await.map_err(|error| self.failed(error))?);
+        }
+        Ok(all)
+    }
+
+    async fn lines(&self) -> Result<Vec<Line>, Failure> {
+        let mut lines = Vec::new();
+        for site in self.sites() {
+            lines.extend(status::history(&self.state, site).await.map_err(|error| self.failed(error))?);
+        }
+        lines.sort_by_key(|line| line.at);
+        Ok(lines)
+    }
+}
+
+async fn look(session: &Session, console: Console) -> Result<Looked<'_>, Failure> {
+    let deployment = Deployment::recorded(session, session.load(console)?)?;
+    let state = deployment.state().await?;
+    if state.is_new() {
+        let name = &deployment.chosen.name;
+        let error = anyhow::anyhow!("nothing was ever written down of environment {name} in {}", state.place());
+        return Err(Failure::usage("not_up", error).hint(session.again().command("up", name)));
+    }
+    Ok(Looked { deployment, state })
+}
+
+/// `state list`.
+pub async fn list(session: &Session, console: Console) -> Result<Success, Failure> {
+    let looked = look(session, console).await?;
+    let holdings = looked.at(Moment::Now).await?;
+    let (mut text, mut rows, mut open) = (String::new(), Vec::new(), Vec::new());
+    for (id, holding) in &holdings {
+        let Some(recorded) = &holding.current else { continue };
+        let mut marks = Vec::new();
+        marks.extend(recorded.protected.then_some("protected"));
+        marks.extend(recorded.tainted.then_some("half-made"));
+        marks.extend((!holding.old.is_empty()).then_some("an old one is still there"));
+        let _ = writeln!(
+            text,
+            "{:<36} {:<24} {}  {}",
+            id.as_str(),
+            recorded.kind.as_str(),
+            holding.since.strftime("%Y-%m-%d %H:%M:%S"),
+            marks.join(", ")
+        );
+        rows.push(json!({
+            "resource": id, "kind": recorded.kind, "site": recorded.site, "cloud_id": recorded.cloud_id,
+            "since": holding.since, "operation": holding.by, "protected": recorded.protected, "tainted": recorded.tainted,
+            "old": holding.old.len(),
+        }));
+    }
+    for site in looked.sites() {
+        for (operation, one) in looked.state.open(site).map_err(|error| looked.failed(error))? {
+            let op = &one.intent.operation;
+            let says = one.says.as_deref().unwrap_or("begun");
+            let _ = writeln!(text, "{:<36} {} is open since {:.0}: {says}", op.resource.as_str(), op.verb, one.begun);
+            open.push(json!({
+                "operation": operation, "resource": op.resource, "verb": op.verb, "begun": one.begun, "says": one.says,
+            }));
+        }
+    }
+    let held = looked.state.held().await.map_err(|error| looked.failed(error))?;
+    if let Some(hold) = &held {
+        let _ = writeln!(text, "frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
+    }
+    let _ = write!(text, "{} resources in {} (lineage {})", rows.len(), looked.state.place(), looked.state.lineage());
+    let document = json!({
+        "environment": looked.deployment.chosen.name, "lineage": looked.state.lineage(), "store": looked.state.place(),
+        "places": looked.state.places(), "resources": rows, "open": open, "hold": held,
+    });
+    Ok(Success::new(text, document))
+}
+
+/// `state show RESOURCE`.
+pub async fn show(session: &Session, resource: &str, console: Console) -> Result<Success, Failure> {
+    let resource = resource_id(session, resource)?;
+    let looked = look(session, console).await?;
+    let name = looked.deployment.chosen.name.clone();
+    let holding = looked.at(Moment::Now).await?.remove(&resource);
+    let holding = holding.ok_or_else(|| no_such(session, &name, &resource))?;
+    let text = serde_json::to_string_pretty(&holding).context("write the record")?;
+    Ok(Success::new(text, json!({ "environment": name, "resource": resource, "holding": holding })))
+}
+
+/// `state history [RESOURCE]`.
+pub async fn history(session: &Session, args: &History, console: Console) -> Result<Success, Failure> {
+    let resource = args.resource.as_deref().map(|text| resource_id(session, text)).transpose()?;
+    let looked = look(session, console).await?;
+    let name = looked.deployment.chosen.name.clone();
+    let mut lines = looked.lines().await?;
+    if let Some(resource) = &resource {
+        lines.retain(|line| line.resource.as_ref() == Some(resource));
+        if lines.is_empty() {
+            return Err(no_such(session, &name, resource));
+        }
+    }
+    let from = lines.len().saturating_sub(args.last.unwrap_or(usize::MAX));
+    let several = looked.sites().count() > 1;
+    let mut text = String::new();
+    for line in &lines[from..] {
+        let site = if several { format!("{:<12} ", line.site.as_str()) } else { String::new() };
+        let reason = line.reason.as_ref().map_or(String::new(), |reason| format!("  ({reason})"));
+        let at = line.at.strftime("%Y-%m-%d %H:%M:%S");
+        let _ = writeln!(text, "{:>6}  {at}  {site}{:<10} {}{reason}", line.n, line.by, line.text);
+    }
+    Ok(Success::new(text, json!({ "environment": name, "lines": &lines[from..] })))
+}
+
+/// `state at MOMENT [RESOURCE]`.
+pub async fn at(session: &Session, moment: &str, resource: Option<&str>, console: Console) -> Result<Success, Failure> {
+    let moment = moment_of(moment)?;
+    let resource = resource.map(|text| resource_id(session, text)).transpose()?;
+    let looked = look(session, console).await?;
+    let name = looked.deployment.chosen.name.clone();
+    let holdings = looked.at(moment).await?;
+    if let Some(resource) = resource {
+        let holding = holdings.get(&resource).ok_or_else(|| no_such(session, &name, &resource))?;
+        let text = serde_json::to_string_pretty(holding).context("write the record")?;
+        return Ok(Success::new(text, json!({ "environment": name, "resource": resource, "holding": holding })));
+    }
+    let mut text = String::new();
+    let mut rows = Vec::new();
+    for (id, holding) in &holdings {
+        let Some(recorded) = &holding.current else { continue };
+        let since = holding.since.strftime("%Y-%m-%d %H:%M:%S");
+        let _ = writeln!(text, "{:<36} {:<24} {since}", id.as_str(), recorded.kind.as_str());
+        rows.push(json!({
+            "resource": id, "kind": recorded.kind, "site": recorded.site, "cloud_id": recorded.cloud_id, "since": holding.since,
+        }));
+    }
+    let _ = write!(text, "{} resources", rows.len());
+    Ok(Success::new(text, json!({ "environment": name, "resources": rows })))
+}
+
+/// `state diff FROM [TO]`.
+pub async fn diff(session: &Session, from: &str, to: Option<&str>, console: Console) -> Result<Success, Failure> {
+    let (from, to) = (moment_of(from)?, to.map_or(Ok(Moment::Now), moment_of)?);
+    let looked = look(session, console).await?;
+    let changed = differences(&looked.at(from).await?, &looked.at(to).await?);
+    let mut text = String::new();
+    for Changed { resource, what, fields } in &changed {
+        let sign = match *what {
+            "added" => '+',
+            "removed" => '-',
+            _ => '~',
+        };
+        let _ = writeln!(text, "{sign} {resource}");
+        for field in fields {
+            let shown = |value: &Option<Value>| value.as_ref().map_or("(nothing)".to_owned(), ToString::to_string);
+            let _ = writeln!(text, "    {}: {} → {}", field.field, shown(&field.before), shown(&field.after));
+        }
+    }
+    let _ = match changed.len() {
+        0 => write!(text, "nothing differs"),
+        1 => write!(text, "1 resource differs"),
+        n => write!(text, "{n} resources differ"),
+    };
+    Ok(Success::new(text, json!({ "environment": looked.deployment.chosen.name, "changed": changed })))
+}
+
+/// `state export [--out FILE]`.
+pub async fn export(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
+    let looked = look(session, console).await?;
+    let name = looked.deployment.chosen.name.clone();
+    let mut open = Vec::new();
+    for site in looked.sites() {
+        open.extend(looked.state.open(site).map_err(|error| looked.failed(error))?.into_iter().map(|(op, one)| {
+            // Without the handle: it may let whoever has it go on with the operation.
+            json!({ "operation": op, "begun": one.begun, "says": one.says, "intent": one.intent })
+        }));
+    }
+    let document = json!({
+        "export": EXPORT,
+        "environment": name,
+        "lineage": looked.state.lineage(),
+        "store": looked.state.place(),
+        "places": looked.state.places(),
+        "heads": looked.state.heads(),
+        "resources": looked.at(Moment::Now).await?,
+        "open": open,
+        "hold": looked.state.held().await.map_err(|error| looked.failed(error))?,
+        "history": looked.lines().await?,
+    });
+    give(session, &looked, document, out)
+}
+
+/// `export terraform [--out FILE]`.
+pub async fn terraform(session: &Session, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
+    let looked = look(session, console).await?;
+    let name = &looked.deployment.chosen.name;
+    let document = export::terraform(name, looked.state.lineage(), &looked.at(Moment::Now).await?);
+    give(session, &looked, document, out)
+}
+
+/// Prints a document, or puts it into a file.
+fn give(session: &Session, looked: &Looked<'_>, document: Value, out: Option<&Utf8Path>) -> Result<Success, Failure> {
+    let text = serde_json::to_string_pretty(&document).context("write the document")?;
+    let Some(out) = out else { return Ok(Success::new(text, document)) };
+    let path = session.here.join(out);
+    put_file(&path, (text + "\n").as_bytes()).with_context(|| format!("write {path}"))?;
+    let document = json!({ "environment": looked.deployment.chosen.name, "file": path });
+    Ok(Success::new(format!("wrote {path}"), document))
+}
+
+/// `17`, `2026-05-01T08:00:00Z`, `2h`.
+fn moment_of(text: &str) -> Result<Moment, Failure> {
+    if let Ok(n) = text.parse::<u64>() {
+        return Ok(Moment::Record(n));
+    }
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(Moment::Time(at));
+    }
+    let ago = text.parse::<SignedDuration>().ok().or_else(|| {
+        // Days are not a length of time everywhere; here they are.
+        let days: i64 = text.strip_suffix('d')?.parse().ok()?;
+        SignedDuration::try_from_hours(days.checked_mul(24)?)
+    });
+    let at = ago.filter(|ago| !ago.is_negative()).and_then(|ago| Timestamp::now().checked_sub(ago).ok());
+    at.map(Moment::Time).ok_or_else(|| {
+        Failure::usage("invalid_moment", anyhow::anyhow!("`{text}` is no moment"))
+            .hint("write a record's number as `state history` shows it, a time such as 2026-05-01T08:00:00Z, or how long ago: 90m, 2h, 3d")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_number_a_time_or_how_long_ago() {
+        assert_eq!(moment_of("17").ok(), Some(Moment::Record(17)));
+        let at = "2026-05-01T08:00:00Z";
+        assert_eq!(moment_of(at).ok(), Some(Moment::Time(at.parse().unwrap())));
+        for ago in ["90m", "2h", "3d", "1h 30m"] {
+            assert!(matches!(moment_of(ago), Ok(Moment::Time(at)) if at < Timestamp::now()), "{ago}");
+        }
+        for wrong in ["", "-2h", "yesterday", "99999999999999999999d", "-1"] {
+            assert!(moment_of(wrong).is_err(), "{wrong}");
+        }
+    }
+}

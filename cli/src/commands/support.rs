@@ -1,0 +1,169 @@
+//! `support-bundle`: one file for whoever helps, with everything that is no secret.
+//!
+//! It is made of documents and logs, never of files as they are: of the environment goes what `env show` prints, of the state what
+//! `state export` does. Every byte is then held against every secret that this machine keeps
+//! for the environment or that it refers to; a line that holds one is left out, and the list says so.
+
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use textnlp_orchestrator::environment::model::SecretSource;
+
+use super::{doctor, logs, state, status};
+use crate::clouds;
+use crate::report::{Console, Failure, Success, size};
+use crate::session::{Chosen, Session};
+use crate::state_args::SupportBundle;
+
+/// What stands in the place of a line that holds a secret.
+const LEFT_OUT: &str = "[a line that holds a secret was left out]";
+/// Shorter values are words that stand in any log.
+const SHORTEST: usize = 8;
+
+/// `support-bundle [--out FILE]`.
+pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(console)?;
+    let name = chosen.name.clone();
+    let now = Timestamp::now();
+    let file =
+        args.out.clone().unwrap_or_else(|| format!("support-{name}-{}.tar", now.strftime("%Y%m%dT%H%M%SZ")).into());
+    let path = session.here.join(file);
+    let secrets = Secrets::of(&chosen)?;
+    let quiet = Console::new(session.global.output, true);
+    let mut pieces = vec![("environment.yaml".to_owned(), chosen.loaded.to_yaml(false))];
+    let said = |result: Result<Success, Failure>| match result {
+        Ok(success) => Value::Object(success.document),
+        Err(failure) => json!({ "error": format!("{:#}", failure.error), "hint": failure.hint }),
+    };
+    let documents = [
+        ("doctor.json", said(doctor::doctor(session, quiet).await)),
+        ("status.json", said(status::status(session, quiet).await)),
+        ("state.json", said(state::exported(session, quiet).await)),
+    ];
+    for (name, document) in documents {
+        pieces.push((name.to_owned(), format!("{document:#}")));
+    }
+    for (process, log) in logs::newest(&chosen.folder, args.lines)? {
+        pieces.push((format!("logs/{process}.log"), log));
+    }
+    let machine = json!({
+        "program": concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")),
+        "at": now,
+        "system": rustix::system::uname().release().to_string_lossy(),
+        "architecture": std::env::consts::ARCH,
+        "processors": std::thread::available_parallelism().map_or(0, usize::from),
+    });
+    pieces.push(("machine.json".to_owned(), format!("{machine:#}")));
+    let mut left_out = 0;
+    let mut listed = String::new();
+    for (name, text) in &mut pieces {
+        let (clean, lines) = secrets.out_of(text);
+        *text = clean;
+        left_out += lines;
+        let _ = writeln!(
+            listed,
+            "{name}  {}{}",
+            size(text.len() as u64),
+            if lines > 0 { format!(", {lines} lines left out") } else { String::new() }
+        );
+    }
+    pieces.insert(0, ("README".to_owned(), format!(
+        "What `textnlp-deploy support-bundle` gathered of environment {name} at {now:.0}.\n\
+         No secret is in it: values of secrets are never written by this program, and every line was held against those of this machine.\n\n{listed}"
+    )));
+    write(&path, &pieces, now)?;
+    let bytes = std::fs::metadata(&path).with_context(|| format!("look at {path}"))?.len();
+    let names: Vec<&str> = pieces.iter().map(|(name, _)| name.as_str()).collect();
+    let mut text = format!("{path}  {}\n{}", size(bytes), listed.trim_end());
+    text.push_str("\nIt is plain tar: look through it before you send it.");
+    let document =
+        json!({ "environment": name, "file": path, "bytes": bytes, "files": names, "lines_left_out": left_out });
+    Ok(Success::new(text, document))
+}
+
+/// Every secret value that could have strayed.
+struct Secrets(Vec<Vec<u8>>);
+
+impl Secrets {
+    fn of(chosen: &Chosen) -> Result<Self, Failure> {
+        let mut values = Vec::new();
+        let mut todo = vec![chosen.folder.join(clouds::SECRETS)];
+        while let Some(path) = todo.pop() {
+            if path.is_dir() {
+                let entries = path.read_dir_utf8().with_context(|| format!("list {path}"))?;
+                todo.extend(entries.flatten().map(|entry| entry.into_path()));
+            } else if path.is_file() {
+                values.push(std::fs::read(&path).with_context(|| format!("read {path}"))?);
+            }
+        }
+        let environment = serde_json::to_value(&chosen.loaded.environment).context("look through the environment")?;
+        values.extend(referred(&environment).into_iter().map(String::into_bytes));
+        // Of a key file each line is a secret of its own but for its frame, and so is each word of what stands as JSON.
+        let mut words: Vec<Vec<u8>> = values
+            .iter()
+            .flat_map(|value| value.split(|byte| b"\n\r".contains(byte)))
+            .filter(|line| !line.starts_with(b"-----"))
+            .flat_map(|line| line.split(|byte| b"\" ,{}".contains(byte)))
+            .filter(|word| word.len() >= SHORTEST && !is_plain(word))
+            .map(<[u8]>::to_vec)
+            .collect();
+        words.sort();
+        words.dedup();
+        Ok(Self(words))
+    }
+
+    fn out_of(&self, text: &str) -> (String, usize) {
+        let mut lines = 0;
+        let clean: Vec<&str> = text
+            .lines()
+            .map(|line| {
+                let holds = self.0.iter().any(|secret| holds(line.as_bytes(), secret));
+                lines += usize::from(holds);
+                if holds { LEFT_OUT } else { line }
+            })
+            .collect();
+        (clean.join("\n") + "\n", lines)
+    }
+}
+
+/// The values that an environment's references to secrets lead to.
+fn referred(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(text) if text.starts_with("secret:") => {
+            text.parse::<SecretSource>().ok().and_then(|source| source.read()).into_iter().collect()
+        }
+        Value::Array(items) => items.iter().flat_map(referred).collect(),
+        Value::Object(members) => members.values().flat_map(referred).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Words of secret files that are none: the names of members.
+fn is_plain(word: &[u8]) -> bool {
+    word.iter().all(|byte| byte.is_ascii_lowercase() || b"_:-".contains(byte))
+}
+
+fn holds(line: &[u8], secret: &[u8]) -> bool {
+    line.windows(secret.len()).any(|window| window == secret)
+}
+
+fn write(path: &Utf8Path, pieces: &[(String, String)], now: Timestamp) -> Result<(), Failure> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let open = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let file = open.with_context(|| format!("make {path}"))?;
+    let mut tar = tar::Builder::new(file);
+    let root = Utf8PathBuf::from(path.file_stem().unwrap_or("support"));
+    for (name, text) in pieces {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(now.as_second().unsigned_abs());
+        tar.append_data(&mut header, root.join(name), text.as_bytes()).with_context(|| format!("write {path}"))?;
+    }
+    let file = tar.into_inner().with_context(|| format!("write {path}"))?;
+    file.sync_all().with_context(|| format!("write {path}"))?;
+    Ok(())
+}

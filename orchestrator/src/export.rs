@@ -1,0 +1,79 @@
+//! What is recorded, in the words of other people's tools.
+//!
+//! Terraform and OpenTofu: JSON syntax (`.tf.json`), every resource a `terraform_data` of the built-in provider, with what we recorded as
+//! its input and what it needs as its dependencies. It documents and can be validated, planned and queried; it makes nothing.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use textnlp_provider::{EnvironmentName, Lineage, ResourceId};
+
+use crate::state::Holding;
+
+/// The configuration of a state.
+pub fn terraform(environment: &EnvironmentName, lineage: Lineage, holdings: &BTreeMap<ResourceId, Holding>) -> Value {
+    let names = names(holdings.keys());
+    let mut resources = Map::new();
+    for (id, holding) in holdings {
+        let Some(recorded) = &holding.current else { continue };
+        let hosts = recorded.via.iter().map(|host| &host.0);
+        let mut needs: Vec<String> = hosts
+            .chain(recorded.needs.iter().map(|need| &need.on))
+            .filter_map(|need| Some(format!("terraform_data.{}", names.get(need)?)))
+            .collect();
+        needs.sort();
+        needs.dedup();
+        let input = json!({
+            "resource": id, "kind": recorded.kind, "site": recorded.site, "id": recorded.cloud_id, "spec": recorded.spec,
+            "outputs": recorded.outputs, "protected": recorded.protected,
+        });
+        let mut resource = json!({ "input": literal(input) });
+        if !needs.is_empty() {
+            resource["depends_on"] = json!(needs);
+        }
+        if recorded.protected {
+            resource["lifecycle"] = json!({ "prevent_destroy": true });
+        }
+        resources.insert(names[id].clone(), resource);
+    }
+    let mut document = json!({
+        "//": format!("environment {environment}, lineage {lineage}: what textnlp-deploy recorded; it documents and makes nothing"),
+        "terraform": { "required_version": ">= 1.4" },
+        "locals": { "environment": environment, "lineage": lineage },
+    });
+    if !resources.is_empty() {
+        document["resource"] = json!({ "terraform_data": resources });
+    }
+    document
+}
+
+/// A name for each resource that Terraform takes: letters, digits and underscores, each one once.
+fn names<'a>(ids: impl Iterator<Item = &'a ResourceId>) -> BTreeMap<ResourceId, String> {
+    let mut taken = BTreeMap::new();
+    let mut names = BTreeMap::new();
+    for id in ids {
+        let plain: String = id.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let count = taken.entry(plain.clone()).or_insert(0);
+        *count += 1;
+        // Two underscores stand in no name that has none of its own.
+        let name = if *count == 1 { plain } else { format!("{plain}__{count}") };
+        names.insert(id.clone(), name);
+    }
+    names
+}
+
+/// In this syntax every text is a template: what would be read as one is written so that it is not.
+fn literal(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(plain(&text)),
+        Value::Array(items) => Value::Array(items.into_iter().map(literal).collect()),
+        Value::Object(members) => {
+            Value::Object(members.into_iter().map(|(name, member)| (plain(&name), literal(member))).collect())
+        }
+        other => other,
+    }
+}
+
+fn plain(text: &str) -> String {
+    text.replace("${", "$${").replace("%{", "%%{")
+}

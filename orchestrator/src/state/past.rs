@@ -1,0 +1,116 @@
+//! What was recorded at an earlier moment, and what differs between two.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use textnlp_provider::{Recorded, ResourceId, SiteName};
+
+use super::fold::Fold;
+use super::{Holding, Journal, State, StateError, record, unfit_error};
+
+/// A moment in the life of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// As a site's record of this number left it.
+    Record(u64),
+    /// As it was at this time, by the clocks of those who wrote.
+    Time(Timestamp),
+    /// As it is.
+    Now,
+}
+
+/// What a resource's record became between two moments.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Changed {
+    /// Which resource.
+    pub resource: ResourceId,
+    /// `added`, `removed` or `changed`.
+    pub what: &'static str,
+    /// What differs of a changed one: members of its record, dotted, with both values.
+    pub fields: Vec<Difference>,
+}
+
+/// One member of a record that differs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// Which member: `spec.size`, `outputs.address`.
+    pub field: String,
+    /// At the earlier moment.
+    pub before: Option<Value>,
+    /// At the later one.
+    pub after: Option<Value>,
+}
+
+impl State {
+    /// The objects of a site as they were recorded at a moment.
+    pub async fn holdings_at(
+        &self,
+        site: &SiteName,
+        moment: Moment,
+    ) -> Result<BTreeMap<ResourceId, Holding>, StateError> {
+        let bytes = self.store.log(site).await?;
+        let log = record::read(&bytes).map_err(|damage| StateError::Damaged { site: site.clone(), damage })?;
+        let mut fold = Fold::default();
+        for record::Line { record, offset, .. } in &log.records {
+            let past = match moment {
+                Moment::Record(n) => record.n > n,
+                Moment::Time(at) => record.at > at,
+                Moment::Now => false,
+            };
+            // Clocks of two machines disagree: what follows a later record in the journal is later.
+            if past {
+                break;
+            }
+            fold.apply(record).map_err(|unfit| unfit_error(site, record.n, *offset, unfit))?;
+        }
+        let mut journal = Journal { fold, ..Journal::default() };
+        let needed: Vec<_> = journal.fold.needed().cloned().collect();
+        for body in needed {
+            let bytes = super::read_body(self.store.as_ref(), site, &body).await?;
+            journal.bodies.insert(body.sha256.clone(), (body, bytes));
+        }
+        journal.holdings(site)
+    }
+}
+
+/// What differs between two moments, in order of ids.
+pub fn differences(before: &BTreeMap<ResourceId, Holding>, after: &BTreeMap<ResourceId, Holding>) -> Vec<Changed> {
+    let ids: BTreeSet<&ResourceId> = before.keys().chain(after.keys()).collect();
+    let current = |all: &BTreeMap<ResourceId, Holding>, id: &ResourceId| all.get(id).and_then(|h| h.current.clone());
+    let changed = ids.into_iter().filter_map(|id| {
+        let (what, fields) = match (current(before, id), current(after, id)) {
+            (None, None) => return None,
+            (None, Some(_)) => ("added", Vec::new()),
+            (Some(_), None) => ("removed", Vec::new()),
+            (Some(before), Some(after)) if before == after => return None,
+            (Some(before), Some(after)) => ("changed", fields(&before, &after)),
+        };
+        Some(Changed { resource: id.clone(), what, fields })
+    });
+    changed.collect()
+}
+
+fn fields(before: &Recorded, after: &Recorded) -> Vec<Difference> {
+    let value = |recorded: &Recorded| serde_json::to_value(recorded).expect("records are plain data");
+    let mut found = Vec::new();
+    below("", &value(before), &value(after), &mut found);
+    found
+}
+
+fn below(at: &str, before: &Value, after: &Value, found: &mut Vec<Difference>) {
+    let (Value::Object(left), Value::Object(right)) = (before, after) else {
+        if before != after {
+            let some = |value: &Value| (!value.is_null()).then(|| value.clone());
+            found.push(Difference { field: at.to_owned(), before: some(before), after: some(after) });
+        }
+        return;
+    };
+    let keys: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
+    for key in keys {
+        let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        let of = |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or_default();
+        below(&at, &of(left), &of(right), found);
+    }
+}

@@ -1,0 +1,141 @@
+//! A state goes into another store, byte for byte: the journals with their chains, their bodies, the documents.
+
+use std::collections::BTreeMap;
+
+use textnlp_provider::{EnvironmentName, SiteName};
+
+use super::store::{Batch, Holder, Lock, Store};
+use super::{BodyRef, Entry, FORMAT, LINEAGE, LineageFile, Locked, Place, StateError, head_name, read_lineage, record};
+
+/// Documents that go along if they are there.
+const DOCUMENTS: [&str; 2] = ["hold.json", LINEAGE];
+
+/// How many bytes go in one append.
+const PIECE: usize = 4 << 20;
+
+/// Copies a whole state into a store that holds none, under a lock of its own there. The caller holds the lock of `from`, or nobody
+/// writes there.
+///
+/// The lineage is written last: a copy that broke off is no state, and is made again.
+pub async fn transfer(from: &dyn Store, to: &dyn Store, holder: &Holder) -> Result<(), StateError> {
+    let lock = to.lock(holder).await?;
+    let copied = copy(from, to, &lock).await;
+    let given_back = to.unlock(lock).await;
+    copied.and(given_back)
+}
+
+async fn copy(from: &dyn Store, to: &dyn Store, lock: &Lock) -> Result<(), StateError> {
+    let ours = from.document(LINEAGE).await?.map(|bytes| read_lineage(&from.place(), &bytes)).transpose()?;
+    if let Some(bytes) = to.document(LINEAGE).await? {
+        let there = read_lineage(&to.place(), &bytes)?;
+        // A state that was moved away may come back: what is there is the beginning of it.
+        if there.moved.is_none() || Some(there.lineage) != ours.map(|file| file.lineage) {
+            let because = "there is a state already, and two cannot be put together".to_owned();
+            return Err(StateError::Unreadable { what: to.place(), because });
+        }
+    }
+    for site in from.sites().await? {
+        let bytes = from.log(&site).await?;
+        let log = record::read(&bytes).map_err(|damage| StateError::Damaged { site: site.clone(), damage })?;
+        if let Some(torn) = log.torn {
+            let because = format!("its end is torn at byte {}: the next `up` mends it", torn.at);
+            return Err(StateError::Unreadable { what: format!("journal of `{site}`"), because });
+        }
+        let there = to.log(&site).await?;
+        if !bytes.starts_with(&there) {
+            let because = format!("the journal of `{site}` there is another one");
+            return Err(StateError::Unreadable { what: to.place(), because });
+        }
+        let bodies = bodies(from, &site, &log).await?;
+        let mut log_at = there.len();
+        let mut bodies_at = to.bodies_len(&site).await?.min(bodies.len() as u64) as usize;
+        while log_at < bytes.len() || bodies_at < bodies.len() {
+            let lines_end = whole_lines(&bytes, log_at);
+            let bodies_end = (bodies_at + PIECE).min(bodies.len());
+            // Bodies first: a record never names one that is not there yet.
+            let lines = if bodies_end < bodies.len() { &[][..] } else { &bytes[log_at..lines_end] };
+            let batch = Batch {
+                log_at: log_at as u64,
+                lines: lines.to_vec(),
+                bodies_at: bodies_at as u64,
+                bodies: bodies[bodies_at..bodies_end].to_vec(),
+                names: Vec::new(),
+            };
+            to.append(lock, &site, &batch).await?;
+            (log_at, bodies_at) = (log_at + lines.len(), bodies_end);
+        }
+        if let Some(head) = from.document(&head_name(&site)).await? {
+            to.replace(lock, &head_name(&site), &head).await?;
+        }
+    }
+    for name in DOCUMENTS {
+        if let Some(bytes) = from.document(name).await? {
+            to.replace(lock, name, &bytes).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Says in a store that its state lies elsewhere now: whoever still comes here is told so.
+pub async fn moved_away(
+    from: &dyn Store,
+    environment: &EnvironmentName,
+    to: &str,
+    holder: &Holder,
+) -> Result<(), StateError> {
+    let lock = from.lock(holder).await?;
+    let Some(bytes) = from.document(LINEAGE).await? else { return Ok(()) };
+    let file = read_lineage(&from.place(), &bytes)?;
+    let file = LineageFile { format: FORMAT, environment: environment.clone(), moved: Some(to.to_owned()), ..file };
+    let bytes = serde_json::to_vec_pretty(&file).expect("a lineage is plain data");
+    from.replace(&lock, LINEAGE, &bytes).await?;
+    from.unlock(lock).await
+}
+
+impl Locked {
+    /// Binds a site to another place although it holds objects: they were looked at there, or a person says so.
+    pub async fn rebind(&mut self, site: &SiteName, place: &Place) -> Result<(), StateError> {
+        self.bind(&BTreeMap::from([(site.clone(), place.clone())])).await
+    }
+}
+
+/// The bodies of a site as they lie one after the other; places that no record names are empty.
+async fn bodies(from: &dyn Store, site: &SiteName, log: &record::Log) -> Result<Vec<u8>, StateError> {
+    let mut named: BTreeMap<u64, BodyRef> = BTreeMap::new();
+    for line in &log.records {
+        for body in named_by(&line.record.entry) {
+            named.insert(body.at, body.clone());
+        }
+    }
+    let mut bodies: Vec<u8> = Vec::new();
+    for (at, body) in named {
+        let bytes = super::read_body(from, site, &body).await?;
+        let end = at as usize + bytes.len();
+        if bodies.len() < end {
+            bodies.resize(end, b' ');
+        }
+        bodies[at as usize..end].copy_from_slice(&bytes);
+    }
+    Ok(bodies)
+}
+
+/// The bodies that an entry names.
+pub(super) fn named_by(entry: &Entry) -> impl Iterator<Item = &BodyRef> {
+    use super::End;
+    let one = match entry {
+        Entry::Approved { plan, .. } => Some(plan),
+        Entry::Begun { intent, .. } => Some(intent),
+        Entry::Pending { handle, .. } => Some(handle),
+        Entry::Ended { end: End::Made { recorded }, .. } | Entry::Noted { recorded, .. } => Some(recorded),
+        Entry::Ended { end: End::Failed { left, .. }, .. } => left.as_ref(),
+        Entry::Opened { .. } | Entry::Ended { end: End::Gone, .. } => None,
+        Entry::Chose { .. } | Entry::Forgot { .. } | Entry::Mended { .. } => None,
+    };
+    one.into_iter()
+}
+
+/// Where the last whole line ends that fits into one piece.
+fn whole_lines(bytes: &[u8], from: usize) -> usize {
+    let most = (from + PIECE).min(bytes.len());
+    bytes[from..most].iter().rposition(|byte| *byte == b'\n').map_or(most, |last| from + last + 1)
+}

@@ -1,0 +1,19 @@
+//! Where a state is kept: one list for all stores, and what an object store must bear beyond it.
+//!
+//! Time is virtual except against real servers.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
+
+mod bucket;
+mod canary;
+mod conformance;
+mod faults;
+mod person;
+mod real;
+#[path = "../../../tests/src/servers.rs"]
+mod servers;
+mod takeover;
+mod transfer;
+#[path = "../engine/world.rs"]
+#[allow(dead_code)]
+mod world;

@@ -1,0 +1,89 @@
+//! Other people's servers that tests talk to, installed once by their package managers, pinned by version.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+
+/// A server that ends with the test.
+pub struct Server {
+    child: Child,
+    /// Where it answers: `http://127.0.0.1:PORT`.
+    pub address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    /// Starts a program and waits until it says where it listens: the word after `says`.
+    pub fn start(command: &mut Command, says: &str) -> Self {
+        let started = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut server = Self { child: started.expect("start the server"), address: String::new() };
+        let pipes: [Box<dyn Read + Send>; 2] = [
+            Box::new(server.child.stdout.take().expect("its output is a pipe")),
+            Box::new(server.child.stderr.take().expect("its errors are a pipe")),
+        ];
+        let (tell, told) = std::sync::mpsc::channel();
+        for pipe in pipes {
+            let tell = tell.clone();
+            // Read to the end, so that the server never waits for a reader.
+            std::thread::spawn(move || {
+                BufReader::new(pipe).lines().map_while(Result::ok).for_each(|line| drop(tell.send(line)));
+            });
+        }
+        drop(tell);
+        let mut seen = String::new();
+        while let Ok(line) = told.recv() {
+            if let Some((_, rest)) = line.split_once(says) {
+                let address = rest.split_whitespace().next().unwrap_or_default().trim_end_matches('/').to_owned();
+                server.address = format!("http://{address}");
+                return server;
+            }
+            seen += &line;
+            seen.push('\n');
+        }
+        panic!("it never said `{says}`:\n{seen}");
+    }
+}
+
+/// S3's protocol by moto: its conditional writes and listings are to be relied on, little else is. `tests` is the folder of this crate.
+pub fn moto(tests: &str) -> Option<Server> {
+    let python = installed(tests, "python.sh", "moto[server,s3]==5.2.5")?;
+    let mut command = Command::new(python);
+    command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]);
+    Some(Server::start(&mut command, "Running on http://"))
+}
+
+/// Blob's protocol by Azurite, with its data in this folder.
+pub fn azurite(tests: &str, folder: &std::path::Path) -> Option<Server> {
+    let modules = installed(tests, "node.sh", "azurite@3.37.0")?;
+    let mut command = Command::new("node");
+    command.arg(format!("{modules}/azurite/dist/src/blob/main.js"));
+    command.args([
+        "--blobHost",
+        "127.0.0.1",
+        "--blobPort",
+        "0",
+        "--disableTelemetry",
+        "--silent",
+        "--skipApiVersionCheck",
+    ]);
+    command.arg("--location").arg(folder);
+    Some(Server::start(&mut command, "successfully listens on http://"))
+}
+
+/// Where a package is; nothing, said loudly, where it cannot be had, unless everything must be there.
+#[allow(clippy::print_stderr)]
+fn installed(tests: &str, script: &str, package: &str) -> Option<String> {
+    let out = Command::new("sh").arg(format!("{tests}/{script}")).arg(package).output().expect("start sh");
+    if out.status.success() {
+        return Some(String::from_utf8_lossy(&out.stdout).trim().to_owned());
+    }
+    let why = format!("{package} cannot be installed: {}", String::from_utf8_lossy(&out.stderr).trim());
+    assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "{why}");
+    eprintln!("LEFT OUT: {why}");
+    None
+}

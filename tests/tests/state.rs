@@ -1,0 +1,220 @@
+//! The state as an operator meets it: looked at, compared, frozen, moved into a bucket and back, made again after it was lost.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use textnlp_tests::servers::{Server, moto};
+use textnlp_tests::{Said, Sandbox, eventually, has, said};
+
+const ENV: [&str; 2] = ["--env", "development"];
+
+fn run(sandbox: &Sandbox, args: &[&str]) -> Said {
+    sandbox.run(&[args, &ENV].concat())
+}
+
+fn json_of(sandbox: &Sandbox, args: &[&str]) -> Value {
+    run(sandbox, &[args, &["-o", "json"]].concat()).expect(0).json()
+}
+
+#[test]
+fn what_was_written_down_is_shown_compared_and_frozen() {
+    let sandbox = Sandbox::new("a state");
+    run(&sandbox, &["state", "list"]).expect(2);
+    run(&sandbox, &["doctor"]).expect(0);
+    sandbox.up("development");
+
+    let list = json_of(&sandbox, &["state", "list"]);
+    has(&list, &["environment", "lineage", "store", "places.here", "resources", "open", "hold"]);
+    let resources = list["resources"].as_array().unwrap();
+    assert!(resources.len() > 5, "{list:#}");
+    let first = resources[0]["resource"].as_str().unwrap();
+    let shown = json_of(&sandbox, &["state", "show", first]);
+    assert_eq!(shown["holding"]["current"]["cloud_id"], resources[0]["cloud_id"]);
+    assert_eq!(json_of(&sandbox, &["state", "at", "1"])["resources"], json!([]));
+    let diff = json_of(&sandbox, &["state", "diff", "1"]);
+    assert_eq!(diff["changed"].as_array().unwrap().len(), resources.len());
+    assert_eq!(json_of(&sandbox, &["state", "diff", "0s"])["changed"], json!([]));
+    let history = json_of(&sandbox, &["state", "history", first]);
+    let lines = history["lines"].as_array().unwrap();
+    assert!(lines.len() >= 2 && lines.iter().all(|line| line["resource"] == first), "{history:#}");
+    assert_eq!(json_of(&sandbox, &["state", "history", "-n", "3"])["lines"].as_array().unwrap().len(), 3);
+    let explained = json_of(&sandbox, &["explain", first]);
+    has(&explained, &["holding.current", "history", "standing", "open"]);
+    run(&sandbox, &["state", "show", "here/nothing"]).expect(2);
+    run(&sandbox, &["state", "at", "yesterday"]).expect(2);
+    let export = json_of(&sandbox, &["state", "export"]);
+    has(&export, &["export", "lineage", "places", "heads.here", "resources", "open", "history"]);
+    let clean = run(&sandbox, &["state", "repair"]).expect(0);
+    assert!(clean.out.contains("as it was written"), "{}", clean.out);
+
+    // Frozen: whoever wants to change something is told by whom and why.
+    let hold = json_of(&sandbox, &["hold", "--reason", "exam week"]);
+    assert_eq!(hold["hold"]["why"], "exam week");
+    for args in [&["up", "--yes", "--no-gate"][..], &["down", "--yes"]] {
+        let refused = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(4).json();
+        assert_eq!(refused["error"]["code"], "frozen");
+        assert!(refused["error"]["message"].as_str().unwrap().contains("exam week"), "{refused:#}");
+        assert!(refused["error"]["hint"].as_str().unwrap().contains("hold --release"), "{refused:#}");
+    }
+    run(&sandbox, &["plan"]).expect(0);
+    run(&sandbox, &["hold", "--release"]).expect(0);
+    sandbox.up("development");
+
+    // What helps a helper holds nothing that would help a thief.
+    let key = sandbox.first_key("development");
+    let log = sandbox.site("development").join("log/stray.log");
+    std::fs::write(&log, format!("one\nsomebody printed {key} here\nthree\n")).unwrap();
+    let file = sandbox.folder().join("help.tar");
+    let made = json_of(&sandbox, &["support-bundle", "--out", file.as_str()]);
+    assert_eq!(made["lines_left_out"], 1, "{made:#}");
+    let text = tar_text(&file);
+    for part in
+        ["README", "environment.yaml", "doctor.json", "status.json", "state.json", "logs/stray.log", "machine.json"]
+    {
+        assert!(text.contains(part), "no {part}");
+    }
+    assert!(text.contains("[a line that holds a secret was left out]") && text.contains("three"));
+    for secret in secrets(&sandbox) {
+        assert!(!text.contains(&secret), "a secret is in it");
+    }
+
+    let doctor = json_of(&sandbox, &["doctor"]);
+    assert_eq!(doctor["problems"], 0, "{doctor:#}");
+    let keeper = sandbox.pid("supervise").unwrap();
+    sandbox.kill(keeper);
+    let ill = eventually("the doctor sees it", || {
+        let said = run(&sandbox, &["doctor", "-o", "json"]);
+        (said.exit == 1).then(|| said.json())
+    });
+    let about = ill["checks"].as_array().unwrap().iter().find(|one| one["name"] == "supervisor").unwrap();
+    assert!(about["mark"] == "problem" && about["fix"].as_str().unwrap().contains("up --env development"), "{about:#}");
+}
+
+/// Every value that the environment's secret store keeps.
+fn secrets(sandbox: &Sandbox) -> Vec<String> {
+    let folder = sandbox.state("development").join("secrets");
+    let texts = sandbox.files(&folder).into_iter().filter_map(|file| std::fs::read_to_string(folder.join(file)).ok());
+    let lines = texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+    let secret: Vec<String> = lines.filter(|line| line.len() > 20 && !line.starts_with("-----")).collect();
+    assert!(!secret.is_empty());
+    secret
+}
+
+/// Plain tar holds its files as they are.
+fn tar_text(file: &camino::Utf8Path) -> String {
+    let mut bytes = Vec::new();
+    std::fs::File::open(file).unwrap().read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[test]
+fn a_lost_state_is_found_again_and_a_damaged_one_is_mended() {
+    let sandbox = Sandbox::new("lost");
+    sandbox.up("development");
+    let lineage = json_of(&sandbox, &["state", "list"])["lineage"].as_str().unwrap().to_owned();
+    let before = sandbox.processes().len();
+    let state = sandbox.state("development");
+
+    std::fs::remove_file(state.join("lineage.json")).unwrap();
+    let said = run(&sandbox, &["up", "--yes", "--no-gate"]).expect(1);
+    assert!(said.err.contains("state repair"), "{}", said.err);
+    run(&sandbox, &["state", "repair"]).expect(4);
+    run(&sandbox, &["state", "repair", "--yes"]).expect(0);
+    assert_eq!(json_of(&sandbox, &["state", "list"])["lineage"], lineage.as_str());
+
+    // Gone as a whole, while everything runs.
+    for part in ["lineage.json", "lease.json", "lock"] {
+        std::fs::remove_file(state.join(part)).unwrap();
+    }
+    std::fs::remove_dir_all(state.join("journal")).unwrap();
+    run(&sandbox, &["state", "import"]).expect(2);
+    let looked = run(&sandbox, &["state", "import", "--lineage", &lineage, "-o", "json"]).expect(4).json();
+    let proposed = looked["proposals"].as_array().unwrap().len();
+    assert!(proposed > 3, "{looked:#}");
+    let done = json_of(&sandbox, &["state", "import", "--lineage", &lineage, "--yes"]);
+    assert_eq!(done["imported"], proposed, "{done:#}");
+    sandbox.up("development");
+    assert_eq!(sandbox.processes().len(), before, "{:?}", sandbox.processes());
+    assert_eq!(json_of(&sandbox, &["status"])["ready"], true);
+    let gone = run(&sandbox, &["state", "remove", "here/nothing", "--yes"]).expect(2);
+    assert!(gone.err.contains("here/nothing"), "{}", gone.err);
+}
+
+/// Runs of the program whose state lies in a bucket.
+struct Bucket<'a> {
+    sandbox: &'a Sandbox,
+    server: &'a Server,
+}
+
+impl Bucket<'_> {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.sandbox.command(&[args, &ENV].concat());
+        command
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .env("TEXTNLP_SET__state__store", "s3://states/company")
+            .env("TEXTNLP_SET__state__endpoint", &self.server.address)
+            .env("TEXTNLP_SET__state__region", "us-east-1");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        said(self.command(args).output().unwrap())
+    }
+}
+
+#[test]
+fn a_state_in_a_bucket_bears_a_kill_two_operators_and_a_move() {
+    let Some(server) = moto(env!("CARGO_MANIFEST_DIR")) else { return };
+    make_bucket(&server, "states");
+    let sandbox = Sandbox::new("bucket");
+    let bucket = Bucket { sandbox: &sandbox, server: &server };
+    let up = ["up", "--yes", "--no-gate"];
+
+    // Killed while it works: the next run waits until the lease is over, and finishes what was begun.
+    let mut child = bucket.command(&up).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("something runs", || sandbox.pid("supervise"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let began = Instant::now();
+    let next = bucket.run(&up).expect(0);
+    println!("the next run took {:?}", began.elapsed());
+    assert!(began.elapsed() > Duration::from_secs(5), "it did not wait: {}", next.err);
+    let list = bucket.run(&["state", "list", "-o", "json"]).expect(0).json();
+    assert!(list["store"].as_str().unwrap().starts_with("s3://states/"), "{list:#}");
+    assert!(!sandbox.state("development").join("lineage.json").exists());
+    assert_eq!(bucket.run(&["status", "-o", "json"]).expect(0).json()["ready"], true);
+    assert_eq!(bucket.run(&["plan", "--exit-code"]).expect(0).exit, 0);
+
+    // Two at once: one works, the other is told who does.
+    let change = ["up", "--yes", "--no-gate", "--set", "server.api.drain=6s"];
+    let first = bucket.command(&change).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let both = [bucket.run(&change), said(first.wait_with_output().unwrap())];
+    assert!(both.iter().any(|said| said.exit == 0), "{both:?}");
+    assert!(both.iter().all(|said| said.exit == 0 || said.exit == 4), "{both:?}");
+
+    // The file says another place than where the state is.
+    let elsewhere = sandbox.run(&["plan", "--env", "development", "-o", "json"]).expect(4).json();
+    assert_eq!(elsewhere["error"]["code"], "state_elsewhere", "{elsewhere:#}");
+    assert!(elsewhere["error"]["hint"].as_str().unwrap().contains("state move --to local"), "{elsewhere:#}");
+    // Moved with the credentials at hand; afterwards the bucket says where it went.
+    bucket.run(&["state", "move", "--to", "local", "--yes"]).expect(0);
+    let moved = bucket.run(&["status", "-o", "json"]);
+    assert_eq!(moved.exit, 4, "{}{}", moved.out, moved.err);
+    let status = json_of(&sandbox, &["status"]);
+    assert_eq!(status["ready"], true, "{status:#}");
+    sandbox.run(&["down", "--env", "development", "--yes", "--delete-data", "development"]).expect(0);
+}
+
+fn make_bucket(server: &Server, name: &str) {
+    let address = server.address.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let request = format!("PUT /{name} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
