@@ -48,8 +48,13 @@ pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Succes
     let spoken = first_text(&deployment, prompt, console).await?;
     document["text"] = json!(spoken);
 
-    let saved =
-        backup::warning(&name, &deployment.chosen.folder, arrival.lineage, &deployment.chosen.loaded.environment);
+    let saved = backup::warning(
+        &session.again(),
+        &name,
+        &deployment.chosen.folder,
+        arrival.lineage,
+        &deployment.chosen.loaded.environment,
+    );
     saved.lines.iter().for_each(|line| console.warn(line));
     document["backup"] = saved.document;
     let mut report = String::new();
