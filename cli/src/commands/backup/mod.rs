@@ -22,7 +22,7 @@ use crate::session::{Chosen, Session};
 
 pub use gather::{Gathered, gather};
 pub use keep::remember;
-pub use restore::restore;
+pub use restore::{into_cache, restore};
 pub use standing::warning;
 
 /// Picks the verb.

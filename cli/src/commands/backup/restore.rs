@@ -153,14 +153,25 @@ fn rebind(
 async fn take_models(session: &Session, manifest: &Manifest, place: &Utf8Path) -> Result<(), Failure> {
     for (name, model) in &manifest.models {
         let Some(folder) = &model.folder else { continue };
-        let store = Store::open(session.model_cache()?).context("open the model cache")?;
-        let source: Source = format!("file:{}", place.join(folder)).parse().context("name the restored model")?;
-        let mut options = FetchOptions::default();
-        if let Some(digest) = &model.digest {
-            options.expect = Some(digest.parse().with_context(|| format!("read the digest of model {name}"))?);
-        }
-        store.fetch(&source, &options, &|_| {}).await.with_context(|| format!("put model {name} into the cache"))?;
+        into_cache(&session.model_cache()?, name, &place.join(folder), model.digest.as_deref()).await?;
     }
+    Ok(())
+}
+
+/// Puts a model's folder into a cache, where `up` looks before it asks the model's source. What is there already stays.
+pub async fn into_cache(cache: &Utf8Path, name: &str, folder: &Utf8Path, digest: Option<&str>) -> Result<(), Failure> {
+    let store = Store::open(cache).context("open the model cache")?;
+    let source: Source =
+        format!("file:{folder}").parse().with_context(|| format!("name the folder of model {name}"))?;
+    let mut options = FetchOptions::default();
+    if let Some(digest) = digest {
+        let digest = digest.parse().with_context(|| format!("read the digest of model {name}"))?;
+        if store.open_model(&digest).context("look into the model cache")?.is_some() {
+            return Ok(());
+        }
+        options.expect = Some(digest);
+    }
+    store.fetch(&source, &options, &|_| {}).await.with_context(|| format!("put model {name} into the cache"))?;
     Ok(())
 }
 

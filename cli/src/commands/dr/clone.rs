@@ -75,12 +75,17 @@ impl Cloned {
         let until = Timestamp::now() + LASTS;
         let expires = state.join(clouds::EXPIRES);
         std::fs::write(&expires, until.to_string()).with_context(|| format!("write {expires}"))?;
-        // Models are shared: what is in the cache is never changed.
+        // Models are shared through the cache, where what is there is never changed; their sources may be away.
         let cache = chosen.folder.parent().unwrap_or(&chosen.folder).join("model-cache");
-        if cache.is_dir() {
-            let link = self.root.join("model-cache");
-            std::os::unix::fs::symlink(&cache, &link).with_context(|| format!("link {link}"))?;
+        for site in &chosen.loaded.environment.sites {
+            let site =
+                clouds::copied(&chosen.folder, &site.name).with_context(|| format!("look at site {}", site.name))?;
+            for model in site.models.iter().filter(|model| model.folder.is_dir()) {
+                backup::into_cache(&cache, &model.name, &model.folder, model.digest.as_deref()).await?;
+            }
         }
+        let link = self.root.join("model-cache");
+        std::os::unix::fs::symlink(&cache, &link).with_context(|| format!("link {link}"))?;
         let lock = chosen.folder.join(format!("{}.lock", self.name));
         if let Some(lock) = [sites.lock_path.clone(), lock].into_iter().find(|path| path.is_file()) {
             let to = Lock::path(&state, &chosen.name);

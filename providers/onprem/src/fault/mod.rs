@@ -313,14 +313,9 @@ impl Faults {
             return Err(refused(format!("there is no site {} in {}", fault.site, self.state)));
         }
         // Faults upon faults could not be told apart when they are taken back.
-        match self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
-            Some(open) => {
-                return Err(refused(format!(
-                    "fault {} ({}) of {} has not been taken back",
-                    open.id, open.kind, open.site
-                )));
-            }
-            None => {}
+        if let Some(open) = self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
+            let (id, kind, site) = (&open.id, open.kind, &open.site);
+            return Err(refused(format!("fault {id} ({kind}) of {site} has not been taken back")));
         }
         let folder = self.site(&fault.site);
         let lock = folder.lock("supervisor");

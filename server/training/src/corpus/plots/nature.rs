@@ -1,7 +1,7 @@
 //! Plots about what weather, light and growing things bring.
 
 use super::second_place;
-use crate::corpus::story::{Tale, place};
+use crate::corpus::story::Tale;
 use crate::corpus::teller::with_article;
 use crate::corpus::world::FOODS;
 
