@@ -47,10 +47,16 @@ impl Again {
 
     /// A command about this environment.
     pub fn command(&self, verb: &str, environment: impl Display) -> String {
-        match &self.file {
-            Some(file) => self.bare(&format!("{verb}{}", flag("--file", file))),
-            None => self.named(verb, environment),
-        }
+        format!("textnlp-deploy {verb}{}", self.flags(environment))
+    }
+
+    /// What leads to this environment and its state, to stand behind a verb.
+    pub fn flags(&self, environment: impl Display) -> String {
+        let which = match &self.file {
+            Some(file) => flag("--file", file),
+            None => format!(" --env {environment}"),
+        };
+        which + &self.state_dir.as_deref().map(|folder| flag("--state-dir", folder)).unwrap_or_default()
     }
 
     /// The look at this session's file, else at these environments; at all of them when none is named.

@@ -13,7 +13,7 @@ use textnlp_orchestrator::dr::talk::Places;
 use textnlp_orchestrator::dr::told;
 use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
-use textnlp_provider::{Provider, SecretStore, SiteName};
+use textnlp_provider::{Lineage, Provider, Secret, SecretStore, SiteName};
 
 /// One row of `providers`.
 pub struct Row {
@@ -132,6 +132,11 @@ pub fn provider(
     options.minimum = environment.phase.minimum();
     options.minimum.blocks &= !environment.prerequisites.allow_below_minimum;
     options.models = fetching(environment)?;
+    if let Some(secret) = environment.dns.as_ref().map(|dns| &dns.key.secret)
+        && let Some(value) = secret.read()
+    {
+        options.given.insert(secret.to_string(), Secret::new(value));
+    }
     if let Some(cache) = model_folder(environment)? {
         options.model_cache = cache;
     }
@@ -171,6 +176,19 @@ fn absolute(path: &str) -> anyhow::Result<Utf8PathBuf> {
 /// What of a site belongs into a copy that brings it back.
 pub fn copied(folder: &Utf8Path, site: &SiteName) -> anyhow::Result<SiteCopy> {
     Ok(SiteCopy::of(folder, site)?)
+}
+
+pub use textnlp_onprem::supervise::EXPIRES;
+
+/// Puts a copied database where a site of another deployment finds it as its own.
+pub fn seed(
+    from: &Utf8Path,
+    to: &Utf8Path,
+    site: &SiteName,
+    lineage: Lineage,
+    database: &Utf8Path,
+) -> anyhow::Result<()> {
+    Ok(textnlp_onprem::seed(from, to, site, lineage, database)?)
 }
 
 /// The processes that a site's service is made of, as far as they run on this machine.
@@ -229,15 +247,12 @@ pub struct LocalFaults(fault::Faults);
 
 #[async_trait]
 impl Faults for LocalFaults {
+    async fn check(&self, fault: &Fault) -> Result<(), String> {
+        self.0.check(&local(fault)?).map_err(|e| told(&e))
+    }
+
     async fn inject(&self, fault: &Fault) -> Result<(), String> {
-        let local = fault::Fault {
-            id: fault.id.clone(),
-            site: site(&fault.site)?,
-            kind: fault.kind.word().parse().map_err(|e: fault::Error| told(&e))?,
-            until: fault.until,
-            lose_data: fault.lose_data,
-        };
-        self.0.inject(&local).await.map_err(|e| told(&e))
+        self.0.inject(&local(fault)?).await.map_err(|e| told(&e))
     }
 
     async fn revert(&self, id: &str) -> Result<(), String> {
@@ -277,6 +292,16 @@ impl Faults for LocalFaults {
     async fn discard_lost(&self, fault: &Fault) -> Result<(), String> {
         self.0.discard_lost(&site(&fault.site)?, &fault.id).map_err(|e| told(&e))
     }
+}
+
+fn local(fault: &Fault) -> Result<fault::Fault, String> {
+    Ok(fault::Fault {
+        id: fault.id.clone(),
+        site: site(&fault.site)?,
+        kind: fault.kind.word().parse().map_err(|e: fault::Error| told(&e))?,
+        until: fault.until,
+        lose_data: fault.lose_data,
+    })
 }
 
 fn site(name: &str) -> Result<SiteName, String> {

@@ -1,6 +1,6 @@
 //! From a chosen environment to everything that the road needs: its release, its sites with what is wanted there, its state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -38,6 +38,8 @@ pub struct Deployment<'a> {
     pub chosen: Chosen,
     /// Its sites; nothing is wanted there when only what is recorded matters.
     pub sites: BTreeMap<SiteName, RoadSite>,
+    /// Those that `--site` leaves alone.
+    apart: BTreeSet<SiteName>,
     /// Which bytes run; `None` when only what is recorded matters.
     pub release: Option<Release>,
     /// Where the release lock is.
@@ -73,7 +75,8 @@ impl<'a> Deployment<'a> {
         if !problems.is_empty() {
             return Err(stands_in_the_way("lower", "not_available", Exit::Usage, &problems));
         }
-        Deployment { session, chosen, sites, release: Some(release), lock_path, store }.only_site()
+        let apart = BTreeSet::new();
+        Deployment { session, chosen, sites, apart, release: Some(release), lock_path, store }.only_site()
     }
 
     /// With nothing wanted: for looking at what is recorded and for taking it down.
@@ -88,12 +91,14 @@ impl<'a> Deployment<'a> {
             }
             sites.insert(site.name.clone(), road_site(&chosen.folder, environment, &site, &provider)?);
         }
-        Deployment { session, chosen, sites, release: None, lock_path, store }.only_site()
+        let apart = BTreeSet::new();
+        Deployment { session, chosen, sites, apart, release: None, lock_path, store }.only_site()
     }
 
     fn only_site(mut self) -> Result<Self, Failure> {
         if let Some(only) = &self.session.global.site {
             let known: Vec<_> = self.sites.keys().map(ToString::to_string).collect();
+            self.apart = self.sites.keys().filter(|name| name.as_str() != only).cloned().collect();
             self.sites.retain(|name, _| name.as_str() == only);
             if self.sites.is_empty() {
                 let error = anyhow::anyhow!("environment {} has no site `{only}`", self.chosen.name);
@@ -115,6 +120,7 @@ impl<'a> Deployment<'a> {
             environment: &self.chosen.name,
             store: self.store.clone(),
             sites: &self.sites,
+            apart: &self.apart,
             fresh: Lineage(Uuid::new_v4()),
             operator: operator(self.session),
             clock: Arc::new(SystemClock),

@@ -20,6 +20,8 @@ pub struct Session {
     pub here: Utf8PathBuf,
     /// Where environment files are found.
     pub library: Library,
+    /// Whether variables that change values are passed over: its file says everything.
+    pub is_alone: bool,
 }
 
 /// An environment that was loaded, with the place of its state.
@@ -41,7 +43,12 @@ impl Session {
                 .hint("work in a folder whose path is UTF-8")
         })?;
         let library = Library::from_working_directory(&here);
-        Ok(Self { global, here, library })
+        Ok(Self { global, here, library, is_alone: false })
+    }
+
+    /// A session about an environment whose file says everything, whatever variables say.
+    pub fn alone(global: Global) -> Result<Self, Failure> {
+        Ok(Self { is_alone: true, ..Self::new(global)? })
     }
 
     /// Where this session writes, and how much.
@@ -56,8 +63,11 @@ impl Session {
 
     /// Variables, `--set` and the flags that are short for one.
     pub fn overrides(&self) -> Overrides {
-        let variables =
-            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        let changes = |name: &str| self.is_alone && name.starts_with("TEXTNLP_SET__");
+        let variables = std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+            .filter(|(name, _)| !changes(name))
+            .collect();
         let flags = self
             .global
             .provider

@@ -31,6 +31,8 @@ pub struct Road<'a> {
     pub store: Arc<dyn Store>,
     /// Its sites, and those that only the state still knows (with nothing wanted).
     pub sites: &'a BTreeMap<SiteName, RoadSite>,
+    /// Sites that are left as they are, because somebody asked for others.
+    pub apart: &'a BTreeSet<SiteName>,
     /// The lineage if this is the first time: a fresh random one.
     pub fresh: Lineage,
     /// Who travels, and why.
@@ -293,7 +295,8 @@ fn checked_plan(facts: &Facts) -> Result<Audited, RoadError> {
 
 fn lost_sites(road: &Road<'_>, state: &State) -> Result<(), RoadError> {
     for (site, place) in state.places() {
-        if !road.sites.contains_key(site) && !state.is_empty(site) {
+        let known = road.sites.contains_key(site) || road.apart.contains(site);
+        if !known && !state.is_empty(site) {
             return Err(RoadError::LostSite { site: site.clone(), place: Box::new(place.clone()) });
         }
     }

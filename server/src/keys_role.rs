@@ -35,7 +35,7 @@ fn wrong<T>(message: impl Into<String>, hint: &str) -> Result<T, KeysError> {
     Err(KeysError::Command { message: message.into(), hint: Some(hint.to_owned()) })
 }
 
-const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate"];
+const COMMANDS: &[&str] = &["create", "put", "list", "revoke", "rotate", "take"];
 
 const FIELDS: &[&str] = &[
     "do",
@@ -50,6 +50,7 @@ const FIELDS: &[&str] = &[
     "expires_at",
     "expires_in",
     "reinstate",
+    "from",
 ];
 
 /// Does one command.
@@ -118,6 +119,17 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             let wanted = ApiKey { sha256: key::digest(&new.text), ..old };
             keys.put(&wanted).await?;
             shown(&wanted, Some(&new.text))
+        }
+        // For copies of several sites: all hold what the primary's database held, revocations too.
+        Some("take") => {
+            let Some(from) = text("from") else { return wrong("`from` is missing", "the path of another database") };
+            let other = Store::open(&crate::config::Database { file: from.into(), ..config.database.clone() }).await?;
+            let all = other.keys().await?;
+            for key in &all {
+                store.mirror_key(key).await?;
+            }
+            other.close().await;
+            json!({ "keys": all.len() })
         }
         other => {
             let typed = other.unwrap_or_default();

@@ -61,6 +61,19 @@ type Count = Counter<u64, AtomicU64>;
 type Level = Gauge<i64, AtomicI64>;
 type Real = Gauge<f64, AtomicU64>;
 
+/// What figures are told as.
+pub(crate) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The figures of a registry, in that form.
+pub(crate) fn encoded(registry: &Registry) -> String {
+    let mut out = String::new();
+    if let Err(error) = text::encode(&mut out, registry) {
+        // Writing to a String cannot fail; if a metric cannot be encoded, the reader must see it.
+        let _ = write!(out, "# {error}\n# EOF\n");
+    }
+    out
+}
+
 /// All of it.
 pub struct Metrics {
     registry: Registry,
@@ -255,12 +268,7 @@ impl Metrics {
         if process.cpu_seconds > before {
             self.cpu.inc_by(process.cpu_seconds - before);
         }
-        let mut out = String::new();
-        if let Err(error) = text::encode(&mut out, &self.registry) {
-            // Writing to a String cannot fail; if a metric cannot be encoded, the reader must see it.
-            let _ = write!(out, "# {error}\n# EOF\n");
-        }
-        out
+        encoded(&self.registry)
     }
 
     fn bounded(&self, user: &str) -> String {

@@ -333,6 +333,19 @@ fn every_mistake_of_a_configuration_is_named() {
     );
     check("border: { listen: \"unix:/a\", links: [], also: 1 }", &["unknown field `also`"]);
     check("border: { listen: \"unix:a\", links: [] }", &["the path of a socket is absolute"]);
+    let own = "certificate_file: /c, key_file: /k, ca_file: /a";
+    check(
+        &format!(
+            "border: {{ listen: \"unix:/a\", links: [ {{ name: in, listen: \"10.0.0.1:1\", to: \"unix:/b\" }}, {{ name: out, listen: \"unix:/c\", to: \"10.0.0.2:1\" }}, \
+             {{ name: nameless, listen: \"unix:/d\", to: \"10.0.0.2:1\", to_tls: {{ {own} }} }}, {{ name: named, listen: \"10.0.0.1:2\", to: \"unix:/e\", listen_tls: {{ {own}, name: x }} }} ] }}"
+        ),
+        &[
+            "link `in`: listen: other machines are on that road, so it needs `listen_tls`",
+            "link `out`: to: other machines are on that road, so it needs `to_tls`",
+            "link `nameless`: `to_tls`: the end that connects needs the `name`",
+            "link `named`: `listen_tls`: only the end that connects expects a `name`",
+        ],
+    );
     check("[", &["border configuration"]);
     let missing = Config::read(Utf8Path::new("/nowhere/border.yaml")).unwrap_err();
     assert!(missing.to_string().contains("/nowhere/border.yaml"));

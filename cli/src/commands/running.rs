@@ -1,11 +1,13 @@
 //! The running environment, as its journal knows it: address, key, certificate authority, program.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
+use textnlp_orchestrator::dr::talk;
 use textnlp_orchestrator::environment::{API_KEY, names};
 use textnlp_orchestrator::state::{Holding, State};
 use textnlp_provider::component::Program;
@@ -150,20 +152,12 @@ impl Running {
     }
 }
 
-/// Whether a program on a Unix socket says that it runs. One that is frozen takes the connection and says nothing.
+/// Whether whoever listens on a Unix socket does its work.
 async fn answers(listen: &str) -> bool {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    const WITHIN: Duration = Duration::from_secs(1);
-    const HEAD: &[u8] = b"HTTP/1.1 200 ";
-    let Some(path) = listen.strip_prefix("unix:") else { return false };
-    let asking = async {
-        let mut stream = tokio::net::UnixStream::connect(path).await?;
-        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: watch\r\nconnection: close\r\n\r\n").await?;
-        let mut head = [0; HEAD.len()];
-        stream.read_exact(&mut head).await?;
-        std::io::Result::Ok(head == HEAD)
-    };
-    matches!(tokio::time::timeout(WITHIN, asking).await, Ok(Ok(true)))
+    match listen.strip_prefix("unix:") {
+        Some(socket) => talk::answers(Utf8Path::new(socket)).await,
+        None => false,
+    }
 }
 
 /// The server program that the last `up` put in place; `None` when there was none.

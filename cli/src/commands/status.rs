@@ -61,8 +61,13 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     if !status.ready || !status.drift.is_empty() {
         let _ = write!(text, "\nTo mend it: {}", session.again().command("up", name));
     }
-    let saved =
-        backup::warning(name, &deployment.chosen.folder, state.lineage(), &deployment.chosen.loaded.environment);
+    let saved = backup::warning(
+        &session.again(),
+        name,
+        &deployment.chosen.folder,
+        state.lineage(),
+        &deployment.chosen.loaded.environment,
+    );
     for line in &saved.lines {
         let _ = write!(text, "\n  {} {line}", console.paint("33", "!"));
     }

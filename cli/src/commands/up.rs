@@ -55,8 +55,13 @@ pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: 
     let spoken = first_text(&deployment, prompt, console).await?;
     document["text"] = json!(spoken);
 
-    let saved =
-        backup::warning(&name, &deployment.chosen.folder, arrival.lineage, &deployment.chosen.loaded.environment);
+    let saved = backup::warning(
+        &session.again(),
+        &name,
+        &deployment.chosen.folder,
+        arrival.lineage,
+        &deployment.chosen.loaded.environment,
+    );
     saved.lines.iter().for_each(|line| console.warn(line));
     document["backup"] = saved.document;
     let mut report = String::new();

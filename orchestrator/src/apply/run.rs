@@ -58,6 +58,10 @@ pub(super) async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Resul
     let mut number = 0;
     air.wait_out_the_grace(&sites).await?;
     for site in sites {
+        // What is open at a site that is left alone stays for the next one that goes there.
+        if !air.drive.providers.contains_key(&site) {
+            continue;
+        }
         for (op, open) in air.drive.state.open(&site).map_err(ApplyError::State)? {
             let (resource, verb) = (open.intent.operation.resource.clone(), open.intent.operation.verb);
             air.tell(What::Recovering { operation: op, resource, verb });

@@ -116,7 +116,7 @@ impl Error {
             Self::Foreign { .. } => "give a file that `backup create` made: backup_YYYYMMDD.dump",
             Self::Newer { .. } => "restore it with the version of this program that made it, or a later one",
             Self::Truncated { .. } | Self::Damaged { .. } => {
-                "take another copy of this file, or an earlier backup: textnlp-deploy backup list"
+                "take another copy of this file, or an earlier backup: `backup list` shows them"
             }
             Self::Sealed { .. } => {
                 "give the key that was carried away with --key FILE (`backup key show` printed it), or --passphrase-file FILE"

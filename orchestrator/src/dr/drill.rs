@@ -27,7 +27,7 @@ use super::talk::Everybody;
 use super::told;
 use crate::gate::{KeyIssuer, KeyRequest};
 use crate::load::{Ask, Key, Wire};
-use around::{clear_keys, finish_old, is_back, preflight, revoke};
+use around::{Before, clear_keys, finish_old, is_back, preflight, revoke};
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A front that has just got a key's configuration answers within this.
@@ -80,6 +80,8 @@ pub struct Order {
 pub struct Stage<'a> {
     /// The environment's state folder.
     pub state: &'a Utf8Path,
+    /// What leads a typed command to this environment: ` --env NAME`.
+    pub flags: &'a str,
     /// Watches and witness.
     pub everybody: &'a Everybody,
     /// The address that clients use.
@@ -133,38 +135,19 @@ struct Running<'a> {
 
 /// Rehearses. First what an earlier drill left unfinished is taken back and finished. The report is not written yet.
 pub async fn run(stage: &Stage<'_>, order: &Order) -> Result<(Report, Utf8PathBuf), DrillError> {
-    let mut journal = Journal::open(stage.state, &order.facts.by)?;
+    let mut journal = Journal::open(stage.state, &order.facts.by, stage.flags)?;
     finish_old(stage, &mut journal).await?;
-    let before = preflight(stage, order).await?;
     let id =
         format!("{}-{}", Timestamp::now().strftime("%Y%m%dt%H%M%S"), &uuid::Uuid::new_v4().simple().to_string()[..4]);
+    let Before { fault, epoch, units } = preflight(stage, order, &id).await?;
     let folder = stage.state.join("dr/drills").join(&id);
     let broken = |phase: &'static str| move |why: std::io::Error| DrillError::Broken { phase, why: why.to_string() };
     std::fs::create_dir_all(&folder).map_err(broken("preflight"))?;
     let ledger = Arc::new(Ledger::begin(&folder.join("ledger.jsonl")).map_err(broken("preflight"))?);
-    let until = Timestamp::now() + SignedDuration::try_from(order.ttl).unwrap_or(SignedDuration::from_secs(60));
-    let fault =
-        Fault { id: id.clone(), site: before.site.clone(), kind: order.kind, until, lose_data: order.lose_data };
-    journal.begin(
-        Action::Drill,
-        &id,
-        WHOLE,
-        Some(format!(
-            "textnlp-deploy dr drill --env {} takes back what is left, then begins anew",
-            order.facts.environment
-        )),
-        json!({ "fault": fault, "home": stage.everybody.home, "epoch": before.epoch }),
-    )?;
-    let mut running = Running {
-        stage,
-        order,
-        id: id.clone(),
-        fault,
-        ledger,
-        epoch: before.epoch,
-        phases: Vec::new(),
-        units: before.units,
-    };
+    let undo = Some(format!("{} takes back what is left, then begins anew", journal.command("dr drill")));
+    let data = json!({ "fault": fault, "home": stage.everybody.home, "epoch": epoch });
+    journal.begin(Action::Drill, &id, WHOLE, undo, data)?;
+    let mut running = Running { stage, order, id: id.clone(), fault, ledger, epoch, phases: Vec::new(), units };
     match running.go(&mut journal).await {
         Ok(report) => {
             let missed = json!({ "missed": report.missed, "leftovers": report.leftovers });
@@ -236,7 +219,7 @@ impl Running<'_> {
         self.tell("preflight", "a temporary key is made");
         let request = KeyRequest { name: format!("drill {} (temporary)", self.id), requests_per_hour: None };
         let issued = self.stage.keys.create(request).await.map_err(|why| self.broken("preflight", why))?;
-        let undo = Some(format!("textnlp-deploy key revoke {}", issued.public_id));
+        let undo = Some(journal.command(&format!("key revoke {}", issued.public_id)));
         journal.begin(Action::Drill, &self.id, "key", undo, json!({ "public_id": issued.public_id }))?;
         Ok(issued.key)
     }
@@ -309,8 +292,7 @@ impl Running<'_> {
     /// Injects the fault and watches for what the sites do about it.
     async fn lose(&mut self, journal: &mut Journal) -> Result<(), DrillError> {
         // Counted from now: the preflight and the baseline took their part of it.
-        self.fault.until =
-            Timestamp::now() + SignedDuration::try_from(self.order.ttl).unwrap_or(SignedDuration::from_secs(60));
+        self.fault.until = until(self.order.ttl);
         let undo = Some(format!("it ends by itself at {}", self.fault.until));
         journal.begin(Action::Drill, &self.id, "fault", undo, json!(self.fault))?;
         self.tell(
@@ -594,8 +576,11 @@ impl Running<'_> {
         }
         if by == "drill" {
             let tell = |says: &str| self.tell("failback", says);
-            let shifted = shift::failback(self.stage.everybody, journal, RECOVERED_WITHIN, &tell).await;
-            shifted.map_err(|refusal: Refusal| self.broken("failback", told(&refusal)))?;
+            let shifted = shift::failback(self.stage.everybody, journal, RECOVERED_WITHIN, &tell);
+            tokio::select! {
+                shifted = shifted => shifted.map_err(|refusal: Refusal| self.broken("failback", told(&refusal)))?,
+                () = self.stage.stop.cancelled() => return Err(stopped()),
+            };
         }
         let at = self.ledger.mark(Mark::Home);
         self.tell("failback", &format!("{home} is primary again ({by})"));
@@ -768,10 +753,19 @@ fn in_a_row(events: &[Event], since: f64) -> usize {
     over.iter().rev().take_while(|ok| **ok).count()
 }
 
+/// When a fault that begins now ends.
+fn until(ttl: Duration) -> Timestamp {
+    Timestamp::now() + SignedDuration::try_from(ttl).unwrap_or(SignedDuration::from_secs(60))
+}
+
 /// Waits; less when it is told to stop.
 async fn pause(stage: &Stage<'_>, time: Duration) -> Result<(), DrillError> {
     tokio::select! {
         () = tokio::time::sleep(time) => Ok(()),
-        () = stage.stop.cancelled() => Err(DrillError::Stopped("the fault is taken back".to_owned())),
+        () = stage.stop.cancelled() => Err(stopped()),
     }
+}
+
+fn stopped() -> DrillError {
+    DrillError::Stopped("the fault is taken back".to_owned())
 }

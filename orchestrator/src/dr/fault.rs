@@ -48,6 +48,8 @@ pub struct Fault {
 /// Whoever can do it. Reasons are for people.
 #[async_trait]
 pub trait Faults: Send + Sync {
+    /// Why this fault could not be injected now; nothing is touched.
+    async fn check(&self, fault: &Fault) -> Result<(), String>;
     /// Writes it down where it outlives us, then does it. After an error [`Faults::revert`] takes back what was done.
     async fn inject(&self, fault: &Fault) -> Result<(), String>;
     /// Takes it back. What was taken back already is fine.

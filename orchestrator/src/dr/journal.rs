@@ -91,12 +91,14 @@ pub struct Journal {
     /// Gone with the process, however it ends.
     _lock: File,
     by: String,
+    flags: String,
     records: Vec<Record>,
 }
 
 impl Journal {
     /// Opens the journal of an environment's state folder for writing. A line that a dying process left half-written is cut off.
-    pub fn open(state: &Utf8Path, by: &str) -> Result<Self, JournalError> {
+    /// `flags` lead a command to this environment: what takes a step back is written down as it is typed.
+    pub fn open(state: &Utf8Path, by: &str, flags: &str) -> Result<Self, JournalError> {
         let folder = state.join("dr");
         let io = |action: &'static str, path: &Utf8Path| {
             let path = path.to_owned();
@@ -131,12 +133,17 @@ impl Journal {
         io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io("read", &path))?;
         File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io("flush", &folder))?;
         let records = parse(&text[..whole]);
-        Ok(Self { path, file, _lock: lock, by: by.to_owned(), records })
+        Ok(Self { path, file, _lock: lock, by: by.to_owned(), flags: flags.to_owned(), records })
     }
 
     /// What was written by all who came before, and by us.
     pub fn records(&self) -> &[Record] {
         &self.records
+    }
+
+    /// A command about this environment, to be typed.
+    pub fn command(&self, verb: &str) -> String {
+        format!("textnlp-deploy {verb}{}", self.flags)
     }
 
     /// Says that a step is about to be done. Durable when it returns.
@@ -222,15 +229,14 @@ mod tests {
     fn another_process_goes_on_after_a_kill_in_the_middle_of_a_line() {
         let dir = tempfile::tempdir().unwrap();
         let state = Utf8Path::from_path(dir.path()).unwrap();
-        let mut journal = Journal::open(state, "anna").unwrap();
-        journal
-            .begin(Action::Failover, "f1", WHOLE, Some("dr failover --to a".to_owned()), json!({"to": "b"}))
-            .unwrap();
-        assert!(matches!(Journal::open(state, "bert"), Err(JournalError::Held { by: Some(by) }) if by == "anna"));
+        let mut journal = Journal::open(state, "anna", " --env a").unwrap();
+        let undo = Some(journal.command("dr failover --to a"));
+        journal.begin(Action::Failover, "f1", WHOLE, undo, json!({"to": "b"})).unwrap();
+        assert!(matches!(Journal::open(state, "bert", ""), Err(JournalError::Held { by: Some(by) }) if by == "anna"));
         drop(journal);
         let mut file = OpenOptions::new().append(true).open(state.join("dr/journal.jsonl")).unwrap();
         file.write_all(b"{\"at\":\"2026-").unwrap();
-        let mut journal = Journal::open(state, "bert").unwrap();
+        let mut journal = Journal::open(state, "bert", "").unwrap();
         let open = unfinished(journal.records());
         assert_eq!((open.len(), open[0].data["to"].as_str()), (1, Some("b")));
         journal.end(Action::Failover, "f1", WHOLE, Value::Null).unwrap();
@@ -238,5 +244,6 @@ mod tests {
         let records = read(state).unwrap();
         assert_eq!((records.len(), unfinished(&records).len()), (2, 0));
         assert_eq!(records[1].by, "bert");
+        assert_eq!(records[0].undo.as_deref(), Some("textnlp-deploy dr failover --to a --env a"));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures::future::{join, join_all};
 use serde::Serialize;
 
-use super::talk::{Everybody, TalkError, WatchStatus, WitnessStatus};
+use super::talk::{Copies, Everybody, TalkError, WatchStatus, WitnessStatus};
 
 /// Entries that are on their way at any moment while writes go on.
 const IN_FLIGHT: u64 = 32;
@@ -38,6 +38,8 @@ pub struct Line {
     pub rpo_ms: Option<u64>,
     /// Its share of the traffic.
     pub weight: Option<u32>,
+    /// How far it is with copying models and configuration.
+    pub copies: BTreeMap<String, Copies>,
     /// Whether control data can be changed through it.
     pub writable: bool,
     /// Why it cannot be reached or written to.
@@ -122,6 +124,7 @@ impl Picture {
                     lag_ms,
                     rpo_ms: Some(status.rpo_ms.control.max(status.rpo_ms.usage)),
                     weight,
+                    copies: status.copies.clone(),
                     writable: status.writable,
                     why: status.why_not.clone(),
                 }
@@ -135,6 +138,7 @@ impl Picture {
                 lag_ms,
                 rpo_ms: None,
                 weight,
+                copies: BTreeMap::new(),
                 writable: false,
                 why: Some(error.to_string()),
             },
@@ -155,6 +159,12 @@ impl Picture {
                 witness.primary, witness.renewed_ms, witness.grace_ms
             ));
         }
+        if let Some(dns) = self.witness.as_ref().ok().and_then(|witness| witness.dns.as_ref())
+            && let Some(error) = &dns.error
+        {
+            let hint = error.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+            found.push(format!("{} in DNS does not follow the sites: {}{hint}", dns.name, error.message));
+        }
         let mut epochs: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
         for line in &self.lines(max_lag_ms) {
             if let Some(epoch) = line.epoch {
@@ -173,6 +183,10 @@ impl Picture {
                     "{} lags {} ms behind; at most {max_lag_ms} ms are allowed (replication.database.max_lag)",
                     line.site, lag
                 ));
+            }
+            for (data, copy) in line.copies.iter().filter(|(_, copy)| copy.missing_bytes > 0) {
+                let why = copy.error.as_deref().unwrap_or("they are on their way");
+                found.push(format!("{} lacks {} bytes of the primary's {data}: {why}", line.site, copy.missing_bytes));
             }
             if let (true, Some(why)) = (line.role == "primary" && !line.writable, &line.why) {
                 found.push(format!("control data is read-only: {why}"));

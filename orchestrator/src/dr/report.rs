@@ -1,7 +1,6 @@
 //! The report of a drill: one document for machines, one page for an auditor, both signed, and the trend over all drills.
 
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
@@ -14,6 +13,7 @@ use super::fault::FaultKind;
 use super::findings::Findings;
 use super::ledger::Mark;
 use super::waterfall;
+use crate::report::{page, whole};
 
 /// What the documents are.
 pub const FORMAT: &str = "textnlp-drill/1";
@@ -192,13 +192,7 @@ impl Report {
 
     /// The page. It holds everything it needs: no script, no font, no image from elsewhere.
     pub fn to_html(&self, key: &PublicKey) -> String {
-        let mut templates = minijinja::Environment::new();
-        templates.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
-        templates.add_template("drill.html", include_str!("report.html")).expect("the template is ours and parses");
-        let page = templates
-            .get_template("drill.html")
-            .and_then(|page| page.render(minijinja::value::Serde(self.context(key))));
-        page.expect("the template is ours and renders any report")
+        page(include_str!("report.html"), self.context(key))
     }
 
     fn context(&self, key: &PublicKey) -> Value {
@@ -320,8 +314,9 @@ impl Report {
         let html = folder.join("report.html");
         for (path, text) in [(folder.join("report.json"), json), (html.clone(), self.to_html(&public))] {
             let signature = sign_bytes(text.as_bytes(), key, &what)?;
-            whole(&path, text.as_bytes())?;
-            whole(&signature_of(&path), signature.as_bytes())?;
+            whole(&path, text.as_bytes()).map_err(io("write", &path))?;
+            let beside = signature_of(&path);
+            whole(&beside, signature.as_bytes()).map_err(io("write", &beside))?;
         }
         Ok(html)
     }
@@ -396,19 +391,6 @@ fn read(path: &Utf8Path) -> Result<Report, ReportError> {
     let file = std::fs::File::open(path).map_err(io("read", path))?;
     file.take(MOST_BYTES).read_to_end(&mut bytes).map_err(io("read", path))?;
     serde_json::from_slice(&bytes).map_err(|error| io("read", path)(error.into()))
-}
-
-fn whole(path: &Utf8Path, bytes: &[u8]) -> Result<(), ReportError> {
-    let beside = Utf8PathBuf::from(format!("{path}.new"));
-    let written = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .open(&beside)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(io("write", path))
 }
 
 fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> ReportError {

@@ -46,7 +46,7 @@ pub struct Shifted {
     pub finished: Option<String>,
 }
 
-/// Why it was not done. Nothing was changed.
+/// Why it was not done. Nothing was changed, but for [`Refusal::NotSettled`].
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// No such site.
@@ -135,6 +135,7 @@ pub async fn failback(
 ) -> Result<Shifted, Refusal> {
     let home = everybody.home.clone();
     let began = Instant::now();
+    let mut told = String::new();
     loop {
         let picture = Picture::take(everybody).await;
         let witness = picture.witness.as_ref().map_err(|error| Refusal::Witness(error.clone()))?;
@@ -150,11 +151,16 @@ pub async fn failback(
                 _ => Refusal::NotMember { site: home, epoch: witness.epoch, behind },
             });
         }
-        tell(&match (is_member, behind) {
+        let says = match (is_member, behind) {
             (false, Some(by)) => format!("{home} is no member yet and {by} entries behind"),
             (false, None) => format!("{home} is no member yet"),
             (true, by) => format!("{home} is {} entries behind", by.unwrap_or_default()),
-        });
+        };
+        // What is waited for is said once, not at every look.
+        if told != says {
+            tell(&says);
+            told = says;
+        }
         tokio::time::sleep(LOOK_EVERY).await;
     }
     shift(everybody, journal, Action::Failback, &home).await
@@ -192,7 +198,7 @@ async fn shift(everybody: &Everybody, journal: &mut Journal, action: Action, to:
             if action == Action::Failback { "failback" } else { "failover" },
             uuid::Uuid::new_v4().simple()
         );
-        let undo = format!("textnlp-deploy dr failover --to {from}");
+        let undo = journal.command(&format!("dr failover --to {from}"));
         journal.begin(
             action,
             &id,
@@ -263,15 +269,19 @@ async fn take(everybody: &Everybody, way: Way, from: &str, to: &str) -> Result<u
     let began = Instant::now();
     let mut why = String::from("it was not asked yet");
     loop {
-        let status = everybody.witness.status().await.map_err(Refusal::Witness)?;
-        if status.primary == to {
-            match watch(to)?.status().await {
+        // One look that fails says nothing of what was granted.
+        let status = everybody.witness.status().await;
+        match &status {
+            Ok(status) if status.primary == to => match watch(to)?.status().await {
                 Ok(site) if site.writable && site.epoch >= status.epoch => return Ok(status.epoch),
                 Ok(site) => why = site.why_not.unwrap_or_else(|| format!("it knows epoch {}", site.epoch)),
                 Err(error) => why = error.to_string(),
-            }
+            },
+            Ok(_) => {}
+            Err(error) => why = error.to_string(),
         }
         if began.elapsed() > SETTLED_WITHIN {
+            let status = status.map_err(Refusal::Witness)?;
             return Err(match lost {
                 Some(error) if status.primary != to => Refusal::NotGranted(error),
                 _ => Refusal::NotSettled { to: to.to_owned(), epoch: status.epoch, why },

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,26 @@ pub struct WatchStatus {
     pub withdrawn: u64,
     /// Whether it may claim by itself.
     pub automatic: bool,
+    /// How far it is with copying the primary's `models` and `configuration`.
+    pub copies: BTreeMap<String, Copies>,
+}
+
+/// How far a site is with copying one kind of data from the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Copies {
+    /// Whether it is the one that others copy from.
+    pub source: bool,
+    /// How many the primary has.
+    pub wanted: u64,
+    /// How many of them are here.
+    pub held: u64,
+    /// Bytes that are still to come.
+    pub missing_bytes: u64,
+    /// Age of the primary's list that everything here was last found equal to.
+    pub whole_ms: Option<u64>,
+    /// Why something is not here.
+    pub error: Option<String>,
 }
 
 /// Another site, as a watch sees it.
@@ -159,8 +179,38 @@ pub struct WitnessStatus {
     pub sites: Vec<String>,
     /// The shares of traffic, as the front has them.
     pub weights: BTreeMap<String, u32>,
+    /// The name in DNS that it keeps, if it keeps one.
+    pub dns: Option<DnsName>,
     /// The last configurations.
     pub history: Vec<Configuration>,
+}
+
+/// A name whose addresses follow the sites.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsName {
+    /// Which.
+    pub name: String,
+    /// The addresses that it should have.
+    pub wanted: Option<Vec<String>>,
+    /// Those that the name server said it has.
+    pub last_acknowledged: Option<Vec<String>>,
+    /// When it said so.
+    pub at: Option<String>,
+    /// Why the last attempt failed, if it did.
+    pub error: Option<DnsError>,
+}
+
+/// Why a name server did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsError {
+    /// A stable word.
+    pub code: String,
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
 }
 
 /// A configuration of the past.
@@ -216,6 +266,12 @@ pub struct Everybody {
     pub witness: Witness,
     /// The site that is primary when nothing is wrong.
     pub home: String,
+}
+
+/// Whether a program on a Unix socket says that it is ready. One that is frozen takes the connection and says nothing.
+pub async fn answers(socket: &Utf8Path) -> bool {
+    const WITHIN: Duration = Duration::from_secs(1);
+    Socket::new(socket.to_string(), socket).ask::<Value>("GET", "/ready", None, WITHIN).await.is_ok()
 }
 
 impl Everybody {
@@ -317,7 +373,7 @@ impl Witness {
 }
 
 impl Socket {
-    fn new(who: String, path: &camino::Utf8Path) -> Self {
+    fn new(who: String, path: &Utf8Path) -> Self {
         // Nothing here is TLS; the client wants to be told so by a configuration that trusts nobody.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)

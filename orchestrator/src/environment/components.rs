@@ -213,6 +213,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
                 rules: rules(e),
                 weights: weights.clone(),
                 front: name(names::FRONT),
+                dns: dns(e),
                 program: release.program.clone(),
             }),
         );
@@ -234,6 +235,22 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
         }),
     );
     made
+}
+
+fn dns(e: &Environment) -> Option<part::Dns> {
+    let dns = e.dns.as_ref()?;
+    let addresses =
+        e.members().map(|site| (site.name.clone(), dns.addresses.get(site.name.as_str()).cloned().unwrap_or_default()));
+    Some(part::Dns {
+        server: dns.server_address()?.to_string(),
+        zone: dns.zone.clone(),
+        name: e.traffic.domain.clone()?,
+        ttl_seconds: small(e.traffic.ttl.as_seconds()),
+        key: dns.key.name.clone(),
+        algorithm: dns.key.algorithm.to_string(),
+        secret: dns.key.secret.to_string(),
+        addresses: addresses.collect(),
+    })
 }
 
 fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Border {
@@ -260,6 +277,11 @@ fn watch(e: &Environment, site: &SiteSettings, program: &Program) -> part::Watch
         automatic: e.dr.mode == Failover::Automatic,
         failback: e.dr.failback == Failover::Automatic,
         max_lag_ms: millis(e.replication.database.max_lag),
+        copies: part::Copies {
+            models_every_ms: millis(e.replication.models.every),
+            configuration_every_ms: millis(e.replication.configuration.every),
+            compress: e.replication.models.compress,
+        },
         program: program.clone(),
     }
 }

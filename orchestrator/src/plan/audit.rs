@@ -42,6 +42,7 @@ pub fn audit(plan: Plan, facts: &Facts) -> Result<Audited, Vec<Breach>> {
     auditor.order();
     auditor.calls();
     auditor.one_change_each();
+    auditor.sites_stand_alone();
     auditor.needs_first();
     auditor.dependents_first();
     auditor.ends_as_wanted();
@@ -169,6 +170,27 @@ impl<'a> Auditor<'a> {
             }
         }
         breaches.iter().for_each(|id| self.breach(id, "a resource changes at most once"));
+    }
+
+    /// A site comes up, changes and comes back while any other is lost: nothing there waits for another site. Where the others are
+    /// follows from their names.
+    fn sites_stand_alone(&mut self) {
+        let mut breaches = Vec::new();
+        for (id, wanted) in &self.wanted {
+            for need in needs_of(wanted).into_iter().filter(|need| need.site() != wanted.site.as_str()) {
+                breaches
+                    .push(((*id).clone(), format!("it does not wait for `{need}`, which may be lost with its site")));
+            }
+        }
+        for step in &self.plan.steps {
+            for before in step.after.iter().filter_map(|before| self.plan.steps.get(*before as usize)) {
+                if before.resource.site() != step.resource.site() {
+                    let law = format!("no step waits for `{}`, which may be lost with its site", before.resource);
+                    breaches.push((step.resource.clone(), law));
+                }
+            }
+        }
+        breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
     }
 
     /// Everything that a resource needs is ready before it is made or changed.

@@ -65,9 +65,6 @@ impl Report {
 
     /// The page.
     pub fn to_html(&self) -> String {
-        let mut templates = minijinja::Environment::new();
-        templates.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
-        templates.add_template("report.html", include_str!("report.html")).expect("the template is ours and parses");
         let measured = self.measured();
         let context = json!({
             "title": self.title,
@@ -81,8 +78,7 @@ impl Report {
             "charts": measured.map(|m| charts_of(m, self.limit_ms())).unwrap_or_default(),
             "sample": self.gate.as_ref().and_then(|g| g.sample.as_deref()),
         });
-        let page = templates.get_template("report.html").and_then(|page| page.render(minijinja::value::Serde(context)));
-        page.expect("the template is ours and renders any report")
+        page(include_str!("report.html"), context)
     }
 
     /// Writes `FOLDER/NAME-TIME.html` and `.json`, each whole or not at all.
@@ -96,7 +92,19 @@ impl Report {
     }
 }
 
-fn whole(path: &Utf8Path, bytes: &[u8]) -> std::io::Result<()> {
+/// A page of ours, filled in; all look alike.
+pub(crate) fn page(template: &str, context: Value) -> String {
+    let mut templates = minijinja::Environment::new();
+    templates.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
+    let page = templates
+        .add_template("page.css", include_str!("page.css"))
+        .and_then(|()| templates.template_from_str(template))
+        .and_then(|page| page.render(minijinja::value::Serde(context)));
+    page.expect("the template is ours, parses, and renders any report")
+}
+
+/// Writes a file whole or not at all.
+pub(crate) fn whole(path: &Utf8Path, bytes: &[u8]) -> std::io::Result<()> {
     let beside = Utf8PathBuf::from(format!("{path}.{}", std::process::id()));
     let mut file = std::fs::File::create(&beside)?;
     file.write_all(bytes)?;

@@ -176,6 +176,10 @@ fn the_audit_notices_every_broken_law() {
         }),
         "removed, forgotten, or named as kept",
     );
+    has(
+        edited(Purpose::Up, |plan| plan.steps[4].resource = "there/net".parse().unwrap()),
+        "which may be lost with its site",
+    );
     has(edited(Purpose::Down, |plan| plan.delete_data = true), "consent comes from the facts");
 }
 

@@ -190,6 +190,7 @@ impl World {
             environment,
             store,
             sites,
+            apart: const { &BTreeSet::new() },
             fresh,
             operator,
             clock: Arc::new(self.clock.clone()),

@@ -46,6 +46,7 @@ async fn drill_until(world: &World, order: &Order, stop_at: &str) -> Result<(Rep
     };
     let stage = Stage {
         state: &world.state,
+        flags: " --env multi",
         everybody: &everybody,
         front: Arc::new(world.clone()),
         keys: world,
@@ -121,6 +122,18 @@ async fn a_killed_primary_is_replaced_comes_back_and_nothing_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_that_cannot_be_injected_is_refused_before_anything_is_touched() {
+    let world = World::new();
+    let Err(DrillError::NotReady(wrong)) = drill_until(&world, &order(FaultKind::DiskFull), "never").await else {
+        panic!("it has to be refused");
+    };
+    assert!(wrong.len() == 1 && wrong[0].contains("same filesystem"), "{wrong:?}");
+    assert_eq!(journal::read(&world.state).unwrap(), []);
+    assert!(!world.state.join("dr/drills").exists());
+    nothing_is_left(&world);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_that_the_new_primary_lacks_are_counted_and_miss_the_target() {
     let world = World::new();
     world.set(|inner| inner.lossy = true);
@@ -188,7 +201,7 @@ async fn a_drill_whose_process_was_killed_is_finished_by_the_next() {
         until: jiff::Timestamp::now() + jiff::SignedDuration::from_secs(60),
         lose_data: false,
     };
-    let mut journal = Journal::open(&world.state, "bert").unwrap();
+    let mut journal = Journal::open(&world.state, "bert", "").unwrap();
     journal.begin(Action::Drill, "dead", WHOLE, None, json!({ "fault": fault })).unwrap();
     journal.begin(Action::Drill, "dead", "key", None, json!({ "public_id": "drill dead" })).unwrap();
     drop(journal);
@@ -217,7 +230,7 @@ async fn a_living_primary_hands_over_and_gets_its_place_back() {
     let world = World::new();
     world.set(|inner| inner.automatic_failback = false);
     let everybody = world.everybody();
-    let mut journal = Journal::open(&world.state, "anna").unwrap();
+    let mut journal = Journal::open(&world.state, "anna", " --env multi").unwrap();
     let shifted = shift::failover(&everybody, &mut journal, "two").await.unwrap();
     assert_eq!((shifted.way, shifted.from.as_str(), shifted.epoch), (Way::Handover, "one", 4));
     let again = shift::failover(&everybody, &mut journal, "two").await.unwrap();
@@ -225,7 +238,10 @@ async fn a_living_primary_hands_over_and_gets_its_place_back() {
     let back = shift::failback(&everybody, &mut journal, Duration::from_secs(5), &|_| {}).await.unwrap();
     assert_eq!((back.way, back.to.as_str()), (Way::Handover, "one"));
     let undo: Vec<_> = journal.records().iter().filter_map(|record| record.undo.clone()).collect();
-    assert_eq!(undo, ["textnlp-deploy dr failover --to one", "textnlp-deploy dr failover --to two"]);
+    assert_eq!(
+        undo,
+        ["textnlp-deploy dr failover --to one --env multi", "textnlp-deploy dr failover --to two --env multi"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,7 +249,7 @@ async fn a_dead_primary_is_replaced_by_a_claim_once_its_grace_is_over() {
     let world = World::new();
     world.set(|inner| inner.automatic = false);
     let everybody = world.everybody();
-    let mut journal = Journal::open(&world.state, "anna").unwrap();
+    let mut journal = Journal::open(&world.state, "anna", " --env multi").unwrap();
     // What another process began and never ended is ended with it.
     journal.begin(Action::Failover, "old", WHOLE, None, json!({ "to": "two" })).unwrap();
     world.lose("one", Some(FaultKind::Kill));
@@ -253,7 +269,7 @@ async fn refusals_say_why() {
     let world = World::new();
     world.set(|inner| (inner.automatic, inner.automatic_failback) = (false, false));
     let everybody = world.everybody();
-    let mut journal = Journal::open(&world.state, "anna").unwrap();
+    let mut journal = Journal::open(&world.state, "anna", " --env multi").unwrap();
     let mut check = async |to: &str, says: &str| {
         let refused = shift::failover(&everybody, &mut journal, to).await.unwrap_err().to_string();
         assert!(refused.contains(says), "{refused}");

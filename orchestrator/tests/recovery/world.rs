@@ -347,6 +347,14 @@ impl Wire for World {
 
 #[async_trait]
 impl Faults for World {
+    /// Nobody's data has a filesystem of its own here.
+    async fn check(&self, fault: &Fault) -> Result<(), String> {
+        match fault.kind {
+            FaultKind::DiskFull => Err(format!("{}: on the same filesystem as everything else", fault.site)),
+            _ => Ok(()),
+        }
+    }
+
     async fn inject(&self, fault: &Fault) -> Result<(), String> {
         self.set(|inner| inner.faults.push(fault.clone()));
         self.lose(&fault.site, Some(fault.kind));

@@ -129,6 +129,9 @@ pub enum SecretRecipe {
     RsaSigningKey,
     /// Random bytes, hex.
     Random(u32),
+    /// What somebody else made: the value behind a reference of the environment, as it is written there. It is kept so that a program
+    /// that goes on running has it; another value is seen and replaces it.
+    Given(String),
 }
 
 /// See [`Part::Certificate`].
@@ -319,8 +322,21 @@ pub struct Watch {
     pub failback: bool,
     /// The lag that is worth a word.
     pub max_lag_ms: u64,
+    /// How often models and configuration are compared with the primary's.
+    pub copies: Copies,
     /// The program that runs: the server artifact in the watch's role.
     pub program: Program,
+}
+
+/// Models and configuration that are copied between sites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copies {
+    /// Between two comparisons of models; a change is seen sooner.
+    pub models_every_ms: u64,
+    /// The same for configuration.
+    pub configuration_every_ms: u64,
+    /// Whether models are compressed on the way.
+    pub compress: bool,
 }
 
 /// When a site counts as lost.
@@ -347,8 +363,32 @@ pub struct Witness {
     pub weights: BTreeMap<SiteName, u32>,
     /// Whom it tells the weights.
     pub front: ComponentName,
+    /// The name whose addresses it keeps, if it keeps one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
     /// The program that runs: the server artifact in the witness's role.
     pub program: Program,
+}
+
+/// A DNS name whose addresses follow the sites that may have traffic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Dns {
+    /// The zone's primary name server: address and port.
+    pub server: String,
+    /// The zone.
+    pub zone: String,
+    /// The name.
+    pub name: String,
+    /// How long resolvers may keep an answer.
+    pub ttl_seconds: u32,
+    /// What the name server calls the key that signs updates.
+    pub key: String,
+    /// What it signs with.
+    pub algorithm: String,
+    /// Where the key's secret is kept, as the environment refers to it: `secret:env:NAME` or `secret:file:PATH`.
+    pub secret: String,
+    /// Where clients reach each site.
+    pub addresses: BTreeMap<SiteName, Vec<String>>,
 }
 
 /// See [`Part::Front`].

@@ -169,12 +169,14 @@ fn every_component_is_lowered() {
                 automatic: true,
                 failback: true,
                 max_lag_ms: 5000,
+                copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
                 program: program.clone(),
             }),
         ),
         (
             "witness",
             Part::Witness(Witness {
+                dns: None,
                 cluster: name("cluster"),
                 sites: vec![name("here"), name("there")],
                 home: name("here"),

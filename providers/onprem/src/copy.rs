@@ -1,24 +1,40 @@
 //! What of a site belongs into a copy that brings it back: what cannot be made again. Everything else follows from the environment.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_provider::{Error, Result, SiteName, Sort};
+use serde::Deserialize;
+use textnlp_provider::{Error, Lineage, Result, SiteName, Sort};
 
+use crate::files;
 use crate::layout::SiteFolder;
 use crate::marker::Marker;
-use crate::spec::{AuthoritySpec, DatabaseSpec, ModelSpec, ProcessSpec};
+use crate::spec::{AuthoritySpec, ControlSpec, DatabaseSpec, ModelSpec, ProcessSpec};
 use crate::table::Noun;
+
+/// A configuration names a few sites.
+const HELD_MAX: u64 = 64 << 10;
 
 /// What of a site belongs into a copy. Paths are from the state folder.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct SiteCopy {
     /// Files, as they are.
     pub files: Vec<String>,
-    /// The database, which only the server program can copy while it is used.
+    /// The database, which only the server program can copy while it is used; with a lost disk it is not there.
     pub database: Option<String>,
+    /// What the site knew of the configuration of several, if it is one of them.
+    pub control: Option<Held>,
     /// How it is served: the program and the configuration of the first replica, as absolute paths.
     pub served: Option<(Utf8PathBuf, Utf8PathBuf)>,
     /// The models that are there.
     pub models: Vec<ModelCopy>,
+}
+
+/// Who was primary, as a site knew it last.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Held {
+    /// Which configuration: of two sites the one with the higher number knows better.
+    pub epoch: u64,
+    /// Who.
+    pub primary: String,
 }
 
 /// A model of a site.
@@ -52,8 +68,15 @@ impl SiteCopy {
                 }
                 Noun::Database => {
                     let spec: DatabaseSpec = marker.spec.typed().map_err(unreadable)?;
-                    let path = folder.inside(&spec.path)?;
-                    copy.database = path.is_file().then(|| relative(state, &path));
+                    copy.database = Some(relative(state, &folder.inside(&spec.path)?));
+                }
+                // Control data itself is not copied: every site's database shows it, and a restored site begins a log of its own.
+                Noun::Control => {
+                    let spec: ControlSpec = marker.spec.typed().map_err(unreadable)?;
+                    let path = folder.inside(&spec.path)?.join("configuration.json");
+                    let text = files::read_bounded(&path, HELD_MAX).ok();
+                    copy.control = text.and_then(|text| serde_json::from_slice(&text).ok());
+                    continue;
                 }
                 Noun::Model => {
                     let spec: ModelSpec = marker.spec.typed().map_err(unreadable)?;
@@ -84,6 +107,29 @@ impl SiteCopy {
             self.files.push(relative(state, path));
         }
     }
+}
+
+/// Puts a copied database where a site of another deployment finds it as its own: the file, and the marker that says whose it is. The
+/// site itself is made by the next plan, which finds the database and adopts it.
+pub fn seed(from: &Utf8Path, to: &Utf8Path, site: &SiteName, lineage: Lineage, database: &Utf8Path) -> Result<()> {
+    let (from, to) = (SiteFolder::of(from, site), SiteFolder::of(to, site));
+    let io = |what: &'static str, path: &Utf8Path| {
+        let path = path.to_string();
+        move |error| Error::io(what, path.clone(), error)
+    };
+    let markers = Marker::all(&from).map_err(io("look at", from.root()))?;
+    let Some(marker) = markers.into_iter().find(|marker| Noun::of(&marker.kind) == Some(Noun::Database)) else {
+        return Err(Error::new(Sort::NotFound, "look at", from.root().as_str()).because("no database is marked there"));
+    };
+    let unreadable = |error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error);
+    let spec: DatabaseSpec = marker.spec.typed().map_err(unreadable)?;
+    let path = to.inside(&spec.path)?;
+    for folder in [path.parent(), Some(to.join("objects").as_path())].into_iter().flatten() {
+        files::make_folder(folder).map_err(io("make", folder))?;
+    }
+    std::fs::copy(database, &path).map_err(io("write", &path))?;
+    files::flush_folder(path.parent().unwrap_or(to.root())).map_err(io("flush", &path))?;
+    Marker { lineage, ..marker }.write(&to).map_err(io("mark", &path))
 }
 
 fn relative(state: &Utf8Path, path: &Utf8Path) -> String {

@@ -32,7 +32,7 @@ mod layout;
 mod lock;
 mod marker;
 
-pub use copy::{ModelCopy, SiteCopy};
+pub use copy::{ModelCopy, SiteCopy, seed};
 pub use lower::{API_KEY, JWT_KEY, NETWORK};
 pub use options::Options;
 pub use provider::OnPrem;

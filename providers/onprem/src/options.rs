@@ -1,10 +1,11 @@
 //! What an operator decides about this provider.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use textnlp_models::FetchOptions;
-use textnlp_provider::{Error, Minimum, Result, SecretStore, Sort};
+use textnlp_provider::{Error, Minimum, Result, Secret, SecretStore, Sort};
 
 use crate::FileSecretStore;
 
@@ -15,6 +16,9 @@ pub struct Options {
     pub state_folder: Utf8PathBuf,
     /// Where secrets are kept. Certificates are renewed by the supervisor only with the default store, which it can open.
     pub secrets: Arc<dyn SecretStore>,
+    /// What the environment's references to secrets lead to, by the reference as it is written. Only those that programs need while
+    /// they run.
+    pub given: BTreeMap<String, Secret>,
     /// The program that understands `supervise --folder FOLDER [--child NAME]`.
     pub supervisor: Utf8PathBuf,
     /// What this machine should have at least, and whether less blocks instead of warning.
@@ -42,6 +46,7 @@ impl Options {
         let beside = state_folder.parent().unwrap_or(&state_folder);
         Ok(Self {
             secrets: Arc::new(FileSecretStore::new(state_folder.join("secrets"))),
+            given: BTreeMap::new(),
             supervisor: supervisor.into(),
             minimum: Minimum::DEVELOPMENT,
             hostname: rustix::system::uname().nodename().to_string_lossy().to_lowercase(),

@@ -167,6 +167,9 @@ pub(crate) struct ProcessSpec {
     pub(crate) ready: ReadySpec,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) group: Option<String>,
+    /// See [`crate::supervise::Unit::turns`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) turns: bool,
     pub(crate) stop_grace_ms: u64,
     pub(crate) state: String,
 }

@@ -88,6 +88,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 automatic: true,
                 failback: true,
                 max_lag_ms: 5000,
+                copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
                 program: program(),
             }),
         ),
@@ -133,6 +134,7 @@ fn of_witness() -> Vec<Component> {
         component(
             "witness",
             Part::Witness(Witness {
+                dns: None,
                 cluster: name("cluster"),
                 sites: SITES.iter().map(|site| name(site)).collect(),
                 home: name("primary"),
@@ -210,6 +212,12 @@ fn a_site_has_a_border_and_a_watch_whose_files_lead_to_one_another() {
     expect![[r#"
         watch:
           automatic: true
+          copies:
+            compress: true
+            configuration: /srv/state/sites/primary/config
+            configuration_every_ms: 1000
+            models: /srv/state/sites/primary/models
+            models_every_ms: 1000
           database: sqlite:///srv/state/sites/primary/data/textnlp.db
           every_ms: 1000
           failback: true

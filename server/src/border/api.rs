@@ -1,7 +1,6 @@
 //! The border's own socket: how it is, and faults.
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -13,6 +12,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -22,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::fault::{Kind, MOST};
 use super::relay::Relay;
 use super::{Listener, Shared};
+use crate::metrics::{OPENMETRICS, encoded};
 
 /// Connections at once; who asks is a supervisor, a gateway and a drill.
 const MOST_CONNECTIONS: usize = 64;
@@ -135,30 +140,41 @@ fn status(shared: &Shared) -> Value {
     json!({ "fault": fault, "links": links })
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLink {
+    link: String,
+}
+
 fn metrics(shared: &Shared) -> Response<Full<Bytes>> {
-    type Figure = (&'static str, &'static str, &'static str, fn(&Relay) -> &AtomicU64);
-    let figures: [Figure; 4] = [
-        ("open", "gauge", "Connections of a link", |relay| &relay.open),
-        ("stalled", "gauge", "Connections of a link that a fault holds", |relay| &relay.stalled),
-        ("connections", "counter", "Connections that a link has taken", |relay| &relay.connections),
-        ("failures", "counter", "Connections behind which nobody answered", |relay| &relay.failures),
-    ];
-    let mut text = String::new();
-    for (name, kind, help, figure) in figures {
-        let end = if kind == "counter" { "_total" } else { "" };
-        // Writing into a string cannot fail.
-        let _ = writeln!(text, "# TYPE textnlp_border_{name} {kind}\n# HELP textnlp_border_{name} {help}.");
+    let mut registry = Registry::default();
+    let gauge = |registry: &mut Registry, name: &str, help: &str, figure: fn(&Relay) -> &AtomicU64| {
+        let family = Family::<ByLink, Gauge>::default();
         for relay in &shared.relays {
-            let value = figure(relay).load(Relaxed);
-            let _ = writeln!(text, "textnlp_border_{name}{end}{{link=\"{}\"}} {value}", relay.name);
+            let value = figure(relay).load(Relaxed).cast_signed();
+            family.get_or_create(&ByLink { link: relay.name.clone() }).set(value);
         }
-    }
-    let fault = u8::from(shared.faults.now().is_some());
-    let _ = writeln!(text, "# TYPE textnlp_border_fault gauge\n# HELP textnlp_border_fault 1 while a fault is made.");
-    let _ = writeln!(text, "textnlp_border_fault {fault}\n# EOF");
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        registry.register(name, help, family);
+    };
+    let counter = |registry: &mut Registry, name: &str, help: &str, figure: fn(&Relay) -> &AtomicU64| {
+        let family = Family::<ByLink, Counter>::default();
+        for relay in &shared.relays {
+            family.get_or_create(&ByLink { link: relay.name.clone() }).inc_by(figure(relay).load(Relaxed));
+        }
+        registry.register(name, help, family);
+    };
+    gauge(&mut registry, "textnlp_border_open", "Connections of a link", |relay| &relay.open);
+    gauge(&mut registry, "textnlp_border_stalled", "Connections of a link that a fault holds", |relay| &relay.stalled);
+    counter(&mut registry, "textnlp_border_connections", "Connections that a link has taken", |relay| {
+        &relay.connections
+    });
+    counter(&mut registry, "textnlp_border_failures", "Connections behind which nobody answered", |relay| {
+        &relay.failures
+    });
+    let fault = Gauge::<i64>::default();
+    fault.set(i64::from(shared.faults.now().is_some()));
+    registry.register("textnlp_border_fault", "1 while a fault is made", fault);
+    let mut response = Response::new(Full::new(Bytes::from(encoded(&registry))));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(OPENMETRICS));
     response
 }
 

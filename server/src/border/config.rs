@@ -3,6 +3,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
+use super::tls::Tls;
 use crate::gateway::Address;
 
 /// What the border relays.
@@ -28,6 +29,12 @@ pub struct Link {
     pub listen: Address,
     /// Where they go on.
     pub to: Address,
+    /// Who is let in: only sites of this environment. Everybody where it is absent, which is for this machine alone.
+    #[serde(default)]
+    pub listen_tls: Option<Tls>,
+    /// Who must answer there.
+    #[serde(default)]
+    pub to_tls: Option<Tls>,
 }
 
 /// A configuration that cannot be used, with everything that is wrong with it.
@@ -54,6 +61,11 @@ const MOST_LINKS: usize = 256;
 const MOST_CONNECTIONS: usize = 100_000;
 const MOST_FILE: u64 = 1 << 20;
 
+/// Whether an address is one that other machines can reach, or on another machine.
+fn is_elsewhere(address: &Address) -> bool {
+    matches!(address, Address::Tcp(address) if !address.ip().is_loopback())
+}
+
 impl Config {
     /// Reads and checks the file.
     pub fn read(file: &Utf8Path) -> Result<Config, InvalidConfig> {
@@ -79,6 +91,18 @@ impl Config {
             }
             if !matches!(&link.listen, Address::Tcp(address) if address.port() == 0) && !doors.insert(&link.listen) {
                 problems.push(format!("link `{}`: {} is listened on already", link.name, link.listen));
+            }
+            for (is_open, tls, end, connects) in [
+                (is_elsewhere(&link.listen), &link.listen_tls, "listen", false),
+                (is_elsewhere(&link.to), &link.to_tls, "to", true),
+            ] {
+                if is_open && tls.is_none() {
+                    let why = "other machines are on that road, so it needs";
+                    problems.push(format!("link `{}`: {end}: {why} `{end}_tls`", link.name));
+                }
+                if let Some(problem) = tls.as_ref().and_then(|tls| tls.problem(connects)) {
+                    problems.push(format!("link `{}`: `{end}_tls`: {problem}", link.name));
+                }
             }
             if link.to == link.listen {
                 problems.push(format!("link `{}`: it leads to itself", link.name));

@@ -1,6 +1,7 @@
 //! The border of a site: every byte between this site and the others passes through it.
 //!
-//! It relays connections from one address to another and knows nothing of what is in them. Because nothing goes around it, the loss
+//! It relays connections from one address to another and knows nothing of what is in them; between machines both ends prove who they
+//! are. Because nothing goes around it, the loss
 //! of a site's network can be rehearsed here, without any privilege: see [`Fault`]. A fault ends by itself, so a rehearsal whose
 //! leader died leaves nothing behind.
 
@@ -9,6 +10,7 @@ mod config;
 mod api;
 mod fault;
 mod relay;
+mod tls;
 
 use std::io;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{Config, InvalidConfig, Link};
+pub use tls::Tls;
 
 use crate::gateway::Address;
 use fault::Faults;

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::tls::Tls;
 use super::{Listener, Shared, Stream, connect};
 use crate::gateway::Address;
 
@@ -25,6 +26,8 @@ pub(super) struct Relay {
     pub(super) name: String,
     pub(super) listen: Address,
     pub(super) to: Address,
+    listen_tls: Option<Tls>,
+    to_tls: Option<Tls>,
     room: Arc<Semaphore>,
     pub(super) open: AtomicU64,
     pub(super) stalled: AtomicU64,
@@ -38,6 +41,8 @@ impl Relay {
             name: link.name.clone(),
             listen: link.listen.clone(),
             to: link.to.clone(),
+            listen_tls: link.listen_tls.clone(),
+            to_tls: link.to_tls.clone(),
             room: Arc::new(Semaphore::new(max_connections)),
             open: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
@@ -92,16 +97,40 @@ impl Drop for Counted<'_> {
 }
 
 /// One connection, until one of its ends, a fault, or the border ends it.
-async fn one(shared: &Shared, at: usize, mut here: Stream) {
+async fn one(shared: &Shared, at: usize, here: Stream) {
     let relay = &shared.relays[at];
     let _open = Counted::begin(&relay.open);
     relay.connections.fetch_add(1, Relaxed);
     let mut fault = shared.faults.watch();
     // What has been opened is kept while it stalls: nobody at either end may notice more than silence.
     let mut there: Option<Stream> = None;
+    // Kept outside of what a fault interrupts; only a handshake that it meets half-way ends.
+    let (mut here, mut secured) = (Some(here), None);
     let relaying = async {
-        let made = timeout(CONNECT_WITHIN, connect(&relay.to)).await;
-        let stream = match made.map_err(|_| std::io::ErrorKind::TimedOut.into()).and_then(|made| made) {
+        let within = async |made: &mut (dyn Future<Output = std::io::Result<Stream>> + Send + Unpin)| {
+            timeout(CONNECT_WITHIN, made).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        };
+        let Some(arrived) = here.take() else { return };
+        let here: &mut Stream = match &relay.listen_tls {
+            None => secured.insert(arrived),
+            Some(tls) => match within(&mut Box::pin(tls.accept(arrived))).await {
+                Ok(stream) => secured.insert(stream),
+                Err(error) => {
+                    relay.failures.fetch_add(1, Relaxed);
+                    // A stranger, or a site whose certificate is old: worth a look, and no reason to be loud about each.
+                    tracing::info!(link = relay.name, %error, "somebody was not let in");
+                    return;
+                }
+            },
+        };
+        let made = async {
+            let stream = connect(&relay.to).await?;
+            match &relay.to_tls {
+                None => Ok(stream),
+                Some(tls) => tls.connect(stream).await,
+            }
+        };
+        let stream = match within(&mut Box::pin(made)).await {
             Ok(stream) => there.insert(stream),
             Err(error) => {
                 relay.failures.fetch_add(1, Relaxed);
@@ -110,7 +139,7 @@ async fn one(shared: &Shared, at: usize, mut here: Stream) {
             }
         };
         // An end that breaks off is told to the other by our closing; there is nobody else to tell.
-        let _ = copy_bidirectional_with_sizes(&mut here, stream, BUFFER, BUFFER).await;
+        let _ = copy_bidirectional_with_sizes(here, stream, BUFFER, BUFFER).await;
     };
     tokio::select! {
         // Looked at first: with a fault that is there already, nothing is even connected to.

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::Address;
@@ -31,12 +30,34 @@ pub(crate) async fn get(address: &Address, path: &str, within: Duration) -> Resu
     ask(address, Request::get(path), Bytes::new(), within).await
 }
 
+/// The same for an answer that is no JSON, of at most so many bytes.
+pub(super) async fn bytes(
+    address: &Address,
+    path: &str,
+    most: usize,
+    within: Duration,
+) -> Result<(StatusCode, Bytes), String> {
+    exchange(address, Request::get(path), Bytes::new(), most, within).await
+}
+
 async fn ask(
     address: &Address,
     request: http::request::Builder,
     body: Bytes,
     within: Duration,
 ) -> Result<(StatusCode, Value), String> {
+    let (status, body) = exchange(address, request, body, MOST_BODY, within).await?;
+    let value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).map_err(|e| e.to_string())? };
+    Ok((status, value))
+}
+
+async fn exchange(
+    address: &Address,
+    request: http::request::Builder,
+    body: Bytes,
+    most: usize,
+    within: Duration,
+) -> Result<(StatusCode, Bytes), String> {
     let request = request
         .header(header::HOST, "control")
         .header(header::CONTENT_TYPE, "application/json")
@@ -46,21 +67,14 @@ async fn ask(
     let road = async {
         let fail = |error: std::io::Error| format!("connect to {address}: {error}");
         match address {
-            Address::Tcp(to) => exchange(TcpStream::connect(to).await.map_err(fail)?, request).await,
-            Address::Unix(socket) => exchange(UnixStream::connect(socket).await.map_err(fail)?, request).await,
+            Address::Tcp(to) => gateway::exchange(TcpStream::connect(to).await.map_err(fail)?, request, most).await,
+            Address::Unix(path) => {
+                gateway::exchange(UnixStream::connect(path).await.map_err(fail)?, request, most).await
+            }
         }
     };
     match tokio::time::timeout(within, road).await {
-        Ok(answered) => answered,
+        Ok(answered) => answered.map(|(status, _, body)| (status, body)),
         Err(_) => Err(format!("no answer from {address} within {} ms", within.as_millis())),
     }
-}
-
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Value), String> {
-    let (status, _, body) = gateway::exchange(stream, request, MOST_BODY).await?;
-    let value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).map_err(|e| e.to_string())? };
-    Ok((status, value))
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use textnlp_control::Site;
 
 use super::Error;
+use super::copies::CopiesConfig;
 use super::dns::DnsConfig;
 use crate::config::Address;
 
@@ -48,6 +49,9 @@ pub struct WatchConfig {
     pub order: Vec<Site>,
     /// A site that lacks something for longer is said to lag.
     pub max_lag_ms: u64,
+    /// What is copied from the primary besides control data and usage.
+    #[serde(default)]
+    pub copies: Option<CopiesConfig>,
 }
 
 /// `witness:`.
@@ -94,6 +98,7 @@ impl WatchConfig {
             pace(config.every_ms, config.lost_after),
             (!config.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
             (!config.database.starts_with("sqlite://")).then(|| "`database` is not `sqlite://…`".to_owned()),
+            config.copies.as_ref().and_then(CopiesConfig::problem),
         ];
         checked(file, problems).map(|()| config)
     }

@@ -141,8 +141,9 @@ fn room(folder: &Utf8Path) -> io::Result<()> {
         file.write_all(&vec![0; ROOM])?;
         file.sync_data()
     });
-    std::fs::remove_file(&path)?;
-    written
+    let removed = std::fs::remove_file(&path);
+    // What kept it from being made says more than that it cannot be removed.
+    written.and(removed)
 }
 
 /// Replaces a file by what a value says, durably, or leaves it as it was.
@@ -159,7 +160,8 @@ pub(super) fn read<T: DeserializeOwned>(path: &Utf8Path) -> Result<Option<T>, St
     }
 }
 
-fn put_bytes(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces a file by these bytes, durably, or leaves it as it was.
+pub(super) fn put_bytes(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
     let mut file = open(&fresh)?;
     file.set_len(0)?;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,9 +12,7 @@ use textnlp_control::Site;
 use super::dns::Records;
 use super::status::Status;
 use super::witness::Running;
-
-/// What the text is.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::metrics::encoded;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BySite {
@@ -85,6 +83,18 @@ pub(super) fn of_watch(site: &Site, status: &Status) -> String {
     }
     registry.register("textnlp_usage_unshipped_rows", "Rows of usage that a peer lacks", rows);
     registry.register("textnlp_usage_unshipped_seconds", "Age of the oldest row of usage that a peer lacks", age);
+    let (missing, whole) = (Family::<ByData, Real>::default(), Family::<ByData, Real>::default());
+    for (data, standing) in &status.copies {
+        let label = ByData { site: site.to_string(), data };
+        missing.get_or_create(&label).set(standing.missing_bytes as f64);
+        whole.get_or_create(&label).set(standing.whole_ms.map_or(f64::INFINITY, seconds));
+    }
+    registry.register("textnlp_copy_missing_bytes", "What the primary has and this site lacks", missing);
+    registry.register(
+        "textnlp_copy_whole_seconds",
+        "Age of the primary's list that this site last had everything of",
+        whole,
+    );
     encoded(&registry)
 }
 
@@ -119,11 +129,4 @@ pub(super) fn of_witness(running: &Running) -> String {
         );
     }
     encoded(&registry)
-}
-
-fn encoded(registry: &Registry) -> String {
-    let mut out = String::new();
-    // Writing into a string cannot fail.
-    let _ = text::encode(&mut out, registry);
-    out
 }

@@ -15,6 +15,7 @@ use textnlp_control::{Outcome, Position, Refused, Site, Write};
 
 use super::actor::{Actor, Unanswered};
 use super::config::WatchConfig;
+use super::copies::{Copied, CopiesConfig, offer};
 use super::links::Envelope;
 use super::status::Status;
 use super::usage::{Shipment, Shipped};
@@ -28,6 +29,7 @@ pub(super) struct Watch {
     pub(super) actor: Actor,
     pub(super) store: Store,
     pub(super) shipped: Shipped,
+    pub(super) copied: Copied,
     /// Which life of this site's disk it is.
     pub(super) life: u64,
 }
@@ -56,6 +58,9 @@ pub(super) fn watch_routes(watch: Arc<Watch>) -> Router {
         .route("/v1/handover", post(handover))
         .route("/v1/usage", post(usage).layer(DefaultBodyLimit::max(16 << 20)))
         .route("/v1/usage/ids", post(usage_ids))
+        .route("/v1/copies", get(copies))
+        .route("/v1/copies/model", get(copy_of_model))
+        .route("/v1/copies/configuration", get(copy_of_configuration))
         .with_state(watch)
 }
 
@@ -122,14 +127,14 @@ async fn metrics(State(watch): Shared) -> Response {
     match watch.actor.look().await {
         Ok((overview, withdrawn)) => {
             let text = exposition::of_watch(&watch.config.site, &Status::of(&watch, overview, withdrawn));
-            ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response()
+            ([(header::CONTENT_TYPE, crate::metrics::OPENMETRICS)], text).into_response()
         }
         Err(error) => unanswered(&error),
     }
 }
 
 async fn witness_metrics(State(running): State<Arc<witness::Running>>) -> Response {
-    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], exposition::of_witness(&running)).into_response()
+    ([(header::CONTENT_TYPE, crate::metrics::OPENMETRICS)], exposition::of_witness(&running)).into_response()
 }
 
 async fn table(State(watch): Shared, Query(query): Query<BTreeMap<String, String>>) -> Response {
@@ -138,7 +143,8 @@ async fn table(State(watch): Shared, Query(query): Query<BTreeMap<String, String
     if query.contains_key("fresh")
         && let Ok((overview, _)) = watch.actor.look().await
         && let Some(address) = overview.primary.and_then(|primary| watch.config.peers.get(&primary))
-        && let Ok((StatusCode::OK, answer)) = client::get(address, &table_path(prefix), Duration::from_secs(2)).await
+        && let Ok((StatusCode::OK, answer)) =
+            client::get(address, &format!("/v1/table?prefix={}", escaped(prefix)), Duration::from_secs(2)).await
     {
         return Json(answer).into_response();
     }
@@ -149,10 +155,10 @@ async fn table(State(watch): Shared, Query(query): Query<BTreeMap<String, String
 }
 
 /// Every byte that could mean something in a URL is escaped.
-fn table_path(prefix: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.');
     let escape = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    format!("/v1/table?prefix={}", prefix.bytes().map(escape).collect::<String>())
+    text.bytes().map(escape).collect()
 }
 
 #[derive(Debug, Deserialize)]
@@ -386,4 +392,45 @@ async fn usage_ids(State(watch): Shared, Json(ids): Json<Ids>) -> Response {
             refused(StatusCode::SERVICE_UNAVAILABLE, "database", crate::error::chain(&error), "ask again in a moment")
         }
     }
+}
+
+/// What this site has for others.
+async fn copies(State(watch): Shared) -> Response {
+    read(&watch, |config, copies| Ok(Json(json!(offer::offer(config, copies)?)).into_response()))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Piece {
+    digest: String,
+    file: String,
+    from: u64,
+    deflate: u8,
+}
+
+async fn copy_of_model(State(watch): Shared, Query(piece): Query<Piece>) -> Response {
+    let Ok(digest) = piece.digest.parse() else { return nothing() };
+    read(&watch, |config, copies| {
+        let bytes = offer::piece(config, copies, &digest, &piece.file, piece.from)?;
+        let packed = bytes.map(|bytes| if piece.deflate == 1 { offer::deflated(&bytes) } else { Ok(bytes) });
+        Ok(packed.transpose()?.map_or_else(nothing, IntoResponse::into_response))
+    })
+}
+
+async fn copy_of_configuration(State(watch): Shared, Query(query): Query<BTreeMap<String, String>>) -> Response {
+    let name = query.get("file").map(String::as_str).unwrap_or_default();
+    read(&watch, |_, copies| Ok(offer::file(copies, name)?.map_or_else(nothing, IntoResponse::into_response)))
+}
+
+/// Something from the disk, which others wait for no longer than they want.
+fn read(watch: &Watch, from: impl FnOnce(&WatchConfig, &CopiesConfig) -> std::io::Result<Response>) -> Response {
+    let Some(copies) = &watch.config.copies else { return nothing() };
+    match tokio::task::block_in_place(|| from(&watch.config, copies)) {
+        Ok(response) => response,
+        Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, "disk", error, "look at this site's disk"),
+    }
+}
+
+fn nothing() -> Response {
+    refused(StatusCode::NOT_FOUND, "not_found", "there is no such thing here", "`GET /v1/copies` lists what there is")
 }

@@ -1,7 +1,7 @@
 //! A site's watch and the witness: the processes that carry out the protocol of `textnlp-control`.
 //!
 //! The *watch* of a site keeps control data (keys, tenants, the public halves of signing keys) equal at all sites, writes what is
-//! acknowledged into the site's database, where the replicas read it, and ships usage. It watches the primary and takes its place when
+//! acknowledged into the site's database, where the replicas read it, ships usage, and copies the primary's models and configuration. It watches the primary and takes its place when
 //! the witness grants it. The *witness* keeps who is primary, and sets the front's weights and
 //! the addresses in DNS accordingly.
 
@@ -9,6 +9,7 @@ mod actor;
 mod client;
 mod clock;
 mod config;
+mod copies;
 mod disk;
 mod dns;
 mod exposition;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{WatchConfig, WitnessConfig};
+pub use copies::CopiesConfig;
 pub use dns::{DnsConfig, DnsKey};
 
 use crate::database::StoreError;
@@ -89,7 +91,11 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
             stop.clone(),
         ));
     }
-    let state = Arc::new(http::Watch { config: config.clone(), actor, store: store.clone(), shipped, life });
+    let copied = copies::Copied::default();
+    if let Some(of) = config.copies.clone() {
+        tasks.spawn(copies::follow(actor.clone(), config.clone(), of, copied.clone(), stop.clone()));
+    }
+    let state = Arc::new(http::Watch { config: config.clone(), actor, store: store.clone(), shipped, copied, life });
     let served = serve(&config.listen, http::watch_routes(state), stop.clone()).await?;
     until_told(&stop, running).await?;
     tasks.close();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use textnlp_control::{Millis, Overview, PeerOverview, Site};
 
+use super::copies::Standing;
 use super::http::Watch;
 use super::usage::Behind;
 
@@ -15,6 +16,8 @@ pub(super) struct Status {
     pub(super) overview: Told,
     pub(super) peers: BTreeMap<Site, Peer>,
     pub(super) rpo_ms: Rpo,
+    /// Models and configuration of the primary that are here.
+    pub(super) copies: BTreeMap<&'static str, Standing>,
     /// Sites that have lacked something for longer than is allowed.
     pub(super) lagging: Vec<Site>,
     /// Entries that were never acknowledged and had to go, in this folder's life.
@@ -95,6 +98,7 @@ impl Status {
                 automatic: overview.automatic,
             },
             peers,
+            copies: watch.copied.standing(),
             rpo_ms,
             withdrawn,
         }

@@ -55,5 +55,5 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 /// Everything that is measured.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let text = app.metrics.text(&app.engine.stats(), app.usage.lost());
-    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+    ([(header::CONTENT_TYPE, crate::metrics::OPENMETRICS)], text).into_response()
 }

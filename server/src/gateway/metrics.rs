@@ -174,7 +174,7 @@ pub(super) async fn answer(gateway: Arc<Gateway>, request: Request<Incoming>) ->
         );
     }
     let mut response = Response::new(Full::new(Bytes::from(gather(&gateway).await)));
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let kind = HeaderValue::from_static(crate::metrics::OPENMETRICS);
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod copies;
 mod dns;
 mod named;
 mod sites;

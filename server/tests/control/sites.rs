@@ -35,7 +35,18 @@ impl Sites {
         Self::start_configured(settings, "")
     }
 
-    /// With settings of each watch and of the witness.
+    /// With models and configuration that are copied.
+    pub(crate) fn start_copying() -> Self {
+        let copies = "copies: { models: ROOT/SITE/models, configuration: ROOT/SITE/config, models_every_ms: 1000, \
+                      configuration_every_ms: 1000, compress: true }";
+        Self::start_configured(&format!("automatic: true, failback: false, {copies}"), "")
+    }
+
+    pub(crate) fn root(&self) -> &camino::Utf8Path {
+        &self.root
+    }
+
+    /// With settings of each watch and of the witness. `ROOT` and `SITE` stand for what they say.
     pub(crate) fn start_configured(settings: &str, of_witness: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Utf8PathBuf::try_from(folder.path().to_owned()).unwrap();
@@ -43,7 +54,10 @@ impl Sites {
         let pem = textnlp_server::auth::jwt::generate_pem;
         for site in NAMES {
             let data = root.join(site).join("data");
-            std::fs::create_dir_all(&data).unwrap();
+            for folder in [&data, &root.join(site).join("models"), &root.join(site).join("config")] {
+                std::fs::create_dir_all(folder).unwrap();
+            }
+            let settings = settings.replace("ROOT", root.as_str()).replace("SITE", site);
             std::fs::write(root.join(site).join("jwt.pem"), pem().unwrap()).unwrap();
             let peers: BTreeMap<_, _> = NAMES.iter().filter(|n| **n != site).map(|n| (*n, socket(n))).collect();
             let watch = format!(

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use camino::Utf8PathBuf;
 use serde_json::Value;
-use textnlp_tests::{Said, Sandbox, eventually};
+use textnlp_tests::{Said, Sandbox, eventually, said};
 
 pub(crate) const NAME: &str = "regions";
 
@@ -24,6 +24,11 @@ impl Deref for Regions {
 
 impl Regions {
     pub(crate) fn new(name: &str) -> Self {
+        Self::with(name, "", "")
+    }
+
+    /// With more settings of `traffic`, and more sections.
+    pub(crate) fn with(name: &str, traffic: &str, more: &str) -> Self {
         let sandbox = Sandbox::new(name);
         // Held until all are known, or two could be the same.
         let held: Vec<_> = (0..7).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -35,7 +40,7 @@ impl Regions {
             )
         };
         let text = format!(
-            "extends: multi-region\nenvironment: {NAME}\nsites:\n{}{}{}traffic: {{ port: {}, metrics_port: {} }}\nbackup: {{ enabled: false }}\n",
+            "extends: multi-region\nenvironment: {NAME}\nsites:\n{}{}{}traffic: {{ port: {}, metrics_port: {}{traffic} }}\nbackup: {{ enabled: false }}\n{more}",
             site("primary", "primary", 0),
             site("secondary", "secondary", 1),
             site("tertiary", "standby", 2),
@@ -63,25 +68,35 @@ impl Regions {
     }
 
     pub(crate) fn run(&self, args: &[&str]) -> Said {
-        self.sandbox.run(&self.with(args, &[]))
+        self.sandbox.run(&self.with_env(args))
+    }
+
+    /// The same where a variable says something.
+    pub(crate) fn run_where(&self, variable: &str, value: &str, args: &[&str]) -> Said {
+        said(self.sandbox.command(&self.with_env(args)).env(variable, value).output().unwrap())
+    }
+
+    /// Without the environment's name.
+    pub(crate) fn plain(&self, args: &[&str]) -> Said {
+        self.sandbox.run(args)
     }
 
     pub(crate) fn start(&self, args: &[&str]) -> std::process::Child {
-        self.sandbox.start(&self.with(args, &[]))
+        self.sandbox.start(&self.with_env(args))
     }
 
-    fn with<'a>(&self, args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
-        [args, &["--env", NAME], more].concat()
+    fn with_env<'a>(&self, args: &[&'a str]) -> Vec<&'a str> {
+        [args, &["--env", NAME]].concat()
     }
 
     #[track_caller]
     pub(crate) fn json(&self, args: &[&str], exit: i32) -> Value {
-        self.sandbox.run(&self.with(args, &["-o", "json"])).expect(exit).json()
+        self.run(&[args, &["-o", "json"]].concat()).expect(exit).json()
     }
 
     /// Whatever the exit status is.
     pub(crate) fn json_any(&self, args: &[&str]) -> Value {
-        self.sandbox.run(&self.with(args, &["-o", "json"])).json()
+        self.run(&[args, &["-o", "json"]].concat()).json()
     }
 
     pub(crate) fn answers(&self, key: &str) -> u16 {

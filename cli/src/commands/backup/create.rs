@@ -61,13 +61,13 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     document["same_disk"] = json!(is_here);
     let mut text = format!("{}  {}, {}", dump.file, size(dump.bytes), sealed_text(&seal));
     text.push_str(&format!(
-        "\nTo prove that it brings the service back: textnlp-deploy backup verify --env {}",
-        chosen.name
+        "\nTo prove that it brings the service back: {}",
+        session.again().command("backup verify", name)
     ));
     if matches!(seal, Seal::Keys(_)) && standing::read(&chosen.folder).key_shown.is_none() {
         text.push_str(&format!(
-            "\nThe key that opens it is on this machine only. To carry it away: textnlp-deploy backup key show --env {}",
-            chosen.name
+            "\nThe key that opens it is on this machine only. To carry it away: {}",
+            session.again().command("backup key show", name)
         ));
     }
     Ok(Success::new(text, document))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use textnlp_orchestrator::backup::{Content, Database, FORMAT, Item, Manifest, Model};
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::state::{Folder, Holder, Operator, StateError, Store, transfer};
@@ -21,7 +21,7 @@ use crate::report::Failure;
 use crate::stores;
 
 /// What is copied as it is, from the state folder: files and whole folders.
-const AS_IT_IS: [&str; 2] = [clouds::SECRETS, keep::FOLDER];
+const AS_IT_IS: [&str; 4] = [clouds::SECRETS, keep::FOLDER, "dr/drills", "dr/drill-report.pub"];
 /// What is copied of the state itself.
 const STATE_PARTS: [&str; 4] = ["lineage.json", "lease.json", "hold.json", "journal"];
 /// The folder of all that within a copy.
@@ -87,17 +87,23 @@ pub async fn gather(
     take(folder, &Lock::path(folder, name), &mut items)?;
 
     let (mut databases, mut models, mut notes) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    let within = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
+    let (mut dumps, mut missing, mut held) = (BTreeMap::new(), Vec::new(), Vec::new());
     for site in state.places().keys() {
-        let SiteCopy { files, database, served, models: there } =
+        let SiteCopy { files, database, control, served, models: there } =
             clouds::copied(folder, site).with_context(|| format!("look at site {site}"))?;
+        held.extend(control);
         for file in files {
             take(folder, &folder.join(file), &mut items)?;
         }
-        if let Some(path) = database {
-            let work = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
-            let (database, file) = dump(folder, site, &path, work).await?;
-            items.push(Item { path: database.member.clone(), content: Content::File(file) });
-            databases.insert(site.clone(), database);
+        match database {
+            Some(path) if folder.join(&path).is_file() => {
+                let (database, file) = dump(folder, site, &path, within).await?;
+                databases.insert(site.clone(), database);
+                dumps.insert(site.clone(), file);
+            }
+            Some(path) => missing.push((site.clone(), path)),
+            None => {}
         }
         if let Some((_, config)) = served.filter(|(_, config)| config.is_file()) {
             items.push(Item { path: prove::served(site), content: Content::Bytes(read(&config)?) });
@@ -111,12 +117,38 @@ pub async fn gather(
         }
     }
     store.unlock(lock).await.map_err(|error| state_failed(error, again, name))?;
+    // Of several sites one was ahead: the first that becomes primary after a restore must not bring back what was revoked.
+    let ahead = held.iter().max().and_then(|held| dumps.iter().find(|(site, _)| site.as_str() == held.primary));
+    if let Some((primary, from)) = ahead.map(|(site, file)| (site.clone(), file.clone())) {
+        for (site, path) in missing {
+            notes.push(format!(
+                "the database of {site} is gone; in its place is an empty one with the keys of {primary}"
+            ));
+            let file = within.join(format!("{site}.db"));
+            let schema = databases[&primary].schema;
+            prepare(&file).await.with_context(|| format!("make a database for site {site}"))?;
+            let member = format!("databases/{site}.db");
+            databases.insert(site.clone(), Database { member, path, schema, keys: 0, usage: 0 });
+            dumps.insert(site, file);
+        }
+        for (site, file) in dumps.iter().filter(|(site, _)| **site != primary) {
+            let fails = || format!("bring the keys of site {site} up to those of {primary}");
+            let keys = take_keys(file, &from).await.with_context(fails)?;
+            if let Some(database) = databases.get_mut(site) {
+                database.keys = keys;
+            }
+        }
+    }
+    for (site, file) in dumps {
+        items.push(Item { path: databases[&site].member.clone(), content: Content::File(file) });
+    }
     if databases.is_empty() {
         notes.push("there is no database in it: nothing was served yet".to_owned());
     }
     if !keep::whole(folder).is_file() {
         notes.push(format!(
-            "the environment's file is not in it; the next `textnlp-deploy up --env {name}` writes it down"
+            "the environment's file is not in it; the next `{}` writes it down",
+            again.command("up", name)
         ));
     }
     let manifest = Manifest {
@@ -236,7 +268,30 @@ async fn dump(
     let said = prove::child(program.as_ref(), &arguments, None, DATABASE_WITHIN)
         .await
         .with_context(|| format!("copy the database of site {site}"))?;
-    let number = |field: &str| said.get(field).and_then(Value::as_u64).unwrap_or_default();
-    let (schema, keys, usage) = (number("schema"), number("keys"), number("usage"));
+    let (schema, keys, usage) = (number(&said, "schema"), number(&said, "keys"), number(&said, "usage"));
     Ok((Database { member: format!("databases/{site}.db"), path: path.to_owned(), schema, keys, usage }, file))
+}
+
+/// An empty database of today's schema.
+async fn prepare(file: &Utf8Path) -> anyhow::Result<()> {
+    chore(file, "migrate", None).await.map(drop)
+}
+
+/// Makes the keys in a copied database those of another one; says how many they are.
+async fn take_keys(file: &Utf8Path, from: &Utf8Path) -> anyhow::Result<u64> {
+    let said = chore(file, "keys", Some(&json!({ "do": "take", "from": from }))).await?;
+    Ok(number(&said, "keys"))
+}
+
+/// Has the server program do something with a copied database.
+async fn chore(file: &Utf8Path, role: &str, command: Option<&Value>) -> anyhow::Result<Value> {
+    let config = Utf8PathBuf::from(format!("{file}.yaml"));
+    std::fs::write(&config, prove::least_config(file))?;
+    let program = std::env::current_exe()?;
+    let arguments = ["serve", "--role", role, "--config", config.as_str()];
+    prove::child(program.as_ref(), &arguments, command, DATABASE_WITHIN).await
+}
+
+fn number(said: &Value, field: &str) -> u64 {
+    said.get(field).and_then(Value::as_u64).unwrap_or_default()
 }

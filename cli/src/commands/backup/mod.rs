@@ -20,8 +20,9 @@ use crate::backup_args::{Backup, Opening, Passphrase};
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::{Chosen, Session};
 
+pub use gather::{Gathered, gather};
 pub use keep::{put as put_file, remember};
-pub use restore::restore;
+pub use restore::{into_cache, restore};
 pub use standing::warning;
 
 /// Picks the verb.
@@ -136,9 +137,10 @@ fn list(session: &Session, console: Console) -> Result<Success, Failure> {
     });
     if dumps.is_empty() {
         let text = format!(
-            "{} has no backup in {}\nTo make one: textnlp-deploy backup create --env {0}",
+            "{} has no backup in {}\nTo make one: {}",
             chosen.name,
-            shelf.folder()
+            shelf.folder(),
+            session.again().command("backup create", &chosen.name)
         );
         return Ok(Success::new(text, document));
     }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::gather::STATE;
 use super::{failed, its_shelf, opener};
+use crate::again::Again;
 use crate::backup_args::Verify;
 use crate::clouds;
 use crate::progress::Progress;
@@ -40,7 +41,7 @@ pub async fn verify(session: &Session, args: &Verify, console: Console) -> Resul
     let (chosen, shelf, _) = its_shelf(session, console)?;
     let file = match &args.backup {
         Some(file) => session.here.join(file),
-        None => newest(&shelf, &chosen.name)?.file,
+        None => newest(&shelf, &chosen.name, &session.again())?.file,
     };
     let opener = opener(&args.opening, session, &chosen.folder).await?;
     let progress = Progress::new(console);
@@ -52,17 +53,17 @@ pub async fn verify(session: &Session, args: &Verify, console: Console) -> Resul
     if !proof.ok {
         let error = anyhow::anyhow!("{}", proof.says).context(format!("{file} does not bring the service back"));
         return Err(Failure::new(Exit::Failed, "not_proven", error)
-            .hint(format!("make another one: textnlp-deploy backup create --env {}", chosen.name))
+            .hint(format!("make another one: {}", session.again().command("backup create", &chosen.name)))
             .document(document));
     }
     let text = format!("{file} is proven: {}, in {:.1} s", proof.says, proof.milliseconds as f64 / 1000.0);
     Ok(Success::new(text, document))
 }
 
-fn newest(shelf: &Shelf, name: &EnvironmentName) -> Result<Dump, Failure> {
+fn newest(shelf: &Shelf, name: &EnvironmentName, again: &Again) -> Result<Dump, Failure> {
     shelf.list().map_err(failed)?.into_iter().next().ok_or_else(|| {
         Failure::usage("no_backup", anyhow::anyhow!("{name} has no backup in {}", shelf.folder()))
-            .hint(format!("textnlp-deploy backup create --env {name}"))
+            .hint(again.command("backup create", name))
     })
 }
 
@@ -121,8 +122,9 @@ fn workplace(live: &Utf8Path) -> Result<tempfile::TempDir, Failure> {
 /// Opens a copy into a folder and puts everything where a state has it: `FOLDER/state`. Says the copy's digest.
 pub fn open(file: &Utf8Path, opener: &Opener, folder: &Utf8Path) -> Result<(String, Manifest), Failure> {
     let source = std::fs::File::open(file).map_err(|error| {
-        Failure::usage("no_such_file", anyhow::Error::new(error).context(format!("open {file}")))
-            .hint("give the path of a file that `backup create` made: textnlp-deploy backup list")
+        Failure::usage("no_such_file", anyhow::Error::new(error).context(format!("open {file}"))).hint(
+            "give the path of a file that `backup create` made; `backup list` of its environment says where they lie",
+        )
     })?;
     if !source.metadata().context("look at the file")?.is_file() {
         return Err(Failure::usage("no_such_file", anyhow::anyhow!("{file} is not a file")));

@@ -12,6 +12,7 @@ use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Store as _};
 
 use super::gather::STATE;
 use super::{keep, opener, prove};
+use crate::again::quoted;
 use crate::args::Up;
 use crate::backup_args::Restore;
 use crate::clouds;
@@ -25,8 +26,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let began = Instant::now();
     if let Some(moment) = &args.at {
         let error = anyhow::anyhow!("going back to {moment} takes PostgreSQL, which is not there yet");
-        return Err(Failure::usage("not_available", error)
-            .hint("restore the last copy before that moment: `textnlp-deploy backup list` shows when each was made"));
+        return Err(Failure::usage("not_available", error).hint(
+            "restore the last copy before that moment: `backup list` of its environment shows when each was made",
+        ));
     }
     let file = session.here.join(&args.backup);
     let root = session.state_root()?;
@@ -79,8 +81,8 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     }
     let whole = keep::whole(&target);
     let next = match whole.is_file() {
-        true => format!("textnlp-deploy up --file {whole} --state-dir {root}"),
-        false => format!("textnlp-deploy up --env {name} --state-dir {root}"),
+        true => format!("textnlp-deploy up --file {} --state-dir {}", quoted(whole.as_str()), quoted(root.as_str())),
+        false => format!("textnlp-deploy up --env {name} --state-dir {}", quoted(root.as_str())),
     };
     let mut document = json!({
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "state": target, "replaced": replaced,
@@ -151,14 +153,25 @@ fn rebind(
 async fn take_models(session: &Session, manifest: &Manifest, place: &Utf8Path) -> Result<(), Failure> {
     for (name, model) in &manifest.models {
         let Some(folder) = &model.folder else { continue };
-        let store = Store::open(session.model_cache()?).context("open the model cache")?;
-        let source: Source = format!("file:{}", place.join(folder)).parse().context("name the restored model")?;
-        let mut options = FetchOptions::default();
-        if let Some(digest) = &model.digest {
-            options.expect = Some(digest.parse().with_context(|| format!("read the digest of model {name}"))?);
-        }
-        store.fetch(&source, &options, &|_| {}).await.with_context(|| format!("put model {name} into the cache"))?;
+        into_cache(&session.model_cache()?, name, &place.join(folder), model.digest.as_deref()).await?;
     }
+    Ok(())
+}
+
+/// Puts a model's folder into a cache, where `up` looks before it asks the model's source. What is there already stays.
+pub async fn into_cache(cache: &Utf8Path, name: &str, folder: &Utf8Path, digest: Option<&str>) -> Result<(), Failure> {
+    let store = Store::open(cache).context("open the model cache")?;
+    let source: Source =
+        format!("file:{folder}").parse().with_context(|| format!("name the folder of model {name}"))?;
+    let mut options = FetchOptions::default();
+    if let Some(digest) = digest {
+        let digest = digest.parse().with_context(|| format!("read the digest of model {name}"))?;
+        if store.open_model(&digest).context("look into the model cache")?.is_some() {
+            return Ok(());
+        }
+        options.expect = Some(digest);
+    }
+    store.fetch(&source, &options, &|_| {}).await.with_context(|| format!("put model {name} into the cache"))?;
     Ok(())
 }
 
@@ -208,7 +221,7 @@ async fn put_in_place(
     for site in state.places().keys() {
         if !clouds::processes(target, site).await.is_empty() {
             let error = anyhow::anyhow!("site `{site}` runs on the state that would be replaced");
-            return Err(Failure::refused("running", error).hint(format!("textnlp-deploy down --env {name}")));
+            return Err(Failure::refused("running", error).hint(session.again().named("down", name)));
         }
     }
     let kept = Utf8PathBuf::from(format!("{target}.replaced-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")));

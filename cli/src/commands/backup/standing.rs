@@ -12,6 +12,7 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::{EnvironmentName, Lineage};
 
 use super::{keep, shelf};
+use crate::again::Again;
 use crate::report::Failure;
 
 /// `STATE/backup.json`: also read by the supervisor, which runs the schedule by it.
@@ -69,7 +70,13 @@ pub struct Warning {
 }
 
 /// Looks at the copies of an environment that has data.
-pub fn warning(name: &EnvironmentName, folder: &Utf8Path, lineage: Lineage, environment: &Environment) -> Warning {
+pub fn warning(
+    again: &Again,
+    name: &EnvironmentName,
+    folder: &Utf8Path,
+    lineage: Lineage,
+    environment: &Environment,
+) -> Warning {
     let keep::Settings { protected, backup: settings } = keep::settings(folder, environment);
     let destination = settings.destination.as_deref().filter(|place| !place.contains("://"));
     let standing = read(folder);
@@ -83,7 +90,7 @@ pub fn warning(name: &EnvironmentName, folder: &Utf8Path, lineage: Lineage, envi
     };
     let ours: Vec<&Dump> =
         dumps.iter().filter(|dump| dump.facts.as_ref().is_some_and(|facts| facts.lineage == lineage)).collect();
-    let lines = lines(name, &facts, &standing, &ours);
+    let lines = lines(again, name, &facts, &standing, &ours);
     let at = |dump: Option<&&Dump>| dump.and_then(|dump| dump.facts.as_ref()).map(|facts| facts.at);
     let document = json!({
         "enabled": settings.enabled,
@@ -104,7 +111,7 @@ struct Facts {
     now: Timestamp,
 }
 
-fn lines(name: &EnvironmentName, facts: &Facts, standing: &Standing, ours: &[&Dump]) -> Vec<String> {
+fn lines(again: &Again, name: &EnvironmentName, facts: &Facts, standing: &Standing, ours: &[&Dump]) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(last) = standing.last.as_ref().filter(|last| !last.ok) {
         lines.push(format!("backup FAILED at {}: {}", last.at.strftime("%Y-%m-%d %H:%M UTC"), last.says));
@@ -124,7 +131,7 @@ fn lines(name: &EnvironmentName, facts: &Facts, standing: &Standing, ours: &[&Du
                 "has protected data and no verified backup"
             };
             let next = if ours.is_empty() || ours.iter().any(|dump| dump.is_proven()) { "create" } else { "verify" };
-            lines.push(format!("{name} {why}: textnlp-deploy backup {next} --env {name}"));
+            lines.push(format!("{name} {why}: {}", again.command(&format!("backup {next}"), name)));
         }
     }
     let sealed_for_us =
@@ -132,7 +139,8 @@ fn lines(name: &EnvironmentName, facts: &Facts, standing: &Standing, ours: &[&Du
     let only_here = !facts.own_recipients && ours.iter().any(|dump| sealed_for_us(&dump));
     if standing.key_shown.is_none() && only_here && (facts.enabled || facts.protected) {
         lines.push(format!(
-            "the key that opens {name}'s backups is only on this machine; carry it away: textnlp-deploy backup key show --env {name}"
+            "the key that opens {name}'s backups is only on this machine; carry it away: {}",
+            again.command("backup key show", name)
         ));
     }
     lines
@@ -179,7 +187,7 @@ mod tests {
         let said = |protected: bool, standing: &Standing, dumps: &[Dump]| {
             let every = Duration::from_secs(86_400);
             let facts = Facts { protected, enabled: true, every, own_recipients: false, now };
-            lines(&name, &facts, standing, &dumps.iter().collect::<Vec<_>>()).join("\n")
+            lines(&Again::default(), &name, &facts, standing, &dumps.iter().collect::<Vec<_>>()).join("\n")
         };
         let shown = Standing { last: None, key_shown: Some(now) };
         assert_eq!(said(false, &shown, &[]), "");

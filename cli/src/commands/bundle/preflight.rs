@@ -98,7 +98,12 @@ async fn of_environment(
     let mut global = session.global.clone();
     (global.env, global.file) = (Some(name.to_owned()), None);
     global.state_dir = Some(root.join(".textnlp"));
-    let looked = Session { global, here: session.here.clone(), library: Library::from_folder(there.to_owned()) };
+    let looked = Session {
+        global,
+        here: session.here.clone(),
+        library: Library::from_folder(there.to_owned()),
+        is_alone: false,
+    };
     // Its notes are said by `up`.
     let chosen = looked.load_to_run(Console::new(session.global.output, true))?;
     let deployment = Deployment::wanted(&looked, chosen, console).await?;

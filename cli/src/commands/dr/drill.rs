@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
+use camino::Utf8PathBuf;
 use serde_json::json;
 use textnlp_orchestrator::dr::drill::{self, DrillError, Order, Stage};
 use textnlp_orchestrator::dr::fault::FaultKind;
@@ -11,7 +13,8 @@ use textnlp_orchestrator::environment::model::{DataProtection, DrillTarget, Fail
 use textnlp_orchestrator::load::HttpWire;
 use textnlp_orchestrator::release::{Lock, digest};
 
-use super::{Sites, journal_failed};
+use super::Sites;
+use super::clone::Cloned;
 use crate::client;
 use crate::clouds;
 use crate::commands::gate::Issuer;
@@ -31,30 +34,13 @@ pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<
     let sites = Sites::of(session)?;
     allowed(&sites, args)?;
     let running = running::running(session, &sites.chosen.name, &sites.chosen.folder).await?;
-    let ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
-    let front = Arc::new(HttpWire::new(&running.address, ca.as_deref())?);
-    let header = sites.environment().server.security.api_key_header.clone();
-    let order = order(session, &sites, args, &running)?;
-    let issuer = Issuer { running, header };
-    let faults = clouds::faults(&sites.chosen.folder)?;
-    let progress = Progress::new(console);
-    let began = std::time::Instant::now();
-    let tell = |phase: &str, says: &str| {
-        console.event(&json!({ "event": "drill", "phase": phase, "says": says }));
-        progress.line(format!("  {:>5.1} s  {phase:<10} {says}", began.elapsed().as_secs_f64()));
+    let mut order = order(session, &sites, args, &running)?;
+    let (report, folder) = if is_live(&sites, args) {
+        rehearsed(&sites, running, &order, console).await?
+    } else {
+        order.facts.live = false;
+        on_a_clone(session, &sites, &running, &order, console).await?
     };
-    let stage = Stage {
-        state: &sites.chosen.folder,
-        everybody: &sites.everybody,
-        front,
-        keys: &issuer,
-        faults: &faults,
-        stop: signals::stop(console),
-        tell: &tell,
-    };
-    let ended = drill::run(&stage, &order).await;
-    progress.finish();
-    let (report, folder) = ended.map_err(|error| failed(error, &sites))?;
     let key = report::signing_key(&sites.chosen.folder).map_err(reports_failed)?;
     let page = report.write(&folder, &key).map_err(reports_failed)?;
     let mut document = report.to_json();
@@ -69,31 +55,105 @@ pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<
     Err(Failure::new(Exit::GateShut, "target_missed", error).hint(format!("look at {page}")).document(document))
 }
 
+/// The rehearsal on what runs, the environment itself or its clone. Says where its ledger lies.
+async fn rehearsed(
+    sites: &Sites,
+    running: Running,
+    order: &Order,
+    console: Console,
+) -> Result<(Report, Utf8PathBuf), Failure> {
+    let ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
+    let front = Arc::new(HttpWire::new(&running.address, ca.as_deref())?);
+    let header = sites.environment().server.security.api_key_header.clone();
+    let issuer = Issuer { running, header };
+    let faults = clouds::faults(&sites.chosen.folder)?;
+    let flags = sites.again.flags(&sites.chosen.name);
+    let progress = Progress::new(console);
+    let began = std::time::Instant::now();
+    let tell = |phase: &str, says: &str| {
+        console.event(&json!({ "event": "drill", "phase": phase, "says": says }));
+        progress.line(format!("  {:>5.1} s  {phase:<10} {says}", began.elapsed().as_secs_f64()));
+    };
+    let stage = Stage {
+        state: &sites.chosen.folder,
+        flags: &flags,
+        everybody: &sites.everybody,
+        front,
+        keys: &issuer,
+        faults: &faults,
+        stop: signals::stop(console),
+        tell: &tell,
+    };
+    let ended = drill::run(&stage, order).await;
+    progress.finish();
+    ended.map_err(|error| failed(error, sites))
+}
+
+/// The same on a clone, which is made for it and taken away. Report and ledger are kept with the environment.
+async fn on_a_clone(
+    session: &Session,
+    sites: &Sites,
+    running: &Running,
+    order: &Order,
+    console: Console,
+) -> Result<(Report, Utf8PathBuf), Failure> {
+    console.say(format!("Making a clone of {} with its data …", sites.chosen.name));
+    let clone = Cloned::make(session, sites, running).await?;
+    let ended = async {
+        let of_clone = Sites::of(&clone.session)?;
+        let running = running::running(&clone.session, &of_clone.chosen.name, &of_clone.chosen.folder).await?;
+        let (report, from) = rehearsed(&of_clone, running, order, console).await?;
+        let folder = sites.chosen.folder.join("dr/drills").join(&report.id);
+        std::fs::create_dir_all(&folder).with_context(|| format!("make {folder}"))?;
+        std::fs::copy(from.join("ledger.jsonl"), folder.join("ledger.jsonl")).context("keep the ledger")?;
+        Ok::<_, Failure>((report, folder))
+    }
+    .await;
+    console.say("Taking the clone away …");
+    let left = clone.remove().await;
+    match ended {
+        Ok((mut report, folder)) => {
+            report.leftovers.extend(left);
+            Ok((report, folder))
+        }
+        Err(failure) if left.is_empty() => {
+            let look = sites.command("dr drill");
+            Err(failure.hint(format!("nothing is left of the clone, and the service was not touched; again: {look}")))
+        }
+        Err(failure) => Err(failure.hint(format!("left: {}", left.join("; ")))),
+    }
+}
+
+/// Whether the running service is rehearsed on.
+fn is_live(sites: &Sites, args: &Drill) -> bool {
+    sites.environment().dr.drill == DrillTarget::Live || args.live.is_some()
+}
+
 /// Refuses what was not agreed to, before anybody is asked anything.
 fn allowed(sites: &Sites, args: &Drill) -> Result<(), Failure> {
     let (name, environment) = (&sites.chosen.name, sites.environment());
     if environment.dr.mode == Failover::None {
         let error = anyhow::anyhow!("environment {name} says `dr.mode: none`: nobody would take over");
         return Err(Failure::usage("no_failover", error)
-            .hint("write `dr: { mode: automatic }` or `manual`, then `textnlp-deploy up`"));
+            .hint(format!("write `dr: {{ mode: automatic }}` or `manual`, then: {}", sites.command("up"))));
     }
     if let Some(typed) = args.live.as_deref().filter(|typed| *typed != name.as_str()) {
         let error = anyhow::anyhow!("--live {typed} was typed, and the environment is {name}");
         return Err(Failure::refused("other_environment", error)
             .hint(format!("to rehearse on the running service: --live {name}")));
     }
-    if environment.dr.drill != DrillTarget::Live && args.live.is_none() {
-        let error = anyhow::anyhow!(
-            "environment {name} wants drills on clones (`dr.drill: clone`), which this version does not make"
-        );
-        return Err(Failure::refused("not_live", error)
-            .hint(format!("to take a site of the running service away for a moment: textnlp-deploy dr drill --env {name} --live {name}")));
+    if !is_live(sites, args) && args.fault == FaultWord::DiskFull {
+        let error = anyhow::anyhow!("a clone's data has no filesystem of its own that could be filled");
+        return Err(Failure::refused("not_on_a_clone", error).hint(format!(
+            "mount one for a site's data, then: {}",
+            sites.command(&format!("dr drill --fault disk_full --live {name}"))
+        )));
     }
     if args.lose_data && args.fault != FaultWord::Kill {
         return Err(Failure::usage("usage", anyhow::anyhow!("--lose-data goes with --fault kill only"))
             .hint("leave one of them out"));
     }
-    if args.lose_data && environment.data == DataProtection::Protected && args.live.is_none() {
+    if args.lose_data && is_live(sites, args) && environment.data == DataProtection::Protected && args.live.is_none() {
         let error = anyhow::anyhow!("the data of {name} is protected, and --lose-data takes a site's copy away");
         return Err(Failure::refused("protected", error).hint(format!("if that is wanted: --live {name}")));
     }
@@ -106,8 +166,8 @@ fn allowed(sites: &Sites, args: &Drill) -> Result<(), Failure> {
 
 fn order(session: &Session, sites: &Sites, args: &Drill, running: &Running) -> Result<Order, Failure> {
     let environment = sites.environment();
-    let lock_path = Lock::path(&session.lock_folder(&sites.chosen), &sites.chosen.name);
-    let lock = Lock::read(&lock_path).map_err(|e| crate::deployment::broken_lock(e, session, &sites.chosen.name))?;
+    let lock =
+        Lock::read(&sites.lock_path).map_err(|e| crate::deployment::broken_lock(e, session, &sites.chosen.name))?;
     let who = operator(session);
     let dr = &environment.dr;
     Ok(Order {
@@ -148,8 +208,14 @@ fn order(session: &Session, sites: &Sites, args: &Drill, running: &Running) -> R
 fn text(report: &Report, page: &str) -> String {
     let found = &report.figures.findings;
     let seconds = |ms: Option<f64>| ms.map_or("not reached".to_owned(), |ms| format!("{:.2} s", ms / 1000.0));
-    let mut text =
-        format!("Drill {}: {} of {} ({:.1} s)\n", report.id, report.fault.word(), report.site, report.seconds);
+    let mut text = format!(
+        "Drill {}: {} of {}{} ({:.1} s)\n",
+        report.id,
+        report.fault.word(),
+        report.site,
+        on(report),
+        report.seconds
+    );
     text.push_str(&format!(
         "  service back after      {:<12} promised {} s\n",
         seconds(found.service_rto_ms),
@@ -182,20 +248,23 @@ fn text(report: &Report, page: &str) -> String {
     text
 }
 
+/// What it was done on, where that was not the service itself.
+fn on(report: &Report) -> &'static str {
+    if report.facts.live { "" } else { " on a clone" }
+}
+
 fn failed(error: DrillError, sites: &Sites) -> Failure {
     let name = &sites.chosen.name;
     match error {
         DrillError::NotReady(wrong) => {
             let error = anyhow::anyhow!("{}", wrong.join("\n"))
                 .context(format!("{name} is not ready for a drill; nothing was changed"));
-            Failure::refused("not_ready", error).hint(format!("textnlp-deploy dr status --env {name}"))
+            Failure::refused("not_ready", error).hint(sites.command("dr status"))
         }
         DrillError::Stopped(_) => Failure::new(Exit::Stopped, "stopped", error)
-            .hint(format!("the next drill finishes what is left: textnlp-deploy dr drill --env {name}")),
-        DrillError::Broken { .. } => {
-            Failure::new(Exit::Failed, "drill", error).hint(format!("textnlp-deploy dr status --env {name}"))
-        }
-        DrillError::Journal(error) => journal_failed(error),
+            .hint(format!("the next drill finishes what is left: {}", sites.command("dr drill"))),
+        DrillError::Broken { .. } => Failure::new(Exit::Failed, "drill", error).hint(sites.command("dr status")),
+        DrillError::Journal(error) => sites.journal_failed(error),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use textnlp_orchestrator::dr::picture::Picture;
-use textnlp_orchestrator::dr::report::{self, Report};
+use textnlp_orchestrator::dr::report::{self, Report, Targets};
 use textnlp_orchestrator::dr::talk::Everybody;
 use textnlp_orchestrator::gate::Check;
 
@@ -22,7 +22,9 @@ pub async fn checks(deployment: &Deployment<'_>) -> Result<Vec<Check>, Failure> 
     let max_lag_ms = environment.replication.database.max_lag.0.as_millis() as u64;
     let mut checks = now(&Picture::take(&everybody).await, everybody.watches.len(), max_lag_ms);
     let drill = deployment.session.again().command("dr drill", &deployment.chosen.name);
-    checks.extend(rehearsed(&report::history(folder).0, &everybody.home, Timestamp::now(), &drill));
+    let dr = &environment.dr;
+    let promised = Targets { rto_s: dr.rto.0.as_secs_f64(), rpo_s: dr.rpo.0.as_secs_f64() };
+    checks.extend(rehearsed(&report::history(folder).0, &everybody.home, promised, Timestamp::now(), &drill));
     Ok(checks)
 }
 
@@ -53,14 +55,14 @@ const RPO: &str = "rehearsed: missing from";
 const LOST: &str = "rehearsed: lost";
 const HOME: &str = "rehearsed: went back home";
 
-/// The last drill in which the home site was lost.
-fn rehearsed(drills: &[Report], home: &str, now: Timestamp, drill: &str) -> Vec<Check> {
+/// The last drill in which the home site was lost, held against what is promised now: a promise may have become narrower since.
+fn rehearsed(drills: &[Report], home: &str, promised: Targets, now: Timestamp, drill: &str) -> Vec<Check> {
     let fresh = |report: &&Report| report.site == home && now.duration_since(report.began) < FRESH;
     let Some(last) = drills.iter().rev().find(fresh) else {
         let why = format!("the loss of {home} was not rehearsed in the last 90 days: {drill}");
         return vec![Check::waiting(RTO, "measured", "", why)];
     };
-    let note = format!("drill {}", last.id);
+    let note = format!("drill {}{}", last.id, if last.facts.live { "" } else { ", on a clone" });
     let within = |name: &str, measured: Option<f64>, promised: f64| match measured {
         Some(seconds) => {
             let rounded = (seconds * 100.0).round() / 100.0;
@@ -71,8 +73,8 @@ fn rehearsed(drills: &[Report], home: &str, now: Timestamp, drill: &str) -> Vec<
     let lost = last.figures.findings.lost;
     let home_again = !last.figures.failback.is_empty();
     vec![
-        within(RTO, last.rto_s(), last.targets.rto_s),
-        within(RPO, Some(last.figures.findings.rpo_ms / 1000.0), last.targets.rpo_s),
+        within(RTO, last.rto_s(), promised.rto_s),
+        within(RPO, Some(last.figures.findings.rpo_ms / 1000.0), promised.rpo_s),
         Check::new(LOST, lost, 0, "acknowledged writes", lost == 0).note(note.clone()),
         Check::new(HOME, last.figures.failback.as_str(), "yes", "", home_again).note(note),
     ]

@@ -1,16 +1,21 @@
 //! `dr …`: what an operator sees and does when a site is lost, and the rehearsal of it.
 
+mod clone;
 mod drill;
 pub mod gate;
 mod reports;
 mod shift;
 mod status;
 
-use textnlp_orchestrator::dr::journal::JournalError;
+use camino::Utf8PathBuf;
+use textnlp_orchestrator::dr::journal::{Journal, JournalError};
 use textnlp_orchestrator::dr::talk::Everybody;
 use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::release::Lock;
 
+use crate::again::Again;
 use crate::clouds;
+use crate::deployment::operator;
 use crate::dr_args::Dr;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::{Chosen, Session};
@@ -32,8 +37,11 @@ pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Succes
 /// An environment of several sites, and whom to ask. Nothing of the providers is needed: a failover must not wait for them.
 struct Sites {
     chosen: Chosen,
+    again: Again,
     everybody: Everybody,
     max_lag_ms: u64,
+    /// Where what runs is written down.
+    lock_path: Utf8PathBuf,
 }
 
 impl Sites {
@@ -47,20 +55,34 @@ impl Sites {
         }
         let everybody = Everybody::at(&clouds::places(&chosen.folder, environment)?);
         let max_lag_ms = environment.replication.database.max_lag.0.as_millis() as u64;
-        Ok(Self { chosen, everybody, max_lag_ms })
+        let lock_path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
+        Ok(Self { again: session.again(), chosen, everybody, max_lag_ms, lock_path })
     }
 
     fn environment(&self) -> &Environment {
         &self.chosen.loaded.environment
     }
-}
 
-/// A journal that cannot be used, for people and programs.
-fn journal_failed(error: JournalError) -> Failure {
-    match error {
-        JournalError::Held { .. } => Failure::refused("locked", error)
-            .hint("it lets go when it ends, also when it is killed; meanwhile look: textnlp-deploy dr status"),
-        JournalError::Io { .. } => Failure::new(Exit::Failed, "journal", error)
-            .hint("the state folder must be readable and writable: mend it, then run this again"),
+    /// A command about this environment, to be typed next.
+    fn command(&self, verb: &str) -> String {
+        self.again.command(verb, &self.chosen.name)
+    }
+
+    /// The journal, held until this process is done.
+    fn journal(&self, session: &Session) -> Result<Journal, Failure> {
+        let flags = self.again.flags(&self.chosen.name);
+        Journal::open(&self.chosen.folder, &operator(session).by, &flags).map_err(|error| self.journal_failed(error))
+    }
+
+    /// A journal that cannot be used, for people and programs.
+    fn journal_failed(&self, error: JournalError) -> Failure {
+        match error {
+            JournalError::Held { .. } => Failure::refused("locked", error).hint(format!(
+                "it lets go when it ends, also when it is killed; meanwhile look: {}",
+                self.command("dr status")
+            )),
+            JournalError::Io { .. } => Failure::new(Exit::Failed, "journal", error)
+                .hint("the state folder must be readable and writable: mend it, then run this again"),
+        }
     }
 }

@@ -18,19 +18,20 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
     let (reports, unread) = report::history(&sites.chosen.folder);
     let name = &sites.chosen.name;
     let mut text = match reports.len() {
-        0 => format!("{name} has had no drill. To rehearse: textnlp-deploy dr drill --env {name}"),
+        0 => format!("{name} has had no drill. To rehearse: {}", sites.command("dr drill")),
         _ => format!(
-            "{:<24} {:<10} {:<12} {:>8} {:>8} {:>6} {:>11} {}\n",
-            "DRILL", "FAULT", "SITE", "RTO", "RPO", "LOST", "UNACCOUNTED", "TARGETS"
+            "{:<24} {:<10} {:<12} {:<6} {:>8} {:>8} {:>6} {:>11} {}\n",
+            "DRILL", "FAULT", "SITE", "ON", "RTO", "RPO", "LOST", "UNACCOUNTED", "TARGETS"
         ),
     };
     for report in &reports {
         let _ = writeln!(
             text,
-            "{:<24} {:<10} {:<12} {:>8} {:>8} {:>6} {:>11} {}",
+            "{:<24} {:<10} {:<12} {:<6} {:>8} {:>8} {:>6} {:>11} {}",
             report.id,
             report.fault.word(),
             report.site,
+            on(report),
             report.rto_s().map_or("-".to_owned(), |s| format!("{s:.2} s")),
             format!("{:.2} s", report.figures.findings.rpo_ms / 1000.0),
             report.figures.findings.lost,
@@ -43,9 +44,10 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
         let words = |field: &str| one[field].as_f64().map_or("-".to_owned(), |s| format!("{s:.2} s"));
         let _ = write!(
             text,
-            "\n{} of {}: RTO {} in the last, {} in the middle, {} at worst of {}",
+            "\n{} of {} ({}): RTO {} in the last, {} in the middle, {} at worst of {}",
             one["fault"].as_str().unwrap_or_default(),
             one["site"].as_str().unwrap_or_default(),
+            one["on"].as_str().unwrap_or_default(),
             words("last_rto_s"),
             words("median_rto_s"),
             words("worst_rto_s"),
@@ -65,15 +67,15 @@ pub fn report(session: &Session, args: &Wanted) -> Result<Success, Failure> {
     let state = &sites.chosen.folder;
     let none = || {
         let error = anyhow::anyhow!("{} has had no drill", sites.chosen.name);
-        Failure::usage("no_such_report", error).hint(format!("textnlp-deploy dr drill --env {}", sites.chosen.name))
+        Failure::usage("no_such_report", error).hint(sites.command("dr drill"))
     };
     let id = match &args.id {
         Some(id) => id.clone(),
         None => report::history(state).0.pop().ok_or_else(none)?.id,
     };
     let failed = |error: ReportError| match error {
-        ReportError::NoSuch(_) => Failure::usage("no_such_report", error).hint("textnlp-deploy dr history"),
-        error => Failure::new(Exit::Failed, "report", error).hint("textnlp-deploy dr history"),
+        ReportError::NoSuch(_) => Failure::usage("no_such_report", error).hint(sites.command("dr history")),
+        error => Failure::new(Exit::Failed, "report", error).hint(sites.command("dr history")),
     };
     let page = report::folder(state, &id).map_err(failed)?.join("report.html");
     let read = Report::read(state, &id).map_err(failed)?;
@@ -121,28 +123,34 @@ pub fn verify(session: &Session, args: &VerifyReport) -> Result<Success, Failure
             "not_as_signed",
             anyhow::Error::new(error).context(format!("{} is not as it was signed", args.report)),
         )
-        .hint("take the report from where it was written: textnlp-deploy dr report --open-path")
+        .hint("take the report from where it was written: `dr report --open-path` of its environment says where")
     })?;
     let text = format!("{} is as it was signed: {what}, by key {}", args.report, key.id());
     Ok(Success::new(text, json!({ "file": file, "signed_as": what, "key": key.to_base64(), "key_id": key.id() })))
 }
 
+/// What it was done on: figures of a clone say nothing of what else runs on the machines of the service.
+fn on(report: &Report) -> &'static str {
+    if report.facts.live { "live" } else { "clone" }
+}
+
 fn line(report: &Report) -> Value {
     json!({
-        "id": report.id, "began": report.began, "site": report.site, "fault": report.fault, "lose_data": report.lose_data, "rto_s": report.rto_s(),
+        "id": report.id, "began": report.began, "on": on(report), "site": report.site, "fault": report.fault, "lose_data": report.lose_data, "rto_s": report.rto_s(),
         "rpo_s": report.figures.findings.rpo_ms / 1000.0, "lost": report.figures.findings.lost, "unaccounted": report.figures.findings.unaccounted,
         "requests_failed": report.requests_failed(), "leftovers": report.leftovers, "missed": report.missed, "by": report.facts.by,
         "release": report.facts.release, "seconds": report.seconds,
     })
 }
 
-/// The last, the middle and the worst RTO and RPO of each kind of loss.
+/// The last, the middle and the worst RTO and RPO of each kind of loss, those on clones by themselves.
 fn trend(reports: &[Report]) -> Vec<Value> {
-    let mut kinds: Vec<(&str, &str)> = reports.iter().map(|r| (r.fault.word(), r.site.as_str())).collect();
+    let mut kinds: Vec<(&str, &str, &str)> = reports.iter().map(|r| (r.fault.word(), r.site.as_str(), on(r))).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    let of = |(fault, site): (&str, &str)| {
-        let same: Vec<&Report> = reports.iter().filter(|r| r.fault.word() == fault && r.site == site).collect();
+    let of = |(fault, site, place): (&str, &str, &str)| {
+        let is_same = |r: &&Report| r.fault.word() == fault && r.site == site && on(r) == place;
+        let same: Vec<&Report> = reports.iter().filter(is_same).collect();
         let sorted = |mut values: Vec<f64>| {
             values.sort_by(f64::total_cmp);
             values
@@ -150,7 +158,7 @@ fn trend(reports: &[Report]) -> Vec<Value> {
         let rto = sorted(same.iter().filter_map(|r| r.rto_s()).collect());
         let rpo = sorted(same.iter().map(|r| r.figures.findings.rpo_ms / 1000.0).collect());
         json!({
-            "fault": fault, "site": site, "drills": same.len(), "missed": same.iter().filter(|r| !r.missed.is_empty()).count(),
+            "fault": fault, "site": site, "on": place, "drills": same.len(), "missed": same.iter().filter(|r| !r.missed.is_empty()).count(),
             "last_rto_s": same.last().and_then(|r| r.rto_s()), "median_rto_s": rto.get(rto.len() / 2), "worst_rto_s": rto.last(),
             "last_rpo_s": same.last().map(|r| r.figures.findings.rpo_ms / 1000.0), "median_rpo_s": rpo.get(rpo.len() / 2), "worst_rpo_s": rpo.last(),
             "lost": same.iter().map(|r| r.figures.findings.lost).sum::<u64>(),

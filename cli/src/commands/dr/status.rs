@@ -62,7 +62,7 @@ async fn look(sites: &Sites, console: Console) -> Look {
     let name = &sites.chosen.name;
     let everybody_is_gone = picture.witness.is_err() && picture.sites.iter().all(|(_, status)| status.is_err());
     if everybody_is_gone {
-        warnings.insert(0, format!("nobody answers: is {name} up? textnlp-deploy up --env {name}"));
+        warnings.insert(0, format!("nobody answers: is {name} up? {}", sites.command("up")));
     }
     let open = shift::left_open(&sites.chosen.folder).unwrap_or_default();
     for left in &open {
@@ -86,8 +86,8 @@ async fn look(sites: &Sites, console: Console) -> Look {
     let mut text = format!("{name}: epoch {epoch}, primary {shown}{away}\n");
     let _ = writeln!(
         text,
-        "  {:<14} {:<12} {:>6} {:<8} {:>8} {:>9} {:>9} {:>7}",
-        "SITE", "ROLE", "EPOCH", "IN SYNC", "BEHIND", "LAG", "RPO", "WEIGHT"
+        "  {:<14} {:<12} {:>6} {:<8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>7}",
+        "SITE", "ROLE", "EPOCH", "IN SYNC", "BEHIND", "LAG", "RPO", "MODELS", "CONFIG", "WEIGHT"
     );
     for line in &lines {
         text.push_str(&row(line, console));
@@ -99,6 +99,10 @@ async fn look(sites: &Sites, console: Console) -> Look {
                 "  witness: heard {} {} ms ago, grace {} ms",
                 witness.primary, witness.renewed_ms, witness.grace_ms
             );
+            if let Some(dns) = &witness.dns {
+                let is = dns.last_acknowledged.as_ref().map_or_else(|| "not known".to_owned(), |is| is.join(", "));
+                let _ = writeln!(text, "  dns: {} is {is}", dns.name);
+            }
         }
         Err(error) => {
             let _ = writeln!(text, "  witness: {error}");
@@ -114,7 +118,7 @@ async fn look(sites: &Sites, console: Console) -> Look {
     );
     let witness = match &picture.witness {
         Ok(witness) => {
-            json!({ "reachable": true, "epoch": witness.epoch, "renewed_ms": witness.renewed_ms, "grace_ms": witness.grace_ms, "history": witness.history })
+            json!({ "reachable": true, "epoch": witness.epoch, "renewed_ms": witness.renewed_ms, "grace_ms": witness.grace_ms, "dns": witness.dns, "history": witness.history })
         }
         Err(error) => json!({ "reachable": false, "why": error.to_string() }),
     };
@@ -134,13 +138,25 @@ fn row(line: &Line, console: Console) -> String {
     let sync = console
         .paint(if line.in_sync { "32" } else { "31" }, &format!("{:<8}", if line.in_sync { "yes" } else { "no" }));
     format!(
-        "  {:<14} {:<12} {:>6} {sync} {:>8} {:>9} {:>9} {:>7}\n",
+        "  {:<14} {:<12} {:>6} {sync} {:>8} {:>9} {:>9} {:>9} {:>9} {:>7}\n",
         line.site,
         line.role,
         number(line.epoch),
         number(line.behind_entries),
         ms(line.lag_ms),
         ms(line.rpo_ms),
+        copied(line, "models"),
+        copied(line, "configuration"),
         or_dash(line.weight.map(|weight| weight.to_string())),
     )
+}
+
+/// How old a site's copy is, or what it lacks.
+fn copied(line: &Line, data: &str) -> String {
+    match line.copies.get(data) {
+        Some(copy) if copy.source => "source".to_owned(),
+        Some(copy) if copy.held < copy.wanted => format!("{} of {}", copy.held, copy.wanted),
+        Some(copy) => copy.whole_ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.1} s", ms as f64 / 1000.0)),
+        None => "-".to_owned(),
+    }
 }

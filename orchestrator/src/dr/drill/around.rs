@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::super::fault::Fault;
 use super::super::journal::{Action, Is, Journal, WHOLE, begun, unfinished};
 use super::super::ledger::prefix;
 use super::super::picture::Picture;
 use super::super::{shift, told};
-use super::{DrillError, LOOK_EVERY, Order, RECOVERED_WITHIN, Stage, pause};
+use super::{DrillError, LOOK_EVERY, Order, RECOVERED_WITHIN, Stage, pause, until};
 
 /// What was found before anything was changed.
 pub(super) struct Before {
-    pub(super) site: String,
+    pub(super) fault: Fault,
     pub(super) epoch: u64,
     pub(super) units: BTreeMap<String, Vec<String>>,
 }
@@ -48,8 +49,8 @@ pub(super) async fn finish_old(stage: &Stage<'_>, journal: &mut Journal) -> Resu
     Ok(())
 }
 
-/// Everything that must be so before a site is taken away; all that is not so at once.
-pub(super) async fn preflight(stage: &Stage<'_>, order: &Order) -> Result<Before, DrillError> {
+/// Everything that must be so before a site is taken away; all that is not so at once. The fault is made up here, and not yet injected.
+pub(super) async fn preflight(stage: &Stage<'_>, order: &Order, id: &str) -> Result<Before, DrillError> {
     (stage.tell)("preflight", "looking at every site");
     let picture = Picture::take(stage.everybody).await;
     let mut wrong = Vec::new();
@@ -61,7 +62,8 @@ pub(super) async fn preflight(stage: &Stage<'_>, order: &Order) -> Result<Before
         }
     };
     let site = order.site.clone().or(primary.clone()).unwrap_or_else(|| stage.everybody.home.clone());
-    if stage.everybody.watch(&site).is_none() {
+    let is_known = stage.everybody.watch(&site).is_some();
+    if !is_known {
         wrong.push(format!("there is no site `{site}`; the sites are {}", stage.everybody.names().join(", ")));
     }
     if primary.as_ref().is_some_and(|primary| *primary != stage.everybody.home) {
@@ -83,7 +85,10 @@ pub(super) async fn preflight(stage: &Stage<'_>, order: &Order) -> Result<Before
             ));
         }
     }
+    let fault =
+        Fault { id: id.to_owned(), site, kind: order.kind, until: until(order.ttl), lose_data: order.lose_data };
     match stage.faults.open().await {
+        Ok(open) if open.is_empty() && is_known => wrong.extend(stage.faults.check(&fault).await.err()),
         Ok(open) => wrong.extend(open.iter().map(|fault| {
             format!(
                 "fault {} ({}) of {} has not been taken back; it ends at {}",
@@ -102,7 +107,7 @@ pub(super) async fn preflight(stage: &Stage<'_>, order: &Order) -> Result<Before
     for site in stage.everybody.names() {
         units.insert(site.clone(), stage.faults.ready_units(&site).await);
     }
-    Ok(Before { site, epoch: picture.epoch(), units })
+    Ok(Before { fault, epoch: picture.epoch(), units })
 }
 
 /// Whether a site answers and is a member of the configuration of the moment.

@@ -1,5 +1,6 @@
 //! What the schema cannot say: whether the values of an environment make sense together.
 
+mod names;
 mod providers;
 mod recovery;
 mod serving;
@@ -81,6 +82,7 @@ pub(crate) fn check(environment: &Environment, tree: &Node, catalogue: &Catalogu
     meaning.tls();
     meaning.scaling();
     meaning.traffic();
+    meaning.dns();
     meaning.recovery();
     meaning.gates();
     meaning.account();

@@ -107,7 +107,8 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("monitoring.stack", e.monitoring.stack.to_string()),
         ("dr.mode", e.dr.mode.to_string()),
         ("traffic.mode", e.traffic.mode.to_string()),
-        ("traffic.ttl", changed(e.traffic.ttl, traffic.ttl)),
+        // Where a zone is kept, it has a use.
+        ("traffic.ttl", changed(if e.dns.is_some() { traffic.ttl } else { e.traffic.ttl }, traffic.ttl)),
         ("traffic.health_path", text(&health_path)),
         ("rollout.strategy", e.rollout.strategy.to_string()),
         ("rollout.bake", changed(e.rollout.bake, rollout.bake)),

@@ -12,6 +12,8 @@ use super::serving::is_host_name;
 /// After a loss has been noticed: the witness's grant, the new primary's first write, and the front's new weights. It takes
 /// well under a second where nothing else is wrong; this is what is promised.
 const TAKEOVER: Duration = Duration::from_secs(5);
+/// Usage is shipped four times a second; this is what is promised.
+const SHIPPED: Duration = Duration::from_secs(1);
 /// Looks that follow one another faster cost more than they tell.
 const FASTEST_LOOK: Duration = Duration::from_millis(100);
 /// What the watch takes at most.
@@ -114,8 +116,17 @@ impl Meaning<'_> {
                 }
                 self.error("dr.rto", cause, "allow more time, or look more often (`watch_every`, `lost_after`)");
             }
-            if e.traffic.mode == TrafficMode::Dns && detection + e.traffic.ttl.0 >= dr.rto.0 {
-                let cause = format!("resolvers keep the old answer for {} after the loss is noticed", e.traffic.ttl);
+            // By DNS clients hear of it only when resolvers ask again.
+            let by_dns = e.traffic.mode == TrafficMode::Dns || e.dns.is_some();
+            let moved = needed + e.traffic.ttl.0;
+            if by_dns && needed <= dr.rto.0 && moved >= dr.rto.0 {
+                let cause = format!(
+                    "resolvers keep the old answer for {} after another site has taken over: {} + {} are {}",
+                    e.traffic.ttl,
+                    Span(needed),
+                    e.traffic.ttl,
+                    Span(moved)
+                );
                 self.error("traffic.ttl", cause, format!("make it shorter than what `dr.rto` ({}) leaves", dr.rto));
             }
         }
@@ -136,6 +147,11 @@ impl Meaning<'_> {
         }
         let replication = &e.replication.database;
         if dr.mode != Failover::None {
+            if dr.rpo.0 < SHIPPED {
+                let cause =
+                    format!("usage reaches the other sites within {}, and only {} may be lost", Span(SHIPPED), dr.rpo);
+                self.error("dr.rpo", cause, format!("write at least `{}`", Span(SHIPPED)));
+            }
             if replication.mode == DatabaseCopy::None {
                 self.error(
                     "replication.database.mode",

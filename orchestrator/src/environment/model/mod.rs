@@ -126,6 +126,9 @@ pub struct Environment {
     /// Which site gets how much.
     #[serde(default)]
     pub traffic: TrafficSettings,
+    /// A zone whose records follow the sites.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
     /// What is kept equal between sites.
     #[serde(default)]
     pub replication: Replication,

@@ -1,8 +1,9 @@
 //! What protects a service: backups, copies in other places, failover, rollouts and gates.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
-use super::{Span, section, words};
+use super::{SecretSource, Span, section, words};
 
 section! {
     /// Copies that survive us.
@@ -53,6 +54,57 @@ section! {
         pub health_path: String = "/health".to_owned(),
         /// How long resolvers may keep an answer.
         pub ttl: Span = Span::seconds(60),
+    }
+}
+
+words! {
+    /// What signs updates of a zone.
+    pub enum DnsAlgorithm {
+        /// HMAC with SHA-256.
+        Sha256 = "hmac-sha256",
+        /// HMAC with SHA-512.
+        Sha512 = "hmac-sha512",
+    }
+}
+
+/// A zone in which the addresses of `traffic.domain` follow the sites that may have traffic, by signed updates (RFC 2136).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Dns {
+    /// The zone's primary name server, by its address, with or without a port: moving DNS needs no DNS.
+    pub server: String,
+    /// The zone.
+    pub zone: String,
+    /// What signs; the name server has it too.
+    pub key: DnsKey,
+    /// Where clients reach each site, by site.
+    pub addresses: BTreeMap<String, Vec<String>>,
+}
+
+/// A key of a name server (TSIG).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DnsKey {
+    /// What the name server calls it.
+    pub name: String,
+    /// What it signs with.
+    #[serde(default = "DnsKey::usual")]
+    pub algorithm: DnsAlgorithm,
+    /// Where its secret is kept, in base64.
+    pub secret: SecretSource,
+}
+
+impl Dns {
+    /// The name server's address, with the port that name servers have where none is written.
+    pub fn server_address(&self) -> Option<SocketAddr> {
+        let alone = || self.server.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, 53));
+        self.server.parse().ok().or_else(alone).filter(|address: &SocketAddr| address.port() != 0)
+    }
+}
+
+impl DnsKey {
+    fn usual() -> DnsAlgorithm {
+        DnsAlgorithm::Sha256
     }
 }
 

@@ -152,17 +152,6 @@ impl Faults {
     pub async fn inject(&self, fault: &Fault) -> Result<(), Error> {
         self.check(fault)?;
         let folder = self.site(&fault.site);
-        match fault.kind {
-            Kind::DiskFull => disk::check(&folder).map_err(refused)?,
-            Kind::Kill | Kind::Freeze
-                if lock::holder(&folder.lock("supervisor"))
-                    .map_err(io("ask", &folder.lock("supervisor")))?
-                    .is_none() =>
-            {
-                return Err(refused(format!("nothing runs at site {}: its supervisor is not there", fault.site)));
-            }
-            _ => {}
-        }
         let path = self.file(&fault.id);
         let bytes = serde_json::to_vec(fault).map_err(|e| io("write", &path)(e.into()))?;
         files::make_folder(&self.folder()).map_err(io("make", &self.folder()))?;
@@ -303,7 +292,8 @@ impl Faults {
         }
     }
 
-    fn check(&self, fault: &Fault) -> Result<(), Error> {
+    /// Why this fault would not be injected now. Nothing is touched.
+    pub fn check(&self, fault: &Fault) -> Result<(), Error> {
         if !is_id(&fault.id) {
             return Err(refused(format!(
                 "`{}` is no id: small letters, digits and hyphens, at most 60",
@@ -323,11 +313,18 @@ impl Faults {
             return Err(refused(format!("there is no site {} in {}", fault.site, self.state)));
         }
         // Faults upon faults could not be told apart when they are taken back.
-        match self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
-            Some(open) => {
-                Err(refused(format!("fault {} ({}) of {} has not been taken back", open.id, open.kind, open.site)))
+        if let Some(open) = self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
+            let (id, kind, site) = (&open.id, open.kind, &open.site);
+            return Err(refused(format!("fault {id} ({kind}) of {site} has not been taken back")));
+        }
+        let folder = self.site(&fault.site);
+        let lock = folder.lock("supervisor");
+        match fault.kind {
+            Kind::DiskFull => disk::check(&folder).map_err(refused),
+            Kind::Kill | Kind::Freeze if lock::holder(&lock).map_err(io("ask", &lock))?.is_none() => {
+                Err(refused(format!("nothing runs at site {}: its supervisor is not there", fault.site)))
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 

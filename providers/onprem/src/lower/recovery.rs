@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Border, Front, Program, Watch, Witness};
+use textnlp_provider::component::{Border, Dns, Front, Program, SecretRecipe, Watch, Witness};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId, SiteName};
 
 use super::{CA_FILE, DATABASE_FILE, Lowering};
 use crate::layout::{SOCKET_PATH_MAX, SiteFolder};
-use crate::spec::ControlSpec;
+use crate::spec::{ControlSpec, SecretSpec};
 use crate::table::Noun;
 
 /// What these answer is short.
@@ -41,6 +41,8 @@ fn door_to(place: &SiteName) -> String {
 struct Unit {
     role: &'static str,
     document: Value,
+    /// Whether one site after the other restarts it.
+    turns: bool,
     needs: Vec<ResourceId>,
     inputs: BTreeMap<String, Value>,
 }
@@ -71,7 +73,7 @@ impl Lowering<'_> {
         let cluster = ResourceId::of(&self.site.name, &border.cluster);
         self.keep_running(
             &border.program,
-            Unit { role: "border", document, needs: vec![cluster], inputs: BTreeMap::new() },
+            Unit { role: "border", document, turns: true, needs: vec![cluster], inputs: BTreeMap::new() },
         );
     }
 
@@ -110,11 +112,18 @@ impl Lowering<'_> {
             "home": watch.home,
             "order": watch.order,
             "max_lag_ms": watch.max_lag_ms,
+            "copies": {
+                "models": self.folder.join("models"),
+                "configuration": self.folder.join("config"),
+                "models_every_ms": watch.copies.models_every_ms,
+                "configuration_every_ms": watch.copies.configuration_every_ms,
+                "compress": watch.copies.compress,
+            },
         }});
         let cluster = ResourceId::of(&self.site.name, &watch.cluster);
         let inputs = BTreeMap::from([("jwt-key".to_owned(), json!(OutputRef::new(jwt, "sha256")))]);
         let needs = vec![cluster, schema, border, data];
-        self.keep_running(&watch.program, Unit { role: "watch", document, needs, inputs });
+        self.keep_running(&watch.program, Unit { role: "watch", document, turns: true, needs, inputs });
     }
 
     pub(super) fn witness(&mut self, witness: &Witness) {
@@ -127,7 +136,16 @@ impl Lowering<'_> {
             return self.too_long();
         };
         let path = self.control_data(&data, "witness");
-        let document = json!({ "witness": {
+        let cluster = ResourceId::of(&self.site.name, &witness.cluster);
+        let mut needs = vec![cluster, data];
+        let dns = match &witness.dns {
+            Some(dns) => match self.dns(dns, &mut needs) {
+                Some(dns) => dns,
+                None => return,
+            },
+            None => Value::Null,
+        };
+        let mut document = json!({ "witness": {
             "folder": self.folder.join(&path),
             "listen": listen,
             "sites": witness.sites,
@@ -137,9 +155,43 @@ impl Lowering<'_> {
             "weights": witness.weights,
             "front": front,
         }});
-        let cluster = ResourceId::of(&self.site.name, &witness.cluster);
-        let needs = vec![cluster, data];
-        self.keep_running(&witness.program, Unit { role: "witness", document, needs, inputs: BTreeMap::new() });
+        if !dns.is_null() {
+            document["witness"]["dns"] = dns;
+        }
+        self.keep_running(
+            &witness.program,
+            Unit { role: "witness", document, turns: false, needs, inputs: BTreeMap::new() },
+        );
+    }
+
+    /// `dns:` of the witness's file. A secret that lies in a file stays there; any other is kept here, because the witness goes on when
+    /// the variables of whoever typed `up` are gone.
+    fn dns(&mut self, dns: &Dns, needs: &mut Vec<ResourceId>) -> Option<Value> {
+        let secret_file = match dns.secret.strip_prefix("secret:file:") {
+            Some(path) => path.to_owned(),
+            None => {
+                let [Some(secret), Some(file)] = ["dns-key", "dns-key-file"].map(|part| self.part(part)) else {
+                    return None;
+                };
+                let name = self.secret_name("dns-key");
+                let spec = SecretSpec { name, recipe: SecretRecipe::Given(dns.secret.clone()) };
+                let network = self.network_id();
+                self.want(secret.clone(), Noun::Secret, &spec, [network.clone()]);
+                let path = "config/dns-key";
+                let spec = json!({ "path": path, "secret": OutputRef::new(secret, "secret") });
+                self.want(file.clone(), Noun::File, &spec, [network]);
+                needs.push(file);
+                self.folder.join(path).into_string()
+            }
+        };
+        Some(json!({
+            "server": dns.server,
+            "zone": dns.zone,
+            "name": dns.name,
+            "ttl_seconds": dns.ttl_seconds,
+            "key": { "name": dns.key, "algorithm": dns.algorithm, "secret_file": secret_file },
+            "addresses": dns.addresses,
+        }))
     }
 
     pub(super) fn front(&mut self, front: &Front) {
@@ -209,6 +261,7 @@ impl Lowering<'_> {
             "metrics_listen": listen,
             "ready": { "socket": name.as_str(), "path": "/ready" },
             "stop_grace_ms": GRACE_MS,
+            "turns": made_of.turns,
             "state": "running",
         });
         self.want(process, Noun::Process, &spec, made_of.needs);

@@ -198,7 +198,7 @@ async fn model(
         };
         found.is_ok_and(|found| found.is_some())
     });
-    if cached {
+    if cached || verbs::has_copy(folder, &spec) {
         return;
     }
     let bytes = size_of(&source).unwrap_or(UNKNOWN_MODEL_BYTES);

@@ -12,6 +12,7 @@ pub(crate) mod renewal;
 mod roll;
 mod schedule;
 mod sockets;
+mod turn;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -39,10 +40,11 @@ use output::Notes;
 use renewal::Renewal;
 use roll::Kept;
 use schedule::Schedule;
+use turn::Turns;
 
 /// Which supervisor this is: the release, and what it understands of unit files. A supervisor of another version is replaced by the next
 /// `up`, while its programs go on. 2: gateways whose sockets are kept. 3: copies on a schedule.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/3");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/4");
 
 /// Between two looks at the children.
 const TICK: Duration = Duration::from_millis(100);
@@ -134,6 +136,15 @@ pub fn run(folder: &Utf8Path, child: Option<&str>) -> Result<(), Error> {
     ended.unwrap_or_else(|_| Err(Error::Run(std::io::Error::other("the supervisor panicked"))))
 }
 
+/// In the state folder of an environment that was made for a while: when its programs end, whoever lives then.
+pub const EXPIRES: &str = "expires";
+
+/// Whether a file names a moment that has passed; one that says nothing ends nothing.
+fn is_past(file: &Utf8Path, now: jiff::Timestamp) -> bool {
+    let text = files::read_bounded(file, 64).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    text.and_then(|text| text.trim().parse::<jiff::Timestamp>().ok()).is_some_and(|at| at <= now)
+}
+
 type Asked = (Ask, oneshot::Sender<Status>);
 
 /// All that a supervisor knows; one owner, changed between two waits only.
@@ -147,6 +158,8 @@ struct Supervisor {
     notes: Notes,
     units_read: Option<Instant>,
     housekept: Option<Instant>,
+    turns: Turns,
+    is_over: bool,
 }
 
 impl Supervisor {
@@ -164,6 +177,8 @@ impl Supervisor {
             notes,
             units_read: None,
             housekept: None,
+            turns: Turns::default(),
+            is_over: false,
         }
     }
 
@@ -179,7 +194,13 @@ impl Supervisor {
         self.notes.say(&format!("supervisor {} begins, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
         loop {
             tokio::select! {
-                _ = tick.tick() => self.step(false).await,
+                _ = tick.tick() => {
+                    self.step(false).await;
+                    if self.is_over && self.units.values().all(Kept::is_over) {
+                        self.notes.say("the time of this environment is over, its programs have ended");
+                        break;
+                    }
+                }
                 accepted = listener.accept(), if clients.len() < CLIENTS_MAX => {
                     if let Ok((stream, _)) = accepted {
                         clients.spawn(serve(stream, asks.clone()));
@@ -233,6 +254,8 @@ impl Supervisor {
             }
         }
         self.units.retain(|_, kept| !(kept.file_gone && kept.is_over()));
+        let units = &self.units;
+        self.turns.let_go(now, |name| units.get(name).is_none_or(|kept| kept.is_settled(now) && !kept.is_outdated()));
         if self.housekept.is_none_or(|at| now.duration_since(at) >= HOUSEKEEPING_EVERY) {
             self.housekept = Some(now);
             self.keep_house().await;
@@ -279,8 +302,15 @@ impl Supervisor {
 
     /// Whether a unit may be restarted for a change: while it does its work, only when all others of its group do theirs, and have
     /// done so for long enough to be sent requests.
-    fn may_roll(&self, name: &str, now: Instant) -> bool {
+    fn may_roll(&mut self, name: &str, now: Instant) -> bool {
         let Some(kept) = self.units.get(name) else { return false };
+        if kept.unit.turns && kept.is_ready() && kept.is_outdated() {
+            let may = self.turns.may(&self.folder, name, now);
+            if let (false, Some(kept)) = (may, self.units.get_mut(name)) {
+                kept.waits("another site restarts its own first");
+            }
+            return may;
+        }
         let Some(group) = &kept.unit.group else { return true };
         let others = self.units.iter().filter(|(other, kept)| {
             other.as_str() != name && kept.unit.group.as_ref() == Some(group) && kept.unit.state == State::Running
@@ -303,6 +333,11 @@ impl Supervisor {
             for says in faults.revert_overdue(jiff::Timestamp::now()).await {
                 self.notes.say(&says);
             }
+        }
+        if !self.is_over && is_past(&self.folder.state().join(EXPIRES), jiff::Timestamp::now()) {
+            self.is_over = true;
+            self.notes.say("the time of this environment is over: its programs are told to end");
+            self.units.values_mut().for_each(Kept::stop_for_now);
         }
         self.schedule.look(jiff::Timestamp::now(), &mut self.notes);
     }

@@ -206,6 +206,16 @@ impl Kept {
         self.unit.state == State::Running && self.asked != Some(Asked::Stop)
     }
 
+    /// Says what keeps it from being restarted.
+    pub(super) fn waits(&mut self, why: &str) {
+        why.clone_into(&mut self.says);
+    }
+
+    /// Whether another program runs than the unit file describes.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.running.is_some() && !self.is_current()
+    }
+
     /// Whether the running program is the one that the unit file describes.
     fn is_current(&self) -> bool {
         self.running.as_ref().is_some_and(|running| running.spec_digest == self.unit.spec_digest)
@@ -282,7 +292,7 @@ impl Kept {
         let Some(pid) = holder else { return };
         let unknown =
             self.running.is_none() && now.duration_since(*self.unknown_since.get_or_insert(now)) >= UNKNOWN_FOR;
-        let outdated = self.running.is_some() && !self.is_current();
+        let outdated = self.is_outdated();
         let restart = self.asked == Some(Asked::Restart) || outdated || unknown;
         let keeps = self.unit.keeps_sockets.as_ref();
         self.sockets.look(&name, keeps, pid, now, notes).await;

@@ -45,6 +45,10 @@ pub struct Unit {
     /// Units of one group are restarted one after the other, each only while the others do their work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// Whether the sites of this machine restart such programs one after the other: a site whose border is away looks like one that is
+    /// lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub turns: bool,
     /// Files whose change is told by SIGHUP: certificates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub watch: Vec<Utf8PathBuf>,
@@ -194,6 +198,7 @@ mod tests {
             ready: Some(Ready { unix: folder.socket("server-0"), path: "/ready".to_owned() }),
             log: folder.log("server-0"),
             group: None,
+            turns: false,
             watch: Vec::new(),
             keeps_sockets: Some(KeepsSockets { from: folder.socket("server-0"), addresses: Vec::new() }),
             state: State::Running,

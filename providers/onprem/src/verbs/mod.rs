@@ -13,6 +13,8 @@ mod program;
 mod secret;
 mod supervisor;
 
+pub(crate) use model::has_copy;
+
 use std::io;
 use std::time::Duration;
 

@@ -23,8 +23,22 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let options = work.onprem.options();
     let (fetch, cache) = (options.models.clone(), options.model_cache.clone());
     let (name, subject, source) = (spec.name.clone(), work.op.resource.to_string(), spec.source.clone());
+    let copies = work.folder.join(COPIES);
     let begun = work.onprem.jobs().look(work.op, move |saying| async move {
-        let placed = fetch_and_place(&spec, fetch, &cache, &path, &saying).await;
+        let placed = match copied(&spec, &copies) {
+            Some(copy) => {
+                saying.say(format!("takes the copy in {copy}"));
+                place_copy(copy, &path).await
+            }
+            None => fetch_and_place(&spec, fetch.clone(), &cache, &path, &saying).await,
+        };
+        let placed = match placed {
+            // A copy that is damaged is none.
+            Err(Failed::Models(textnlp_models::Error::Corrupt { .. })) if copied(&spec, &copies).is_some() => {
+                fetch_and_place(&spec, fetch, &cache, &path, &saying).await
+            }
+            placed => placed,
+        };
         placed.map_err(|failed| failed.explained(&subject, &source))
     });
     let standing = match begun.await {
@@ -40,6 +54,39 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
             work.done(&marker).await
         }
     }
+}
+
+/// Where a site's watch keeps copies of the primary's models, by digest.
+const COPIES: &str = "data/control/copies/models";
+
+/// Whether a site has a copy of exactly what is wanted.
+pub(crate) fn has_copy(folder: &SiteFolder, spec: &ModelSpec) -> bool {
+    copied(spec, &folder.join(COPIES)).is_some()
+}
+
+fn copied(spec: &ModelSpec, copies: &Utf8Path) -> Option<Utf8PathBuf> {
+    let digest: Digest = spec.digest.as_ref()?.parse().ok()?;
+    let folder = copies.join(digest.hex());
+    textnlp_models::read_manifest(&folder).ok().flatten().filter(|manifest| manifest.digest == digest).map(|_| folder)
+}
+
+/// Puts a copy in its place, byte for byte: the copy is another's, and may go.
+async fn place_copy(copy: Utf8PathBuf, path: &Utf8Path) -> Result<Map<String, Value>, Failed> {
+    let path = path.to_owned();
+    let placed = tokio::task::spawn_blocking(move || -> Result<Map<String, Value>, Failed> {
+        let manifest = textnlp_models::verify(&copy)?;
+        let names = manifest.files.iter().map(|file| file.name.as_str()).chain([textnlp_models::MANIFEST]);
+        place(&path, &manifest.digest.to_string(), |new| {
+            files::make_folder(new)?;
+            for name in names {
+                std::fs::copy(copy.join(name), new.join(name))?;
+            }
+            Ok(())
+        })?;
+        textnlp_models::verify(&path)?;
+        facts(&path).map_err(Failed::Io)
+    });
+    placed.await.map_err(|error| Failed::Io(std::io::Error::other(error)))?
 }
 
 /// Why a model did not get to its place.

@@ -174,6 +174,7 @@ fn unit(folder: &SiteFolder, spec: &ProcessSpec, operation: u64, lineage: &str) 
         ready: Some(spec.ready.at(folder)),
         log: folder.log(&spec.unit),
         group: spec.group.clone(),
+        turns: spec.turns,
         watch: spec.watch.clone(),
         keeps_sockets: (!addresses.is_empty()).then(|| KeepsSockets { from: spec.ready.at(folder).unix, addresses }),
         state: State::Running,

@@ -16,16 +16,23 @@ const RANDOM_MAX: u32 = 4096;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let spec: SecretSpec = work.spec()?;
-    let version = kept_version(work, &spec.name).await?;
+    let version = match &spec.recipe {
+        SecretRecipe::Given(reference) => given_version(work, &spec.name, reference).await?,
+        _ => kept_version(work, &spec.name).await?,
+    };
     let cloud_id = work.folder.cloud_id(&format!("secrets/{}", spec.name))?;
     let mut facts = Map::new();
     facts.insert("version".to_owned(), json!(version));
     work.claim(&cloud_id, facts.clone())?;
     let there = work.onprem.options().secrets.versions(&spec.name).await?.contains(&version);
     if !there {
-        let recipe = spec.recipe.clone();
-        let made = tokio::task::spawn_blocking(move || generate(&recipe)).await.map_err(|error| work.fails(error))?;
-        let value = made.map_err(|why| work.invalid(why))?;
+        let value = match spec.recipe.clone() {
+            SecretRecipe::Given(reference) => given(work, &reference)?.clone(),
+            recipe => {
+                let made = tokio::task::spawn_blocking(move || generate(&recipe)).await;
+                made.map_err(|error| work.fails(error))?.map_err(|why| work.invalid(why))?
+            }
+        };
         work.onprem.options().secrets.put(&spec.name, &version, &value).await?;
     }
     let marker = work.complete(&cloud_id, facts)?;
@@ -57,6 +64,24 @@ pub(super) async fn version_for(work: &Work<'_>, name: &SecretName, fact: &str) 
     }
 }
 
+/// What a reference of the environment leads to.
+fn given<'w>(work: &'w Work<'_>, reference: &str) -> Result<&'w Secret> {
+    let fails = || Error::new(Sort::Invalid, "read secret", reference.to_owned()).because("it leads nowhere here");
+    work.onprem.options().given.get(reference).ok_or_else(fails)
+}
+
+/// The version that is there while it says the same as the reference; another value gets a version of its own.
+async fn given_version(work: &Work<'_>, name: &SecretName, reference: &str) -> Result<SecretVersion> {
+    let kept = kept_version(work, name).await?;
+    let store = &work.onprem.options().secrets;
+    match store.get(&SecretRef { name: name.clone(), version: kept.clone() }).await {
+        Ok(value) if value.expose() != given(work, reference)?.expose() => Ok(SecretVersion(work.op.id.to_string())),
+        Ok(_) => Ok(kept),
+        Err(error) if error.sort == Sort::NotFound => Ok(kept),
+        Err(error) => Err(error),
+    }
+}
+
 pub(super) async fn remove(work: &Work<'_>) -> Result<()> {
     let spec: SecretSpec = work.applied()?;
     work.onprem.options().secrets.delete(&spec.name).await
@@ -76,6 +101,11 @@ pub(super) async fn look(onprem: &OnPrem, marker: &Marker) -> Result<Seen> {
     };
     let mut look = Look::default();
     look.output("secret", json!(secret));
+    if let SecretRecipe::Given(reference) = &spec.recipe
+        && onprem.options().given.get(reference).is_some_and(|given| given.expose() != value.expose())
+    {
+        look.drift("value", format!("`{reference}` says something else"));
+    }
     match outputs(&spec.recipe, &value) {
         Ok(public) => look.outputs.extend(public),
         Err(why) => drop(look.drift("value", why)),
@@ -101,7 +131,7 @@ fn outputs(recipe: &SecretRecipe, value: &Secret) -> Result<Vec<(String, Value)>
         SecretRecipe::RsaSigningKey => {
             vec![("public_pem".to_owned(), json!(trust::public_pem(value).map_err(|error| error.to_string())?))]
         }
-        SecretRecipe::Password(_) | SecretRecipe::Random(_) => Vec::new(),
+        SecretRecipe::Password(_) | SecretRecipe::Random(_) | SecretRecipe::Given(_) => Vec::new(),
     })
 }
 
@@ -124,6 +154,7 @@ fn generate(recipe: &SecretRecipe) -> Result<Secret, String> {
         SecretRecipe::Password(_) => Err(format!("a password has 8 to {RANDOM_MAX} characters")),
         SecretRecipe::Random(_) => Err(format!("a random secret has 1 to {RANDOM_MAX} bytes")),
         SecretRecipe::RsaSigningKey => trust::new_rsa_key().map_err(|error| error.to_string()),
+        SecretRecipe::Given(reference) => Err(format!("`{reference}` is not ours to make")),
     }
 }
 

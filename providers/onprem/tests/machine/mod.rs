@@ -186,6 +186,7 @@ impl Machine {
             automatic: true,
             failback: true,
             max_lag_ms: 5000,
+            copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
             program: endpoint.program,
         };
         machine.workload().watch = Some(name("watch"));

@@ -1,6 +1,9 @@
 //! Environments as an operator meets them: files in, an environment or one complete report out.
 #![allow(clippy::unwrap_used)]
 
+mod components;
+mod older;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use expect_test::{Expect, expect};
@@ -36,87 +39,6 @@ fn every_environment_that_ships_loads_and_says_its_own_name() {
     for entry in listed {
         assert_eq!(built_in(&entry.name).environment.as_str(), entry.name);
     }
-}
-
-#[test]
-fn tenants_of_a_base_domain_reach_the_server_and_the_certificate() {
-    let sets = ["server.api.base_domain=example.com", "server.security.jwt_token_limit=5000"];
-    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
-    let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
-    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
-    let part =
-        |name: &str| serde_json::to_value(&parts.iter().find(|c| c.name.as_str() == name).unwrap().part).unwrap();
-    let config = &part("server")["workload"]["config"]["textnlp"];
-    assert_eq!(
-        (&config["api"]["base_domain"], &config["security"]["jwt_token_limit"]),
-        (&json!("example.com"), &json!(5000))
-    );
-    let names = part("certificate")["certificate"]["names"].to_string();
-    assert!(names.contains("\"example.com\"") && names.contains("\"*.example.com\""), "{names}");
-}
-
-#[test]
-fn development_and_staging_become_components_in_the_fixed_order() {
-    let names = |name: &str| {
-        let environment = built_in(name);
-        let release = Release::resolve(&environment, &artifacts());
-        let mut sites = components(&environment, &release);
-        assert_eq!(sites.len(), 1);
-        let (site, parts) = sites.remove(0);
-        assert_eq!((site.name.as_str(), site.region.as_str(), site.runtime.as_str()), ("here", "local", "process"));
-        (parts.iter().map(|c| c.name.to_string()).collect::<Vec<_>>().join(" "), parts)
-    };
-    assert_eq!(names("development").0, "network cluster secrets models database cache server gateway");
-    let (staging, parts) = names("staging");
-    assert_eq!(staging, "network cluster secrets certificate models database cache server gateway");
-    let Part::Workload(server) = &parts[7].part else { panic!("{:?}", parts[7]) };
-    let config = serde_yaml::to_string(&server.config).unwrap();
-    expect_test::expect![[r#"
-        textnlp:
-          environment: staging
-          phase: staging
-          region: local
-          site: here
-          api:
-            workers: 4
-            timeout: 300
-            max_request_size: 10MB
-            queue: 256
-            max_tokens: 4096
-            cors_origins: []
-            docs: true
-            base_domain: null
-            drain_seconds: 30
-            require_https: true
-          models:
-            default: textnlp-tiny
-            max_cache_size: 50GB
-            preload:
-            - textnlp-tiny
-            serve:
-            - name: textnlp-tiny
-              quantize: q8_0
-              context: 1024
-            threads: 0
-          database:
-            pool_size: 20
-            max_overflow: 40
-          security:
-            jwt_algorithm: RS256
-            jwt_expiry: 3600
-            jwt_token_limit: 1000000
-            api_keys_enabled: true
-            api_key_header: X-API-Key
-            rate_limit: 1000/hour
-            token_rate_limit: null
-            issuer: staging
-          monitoring:
-            metrics_port: 9090
-            enable_tracing: false
-            log_level: INFO
-            log_file: null
-    "#]]
-    .assert_eq(&config);
 }
 
 const GOOD: &str = "\
@@ -193,7 +115,7 @@ port: 1
             mine.yaml:16:21: error: `cluster.version`: `1.30` is read as a number or a boolean where a text is expected; put quotes around it: "1.30"
             mine.yaml:17:22: error: `gates.error_rate`: 2 is out of range; write a number from 0 to 1
             mine.yaml:18:1: error: `replicas`: `replicas` is not a key of an environment; did you mean `database.replicas`?
-            mine.yaml:19:1: error: `port`: `port` is not a key of an environment; remove it; its keys are `extends`, `environment`, `description`, `phase`, `state`, `sites`, `models`, `server`, `data`, `database`, `cache`, `tls`, `scaling`, `gpu`, `cluster`, `network`, `storage`, `registry`, `monitoring`, `backup`, `traffic`, `replication`, `dr`, `rollout`, `tags`, `budget`, `gates`, `account`, `prerequisites`, `features`"#]],
+            mine.yaml:19:1: error: `port`: `port` is not a key of an environment; remove it; its keys are `extends`, `environment`, `description`, `phase`, `state`, `sites`, `models`, `server`, `data`, `database`, `cache`, `tls`, `scaling`, `gpu`, `cluster`, `network`, `storage`, `registry`, `monitoring`, `backup`, `traffic`, `dns`, `replication`, `dr`, `rollout`, `tags`, `budget`, `gates`, `account`, `prerequisites`, `features`"#]],
     );
 }
 
@@ -519,158 +441,6 @@ DATABASE_URL=postgresql://postgres:hunter2@staging-db:5432/textnlp_staging
 export REDIS_URL=\"redis://staging-redis:6379/0\"
 ";
 
-fn migrated(label: &str, text: &str) -> (String, String) {
-    let source = Source { label: label.to_owned(), bytes: text.as_bytes().to_vec() };
-    let migrated = environment::migrate(&source).unwrap();
-    (migrated.text, migrated.warnings.iter().map(|w| w.to_string() + "\n").collect())
-}
-
-#[test]
-fn older_files_become_todays_with_a_warning_per_key() {
-    let (text, warnings) = migrated("config/development.yaml", OLD_FLAT);
-    expect![[r#"
-        extends: development
-        environment: development
-        server:
-          api:
-            host: localhost
-            port: 8080
-            workers: 2
-          security:
-            jwt_secret: "${JWT_SECRET}"
-            api_keys_enabled: false
-          monitoring:
-            log_level: DEBUG
-            log_file: logs/textnlp.log
-        database:
-          host: localhost
-          port: 5432
-          name: textnlp_dev
-          user: postgres
-          password: "${DB_PASSWORD}"
-          kind: postgres
-          hosting: external
-        cache:
-          host: localhost
-          port: 6379
-          db: 0
-          kind: redis
-          hosting: external
-        storage:
-          model_folder: "./models"
-          model_cache: 1GB
-    "#]]
-    .assert_eq(&text);
-    expect![[r#"
-        config/development.yaml:1:1: warning: `extends`: an older file says nothing about where `development` runs; what `development` says holds; write `extends: development`
-        config/development.yaml:1:17: warning: `server.host`: this is an older key; write `server.api.host`; `textnlp-deploy env migrate` does it
-        config/development.yaml:1:34: warning: `server.port`: this is an older key; write `server.api.port`; `textnlp-deploy env migrate` does it
-        config/development.yaml:1:49: warning: `server.workers`: this is an older key; write `server.api.workers`; `textnlp-deploy env migrate` does it
-        config/development.yaml:3:16: warning: `redis.host`: this is an older key; write `cache.host`; `textnlp-deploy env migrate` does it
-        config/development.yaml:3:33: warning: `redis.port`: this is an older key; write `cache.port`; `textnlp-deploy env migrate` does it
-        config/development.yaml:3:43: warning: `redis.db`: this is an older key; write `cache.db`; `textnlp-deploy env migrate` does it
-        config/development.yaml:4:17: warning: `models.path`: this is an older key; write `storage.model_folder`; `textnlp-deploy env migrate` does it
-        config/development.yaml:4:39: warning: `models.cache_size`: this is an older key; write `storage.model_cache`; `textnlp-deploy env migrate` does it
-        config/development.yaml:4:44: warning: `models.download_on_startup`: models are fetched and checked by `up`, before the server starts; remove it
-        config/development.yaml:5:25: warning: `security.jwt_secret`: this is an older key; write `server.security.jwt_secret`; `textnlp-deploy env migrate` does it
-        config/development.yaml:5:60: warning: `security.api_keys_enabled`: this is an older key; write `server.security.api_keys_enabled`; `textnlp-deploy env migrate` does it
-        config/development.yaml:6:19: warning: `logging.level`: this is an older key; write `server.monitoring.log_level`; `textnlp-deploy env migrate` does it
-        config/development.yaml:6:32: warning: `logging.file`: this is an older key; write `server.monitoring.log_file`; `textnlp-deploy env migrate` does it
-    "#]].assert_eq(&warnings);
-    expect![[r#"
-        extends: pilot
-        environment: production
-        server:
-          api:
-            host: 0.0.0.0
-            port: 8080
-            workers: 4
-            timeout: 300
-            max_request_size: 10MB
-          security:
-            jwt_algorithm: RS256
-            jwt_expiry: 3600
-            api_key_header: X-API-Key
-            rate_limit: 1000/hour
-          monitoring:
-            metrics_port: 9090
-            enable_tracing: true
-            log_level: INFO
-        models:
-          - { name: gpt2, role: default, preload: true }
-        storage:
-          model_folder: /models
-          model_cache: 50GB
-        database:
-          kind: postgres
-          hosting: external
-          url: "${DATABASE_URL}"
-          pool_size: 20
-          max_overflow: 40
-        cache:
-          kind: redis
-          hosting: external
-          url: redis://cache:6379/0
-          max_connections: 100
-    "#]]
-    .assert_eq(&migrated("production.yaml", OLD_NESTED).0);
-    let notes = migrated("production.yaml", OLD_NESTED).1;
-    assert!(
-        notes.contains("note: `textnlp.models.preload`: `bert` is an encoder") && notes.contains("left out"),
-        "{notes}"
-    );
-    let (text, warnings) = migrated(".env.staging", OLD_VARIABLES);
-    assert!(!text.contains("hunter2") && !warnings.contains("hunter2"));
-    expect![[r#"
-        extends: staging
-        environment: staging
-        server:
-          monitoring:
-            log_level: INFO
-        database:
-          kind: postgres
-          hosting: external
-          host: staging-db
-          port: 5432
-          name: textnlp_staging
-          user: postgres
-          password: secret:env:DB_PASSWORD
-        cache:
-          kind: redis
-          hosting: external
-          url: redis://staging-redis:6379/0
-    "#]]
-    .assert_eq(&text);
-}
-
-#[test]
-fn an_older_file_with_nothing_but_encoders_serves_what_it_extends() {
-    let old = "textnlp: { models: { default: bert-base-uncased, preload: [org/DistilBERT-base, roberta] } }\n";
-    let (text, notes) = migrated("staging.yaml", old);
-    assert!(!text.contains("models") && notes.matches("is an encoder").count() == 3, "{text}{notes}");
-    let source = Source { label: "staging.yaml".to_owned(), bytes: text.into_bytes() };
-    let loaded = Library::built_in().load_source(source, &Overrides::default(), &Catalogue::default()).unwrap();
-    assert_eq!(loaded.environment.models[0].name, "textnlp-tiny");
-}
-
-#[test]
-fn older_files_load_as_they_are_and_as_they_are_migrated() {
-    for (label, text) in
-        [("config/development.yaml", OLD_FLAT), ("production.yaml", OLD_NESTED), (".env.staging", OLD_VARIABLES)]
-    {
-        let load = |text: &str| {
-            let source = Source { label: label.to_owned(), bytes: text.as_bytes().to_vec() };
-            Library::built_in()
-                .load_source(source, &Overrides::default(), &Catalogue::default())
-                .unwrap_or_else(|e| panic!("{label}:\n{e}"))
-        };
-        let (old, new) = (load(text), load(&migrated(label, text).0));
-        assert_eq!(diff(&old, &new), [], "{label}");
-        assert!(!new.report.to_string().contains("older"), "{}", new.report);
-        assert!(old.report.to_string().contains("older"), "{}", old.report);
-    }
-}
-
 #[test]
 fn init_writes_what_is_missing_and_never_over_what_is_there() {
     let folder = tempfile::tempdir().unwrap();
@@ -745,108 +515,16 @@ fn the_schema_in_the_repository_is_the_one_that_the_types_make() {
     );
 }
 
-#[test]
-fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_own() {
-    let environment = built_in("multi-region");
-    let release = Release::resolve(&environment, &artifacts());
-    let places = components(&environment, &release);
-    let site = "network cluster secrets certificate models database cache border watch server gateway";
-    let shape: Vec<_> = places
-        .iter()
-        .map(|(site, parts)| {
-            let names: Vec<_> = parts.iter().map(|c| c.name.as_str()).collect();
-            (site.name.as_str(), site.role.as_str(), names.join(" "))
-        })
-        .collect();
-    assert_eq!(
-        shape,
-        [
-            // Copies are made where control data is written when all are well.
-            ("primary", "primary", format!("{site} backup")),
-            ("secondary", "secondary", site.to_owned()),
-            ("tertiary", "standby", site.to_owned()),
-            ("witness", "witness", "network cluster certificate witness front".to_owned()),
-        ]
-    );
-    let mut seen = Vec::new();
-    for (site, parts) in &places {
-        assert!(site.protect_data, "{}", site.name);
-        for component in parts {
-            match &component.part {
-                // One first key, which the others get as they get every key.
-                Part::Secrets(s) => seen.push(format!(
-                    "{} secrets {}",
-                    site.name,
-                    s.generate.keys().cloned().collect::<Vec<_>>().join(" ")
-                )),
-                Part::Workload(w) => seen.push(format!("{} first key {}", site.name, w.first_key)),
-                Part::Endpoint(e) => seen.push(format!("{} listens on {} and {}", site.name, e.port, e.metrics_port)),
-                Part::Border(b) => {
-                    let peers: Vec<_> = b.peers.iter().map(ToString::to_string).collect();
-                    seen.push(format!("{} lets {} in to {:?}", site.name, peers.join(" "), b.endpoint));
-                }
-                Part::Watch(w) => seen.push(format!(
-                    "{} watches for {:?}",
-                    site.name,
-                    (w.rules, w.automatic, w.failback, w.max_lag_ms)
-                )),
-                Part::Witness(w) => {
-                    seen.push(format!("{} weighs {:?}", site.name, w.weights.values().collect::<Vec<_>>()))
-                }
-                Part::Front(f) => seen.push(format!("{} listens on {} and {}", site.name, f.port, f.metrics_port)),
-                Part::Traffic(_) => panic!("the front has the weights"),
-                _ => {}
-            }
-        }
-    }
-    expect![[r#"
-        primary secrets api-key jwt-signing-key
-        primary lets secondary tertiary in to ("0.0.0.0", 8443)
-        primary watches for (Rules { every_ms: 1000, lost_after: 3 }, true, true, 5000)
-        primary first key true
-        primary listens on 8443 and 9090
-        secondary secrets jwt-signing-key
-        secondary lets primary tertiary in to ("0.0.0.0", 8444)
-        secondary watches for (Rules { every_ms: 1000, lost_after: 3 }, true, true, 5000)
-        secondary first key false
-        secondary listens on 8444 and 9091
-        tertiary secrets jwt-signing-key
-        tertiary lets primary secondary in to ("0.0.0.0", 8445)
-        tertiary watches for (Rules { every_ms: 1000, lost_after: 3 }, true, true, 5000)
-        tertiary first key false
-        tertiary listens on 8445 and 9092
-        witness weighs [100, 50, 0]
-        witness listens on 8440 and 9080"#]]
-    .assert_eq(&seen.join("\n"));
-}
+/// A zone for two sites.
+const DNS: &str = "dns: { server: 192.0.2.53, zone: example.com, key: { name: update, secret: \"secret:env:TSIG\" }, \
+                   addresses: { here: [192.0.2.1], there: [\"2001:db8::2\"] } }";
 
-#[test]
-fn traffic_by_dns_has_no_front() {
-    let environment = built_in("multi-region-clouds");
-    let release = Release::resolve(&environment, &artifacts());
-    let places = components(&environment, &release);
-    assert_eq!(places.len(), 3);
-    let weights: Vec<_> = places
-        .iter()
-        .flat_map(|(_, parts)| parts)
-        .filter_map(|c| {
-            if let Part::Traffic(t) = &c.part { Some(t.weights.values().copied().collect::<Vec<_>>()) } else { None }
-        })
-        .collect();
-    assert_eq!(weights, [[100, 50, 0]]);
-}
-
-#[test]
-fn existing_objects_reach_their_components() {
-    let text = format!(
-        "{}network: {{ existing: net-1 }}\n",
-        GOOD.replace("provider: onprem", "provider: onprem, existing: { cluster: c-1, bucket: b-1 }")
-    );
-    let environment = load(&text, &Overrides::default(), &Catalogue::default()).unwrap().environment;
-    let release = Release::resolve(&environment, &artifacts());
-    let (_, parts) = components(&environment, &release).remove(0);
-    let existing: Vec<_> = parts.iter().filter_map(|c| Some(format!("{}={}", c.name, c.existing.as_ref()?))).collect();
-    assert_eq!(existing, ["network=net-1", "cluster=c-1", "models=b-1"]);
+fn zone(server: &str, traffic: &str) -> String {
+    let dns = DNS.replace("192.0.2.53", server);
+    format!(
+        "dr: {{ mode: automatic, witness: {{ provider: onprem, region: local }} }}\nreplication: {{ database: {{ mode: streaming }} }}\n\
+         traffic: {{ mode: gateway, domain: textnlp.example.com{traffic} }}\n{dns}\n"
+    )
 }
 
 /// A second site of the same machine.
@@ -940,6 +618,23 @@ fn each_rule_answers_with_its_own_sentence() {
         (two(STANDBY, "dr: { mode: automatic, witness: { provider: onprem, region: local, port: 8450 } }"), "`port` is not a key of `dr.witness`"),
         (two(STANDBY, "dr: { mode: manual }").replace("name: there", "name: witness"), "the place that holds the witness and the front"),
         (plus("traffic: { port: 8441 }"), "only sites that fail over to one another have a front"),
+        (two(STANDBY, "dr: { mode: manual, rpo: 500ms }\nreplication: { database: { mode: streaming, max_lag: 100ms } }"), "usage reaches the other sites within 1s, and only 500ms may be lost"),
+        (plus(DNS), "the witness of sites that fail over keeps the records"),
+        (two(STANDBY, &zone("dns.example.com", "")), "`dns.example.com` is not the address of a name server"),
+        (two(STANDBY, &zone("192.0.2.53:0", "")), "is not the address of a name server"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("domain: textnlp.example.com", "domain: textnlp.example.org")), "`textnlp.example.org` is not in the zone `example.com`"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace(", domain: textnlp.example.com", "")), "the zone needs the name that clients use"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("there: [", "elsewhere: [")), "no site `elsewhere` serves here"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("there: [", "elsewhere: [")), "there is no address for there, which could not be reached as primary"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("2001:db8::2", "192.0.2.1")), "here has 192.0.2.1 too, and neither could be taken out"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("2001:db8::2", "0.0.0.0")), "nobody can be reached at 0.0.0.0"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("2001:db8::2", "x")), "`x` is not an IP address"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("secret:env:TSIG", "secret:file:tsig")), "`tsig` is not a whole path"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("secret:env:TSIG", "c2VjcmV0")), "a secret is written out here"),
+        (two(STANDBY, &zone("192.0.2.53", "").replace("name: update", "algorithm: md5, name: update")), "md5"),
+        (two(STANDBY, &zone("192.0.2.53", ", ttl: 2d")), "cannot be told to keep an answer for 2d"),
+        (two(STANDBY, &zone("192.0.2.53", ", ttl: 892s")), "resolvers keep the old answer for 892s after another site has taken over: 8s + 892s are 15m"),
+        (two(STANDBY, &zone("192.0.2.53", ", weights: { here: 0, there: 0 }")), "the name would lead to nobody while all is well"),
         (plus("backup: { enabled: true, keep: 1h }"), "a copy would be gone before the next one is made"),
         (plus("backup: { enabled: true, every: 1s }"), "copies would follow one another without a pause"),
         (plus("backup: { enabled: true, recipients: [age1nobody] }"), "`age1nobody` is no public key"),

@@ -1,0 +1,286 @@
+//! A clone of an environment for a drill: the same programs, models and data in folders, on ports and with a lineage of its own. It is
+//! made for one drill and taken away after it; what a killed drill leaves ends by itself, and the next drill removes it.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use textnlp_orchestrator::backup::Content;
+use textnlp_orchestrator::dr::picture::Picture;
+use textnlp_orchestrator::plan::Purpose;
+use textnlp_orchestrator::release::Lock;
+use textnlp_orchestrator::road::Ask;
+use textnlp_orchestrator::state::LineageFile;
+use textnlp_provider::{Lineage, SiteName};
+use uuid::Uuid;
+
+use super::Sites;
+use crate::args::{Down, Global};
+use crate::clouds;
+use crate::commands::backup::{self, Gathered};
+use crate::commands::running::Running;
+use crate::commands::{down, up};
+use crate::deployment::{Deployment, operator};
+use crate::report::{Console, Failure};
+use crate::session::Session;
+
+/// Beside the states of the environments: no environment has such a name.
+const FOLDER: &str = ".drill-clone-";
+/// Sites that were just made find one another within this.
+const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Who makes copies of the data at this moment is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The programs of a clone end after this and what the drill may take, whoever lives then.
+const LASTS: SignedDuration = SignedDuration::from_mins(20);
+
+/// An environment that was made for a drill.
+pub(super) struct Cloned {
+    /// Leads every command to it.
+    pub(super) session: Session,
+    root: Utf8PathBuf,
+    name: String,
+}
+
+impl Cloned {
+    /// Makes it and waits until its sites are in sync. What was made is taken away again where that fails.
+    pub(super) async fn make(session: &Session, sites: &Sites, running: &Running) -> Result<Self, Failure> {
+        let parent = session.state_root()?;
+        remove_left(&parent, session).await?;
+        let root = parent.join(format!("{FOLDER}{}-{}", std::process::id(), &Uuid::new_v4().simple().to_string()[..8]));
+        let name = sites.chosen.name.to_string();
+        let session = Session::alone(global(session, &root, running))?;
+        let clone = Self { session, root, name };
+        match clone.fill(sites).await {
+            Ok(()) => Ok(clone),
+            Err(failure) => {
+                let left = clone.remove().await;
+                let mut error = failure.error.context("make a clone of the environment");
+                if !left.is_empty() {
+                    error = error.context(left.join("; "));
+                }
+                Err(Failure { error, ..failure })
+            }
+        }
+    }
+
+    async fn fill(&self, sites: &Sites) -> Result<(), Failure> {
+        let chosen = &sites.chosen;
+        let state = self.root.join(&self.name);
+        private(&state)?;
+        let until = Timestamp::now() + LASTS;
+        let expires = state.join(clouds::EXPIRES);
+        std::fs::write(&expires, until.to_string()).with_context(|| format!("write {expires}"))?;
+        // Models are shared through the cache, where what is there is never changed; their sources may be away.
+        let cache = chosen.folder.parent().unwrap_or(&chosen.folder).join("model-cache");
+        for site in &chosen.loaded.environment.sites {
+            let site =
+                clouds::copied(&chosen.folder, &site.name).with_context(|| format!("look at site {}", site.name))?;
+            for model in site.models.iter().filter(|model| model.folder.is_dir()) {
+                backup::into_cache(&cache, &model.name, &model.folder, model.digest.as_deref()).await?;
+            }
+        }
+        let link = self.root.join("model-cache");
+        std::os::unix::fs::symlink(&cache, &link).with_context(|| format!("link {link}"))?;
+        let lock = chosen.folder.join(format!("{}.lock", self.name));
+        if let Some(lock) = [sites.lock_path.clone(), lock].into_iter().find(|path| path.is_file()) {
+            let to = Lock::path(&state, &chosen.name);
+            std::fs::copy(&lock, &to).with_context(|| format!("copy {lock}"))?;
+        }
+        self.restore(sites, &state).await?;
+        let file = environment_file(&self.root);
+        let text = written(&chosen.loaded.to_yaml(false))?;
+        std::fs::write(&file, text).with_context(|| format!("write {file}"))?;
+        let deployment = Deployment::wanted(&self.session, self.session.load_to_run(quiet())?, quiet()).await?;
+        let arrival = up::go(&deployment, Ask { purpose: Purpose::Up, delete_data: false }, quiet()).await?;
+        if !arrival.is_complete() {
+            return Err(up::incomplete(&arrival, "up", &self.session, &chosen.name));
+        }
+        self.until_in_sync().await
+    }
+
+    /// A lineage of its own, and the databases of the running sites under it, as they were a moment ago.
+    async fn restore(&self, sites: &Sites, state: &Utf8Path) -> Result<(), Failure> {
+        let (chosen, lineage) = (&sites.chosen, Lineage(Uuid::new_v4()));
+        let by = operator(&self.session);
+        let gathered = backup::gather(&sites.again, &chosen.name, &chosen.folder, false, &by, PATIENCE).await?;
+        let Gathered { manifest, items, .. } = &gathered;
+        let file = LineageFile { format: 1, lineage, environment: chosen.name.clone(), sites: BTreeMap::new() };
+        let path = state.join("lineage.json");
+        let text = serde_json::to_vec_pretty(&file).context("write the lineage")?;
+        std::fs::write(&path, text).with_context(|| format!("write {path}"))?;
+        for (site, database) in &manifest.databases {
+            let dump = items.iter().find(|item| item.path == database.member);
+            let Some(Content::File(dump)) = dump.map(|item| &item.content) else { continue };
+            clouds::seed(&chosen.folder, state, site, lineage, dump)
+                .with_context(|| format!("put the data of site {site} into the clone"))?;
+        }
+        Ok(())
+    }
+
+    async fn until_in_sync(&self) -> Result<(), Failure> {
+        let sites = Sites::of(&self.session)?;
+        let began = Instant::now();
+        loop {
+            let picture = Picture::take(&sites.everybody).await;
+            let away: Vec<String> = picture
+                .lines(sites.max_lag_ms)
+                .into_iter()
+                .filter(|line| !line.in_sync)
+                .map(|line| line.site)
+                .collect();
+            if away.is_empty() && picture.witness.is_ok() {
+                return Ok(());
+            }
+            if began.elapsed() > IN_SYNC_WITHIN {
+                let error =
+                    anyhow::anyhow!("{} did not come in sync within {} s", away.join(", "), IN_SYNC_WITHIN.as_secs());
+                return Err(error.into());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Takes it away with its data. Says what is left, which is nothing where all is well.
+    pub(super) async fn remove(&self) -> Vec<String> {
+        take_away(&self.session, &self.root, &self.name).await
+    }
+}
+
+/// Removes the clones of drills that were killed.
+async fn remove_left(parent: &Utf8Path, session: &Session) -> Result<(), Failure> {
+    for entry in parent.read_dir_utf8().into_iter().flatten().flatten() {
+        let pid = entry.file_name().strip_prefix(FOLDER).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_none_or(|pid| Utf8PathBuf::from(format!("/proc/{pid}")).exists()) {
+            continue;
+        }
+        let root = entry.path().to_owned();
+        let names = root.read_dir_utf8().into_iter().flatten().flatten();
+        let state =
+            names.filter(|entry| entry.path().join(clouds::EXPIRES).is_file()).map(|e| e.file_name().to_owned());
+        let mut left = Vec::new();
+        for name in state.collect::<Vec<_>>() {
+            let global = Global { file: Some(environment_file(&root)), ..global_of(session, &root) };
+            left.extend(take_away(&Session::alone(global)?, &root, &name).await);
+        }
+        let _ = std::fs::remove_dir_all(&root);
+        if root.exists() || !left.is_empty() {
+            let error = anyhow::anyhow!("the clone of an earlier drill cannot be removed: {}", left.join("; "));
+            return Err(Failure::refused("clone_left", error).hint(format!("end its programs, then remove {root}")));
+        }
+    }
+    Ok(())
+}
+
+async fn take_away(session: &Session, root: &Utf8Path, name: &str) -> Vec<String> {
+    let mut left = Vec::new();
+    let state = root.join(name);
+    // Before the first site is made there is nothing to take down.
+    if state.join("journal").is_dir() {
+        let args = Down { delete_data: Some(name.to_owned()) };
+        if let Err(failure) = down::down(session, &args, quiet()).await {
+            left.push(format!("the clone in {root}: {:#}", failure.error));
+        }
+    }
+    for site in state.join("sites").read_dir_utf8().into_iter().flatten().flatten() {
+        let Ok(site) = SiteName::new(site.file_name()) else { continue };
+        let running = clouds::processes(&state, &site).await;
+        if !running.is_empty() {
+            left.push(format!("programs of the clone's site {site}: {running:?}"));
+        }
+    }
+    if left.is_empty()
+        && let Err(error) = std::fs::remove_dir_all(root)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        left.push(format!("{root}: {error}"));
+    }
+    left
+}
+
+fn environment_file(root: &Utf8Path) -> Utf8PathBuf {
+    root.join("environment.yaml")
+}
+
+/// What leads to the clone: the same release, whatever has been built since.
+fn global(session: &Session, root: &Utf8Path, running: &Running) -> Global {
+    let server = running.servers.first().map(|serving| serving.program.clone()).filter(|program| program.is_file());
+    Global { file: Some(environment_file(root)), server, ..global_of(session, root) }
+}
+
+fn global_of(session: &Session, root: &Utf8Path) -> Global {
+    Global {
+        env: None,
+        set: Vec::new(),
+        site: None,
+        provider: None,
+        state_dir: Some(root.to_owned()),
+        yes: true,
+        ..session.global.clone()
+    }
+}
+
+/// Its making and its end are no news; what goes wrong is an error.
+fn quiet() -> Console {
+    Console::new(crate::args::Output::Text, true)
+}
+
+fn private(folder: &Utf8Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    Ok(made.with_context(|| format!("make {folder}"))?)
+}
+
+/// The environment as it was put up, on other ports, and without what reaches anything outside: zones and copies.
+fn written(text: &str) -> Result<String, Failure> {
+    let mut tree: Value = serde_yaml::from_str(text).context("read the environment as it is shown")?;
+    let sites = tree["sites"].as_array().map_or(0, Vec::len);
+    let mut ports = free_ports(2 * sites + 2)?.into_iter().map(|port| json!(port));
+    let mut next = || ports.next().unwrap_or_default();
+    for site in tree["sites"].as_array_mut().into_iter().flatten() {
+        (site["port"], site["metrics_port"]) = (next(), next());
+    }
+    (tree["traffic"]["port"], tree["traffic"]["metrics_port"]) = (next(), next());
+    tree["backup"]["enabled"] = json!(false);
+    tree["dr"]["drill"] = json!("live");
+    if let Some(tree) = tree.as_object_mut() {
+        tree.remove("dns");
+    }
+    Ok(serde_yaml::to_string(&tree).context("write the environment of the clone")?)
+}
+
+/// Ports that nobody has at this moment, all different.
+fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
+    let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>();
+    let held = held.context("find free ports")?;
+    let ports = held.iter().map(|held| held.local_addr().map(|address| address.port())).collect::<Result<_, _>>();
+    Ok(ports.context("find free ports")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_has_ports_of_its_own_and_reaches_nothing_outside() {
+        let text = "sites:\n- { name: a, port: 1 }\n- { name: b, port: 2 }\ntraffic: { port: 3, domain: x }\nbackup: { enabled: true }\n\
+                    dns: { zone: x }\ndr: { mode: automatic, drill: clone }\n";
+        let tree: Value = serde_yaml::from_str(&written(text).unwrap()).unwrap();
+        let mut ports: Vec<u64> = tree["sites"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .chain([&tree["traffic"]])
+            .flat_map(|place| [place["port"].as_u64().unwrap(), place["metrics_port"].as_u64().unwrap()])
+            .collect();
+        ports.sort_unstable();
+        ports.dedup();
+        assert!(ports.len() == 6 && ports[0] > 1023, "{ports:?}");
+        assert!(tree.get("dns").is_none());
+        assert_eq!((&tree["backup"]["enabled"], &tree["dr"]["mode"]), (&json!(false), &json!("automatic")));
+    }
+}

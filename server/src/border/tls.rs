@@ -1,0 +1,108 @@
+//! Mutual TLS on the links between machines: each end shows a certificate of the authority that all sites have in common, and the end
+//! that connects also looks at the name.
+
+use std::io::{self, Read as _};
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use serde::Deserialize;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::Stream;
+
+/// No certificate and no key is near this.
+const MOST_FILE: u64 = 256 << 10;
+
+/// Who this end is, and whom it believes. The files are read for each connection: renewed ones need no restart.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// This site's certificate, with those that lead to the authority.
+    pub certificate_file: Utf8PathBuf,
+    /// Its key, which nobody else may read.
+    pub key_file: Utf8PathBuf,
+    /// The authority that certifies sites of this environment, and nothing else.
+    pub ca_file: Utf8PathBuf,
+    /// The name in the other end's certificate, for the end that connects.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+impl Tls {
+    /// What is wrong with it, given which end it is for.
+    pub(super) fn problem(&self, connects: bool) -> Option<String> {
+        let files = [&self.certificate_file, &self.key_file, &self.ca_file];
+        let name = self.name.as_deref();
+        match (connects, name) {
+            (true, None) => Some("the end that connects needs the `name` that it expects".to_owned()),
+            (false, Some(_)) => Some("only the end that connects expects a `name`".to_owned()),
+            (true, Some(name)) if ServerName::try_from(name).is_err() => Some(format!("`{name}` is not a name")),
+            _ => files.into_iter().find(|file| !file.is_absolute()).map(|file| format!("{file} is not a whole path")),
+        }
+    }
+
+    /// Takes in a connection, or says why the other end is nobody that is let in.
+    pub(super) async fn accept(&self, stream: Stream) -> io::Result<Stream> {
+        let config = tokio::task::block_in_place(|| self.server())?;
+        Ok(Box::new(TlsAcceptor::from(Arc::new(config)).accept(stream).await?))
+    }
+
+    /// Speaks TLS on a connection that was made, or says why the other end is not who it should be.
+    pub(super) async fn connect(&self, stream: Stream) -> io::Result<Stream> {
+        let name = ServerName::try_from(self.name.clone().unwrap_or_default()).map_err(io::Error::other)?;
+        let config = tokio::task::block_in_place(|| self.client())?;
+        Ok(Box::new(TlsConnector::from(Arc::new(config)).connect(name, stream).await?))
+    }
+
+    fn server(&self) -> io::Result<ServerConfig> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider.clone());
+        let verifier = verifier.build().map_err(io::Error::other)?;
+        let (chain, key) = self.identity()?;
+        ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(io::Error::other)
+    }
+
+    fn client(&self) -> io::Result<ClientConfig> {
+        let (chain, key) = self.identity()?;
+        ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(self.roots()?)
+            .with_client_auth_cert(chain, key)
+            .map_err(io::Error::other)
+    }
+
+    fn roots(&self) -> io::Result<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&read(&self.ca_file)?) {
+            roots.add(certificate.map_err(io::Error::other)?).map_err(io::Error::other)?;
+        }
+        if roots.is_empty() {
+            return Err(io::Error::other(format!("{} holds no certificate", self.ca_file)));
+        }
+        Ok(roots)
+    }
+
+    fn identity(&self) -> io::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        let chain = CertificateDer::pem_slice_iter(&read(&self.certificate_file)?).collect::<Result<_, _>>();
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key_file)?);
+        Ok((chain.map_err(io::Error::other)?, key.map_err(io::Error::other)?))
+    }
+}
+
+fn read(file: &Utf8Path) -> io::Result<Vec<u8>> {
+    let told = |error: io::Error| io::Error::new(error.kind(), format!("read {file}: {error}"));
+    let mut bytes = Vec::new();
+    std::fs::File::open(file).and_then(|open| open.take(MOST_FILE).read_to_end(&mut bytes)).map_err(told)?;
+    Ok(bytes)
+}
