@@ -177,7 +177,7 @@ impl<'a> Auditor<'a> {
     fn sites_stand_alone(&mut self) {
         let mut breaches = Vec::new();
         for (id, wanted) in &self.wanted {
-            for need in needs_of(wanted).into_iter().filter(|need| need.site() != wanted.site.as_str()) {
+            for need in needs_of(wanted).filter(|need| need.site() != wanted.site.as_str()) {
                 breaches
                     .push(((*id).clone(), format!("it does not wait for `{need}`, which may be lost with its site")));
             }
