@@ -5,7 +5,7 @@ use textnlp_provider::{Error, Result, SiteName, Sort};
 
 use crate::layout::SiteFolder;
 use crate::marker::Marker;
-use crate::spec::{AuthoritySpec, DatabaseSpec, ModelSpec, ProcessSpec};
+use crate::spec::{AuthoritySpec, DatabaseSpec, ModelSpec, ProcessSpec, SchemaSpec};
 use crate::table::Noun;
 
 /// What of a site belongs into a copy. Paths are from the state folder.
@@ -15,6 +15,8 @@ pub struct SiteCopy {
     pub files: Vec<String>,
     /// The database, which only the server program can copy while it is used.
     pub database: Option<String>,
+    /// Where a dump of its database belongs, where that is a server, which only the server program can copy.
+    pub dump: Option<String>,
     /// How it is served: the program and the configuration of the first replica, as absolute paths.
     pub served: Option<(Utf8PathBuf, Utf8PathBuf)>,
     /// The models that are there.
@@ -54,6 +56,13 @@ impl SiteCopy {
                     let spec: DatabaseSpec = marker.spec.typed().map_err(unreadable)?;
                     let path = folder.inside(&spec.path)?;
                     copy.database = path.is_file().then(|| relative(state, &path));
+                }
+                Noun::Schema => {
+                    let spec: SchemaSpec = marker.spec.typed().map_err(unreadable)?;
+                    if spec.served {
+                        copy.dump = Some(relative(state, &folder.join(crate::lower::DUMP)));
+                    }
+                    continue;
                 }
                 Noun::Model => {
                     let spec: ModelSpec = marker.spec.typed().map_err(unreadable)?;

@@ -75,14 +75,28 @@ pub async fn gather(
 
     let (mut databases, mut models, mut notes) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     for site in state.places().keys() {
-        let SiteCopy { files, database, served, models: there } =
+        let SiteCopy { files, database, dump: dumped, served, models: there } =
             clouds::copied(folder, site).with_context(|| format!("look at site {site}"))?;
         for file in files {
             take(folder, &folder.join(file), &mut items)?;
         }
-        if let Some(path) = database {
-            let work = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
-            let (database, file) = dump(folder, site, &path, work).await?;
+        let within = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
+        let taken = match (database, dumped) {
+            (Some(path), _) => {
+                let config = within.join(format!("{site}.yaml"));
+                let text = prove::least_config(&folder.join(&path));
+                std::fs::write(&config, text).with_context(|| format!("write {config}"))?;
+                Some(dump(site, &config, path, within).await?)
+            }
+            // It is asked the way that the service asks it; a dump without its rows would pass for one that brings everything back.
+            (None, Some(path)) => {
+                let (_, config) =
+                    served.clone().with_context(|| format!("nothing of site {site} says where its database is"))?;
+                Some(dump(site, &config, path, within).await?)
+            }
+            (None, None) => None,
+        };
+        if let Some((database, file)) = taken {
             items.push(Item { path: database.member.clone(), content: Content::File(file) });
             databases.insert(site.clone(), database);
         }
@@ -205,15 +219,13 @@ fn whole_model(folder: &Utf8Path, number: usize, items: &mut Vec<Item>) -> Resul
 
 /// The database of a site as it is at this moment, copied by the server program.
 async fn dump(
-    folder: &Utf8Path,
     site: &SiteName,
-    path: &str,
+    config: &Utf8Path,
+    path: String,
     work: &Utf8Path,
 ) -> Result<(Database, Utf8PathBuf), Failure> {
-    let file = work.join(format!("{site}.db"));
-    let config = work.join(format!("{site}.yaml"));
-    let text = prove::least_config(&folder.join(path));
-    std::fs::write(&config, text).with_context(|| format!("write {config}"))?;
+    let ending = Utf8Path::new(&path).extension().unwrap_or("db").to_owned();
+    let file = work.join(format!("{site}.{ending}"));
     let program = std::env::current_exe().context("find this program")?;
     let arguments = ["serve", "--role", "backup", "--config", config.as_str(), "--out", file.as_str()];
     let said = prove::child(program.as_ref(), &arguments, None, DATABASE_WITHIN)
@@ -221,5 +233,5 @@ async fn dump(
         .with_context(|| format!("copy the database of site {site}"))?;
     let number = |field: &str| said.get(field).and_then(Value::as_u64).unwrap_or_default();
     let (schema, keys, usage) = (number("schema"), number("keys"), number("usage"));
-    Ok((Database { member: format!("databases/{site}.db"), path: path.to_owned(), schema, keys, usage }, file))
+    Ok((Database { member: format!("databases/{site}.{ending}"), path, schema, keys, usage }, file))
 }
