@@ -5,7 +5,7 @@ use textnlp_provider::{Error, Result, SiteName, Sort};
 
 use crate::layout::SiteFolder;
 use crate::marker::Marker;
-use crate::spec::{AuthoritySpec, DatabaseSpec, ModelSpec, ProcessSpec, SchemaSpec};
+use crate::spec::{AuthoritySpec, DatabaseSpec, ModelSpec, PostgresSpec, ProcessSpec, SchemaSpec};
 use crate::table::Noun;
 
 /// What of a site belongs into a copy. Paths are from the state folder.
@@ -56,6 +56,14 @@ impl SiteCopy {
                     let spec: DatabaseSpec = marker.spec.typed().map_err(unreadable)?;
                     let path = folder.inside(&spec.path)?;
                     copy.database = path.is_file().then(|| relative(state, &path));
+                }
+                // Also while it does not run: a copy without it would pass for one that brings everything back.
+                Noun::Postgres => {
+                    let spec: PostgresSpec = marker.spec.typed().map_err(unreadable)?;
+                    if !spec.follows {
+                        copy.dump = Some(relative(state, &folder.join(crate::lower::DUMP)));
+                    }
+                    continue;
                 }
                 Noun::Schema => {
                     let spec: SchemaSpec = marker.spec.typed().map_err(unreadable)?;

@@ -72,7 +72,9 @@ fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
     });
     let mut wanted = Vec::new();
     for (called, part) in [("database", Part::Database(database.clone())), ("server", server)] {
-        wanted.extend(lowers_purely(&onprem, &Component { name: name(called), existing: None, part }, &site)?);
+        let component = Component { name: name(called), existing: None, part };
+        wanted.extend(onprem.lower(&component, &site)?);
+        lowers_purely(&onprem, &component, &site).unwrap();
     }
     Ok(wanted)
 }
@@ -95,14 +97,42 @@ fn check(database: &Database, expected: Expect) {
 
 #[test]
 fn one_of_somebody_elses_is_an_address_and_its_secrets() {
-    check(&database(Some(DatabaseAddress::Secret(given("a1"))), |_| {}), expect![[""]]);
+    check(
+        &database(Some(DatabaseAddress::Secret(given("a1"))), |_| {}),
+        expect![[r#"
+        onprem.secret here/database/url <- here/network
+        onprem.file here/database/url-file <- here/database/url here/network
+        {"pool_size":20,"url_file":"/srv/state/sites/here/certs/database-url"}
+        {"database-url":{"$output":"here/database/url-file#sha256"},"jwt-key":{"$output":"here/server/jwt-key#sha256"}}"#]],
+    );
     let url = DatabaseAddress::Url("postgresql://u@db/x".to_owned(), Some(given("a1")));
-    check(&database(Some(url), |p| p.ca_file = Some("/etc/ca.pem".to_owned())), expect![[""]]);
+    check(
+        &database(Some(url), |p| p.ca_file = Some("/etc/ca.pem".to_owned())),
+        expect![[r#"
+        onprem.secret here/database/password <- here/network
+        onprem.file here/database/password-file <- here/database/password here/network
+        {"ca_file":"/etc/ca.pem","password_file":"/srv/state/sites/here/certs/database-password","pool_size":20,"url":"postgresql://u@db/x"}
+        {"database-password":{"$output":"here/database/password-file#sha256"},"jwt-key":{"$output":"here/server/jwt-key#sha256"}}"#]],
+    );
 }
 
 #[test]
 fn one_of_our_own_is_a_folder_a_program_and_a_process_for_each_server() {
-    check(&database(None, |p| p.replicas = 1), expect![[""]]);
+    check(
+        &database(None, |p| p.replicas = 1),
+        expect![[r#"
+        onprem.file here/database/password-file <- here/network here/secrets/database-password
+        onprem.file here/database/replication-file <- here/network here/secrets/replication-password
+        onprem.program here/database/program <- here/network
+        onprem.postgres here/database protected <- here/network
+        onprem.file here/database/config-0 <- here/database here/network
+        onprem.process here/database/server-0 <- here/cluster here/database/config-0 here/database/password-file here/database/program here/database/replication-file
+        onprem.postgres here/database/copy-1 <- here/network
+        onprem.file here/database/config-1 <- here/database here/database/copy-1 here/network
+        onprem.process here/database/server-1 <- here/cluster here/database/config-1 here/database/password-file here/database/program here/database/replication-file here/database/server-0
+        {"password_file":"/srv/state/sites/here/certs/database-password","pool_size":20,"url":"postgresql://textnlp@%2Fsrv%2Fstate%2Fsites%2Fhere%2Fdata%2Fpostgres%2Frun:5432/textnlp"}
+        {"database-password":{"$output":"here/database/password-file#sha256"},"jwt-key":{"$output":"here/server/jwt-key#sha256"}}"#]],
+    );
     let wanted = lower(&database(None, |p| (p.replicas, p.port) = (1, Some(5433))), "/srv/state").unwrap();
     let config = |id: &str| {
         let file = wanted.iter().find(|one| one.id.as_str() == id).unwrap();

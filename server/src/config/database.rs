@@ -90,6 +90,14 @@ impl PostgresAt {
     }
 }
 
+impl PostgresAt {
+    /// Its host and database, also where the address stands in a file; nothing that is secret.
+    pub(crate) fn shown(&self) -> String {
+        let address = self.url().map_or_else(|_| self.address.clone(), PostgresAddress::Url);
+        Self { address, ..self.clone() }.to_string()
+    }
+}
+
 impl fmt::Display for PostgresAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
@@ -265,6 +273,7 @@ mod tests {
         let whole = PostgresAt { address: PostgresAddress::File(file("u", "postgresql://u:pw@db/x\n")), ..at };
         assert!(!format!("{whole:?}").contains("pw"));
         assert_eq!(whole.url().unwrap().username(), "u");
+        assert_eq!(whole.shown(), "postgresql://db/x");
         let none = PostgresAt { address: PostgresAddress::File("/nowhere".into()), ..whole };
         assert!(none.url().unwrap_err().contains("/nowhere"));
     }

@@ -6,7 +6,7 @@ use sqlx::any::AnyRow;
 
 use super::dialect::Dialect;
 use super::{Store, StoreError};
-use crate::config::Database;
+use crate::config::{Database, DatabaseAt};
 use crate::error::chain;
 
 /// The oldest PostgreSQL that we work with.
@@ -51,7 +51,11 @@ pub async fn ask(database: &Database) -> Found {
     };
     if let Err(error) = looked.await {
         let fix = hint(&error);
-        found.problems.push(obstacle(format!("{}: {}", database.at, chain(&error)), fix));
+        let at = match &database.at {
+            DatabaseAt::Server(server) => server.shown(),
+            DatabaseAt::File(file) => file.to_string(),
+        };
+        found.problems.push(obstacle(format!("{at}: {}", chain(&error)), fix));
     }
     found
 }

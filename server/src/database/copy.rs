@@ -59,10 +59,10 @@ async fn dump(server: &PostgresAt, database: &Database, to: &Utf8Path) -> Result
     // Others see the same moment by the snapshot's name, as long as this transaction lasts.
     let mut moment = store.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned()).await?;
     let number = async |moment: &mut Transaction<'static, Any>, text: &'static str| -> Result<u64, StoreError> {
-        let row = store.ask(sqlx::query(text).fetch_one(&mut **moment)).await?;
+        let row = store.patiently(sqlx::query(text).fetch_one(&mut **moment)).await?;
         Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
     };
-    store.ask(sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *moment)).await?;
+    store.take_time(&mut moment).await?;
     let row = store.ask(sqlx::query("SELECT pg_export_snapshot()").fetch_one(&mut *moment)).await?;
     let snapshot = format!("--snapshot={}", row.try_get::<String, _>(0)?);
     let (mut keys, mut usage) = (0, 0);

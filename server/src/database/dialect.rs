@@ -61,6 +61,14 @@ impl Dialect {
         }
     }
 
+    /// Lifts the bounds of a session from a transaction.
+    pub(super) fn take_time(self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite => &[],
+            Self::Postgres => &["SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0"],
+        }
+    }
+
     /// Counts the tables of a name.
     pub(super) fn table(self) -> &'static str {
         match self {

@@ -71,6 +71,7 @@ impl Store {
             return Err(StoreError::Schema(format!("this program knows schemas up to {}, not {to}", newest_schema())));
         }
         let mut transaction = self.write("schema").await?;
+        self.take_time(&mut transaction).await?;
         self.ask(sqlx::query(
             "CREATE TABLE IF NOT EXISTS schema_version (
                 version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, applied_at BIGINT NOT NULL)",
@@ -97,7 +98,7 @@ impl Store {
         }
         for (number, migration) in MIGRATIONS.iter().enumerate().take(to as usize).skip(from as usize) {
             let text = migration.text(self.dialect);
-            self.ask(sqlx::raw_sql(text).execute(&mut *transaction)).await?;
+            self.patiently(sqlx::raw_sql(text).execute(&mut *transaction)).await?;
             self.ask(
                 sqlx::query("INSERT INTO schema_version (version, name, sha256, applied_at) VALUES ($1, $2, $3, $4)")
                     .bind(number as i64 + 1)

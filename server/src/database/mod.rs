@@ -121,6 +121,19 @@ impl Store {
         self.ask(transaction.commit()).await
     }
 
+    /// From here on a transaction's statements may take as long as they take; see [`Self::patiently`].
+    async fn take_time(&self, transaction: &mut Transaction<'static, Any>) -> Result<(), StoreError> {
+        for statement in self.dialect.take_time() {
+            self.ask(sqlx::query(*statement).execute(&mut **transaction)).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what whoever deploys bounds: migrations, counts of whole tables.
+    async fn patiently<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+        work.await.map_err(|error| self.dialect.sort(error))
+    }
+
     /// Waits for the database's answer, for a bounded time. Where it is away, connections made before now are not used again.
     async fn ask<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
         let answer = match tokio::time::timeout(ANSWER, work).await {

@@ -42,10 +42,14 @@ pub(super) struct Follower {
 /// A question takes a moment.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// Looks at the server.
+/// Looks at the server, and keeps the slots of a primary to those of its copies.
 pub(super) async fn look(config: &Config) -> Result<Seen, Error> {
     let asked = async {
         let mut server = connect(config).await?;
+        if config.primary.is_none() {
+            // A copy that is taken away lets go of its slot when it ends, which is later than our start.
+            slots(&mut server, &config.copies).await?;
+        }
         let seen = seen(&mut server, &config.database).await?;
         server.close().await?;
         Ok(seen)
@@ -67,7 +71,6 @@ pub(super) async fn make(config: &Config) -> Result<(), Error> {
     let password = read(&config.password_file)?;
     let replication = config.replication_password_file.as_deref().map(read).transpose()?;
     roles(&mut server, password.trim(), replication.as_deref().map(str::trim)).await.map_err(Error::Make)?;
-    slots(&mut server, &config.copies).await.map_err(Error::Make)?;
     database(&mut server, config).await?;
     server.close().await.map_err(Error::Make)
 }

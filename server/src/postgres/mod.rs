@@ -59,7 +59,7 @@ pub enum Error {
 }
 
 /// Between two looks at a server that starts.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs the PostgreSQL of this file until SIGTERM or SIGINT.
 pub async fn run(file: &Utf8Path) -> Result<(), Error> {

@@ -88,10 +88,14 @@ pub async fn gather(
                 std::fs::write(&config, text).with_context(|| format!("write {config}"))?;
                 Some(dump(site, &config, path, within).await?)
             }
-            // It is asked the way that the service asks it; a dump without its rows would pass for one that brings everything back.
+            // It is asked the way that the service asks it.
             (None, Some(path)) => {
-                let (_, config) =
-                    served.clone().with_context(|| format!("nothing of site {site} says where its database is"))?;
+                let Some((_, config)) = served.clone().filter(|(_, config)| config.is_file()) else {
+                    let error = anyhow::anyhow!(
+                        "the PostgreSQL of site `{site}` is not up, and only a running one can be copied"
+                    );
+                    return Err(Failure::usage("not_up", error).hint(again.command("up", name)));
+                };
                 Some(dump(site, &config, path, within).await?)
             }
             (None, None) => None,

@@ -240,6 +240,11 @@ fn version_of(link: &Utf8Path) -> Option<u32> {
 pub(super) fn remove(work: &Work<'_>) -> Result<()> {
     let spec: PostgresSpec = work.applied()?;
     let link = work.folder.join(&spec.path);
+    // The next database begins empty.
+    if !spec.follows {
+        let dump = work.folder.join(crate::lower::DUMP);
+        files::remove_file(&dump).map_err(work.io(&dump))?;
+    }
     if let Ok(folder) = link.read_link_utf8() {
         // A link that somebody else has put there leads to nothing of ours.
         if folder.starts_with(ELSEWHERE) {
