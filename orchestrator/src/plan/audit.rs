@@ -2,7 +2,7 @@
 //!
 //! It looks at the plan and the facts alone, not at how the plan was made, and it runs on every plan before it is approved.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use textnlp_provider::{DataClass, Observed, Ownership, Recorded, ResourceId, Wanted};
@@ -45,33 +45,36 @@ pub fn audit(plan: Plan, facts: &Facts) -> Result<Audited, Vec<Breach>> {
     auditor.needs_first();
     auditor.dependents_first();
     auditor.ends_as_wanted();
-    let breaches = auditor.breaches;
+    let mut breaches = auditor.breaches;
+    breaches.sort_by(|a, b| a.resource.cmp(&b.resource));
     if breaches.is_empty() { Ok(Audited(plan)) } else { Err(breaches) }
 }
 
 struct Auditor<'a> {
     plan: &'a Plan,
     facts: &'a Facts,
-    wanted: BTreeMap<&'a ResourceId, &'a Wanted>,
-    holdings: BTreeMap<&'a ResourceId, &'a Holding>,
-    steps: BTreeMap<&'a ResourceId, Vec<&'a Step>>,
+    wanted: HashMap<&'a ResourceId, &'a Wanted>,
+    holdings: HashMap<&'a ResourceId, &'a Holding>,
+    steps: HashMap<&'a ResourceId, Vec<&'a Step>>,
+    blocked: HashSet<&'a ResourceId>,
     breaches: Vec<Breach>,
 }
 
 impl<'a> Auditor<'a> {
     fn new(plan: &'a Plan, facts: &'a Facts) -> Self {
-        let (mut wanted, mut holdings) = (BTreeMap::new(), BTreeMap::new());
+        let (mut wanted, mut holdings) = (HashMap::new(), HashMap::new());
         for site in facts.sites.values() {
             if facts.purpose == Purpose::Up {
                 wanted.extend(site.wanted.iter().map(|wanted| (&wanted.id, wanted)));
             }
             holdings.extend(site.holdings.iter());
         }
-        let mut steps: BTreeMap<&ResourceId, Vec<&Step>> = BTreeMap::new();
+        let mut steps: HashMap<&ResourceId, Vec<&Step>> = HashMap::with_capacity(plan.steps.len());
         for step in &plan.steps {
             steps.entry(&step.resource).or_default().push(step);
         }
-        Self { plan, facts, wanted, holdings, steps, breaches: Vec::new() }
+        let blocked = plan.blocked.iter().map(|blocked| &blocked.resource).collect();
+        Self { plan, facts, wanted, holdings, steps, blocked, breaches: Vec::new() }
     }
 
     fn breach(&mut self, resource: &ResourceId, law: impl fmt::Display) {
@@ -174,16 +177,16 @@ impl<'a> Auditor<'a> {
         for (id, wanted) in &self.wanted {
             let Some(step) = self.ready(id).filter(|step| !matches!(step.node, Node::Note(_))) else { continue };
             for need in needs_of(wanted) {
-                if let Some(before) = self.ready(&need)
+                if let Some(before) = self.ready(need)
                     && !self.waits_for(step, before.id)
                 {
                     breaches.push(((*id).clone(), format!("`{need}` is ready before it is made")));
                 }
-                let away = self.steps.get(&need).is_some_and(|steps| steps.iter().any(|step| removes_current(step)));
-                if away && self.ready(&need).is_none() {
+                let away = self.steps.get(need).is_some_and(|steps| steps.iter().any(|step| removes_current(step)));
+                if away && self.ready(need).is_none() {
                     breaches.push(((*id).clone(), format!("`{need}` is not removed while it is needed")));
                 }
-                if self.plan.blocked.iter().any(|blocked| blocked.resource == need) {
+                if self.blocked.contains(need) {
                     breaches.push((
                         (*id).clone(),
                         format!("nothing is done on the strength of `{need}`, which is blocked"),
@@ -202,12 +205,11 @@ impl<'a> Auditor<'a> {
             let leaves =
                 self.steps.get(user).and_then(|steps| steps.iter().find(|step| removes_current(step) || forgets(step)));
             for need in recorded_needs(recorded) {
-                let Some(gone) =
-                    self.steps.get(&need).and_then(|steps| steps.iter().find(|step| removes_current(step)))
+                let Some(gone) = self.steps.get(need).and_then(|steps| steps.iter().find(|step| removes_current(step)))
                 else {
                     continue;
                 };
-                let becomes_other = self.ready(&need).is_some();
+                let becomes_other = self.ready(need).is_some();
                 match leaves {
                     Some(leaves)
                         if leaves.id != gone.id
@@ -229,10 +231,10 @@ impl<'a> Auditor<'a> {
 
     /// Whatever is wanted is there in the end, or the plan says why not; whatever is not wanted is gone, or the plan says why not.
     fn ends_as_wanted(&mut self) {
-        let unchanged: BTreeSet<&ResourceId> = self.plan.unchanged.iter().collect();
-        let mut said: BTreeSet<String> = self.plan.blocked.iter().map(|blocked| blocked.resource.to_string()).collect();
-        said.extend(self.plan.retained.iter().map(|retained| retained.resource.to_string()));
-        said.extend(self.plan.refusals.iter().map(|problem| problem.place.clone()));
+        let unchanged: HashSet<&ResourceId> = self.plan.unchanged.iter().collect();
+        let mut said: HashSet<&str> = self.plan.blocked.iter().map(|blocked| blocked.resource.as_str()).collect();
+        said.extend(self.plan.retained.iter().map(|retained| retained.resource.as_str()));
+        said.extend(self.plan.refusals.iter().map(|problem| problem.place.as_str()));
         let mut breaches = Vec::new();
         for id in self.wanted.keys() {
             if self.ready(id).is_none() && !unchanged.contains(id) && !said.contains(id.as_str()) {

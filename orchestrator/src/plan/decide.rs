@@ -3,67 +3,70 @@
 //! Resources are taken in the order of their needs, so that each knows whether the outputs it refers to are known, will be
 //! known after apply, or cannot be known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use textnlp_provider::{
     DataClass, Effect, FieldChange, Identity, Kind, Object, Observed, Outputs, Ownership, Problem, Recorded,
     ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
 };
 
-use super::facts::{World, degraded, needs_of};
+use super::facts::{Place, World, degraded, needs_of};
 use super::{Branch, Note};
 use crate::state::{Old, within};
 
 /// What happens to each resource that is wanted, recorded or seen.
-pub(super) struct Decisions {
-    pub(super) all: BTreeMap<ResourceId, Decided>,
+pub(super) struct Decisions<'a> {
+    /// By place.
+    pub(super) all: Vec<Option<Decided<'a>>>,
     pub(super) warnings: Vec<Problem>,
 }
 
 /// What happens to one resource.
-pub(super) struct Decided {
-    pub(super) what: Decision,
+pub(super) struct Decided<'a> {
+    pub(super) what: Decision<'a>,
+    pub(super) wanted: Option<&'a Wanted>,
     /// As wanted, with the outputs filled in that are known now.
-    pub(super) wanted: Option<Wanted>,
-    pub(super) site: SiteName,
+    pub(super) spec: Spec,
+    pub(super) site: &'a SiteName,
     pub(super) changes: Vec<FieldChange>,
     pub(super) because: String,
     /// Replaced objects that are still to be removed.
-    pub(super) old: Vec<Old>,
+    pub(super) old: &'a [Old],
     /// Objects of ours that no record mentions.
     pub(super) strays: Vec<Recorded>,
 }
 
-pub(super) enum Decision {
+pub(super) enum Decision<'a> {
     Same,
-    Note(Note, Recorded),
+    Note(Note),
     Create,
     Update {
-        recorded: Recorded,
-        seen: Object,
+        recorded: Cow<'a, Recorded>,
+        seen: &'a Object,
         stray: bool,
     },
     Replace {
-        recorded: Recorded,
+        recorded: Cow<'a, Recorded>,
         order: ReplaceOrder,
         stray: bool,
     },
     Maybe {
-        recorded: Recorded,
-        seen: Object,
+        recorded: Cow<'a, Recorded>,
+        seen: &'a Object,
         order: ReplaceOrder,
         least: Branch,
         most: Branch,
         stray: bool,
     },
     Delete {
-        recorded: Recorded,
+        recorded: &'a Recorded,
     },
     Forget {
-        recorded: Recorded,
+        recorded: &'a Recorded,
     },
     Retain {
-        recorded: Recorded,
+        recorded: &'a Recorded,
     },
     /// Only strays or replaced objects are left of it.
     Leftovers,
@@ -74,11 +77,11 @@ pub(super) enum Decision {
 }
 
 /// What can be said of a resource's outputs.
-enum Known {
-    Now(Outputs),
+enum Known<'a> {
+    Now(Cow<'a, Outputs>),
     /// Known after apply. `last` are those of the record; `fresh`: a new object whose id is not that of the old one.
     After {
-        last: Option<Outputs>,
+        last: Option<&'a Outputs>,
         fresh: bool,
     },
     Never,
@@ -86,94 +89,115 @@ enum Known {
 
 pub(super) struct Deciding<'w, 'a> {
     pub(super) world: &'w World<'a>,
-    known: BTreeMap<ResourceId, Known>,
-    pub(super) all: BTreeMap<ResourceId, Decided>,
+    /// By place, as all that follows.
+    known: Vec<Option<Known<'a>>>,
+    pub(super) all: Vec<Option<Decided<'a>>>,
     warnings: Vec<Problem>,
     /// What others are to be reached through.
-    hosts: BTreeSet<ResourceId>,
+    hosts: Vec<bool>,
     /// Hosts through which something is reached that holds data nobody agreed to lose.
-    precious_hosts: BTreeSet<ResourceId>,
+    precious_hosts: Vec<bool>,
 }
 
 /// What a provider's answers about one resource come to.
-pub(super) struct Sight {
-    pub(super) seen: Option<Object>,
-    pub(super) strays: Vec<Object>,
+pub(super) struct Sight<'a> {
+    pub(super) seen: Option<&'a Object>,
+    pub(super) strays: Vec<&'a Object>,
 }
 
-pub(super) fn decide(world: &World<'_>) -> Decisions {
-    let recorded = world.holdings.values().filter_map(|(site, holding)| Some((*site, holding.current.as_ref()?)));
-    let precious = recorded.filter(|(site, child)| is_kept(world, child, site));
-    let precious_hosts = precious.filter_map(|(_, child)| child.via.clone()).map(|host| host.0).collect();
-    let hosts = world.wanted.values().filter_map(|wanted| wanted.via.clone()).map(|host| host.0).collect();
-    let (known, all, warnings) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-    let mut deciding = Deciding { world, known, all, warnings, hosts, precious_hosts };
-    for id in &world.order {
-        let decided = deciding.wanted(world.wanted[*id]);
-        deciding.all.insert((*id).clone(), decided);
+pub(super) fn decide<'a>(world: &World<'a>) -> Decisions<'a> {
+    let size = world.rows.len();
+    let (mut hosts, mut precious_hosts) = (vec![false; size], vec![false; size]);
+    for row in &world.rows {
+        if let Some(host) = row.wanted.and_then(|wanted| wanted.via.as_ref()) {
+            world.place(&host.0).into_iter().for_each(|host| hosts[host] = true);
+        }
+        if let Some((site, holding)) = row.holding
+            && let Some(child) = &holding.current
+            && let Some(host) = &child.via
+            && is_kept(world, child, site)
+        {
+            world.place(&host.0).into_iter().for_each(|host| precious_hosts[host] = true);
+        }
+    }
+    let (known, all) = ((0..size).map(|_| None).collect(), (0..size).map(|_| None).collect());
+    let mut deciding = Deciding { world, known, all, warnings: Vec::new(), hosts, precious_hosts };
+    for place in &world.order {
+        let Some(wanted) = world.rows[*place].wanted else { continue };
+        deciding.all[*place] = Some(deciding.wanted(*place, wanted));
     }
     deciding.unwanted();
     Decisions { all: deciding.all, warnings: deciding.warnings }
 }
 
-impl Deciding<'_, '_> {
-    fn wanted(&mut self, wanted: &Wanted) -> Decided {
-        let site = wanted.site.clone();
-        let holding = self.world.holdings.get(&wanted.id).map(|(_, holding)| *holding);
-        let current = holding.and_then(|holding| holding.current.clone());
-        let known = wanted.spec.resolve_known(|id| match self.known.get(id) {
-            Some(Known::Now(outputs)) => Some(outputs),
+impl<'a> Deciding<'_, 'a> {
+    fn wanted(&mut self, place: Place, wanted: &'a Wanted) -> Decided<'a> {
+        let holding = self.world.rows[place].holding.map(|(_, holding)| holding);
+        let current = holding.and_then(|holding| holding.current.as_ref());
+        let spec = wanted.spec.resolve_known(|id| match self.known_of(id) {
+            Some(Known::Now(outputs)) => Some(outputs.as_ref()),
             _ => None,
         });
-        let partly = Wanted { spec: known, needs: sorted_needs(wanted), ..wanted.clone() };
         let mut decided = Decided {
             what: Decision::Blocked,
-            wanted: Some(partly),
-            site,
+            wanted: Some(wanted),
+            spec,
+            site: &wanted.site,
             changes: Vec::new(),
             because: String::new(),
-            old: holding.map(|holding| holding.old.clone()).unwrap_or_default(),
+            old: holding.map_or(&[], |holding| &holding.old),
             strays: Vec::new(),
         };
-        let last = current.as_ref().map(|recorded| recorded.outputs.clone());
-        match self.sight(&wanted.id, current.as_ref()) {
-            Ok(sight) => self.choose(wanted, current, sight, &mut decided),
+        match self.sight(place, current) {
+            Ok(sight) => self.choose(place, wanted, current, sight, &mut decided),
             Err(because) => (decided.what, decided.because) = (Decision::Blocked, because),
         }
-        self.learn(wanted, &decided, last);
+        self.learn(place, wanted, &decided, current.map(|recorded| &recorded.outputs));
         decided
     }
 
+    fn known_of(&self, id: &ResourceId) -> Option<&Known<'a>> {
+        self.known[self.world.place(id)?].as_ref()
+    }
+
+    /// What was decided of another resource.
+    pub(super) fn decision(&self, id: &ResourceId) -> Option<&Decision<'a>> {
+        Some(&self.all[self.world.place(id)?].as_ref()?.what)
+    }
+
     /// Remembers what dependents may know of the outputs.
-    fn learn(&mut self, wanted: &Wanted, decided: &Decided, last: Option<Outputs>) {
-        let token = self.kind(wanted).is_some_and(|kind| kind.identity == Identity::Token);
+    fn learn(&mut self, place: Place, wanted: &'a Wanted, decided: &Decided<'a>, last: Option<&'a Outputs>) {
+        let token = self.world.kind_of(wanted).is_some_and(|kind| kind.identity == Identity::Token);
         let known = match &decided.what {
-            Decision::Same => Known::Now(last.unwrap_or_default()),
-            Decision::Note(_, recorded) => Known::Now(recorded.outputs.clone()),
+            Decision::Same => Known::Now(last.map_or_else(Cow::default, Cow::Borrowed)),
+            Decision::Note(Note::Adopt { recorded } | Note::Remember { recorded }) => {
+                Known::Now(Cow::Owned(recorded.outputs.clone()))
+            }
             Decision::Create => Known::After { last, fresh: false },
             Decision::Replace { .. } => Known::After { last, fresh: token },
             Decision::Update { recorded, .. } | Decision::Maybe { recorded, .. } => {
-                Known::After { last: Some(recorded.outputs.clone()), fresh: false }
+                let last = match recorded {
+                    Cow::Borrowed(recorded) => Some(&recorded.outputs),
+                    // What no record mentions is recorded as it is seen.
+                    Cow::Owned(_) => decided.what.seen().map(|seen| &seen.outputs),
+                };
+                Known::After { last, fresh: false }
             }
-            _ => last.map_or(Known::Never, Known::Now),
+            _ => last.map_or(Known::Never, |last| Known::Now(Cow::Borrowed(last))),
         };
-        self.known.insert(wanted.id.clone(), known);
-    }
-
-    fn kind(&self, wanted: &Wanted) -> Option<&'static Kind> {
-        let (site, _) = self.world.facts.sites.get_key_value(&wanted.site)?;
-        self.world.kind(site, &wanted.kind)
+        self.known[place] = Some(known);
     }
 
     /// What there is behind a resource, or why nobody can say.
-    pub(super) fn sight(&self, id: &ResourceId, current: Option<&Recorded>) -> Result<Sight, String> {
-        if let Some(op) = self.world.open.get(id) {
+    pub(super) fn sight(&self, place: Place, current: Option<&Recorded>) -> Result<Sight<'a>, String> {
+        let row = &self.world.rows[place];
+        if let Some(op) = row.open {
             return Err(format!("operation {op} on it is still open"));
         }
-        let wanted = self.world.wanted.get(id);
+        let wanted = row.wanted;
         let host = wanted.map(|wanted| wanted.via.as_ref()).unwrap_or(current.and_then(|current| current.via.as_ref()));
         if let Some(host) = host {
-            match self.all.get(&host.0).map(|decided| &decided.what) {
+            match self.decision(&host.0) {
                 // A host that is not there has no children.
                 Some(Decision::Create) => return Ok(Sight { seen: None, strays: Vec::new() }),
                 Some(Decision::Blocked | Decision::Refused { .. }) => {
@@ -182,25 +206,25 @@ impl Deciding<'_, '_> {
                 _ => {}
             }
         }
-        let Some((site, answers)) = self.world.observed.get(id) else {
+        let Some((site, answers)) = &row.observed else {
             return Err("the provider did not say whether it is there".to_owned());
         };
-        let mut objects = Vec::new();
+        let mut objects: Vec<&'a Object> = Vec::new();
         for answer in answers {
             match answer {
-                Observed::Present(object) => objects.push((*object).clone()),
+                Observed::Present(object) => objects.push(object),
                 Observed::Absent => {}
                 Observed::Unknown(why) => return Err(format!("it could not be seen: {}", why.0)),
             }
         }
         objects.sort_by(|a, b| a.cloud_id.cmp(&b.cloud_id));
-        let holding = self.world.holdings.get(id).map(|(_, holding)| *holding);
+        let holding = row.holding.map(|(_, holding)| holding);
         let old: BTreeSet<_> =
             holding.iter().flat_map(|holding| &holding.old).map(|old| &old.recorded.cloud_id).collect();
         objects.retain(|object| !old.contains(&object.cloud_id));
         let at = current.and_then(|current| objects.iter().position(|object| object.cloud_id == current.cloud_id));
         let seen = at.map(|at| objects.remove(at));
-        if let (Some(current), None, Some(holding)) = (current, &seen, holding) {
+        if let (Some(current), None, Some(holding)) = (current, seen, holding) {
             let settles = self.world.kind(site, &current.kind).map(|kind| kind.settles).unwrap_or_default();
             // Not found right after a create is not gone.
             if objects.is_empty() && within(self.world.facts.now, holding.since, settles) {
@@ -210,13 +234,20 @@ impl Deciding<'_, '_> {
         Ok(Sight { seen, strays: objects })
     }
 
-    fn choose(&mut self, wanted: &Wanted, current: Option<Recorded>, sight: Sight, decided: &mut Decided) {
+    fn choose(
+        &mut self,
+        place: Place,
+        wanted: &'a Wanted,
+        current: Option<&'a Recorded>,
+        sight: Sight<'a>,
+        decided: &mut Decided<'a>,
+    ) {
         if let Ownership::External(_) = wanted.ownership {
-            return self.external(wanted, current, sight, decided);
+            return self.external(place, wanted, current, sight, decided);
         }
         let Sight { seen, strays } = sight;
-        let stranger = strays.iter().find(|object| !self.is_ours(object, wanted));
-        if let Some(object) = stranger.or(seen.as_ref().filter(|seen| !self.is_ours(seen, wanted))) {
+        let mut all = strays.iter().chain(&seen);
+        if let Some(object) = all.find(|object| !self.is_ours(object, wanted)) {
             let cause = match object.lineage {
                 Some(other) => format!("`{}` belongs to deployment {other}", object.cloud_id),
                 None => format!("`{}` is there already and was not made by this deployment", object.cloud_id),
@@ -229,9 +260,11 @@ impl Deciding<'_, '_> {
             decided.what = Decision::Refused { problem };
             return;
         }
-        let mut strays = strays.into_iter().map(|object| self.stray(&wanted.id, wanted, object)).collect::<Vec<_>>();
+        let mut strays = strays.into_iter().map(|object| (self.stray(wanted, object), object)).collect::<Vec<_>>();
         match (current, seen) {
-            (Some(recorded), Some(seen)) => self.compare(wanted, recorded, seen, false, decided),
+            (Some(recorded), Some(seen)) => {
+                self.compare(place, wanted, Cow::Borrowed(recorded), seen, false, decided);
+            }
             (gone, _) if !strays.is_empty() => {
                 // An object of ours that no record mentions: a run died between the call and the record, or the record was lost.
                 let (recorded, seen) = strays.remove(0);
@@ -240,7 +273,7 @@ impl Deciding<'_, '_> {
                 } else {
                     "it is ours and was not recorded".to_owned()
                 };
-                self.compare(wanted, recorded, seen, true, decided);
+                self.compare(place, wanted, Cow::Owned(recorded), seen, true, decided);
             }
             (Some(_), None) => {
                 decided.because = "it is gone".to_owned();
@@ -249,22 +282,28 @@ impl Deciding<'_, '_> {
             (None, _) => decided.what = Decision::Create,
         }
         decided.strays = strays.into_iter().map(|(recorded, _)| recorded).collect();
-        self.wait_for_needs(wanted, decided);
+        self.wait_for_needs(place, decided);
     }
 
     /// Whether an object may be treated as ours: it carries our lineage, or it is a part, which can carry none, of a parent of ours.
-    fn is_ours(&self, object: &Object, wanted: &Wanted) -> bool {
-        let part = self.kind(wanted).is_some_and(|kind| kind.identity == Identity::Part);
+    fn is_ours(&self, object: &Object, wanted: &'a Wanted) -> bool {
+        let part = self.world.kind_of(wanted).is_some_and(|kind| kind.identity == Identity::Part);
         object.lineage.map_or(part, |lineage| lineage == self.world.facts.lineage)
     }
 
-    fn stray(&self, id: &ResourceId, wanted: &Wanted, object: Object) -> (Recorded, Object) {
-        let (site, schema) = (wanted.site.clone(), self.kind(wanted).map_or(1, |kind| kind.schema));
-        let via = wanted.via.clone();
-        (record_of(id, site, via, schema, &object), object)
+    fn stray(&self, wanted: &'a Wanted, object: &Object) -> Recorded {
+        let schema = self.world.kind_of(wanted).map_or(1, |kind| kind.schema);
+        record_of(&wanted.id, wanted.site.clone(), wanted.via.clone(), schema, object)
     }
 
-    fn external(&mut self, wanted: &Wanted, current: Option<Recorded>, sight: Sight, decided: &mut Decided) {
+    fn external(
+        &self,
+        place: Place,
+        wanted: &'a Wanted,
+        current: Option<&Recorded>,
+        sight: Sight<'a>,
+        decided: &mut Decided<'a>,
+    ) {
         let Some(object) = sight.seen.or(sight.strays.into_iter().next()) else {
             let Ownership::External(id) = &wanted.ownership else { return };
             let cause = format!("`existing: {id}` names an object that is not there");
@@ -273,16 +312,48 @@ impl Deciding<'_, '_> {
             };
             return;
         };
-        let recorded = self.refreshed(wanted, &decided_spec(decided), &object, false);
-        decided.what = match current {
-            Some(current) if current == recorded => Decision::Same,
-            Some(_) => Decision::Note(Note::Remember { recorded: Box::new(recorded.clone()) }, recorded),
-            None => Decision::Note(Note::Adopt { recorded: Box::new(recorded.clone()) }, recorded),
-        };
+        decided.what = self.same_or_note(place, wanted, &decided.spec, current, object, false);
+    }
+
+    /// Nothing but our own record may have to change.
+    fn same_or_note(
+        &self,
+        place: Place,
+        wanted: &'a Wanted,
+        spec: &Spec,
+        current: Option<&Recorded>,
+        seen: &Object,
+        stray: bool,
+    ) -> Decision<'a> {
+        let schema = self.world.kind_of(wanted).map_or(1, |kind| kind.schema);
+        let fresh = Fresh { wanted, spec, seen, schema };
+        let needs = || self.needs_recorded(place, wanted);
+        match current.filter(|_| !stray) {
+            Some(current) if fresh.is(current, needs()) => Decision::Same,
+            Some(_) => {
+                Decision::Note(Note::Remember { recorded: Box::new(refreshed(wanted, spec, seen, schema, false)) })
+            }
+            None => Decision::Note(Note::Adopt { recorded: Box::new(refreshed(wanted, spec, seen, schema, false)) }),
+        }
+    }
+
+    /// The places of the needs that are recorded: its host stands for itself.
+    fn needs_recorded(&self, place: Place, wanted: &Wanted) -> impl Iterator<Item = &'a ResourceId> {
+        let host = wanted.via.as_ref().and_then(|host| self.world.place(&host.0));
+        let needs = self.world.rows[place].needs.iter().filter(move |need| Some(**need) != host);
+        needs.map(|need| self.world.ids[*need])
     }
 
     /// Compares an object that is there with what is wanted.
-    fn compare(&mut self, wanted: &Wanted, recorded: Recorded, seen: Object, stray: bool, decided: &mut Decided) {
+    fn compare(
+        &mut self,
+        place: Place,
+        wanted: &'a Wanted,
+        recorded: Cow<'a, Recorded>,
+        seen: &'a Object,
+        stray: bool,
+        decided: &mut Decided<'a>,
+    ) {
         if let Some(reason) = degraded(&seen.health) {
             self.warnings.push(Problem::warning(
                 wanted.id.as_str(),
@@ -290,10 +361,10 @@ impl Deciding<'_, '_> {
                 "see `textnlp-deploy explain`",
             ));
         }
-        let Some(kind) = self.kind(wanted) else { return };
+        let Some(kind) = self.world.kind_of(wanted) else { return };
         // What no record mentions has no place beside a new one in the journal: it goes first.
-        let order = if stray { ReplaceOrder::DeleteFirst } else { self.order(wanted, kind) };
-        let host = wanted.via.as_ref().and_then(|host| self.all.get(&host.0)).map(|decided| &decided.what);
+        let order = if stray { ReplaceOrder::DeleteFirst } else { self.order(place, kind) };
+        let host = wanted.via.as_ref().and_then(|host| self.decision(&host.0));
         let host_goes = match host {
             Some(Decision::Replace { .. }) => Branch::Replace,
             Some(Decision::Maybe { most: Branch::Replace, .. }) => Branch::Update,
@@ -313,7 +384,7 @@ impl Deciding<'_, '_> {
         if let Some(why) = why {
             decided.because = why.to_owned();
             // A half-made object holds nothing yet.
-            let free = recorded.tainted || self.may_lose(wanted, &recorded, kind);
+            let free = recorded.tainted || self.may_lose(place, wanted, &recorded, kind);
             decided.what = if free {
                 Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray }
             } else {
@@ -321,7 +392,7 @@ impl Deciding<'_, '_> {
             };
             return;
         }
-        let (certain, possible) = self.differences(wanted, &decided_spec(decided), &recorded, &seen);
+        let (certain, possible) = self.differences(wanted, &decided.spec, &recorded, seen);
         if let Some(reason) = certain.iter().find_map(|change| match &change.effect {
             Effect::Refuse(reason) => Some(format!("`{}` would have to change: {reason}", change.field)),
             _ => None,
@@ -335,7 +406,7 @@ impl Deciding<'_, '_> {
         if host_goes == Branch::Update {
             most = Branch::Replace;
         }
-        let may_lose = self.may_lose(wanted, &recorded, kind);
+        let may_lose = self.may_lose(place, wanted, &recorded, kind);
         if least == Branch::Replace && !may_lose {
             let forced = certain
                 .iter()
@@ -357,14 +428,7 @@ impl Deciding<'_, '_> {
             (Branch::Replace, _) => Decision::Replace { recorded, order, stray },
             (Branch::Update, _) => Decision::Update { recorded, seen, stray },
             (Branch::Nothing, _) => {
-                let fresh = self.refreshed(wanted, &decided_spec(decided), &seen, false);
-                if stray {
-                    Decision::Note(Note::Adopt { recorded: Box::new(fresh.clone()) }, fresh)
-                } else if fresh != recorded {
-                    Decision::Note(Note::Remember { recorded: Box::new(fresh.clone()) }, fresh)
-                } else {
-                    Decision::Same
-                }
+                self.same_or_note(place, wanted, &decided.spec, Some(recorded.as_ref()), seen, stray)
             }
         };
     }
@@ -381,11 +445,12 @@ impl Deciding<'_, '_> {
     ) -> (Vec<FieldChange>, Vec<FieldChange>) {
         let provider = &self.world.site(&wanted.site).provider;
         let ask = |spec: Spec| provider.diff(&Wanted { spec, ..wanted.clone() }, recorded, seen);
-        let assumed = partly.resolve_known(|id| match self.known.get(id) {
-            Some(Known::Now(outputs) | Known::After { last: Some(outputs), .. }) => Some(outputs),
+        let assumed = partly.resolve_known(|id| match self.known_of(id) {
+            Some(Known::Now(outputs)) => Some(outputs.as_ref()),
+            Some(Known::After { last: Some(outputs), .. }) => Some(outputs),
             _ => None,
         });
-        let open: BTreeSet<_> = partly.outputs_needed().into_iter().map(|output| output.resource).collect();
+        let open: BTreeSet<_> = partly.outputs_needed().iter().map(|output| &output.resource).collect();
         let unassumed = !assumed.outputs_needed().is_empty();
         let mut certain = ask(assumed);
         if unassumed {
@@ -394,7 +459,7 @@ impl Deciding<'_, '_> {
         if open.is_empty() {
             return (certain, Vec::new());
         }
-        let fresh = |id: &ResourceId| matches!(self.known.get(id), Some(Known::After { fresh: true, .. }));
+        let fresh = |id: &ResourceId| matches!(self.known_of(id), Some(Known::After { fresh: true, .. }));
         let (mut sure, mut possible) = (Vec::new(), Vec::new());
         for change in ask(partly.clone()) {
             let refers = refers_to(&change);
@@ -410,7 +475,7 @@ impl Deciding<'_, '_> {
         }
         if sure.is_empty() && possible.is_empty() {
             // The provider named no field; the outputs may change all the same, and then it is asked again.
-            let names = open.iter().map(ResourceId::to_string).collect::<Vec<_>>().join(", ");
+            let names = open.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             possible.push(FieldChange {
                 field: format!("outputs of {names}"),
                 before: None,
@@ -423,55 +488,81 @@ impl Deciding<'_, '_> {
     }
 
     /// In which order a replacement happens. A new object cannot come first when something it needs must go first.
-    fn order(&self, wanted: &Wanted, kind: &Kind) -> ReplaceOrder {
-        let is_host = self.hosts.contains(&wanted.id);
-        let after = needs_of(wanted).iter().any(|need| {
-            let replaced = self.all.get(need).map(|decided| &decided.what);
+    fn order(&self, place: Place, kind: &Kind) -> ReplaceOrder {
+        let after = self.world.rows[place].needs.iter().any(|need| {
             matches!(
-                replaced,
+                self.all[*need].as_ref().map(|decided| &decided.what),
                 Some(
                     Decision::Replace { order: ReplaceOrder::DeleteFirst, .. }
                         | Decision::Maybe { order: ReplaceOrder::DeleteFirst, most: Branch::Replace, .. }
                 )
             )
         });
-        if is_host || after { ReplaceOrder::DeleteFirst } else { kind.replace }
+        if self.hosts[place] || after { ReplaceOrder::DeleteFirst } else { kind.replace }
     }
 
     /// Whether an object, and what lives in it, may be lost: nothing precious is in it, or a person agreed.
-    fn may_lose(&self, wanted: &Wanted, recorded: &Recorded, kind: &Kind) -> bool {
+    fn may_lose(&self, place: Place, wanted: &Wanted, recorded: &Recorded, kind: &Kind) -> bool {
         let facts = self.world.facts;
         if facts.delete_data {
             return true;
         }
-        let precious = |recorded: &Recorded, kind: &Kind, site: &SiteName| {
-            recorded.protected || (kind.data == DataClass::Precious && self.world.site(site).protect_data)
-        };
-        !precious(recorded, kind, &wanted.site) && !wanted.protected && !self.precious_hosts.contains(&wanted.id)
+        let precious =
+            recorded.protected || (kind.data == DataClass::Precious && self.world.site(&wanted.site).protect_data);
+        !precious && !wanted.protected && !self.precious_hosts[place]
     }
 
     /// Nothing is changed on the strength of something that could not be seen or may not change.
-    fn wait_for_needs(&self, wanted: &Wanted, decided: &mut Decided) {
+    fn wait_for_needs(&self, place: Place, decided: &mut Decided<'a>) {
         if matches!(decided.what, Decision::Same | Decision::Note(..) | Decision::Refused { .. } | Decision::Blocked) {
             return;
         }
-        let needs = needs_of(wanted);
-        let blocked = needs.iter().find(|need| {
+        let blocked = self.world.rows[place].needs.iter().find(|need| {
             matches!(
-                self.all.get(*need).map(|decided| &decided.what),
+                self.all[**need].as_ref().map(|decided| &decided.what),
                 Some(Decision::Blocked | Decision::Refused { .. })
             )
         });
         if let Some(need) = blocked {
-            decided.because = format!("it needs `{need}`, which is blocked itself");
+            decided.because = format!("it needs `{}`, which is blocked itself", self.world.ids[*need]);
             decided.what = Decision::Blocked;
             decided.changes.clear();
         }
     }
+}
 
-    fn refreshed(&self, wanted: &Wanted, spec: &Spec, seen: &Object, tainted: bool) -> Recorded {
-        let schema = self.kind(wanted).map_or(1, |kind| kind.schema);
-        refreshed(wanted, spec, seen, schema, tainted)
+impl<'a> Decision<'a> {
+    fn seen(&self) -> Option<&'a Object> {
+        match self {
+            Decision::Update { seen, .. } | Decision::Maybe { seen, .. } => Some(seen),
+            _ => None,
+        }
+    }
+}
+
+/// What the record of an object would be that is as wanted.
+struct Fresh<'f> {
+    wanted: &'f Wanted,
+    spec: &'f Spec,
+    seen: &'f Object,
+    schema: u32,
+}
+
+impl Fresh<'_> {
+    /// Whether it is this one. The same as comparing it with [`refreshed`], without making that.
+    fn is<'i>(&self, recorded: &Recorded, needs: impl Iterator<Item = &'i ResourceId>) -> bool {
+        let Self { wanted, spec, seen, schema } = self;
+        recorded.kind == wanted.kind
+            && recorded.site == wanted.site
+            && recorded.via == wanted.via
+            && recorded.ownership == wanted.ownership
+            && recorded.schema == *schema
+            && recorded.cloud_id == seen.cloud_id
+            && recorded.protected == wanted.protected
+            && !recorded.tainted
+            && recorded.spec == **spec
+            && recorded.outputs == seen.outputs
+            && recorded.needs.iter().map(|need| &need.on).eq(needs)
     }
 }
 
@@ -501,11 +592,11 @@ pub(crate) fn refreshed(wanted: &Wanted, spec: &Spec, seen: &Object, schema: u32
 
 /// Needs as they are recorded: those that were said and those that references imply, each once.
 pub(crate) fn sorted_needs(wanted: &Wanted) -> Vec<textnlp_provider::Need> {
-    let mut needs = needs_of(wanted);
-    if let Some(host) = &wanted.via {
-        needs.remove(&host.0);
-    }
-    needs.into_iter().map(textnlp_provider::Need::on).collect()
+    let host = wanted.via.as_ref().map(|host| &host.0);
+    let mut needs: Vec<&ResourceId> = needs_of(wanted).filter(|need| Some(*need) != host).collect();
+    needs.sort_unstable();
+    needs.dedup();
+    needs.into_iter().cloned().map(textnlp_provider::Need::on).collect()
 }
 
 pub(super) fn record_of(
@@ -531,11 +622,7 @@ pub(super) fn record_of(
     }
 }
 
-fn decided_spec(decided: &Decided) -> Spec {
-    decided.wanted.as_ref().map(|wanted| wanted.spec.clone()).unwrap_or_default()
-}
-
-fn refuse_loss(wanted: &Wanted, why: &str) -> Decision {
+fn refuse_loss<'a>(wanted: &Wanted, why: &str) -> Decision<'a> {
     let cause = format!("it holds data and would be replaced: {why}");
     let fix = "take the change back, or agree to lose the data with `--delete-data ENV`";
     Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) }
@@ -550,9 +637,58 @@ pub(crate) fn branch_of(changes: &[FieldChange]) -> Branch {
 /// The resources to whose outputs a change refers.
 fn refers_to(change: &FieldChange) -> Vec<ResourceId> {
     let Some(after) = &change.after else { return Vec::new() };
-    Spec::of(&serde_json::json!({ "after": after }))
-        .outputs_needed()
-        .into_iter()
-        .map(|output| output.resource)
-        .collect()
+    let after = Spec::of(&serde_json::json!({ "after": after }));
+    after.outputs_needed().iter().map(|output| output.resource.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use textnlp_provider::{CloudId, Health, KindName, Need, Ref};
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_fresh_exactly_when_it_is_what_would_be_written_down() {
+        let id = |text: &str| ResourceId::new(text).unwrap();
+        let wanted = Wanted {
+            id: id("here/b"),
+            kind: KindName::new("memory.vault").unwrap(),
+            site: SiteName::new("here").unwrap(),
+            via: Some(Ref(id("here/host"))),
+            spec: Spec::of(&json!({"size": 1})),
+            needs: vec![Need::on(id("here/z")), Need::on(id("here/a")), Need::on(id("here/host"))],
+            ownership: Ownership::Ours,
+            protected: false,
+        };
+        let seen = Object {
+            kind: wanted.kind.clone(),
+            cloud_id: CloudId::new("b-1").unwrap(),
+            spec: wanted.spec.clone(),
+            outputs: Outputs::from([("id".to_owned(), json!("b-1"))]),
+            lineage: None,
+            health: Health::Ready,
+        };
+        let fresh = Fresh { wanted: &wanted, spec: &wanted.spec, seen: &seen, schema: 3 };
+        let whole = refreshed(&wanted, &wanted.spec, &seen, 3, false);
+        let check = |edit: fn(&mut Recorded), expect: bool| {
+            let mut recorded = whole.clone();
+            edit(&mut recorded);
+            assert_eq!(recorded == whole, expect);
+            assert_eq!(fresh.is(&recorded, [&id("here/a"), &id("here/z")].into_iter()), expect, "{recorded:?}");
+        };
+        check(|_| {}, true);
+        check(|recorded| recorded.kind = KindName::new("memory.bucket").unwrap(), false);
+        check(|recorded| recorded.site = SiteName::new("there").unwrap(), false);
+        check(|recorded| recorded.via = None, false);
+        check(|recorded| recorded.spec = Spec::of(&json!({"size": 2})), false);
+        check(|recorded| drop(recorded.needs.pop()), false);
+        check(|recorded| recorded.needs.clear(), false);
+        check(|recorded| recorded.ownership = Ownership::External(recorded.cloud_id.clone()), false);
+        check(|recorded| recorded.schema = 2, false);
+        check(|recorded| recorded.cloud_id = CloudId::new("b-2").unwrap(), false);
+        check(|recorded| recorded.outputs.clear(), false);
+        check(|recorded| recorded.protected = true, false);
+        check(|recorded| recorded.tainted = true, false);
+    }
 }

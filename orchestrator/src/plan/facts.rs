@@ -1,10 +1,11 @@
 //! Everything that planning reads, and its checks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use textnlp_provider::{
     EnvironmentName, Health, Kind, KindName, Lineage, Observed, OperationId, Problem, Problems, Provider, Recorded,
@@ -53,59 +54,95 @@ pub struct SiteFacts {
 impl Facts {
     /// A digest of everything that was read of each resource.
     pub fn reads(&self) -> BTreeMap<ResourceId, String> {
-        let mut texts: BTreeMap<ResourceId, Vec<String>> = BTreeMap::new();
-        let mut add = |id: &ResourceId, text: String| texts.entry(id.clone()).or_default().push(text);
+        let mut sums: HashMap<&ResourceId, Vec<[u8; 32]>> = HashMap::new();
+        let mut add = |id, sum| sums.entry(id).or_insert_with(|| Vec::with_capacity(3)).push(sum);
         for site in self.sites.values() {
             for wanted in site.wanted.iter().filter(|_| self.purpose == Purpose::Up) {
-                add(&wanted.id, json!({"wanted": wanted}).to_string());
+                add(&wanted.id, sum("wanted", wanted));
             }
             for (id, holding) in &site.holdings {
-                add(id, json!({"current": holding.current, "old": holding.old}).to_string());
+                let old: Vec<&str> = holding.old.iter().map(|old| old.sha256.as_str()).collect();
+                add(id, sum("recorded", &(&holding.sha256, old)));
             }
             for (id, observed) in &site.observed {
-                let text = match observed {
-                    Observed::Present(object) => json!({"present": object}),
-                    Observed::Absent => json!("absent"),
-                    Observed::Unknown(why) => json!({"unknown": why.0}),
+                let seen = match observed {
+                    Observed::Present(object) => sum("present", object),
+                    Observed::Absent => sum("absent", &()),
+                    Observed::Unknown(why) => sum("unknown", &why.0),
                 };
-                add(id, text.to_string());
+                add(id, seen);
             }
         }
-        let digest = |mut texts: Vec<String>| {
-            texts.sort();
-            hex::encode(Sha256::digest(texts.join("\n").as_bytes()))
+        let digest = |(id, mut sums): (&ResourceId, Vec<[u8; 32]>)| {
+            sums.sort_unstable();
+            (id.clone(), hex::encode(Sha256::digest(sums.concat())))
         };
-        texts.into_iter().map(|(id, texts)| (id, digest(texts))).collect()
+        sums.into_iter().map(digest).collect()
     }
 }
 
-/// The facts, indexed and checked.
+fn sum(what: &str, value: &impl Serialize) -> [u8; 32] {
+    /// Small pieces are gathered: a hash is fastest on many bytes at once.
+    struct Into(Sha256);
+    impl std::io::Write for Into {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.update(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut hash = std::io::BufWriter::with_capacity(1024, Into(Sha256::new_with_prefix(what)));
+    serde_json::to_writer(&mut hash, value).expect("facts are plain data");
+    let Into(hash) = hash.into_inner().unwrap_or_else(|_| unreachable!("hashing does not fail"));
+    hash.finalize().into()
+}
+
+/// A resource within one planning: its place among all ids, in their order.
+pub(super) type Place = usize;
+
+/// The facts, indexed and checked. Everything about a resource stands at its [`Place`].
 pub(super) struct World<'a> {
     pub(super) facts: &'a Facts,
-    pub(super) wanted: BTreeMap<&'a ResourceId, &'a Wanted>,
+    /// Every id that anybody names, in order.
+    pub(super) ids: Vec<&'a ResourceId>,
+    pub(super) rows: Vec<Row<'a>>,
     /// Wanted resources, each after everything it needs.
-    pub(super) order: Vec<&'a ResourceId>,
-    pub(super) holdings: BTreeMap<&'a ResourceId, (&'a SiteName, &'a Holding)>,
-    pub(super) observed: BTreeMap<&'a ResourceId, (&'a SiteName, Vec<&'a Observed>)>,
-    pub(super) open: BTreeMap<&'a ResourceId, OperationId>,
-    kinds: BTreeMap<(&'a SiteName, &'static str), &'static Kind>,
+    pub(super) order: Vec<Place>,
+    places: HashMap<&'a ResourceId, Place>,
+    kinds: HashMap<(&'a SiteName, &'static str), &'static Kind>,
+}
+
+/// What the facts say of one resource.
+#[derive(Default)]
+pub(super) struct Row<'a> {
+    pub(super) wanted: Option<&'a Wanted>,
+    /// What it needs as wanted, in order.
+    pub(super) needs: Vec<Place>,
+    pub(super) holding: Option<(&'a SiteName, &'a Holding)>,
+    pub(super) observed: Option<(&'a SiteName, Vec<&'a Observed>)>,
+    pub(super) open: Option<OperationId>,
 }
 
 impl<'a> World<'a> {
     pub(super) fn of(facts: &'a Facts) -> Result<Self, Problems> {
         let mut problems = Vec::new();
-        let mut kinds = BTreeMap::new();
-        let (mut wanted, mut holdings) = (BTreeMap::new(), BTreeMap::new());
-        let mut observed: BTreeMap<&ResourceId, (&SiteName, Vec<&Observed>)> = BTreeMap::new();
-        let mut open = BTreeMap::new();
+        let ids = every_id(facts);
+        let places: HashMap<&ResourceId, Place> = ids.iter().enumerate().map(|(place, id)| (*id, place)).collect();
+        let rows = ids.iter().map(|_| Row::default()).collect();
+        let mut world = Self { facts, ids, rows, order: Vec::new(), places, kinds: HashMap::new() };
         for (name, site) in &facts.sites {
-            kinds.extend(site.provider.kinds().iter().map(|kind| ((name, kind.name), kind)));
+            world.kinds.extend(site.provider.kinds().iter().map(|kind| ((name, kind.name), kind)));
             for one in site.wanted.iter().filter(|_| facts.purpose == Purpose::Up) {
                 if one.site != *name {
                     let cause = format!("it stands among the resources of `{name}` and says site `{}`", one.site);
                     problems.push(Problem::new(one.id.as_str(), cause, "this is a mistake of the provider; report it"));
                 }
-                if wanted.insert(&one.id, one).is_some() {
+                let needs = world.places_of(needs_of(one));
+                let row = &mut world.rows[world.places[&one.id]];
+                row.needs = needs;
+                if row.wanted.replace(one).is_some() {
                     problems.push(Problem::new(
                         one.id.as_str(),
                         "it is wanted twice",
@@ -113,13 +150,16 @@ impl<'a> World<'a> {
                     ));
                 }
             }
-            holdings.extend(site.holdings.iter().map(|(id, holding)| (id, (name, holding))));
-            for (id, seen) in &site.observed {
-                observed.entry(id).or_insert_with(|| (name, Vec::new())).1.push(seen);
+            for (id, holding) in &site.holdings {
+                world.rows[world.places[id]].holding = Some((name, holding));
             }
-            open.extend(site.open.iter().map(|(op, open)| (&open.intent.operation.resource, *op)));
+            for (id, seen) in &site.observed {
+                world.rows[world.places[id]].observed.get_or_insert_with(|| (name, Vec::new())).1.push(seen);
+            }
+            for (op, open) in &site.open {
+                world.rows[world.places[&open.intent.operation.resource]].open = Some(*op);
+            }
         }
-        let mut world = Self { facts, wanted, order: Vec::new(), holdings, observed, open, kinds };
         world.check(&mut problems);
         match world.sorted() {
             Ok(order) => world.order = order,
@@ -136,20 +176,34 @@ impl<'a> World<'a> {
         self.kinds.get(&(site, name.as_str() as &str)).copied()
     }
 
+    /// The kind of a wanted resource.
+    pub(super) fn kind_of(&self, wanted: &'a Wanted) -> Option<&'static Kind> {
+        self.kind(&wanted.site, &wanted.kind)
+    }
+
+    pub(super) fn place(&self, id: &ResourceId) -> Option<Place> {
+        self.places.get(id).copied()
+    }
+
+    /// The places of these ids, in order, each once.
+    pub(super) fn places_of<'i>(&self, ids: impl Iterator<Item = &'i ResourceId>) -> Vec<Place> {
+        let mut places: Vec<Place> = ids.filter_map(|id| self.place(id)).collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    /// What a recorded object needs, in order.
+    pub(super) fn recorded_needs(&self, recorded: &Recorded) -> Vec<Place> {
+        self.places_of(recorded_needs(recorded))
+    }
+
     fn check(&self, problems: &mut Vec<Problem>) {
-        for wanted in self.wanted.values() {
-            let place = wanted.id.as_str();
-            if self.kinds.keys().all(|(site, kind)| **site != wanted.site || *kind != wanted.kind.as_str()) {
-                let cause = format!("kind `{}` is unknown to the provider of `{}`", wanted.kind, wanted.site);
-                problems.push(Problem::new(place, cause, "use a provider that has it"));
+        for (row, id) in self.rows.iter().zip(&self.ids) {
+            if let Some(wanted) = row.wanted {
+                self.check_wanted(wanted, row, problems);
             }
-            for need in needs_of(wanted).iter().filter(|need| !self.wanted.contains_key(need)) {
-                let near = self.wanted.keys().find(|id| id.component() == need.component() || id.site() == need.site());
-                let fix = near.map_or("nothing else is wanted".to_owned(), |near| format!("did you mean `{near}`?"));
-                problems.push(Problem::new(place, format!("it needs `{need}`, which is not wanted"), fix));
-            }
-        }
-        for (id, (site, holding)) in &self.holdings {
+            let Some((site, holding)) = row.holding else { continue };
             for recorded in holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)) {
                 match self.kind(site, &recorded.kind) {
                     None => {
@@ -171,55 +225,65 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Kahn's algorithm over ids in order, so that equal facts give equal plans.
-    fn sorted(&self) -> Result<Vec<&'a ResourceId>, Problem> {
-        let mut waits: BTreeMap<&ResourceId, usize> = BTreeMap::new();
-        let mut dependents: BTreeMap<&ResourceId, Vec<&'a ResourceId>> = BTreeMap::new();
-        for (id, wanted) in &self.wanted {
-            let needs = needs_of(wanted);
-            let there = needs.iter().filter_map(|need| self.wanted.get_key_value(need).map(|(need, _)| *need));
-            let mut count = 0;
-            for need in there {
-                dependents.entry(need).or_default().push(id);
-                count += 1;
-            }
-            waits.insert(id, count);
+    fn check_wanted(&self, wanted: &'a Wanted, row: &Row<'a>, problems: &mut Vec<Problem>) {
+        let place = wanted.id.as_str();
+        if self.kind_of(wanted).is_none() {
+            let cause = format!("kind `{}` is unknown to the provider of `{}`", wanted.kind, wanted.site);
+            problems.push(Problem::new(place, cause, "use a provider that has it"));
         }
-        let mut ready: BTreeSet<&'a ResourceId> =
-            self.wanted.keys().copied().filter(|id| waits.get(id) == Some(&0)).collect();
-        let mut order = Vec::with_capacity(self.wanted.len());
-        while let Some(id) = ready.pop_first() {
-            order.push(id);
-            for dependent in dependents.get(id).into_iter().flatten() {
-                let left = waits.entry(dependent).or_default();
-                *left -= 1;
-                if *left == 0 {
-                    ready.insert(dependent);
+        for need in row.needs.iter().filter(|need| self.rows[**need].wanted.is_none()) {
+            let need = self.ids[*need];
+            let mut there = self.rows.iter().filter_map(|row| row.wanted).map(|wanted| &wanted.id);
+            let near = there.find(|id| id.component() == need.component() || id.site() == need.site());
+            let fix = near.map_or("nothing else is wanted".to_owned(), |near| format!("did you mean `{near}`?"));
+            problems.push(Problem::new(place, format!("it needs `{need}`, which is not wanted"), fix));
+        }
+    }
+
+    /// Kahn's algorithm over ids in order, so that equal facts give equal plans.
+    fn sorted(&self) -> Result<Vec<Place>, Problem> {
+        let mut waits: Vec<usize> = vec![0; self.rows.len()];
+        let mut dependents: Vec<Vec<Place>> = vec![Vec::new(); self.rows.len()];
+        let wanted: Vec<Place> = (0..self.rows.len()).filter(|place| self.rows[*place].wanted.is_some()).collect();
+        for place in &wanted {
+            for need in self.rows[*place].needs.iter().filter(|need| self.rows[**need].wanted.is_some()) {
+                dependents[*need].push(*place);
+                waits[*place] += 1;
+            }
+        }
+        let mut ready: BinaryHeap<Reverse<Place>> =
+            wanted.iter().filter(|place| waits[**place] == 0).map(|place| Reverse(*place)).collect();
+        let mut order = Vec::with_capacity(wanted.len());
+        while let Some(Reverse(place)) = ready.pop() {
+            order.push(place);
+            for dependent in &dependents[place] {
+                waits[*dependent] -= 1;
+                if waits[*dependent] == 0 {
+                    ready.push(Reverse(*dependent));
                 }
             }
         }
-        if order.len() == self.wanted.len() {
+        if order.len() == wanted.len() {
             return Ok(order);
         }
-        let left: BTreeSet<&ResourceId> = self.wanted.keys().copied().filter(|id| !order.contains(id)).collect();
+        let left: BTreeSet<Place> = wanted.into_iter().filter(|place| waits[*place] > 0).collect();
         Err(self.cycle(&left))
     }
 
     /// Walks needs among resources that cannot be ordered until one comes again: that is a cycle, named in full.
-    fn cycle(&self, left: &BTreeSet<&'a ResourceId>) -> Problem {
-        let mut path: Vec<ResourceId> = left.iter().take(1).map(|id| (*id).clone()).collect();
+    fn cycle(&self, left: &BTreeSet<Place>) -> Problem {
+        let mut path: Vec<Place> = left.iter().take(1).copied().collect();
         while let Some(last) = path.last() {
-            let needs = self.wanted.get(last).map(|wanted| needs_of(wanted)).unwrap_or_default();
-            let Some(next) = needs.into_iter().find(|need| left.contains(need)) else { break };
-            if let Some(start) = path.iter().position(|id| *id == next) {
+            let Some(next) = self.rows[*last].needs.iter().find(|need| left.contains(need)) else { break };
+            if let Some(start) = path.iter().position(|place| place == next) {
                 path.drain(..start);
-                path.push(next);
+                path.push(*next);
                 break;
             }
-            path.push(next);
+            path.push(*next);
         }
-        let names: Vec<String> = path.iter().map(|id| format!("`{id}`")).collect();
-        let place = path.first().map_or_else(String::new, |id| id.to_string());
+        let names: Vec<String> = path.iter().map(|place| format!("`{}`", self.ids[*place])).collect();
+        let place = path.first().map_or_else(String::new, |place| self.ids[*place].to_string());
         Problem::new(
             place,
             format!("resources need one another in a circle: {}", names.join(" needs ")),
@@ -228,19 +292,37 @@ impl<'a> World<'a> {
     }
 }
 
-/// Everything that a wanted resource needs: said, reached through, or referred to.
-pub(super) fn needs_of(wanted: &Wanted) -> BTreeSet<ResourceId> {
-    let mut needs: BTreeSet<ResourceId> = wanted.needs.iter().map(|need| need.on.clone()).collect();
-    needs.extend(wanted.via.iter().map(|host| host.0.clone()));
-    needs.extend(wanted.spec.outputs_needed().into_iter().map(|output| output.resource));
-    needs
+/// Every id that is wanted, recorded, seen, worked on or needed, in order, each once.
+fn every_id(facts: &Facts) -> Vec<&ResourceId> {
+    let mut ids: HashSet<&ResourceId> = HashSet::new();
+    for site in facts.sites.values() {
+        for wanted in site.wanted.iter().filter(|_| facts.purpose == Purpose::Up) {
+            ids.insert(&wanted.id);
+            ids.extend(needs_of(wanted));
+        }
+        for (id, holding) in &site.holdings {
+            ids.insert(id);
+            for recorded in holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)) {
+                ids.extend(recorded_needs(recorded));
+            }
+        }
+        ids.extend(site.observed.iter().map(|(id, _)| id));
+        ids.extend(site.open.values().map(|open| &open.intent.operation.resource));
+    }
+    let mut ids: Vec<&ResourceId> = ids.into_iter().collect();
+    ids.sort_unstable();
+    ids
 }
 
-/// Everything that a recorded resource needs.
-pub(super) fn recorded_needs(recorded: &Recorded) -> BTreeSet<ResourceId> {
-    let mut needs: BTreeSet<ResourceId> = recorded.needs.iter().map(|need| need.on.clone()).collect();
-    needs.extend(recorded.via.iter().map(|host| host.0.clone()));
-    needs
+/// Everything that a wanted resource needs: said, reached through, or referred to. One may come several times.
+pub(super) fn needs_of(wanted: &Wanted) -> impl Iterator<Item = &ResourceId> {
+    let said = wanted.needs.iter().map(|need| &need.on).chain(wanted.via.iter().map(|host| &host.0));
+    said.chain(wanted.spec.outputs_needed().iter().map(|output| &output.resource))
+}
+
+/// Everything that a recorded resource needs. One may come several times.
+pub(super) fn recorded_needs(recorded: &Recorded) -> impl Iterator<Item = &ResourceId> {
+    recorded.needs.iter().map(|need| &need.on).chain(recorded.via.iter().map(|host| &host.0))
 }
 
 /// The reason of a degraded object, if it is one.

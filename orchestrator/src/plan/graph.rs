@@ -3,12 +3,13 @@
 //! Nothing is made before what it needs, nothing is removed before what needs it is gone or has let go. Edges that only
 //! make a change gentler (replicas one after the other, letting go before removal) are left out where they would close a circle.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use textnlp_provider::{FieldChange, Problem, Problems, Recorded, ReplaceOrder, ResourceId, Wanted};
+use textnlp_provider::{FieldChange, Object, Problem, Problems, Recorded, ReplaceOrder, Wanted};
 
-use super::decide::{Decided, Decision, Decisions, is_kept};
-use super::facts::{World, needs_of, recorded_needs};
+use super::decide::{Decided, Decision, Decisions, is_kept, sorted_needs};
+use super::facts::{Place, World};
 use super::{
     Alternative, Blocked, Branch, Call, Decides, FORMAT, Node, Note, OneOf, Plan, Retained, Step, Summary, Which,
 };
@@ -28,7 +29,7 @@ enum Slot {
     Stray(u32),
 }
 
-type Key = (ResourceId, Slot);
+type Key = (Place, Slot);
 
 struct Draft {
     node: Node,
@@ -39,20 +40,20 @@ struct Draft {
 
 struct Graph<'w, 'a> {
     world: &'w World<'a>,
-    decisions: &'w Decisions,
+    decisions: &'w Decisions<'a>,
     drafts: BTreeMap<Key, Draft>,
     refusals: Vec<Problem>,
     retained: Vec<Retained>,
     blocked: Vec<Blocked>,
-    unchanged: Vec<ResourceId>,
+    unchanged: Vec<Place>,
     summary: Summary,
 }
 
-pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions) -> Result<Plan, Problems> {
+pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Result<Plan, Problems> {
     // A new object beside the old one may be impossible: it needs what can only be made when the old one is gone. Then the old
     // one goes first after all.
-    while let Some(id) = Graph::of(world, &decisions).impossible_beside() {
-        match decisions.all.get_mut(&id).map(|decided| &mut decided.what) {
+    while let Some(place) = Graph::of(world, &decisions).impossible_beside() {
+        match decisions.all[place].as_mut().map(|decided| &mut decided.what) {
             Some(Decision::Replace { order, .. } | Decision::Maybe { order, .. }) => *order = ReplaceOrder::DeleteFirst,
             _ => break,
         }
@@ -62,8 +63,9 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions) -> Result<Pl
     let steps = graph.numbered()?;
     let Graph { refusals, retained, blocked, unchanged, summary, .. } = graph;
     let facts = world.facts;
-    let mut warnings = decisions.warnings.clone();
-    for (id, op) in &world.open {
+    let mut warnings = decisions.warnings;
+    for (id, row) in world.ids.iter().zip(&world.rows) {
+        let Some(op) = row.open else { continue };
         let cause = format!("operation {op} was begun and has not ended");
         warnings.push(Problem::warning(id.as_str(), cause, "the next `up` or `down` finishes it first"));
     }
@@ -74,7 +76,7 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions) -> Result<Pl
         lineage: (!facts.is_new).then_some(facts.lineage),
         delete_data: facts.delete_data,
         steps,
-        unchanged,
+        unchanged: unchanged.into_iter().map(|place| world.ids[place].clone()).collect(),
         blocked,
         retained,
         refusals,
@@ -86,7 +88,7 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions) -> Result<Pl
 
 impl<'w, 'a> Graph<'w, 'a> {
     /// The steps, with the edges that must be.
-    fn of(world: &'w World<'a>, decisions: &'w Decisions) -> Self {
+    fn of(world: &'w World<'a>, decisions: &'w Decisions<'a>) -> Self {
         let mut graph = Self {
             world,
             decisions,
@@ -97,8 +99,8 @@ impl<'w, 'a> Graph<'w, 'a> {
             unchanged: Vec::new(),
             summary: Summary::default(),
         };
-        for (id, decided) in &decisions.all {
-            graph.steps_of(id, decided);
+        for (place, decided) in decisions.all.iter().enumerate() {
+            decided.iter().for_each(|decided| graph.steps_of(place, decided));
         }
         graph.wait_for_needs();
         graph.go_after_dependents();
@@ -106,20 +108,22 @@ impl<'w, 'a> Graph<'w, 'a> {
     }
 
     /// The first resource that is to be replaced by a new one beside it and stands in a circle.
-    fn impossible_beside(&self) -> Option<ResourceId> {
-        let stuck = self.stuck();
-        stuck.into_iter().find(|(_, slot)| *slot == Slot::Replaced).map(|(id, _)| id.clone())
+    fn impossible_beside(&self) -> Option<Place> {
+        if !self.drafts.keys().any(|(_, slot)| *slot == Slot::Replaced) {
+            return None;
+        }
+        self.stuck().into_iter().find(|(_, slot)| *slot == Slot::Replaced).map(|(place, _)| place)
     }
 
-    fn steps_of(&mut self, id: &ResourceId, decided: &Decided) {
-        let ready = (id.clone(), Slot::Ready);
+    fn steps_of(&mut self, place: Place, decided: &Decided<'a>) {
+        let ready = (place, Slot::Ready);
         match &decided.what {
             Decision::Same => {
-                self.unchanged.push(id.clone());
+                self.unchanged.push(place);
                 self.summary.unchanged += 1;
             }
-            Decision::Note(note, _) => {
-                self.unchanged.push(id.clone());
+            Decision::Note(note) => {
+                self.unchanged.push(place);
                 self.summary.unchanged += 1;
                 self.add(ready, Node::Note(note.clone()), decided);
             }
@@ -129,54 +133,54 @@ impl<'w, 'a> Graph<'w, 'a> {
             }
             Decision::Update { recorded, seen, stray } => {
                 self.summary.update += 1;
-                let (wanted, recorded, seen) =
-                    (Box::new(wanted(decided)), Box::new(recorded.clone()), Box::new(seen.clone()));
-                self.add(ready, Node::Call(Call::Update { wanted, recorded, seen, stray: *stray }), decided);
+                self.add(ready, Node::Call(update(decided, recorded, seen, *stray)), decided);
             }
             Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray } => {
                 self.summary.replace += 1;
-                self.add((id.clone(), Slot::Gone), Node::Call(delete(recorded, current(*stray))), decided);
-                self.add(ready.clone(), Node::Call(create(decided, false)), decided);
-                self.after(&ready, (id.clone(), Slot::Gone));
+                self.add((place, Slot::Gone), Node::Call(delete(recorded, current(*stray))), decided);
+                self.add(ready, Node::Call(create(decided, false)), decided);
+                self.after(ready, (place, Slot::Gone));
             }
             Decision::Replace { recorded, order: ReplaceOrder::CreateFirst, .. } => {
                 self.summary.replace += 1;
-                self.add(ready.clone(), Node::Call(create(decided, true)), decided);
-                self.add((id.clone(), Slot::Replaced), Node::Call(delete(recorded, Which::Old)), decided);
-                self.after(&(id.clone(), Slot::Replaced), ready);
+                self.add(ready, Node::Call(create(decided, true)), decided);
+                self.add((place, Slot::Replaced), Node::Call(delete(recorded, Which::Old)), decided);
+                self.after((place, Slot::Replaced), ready);
             }
-            Decision::Maybe { .. } => self.maybe(id, decided),
+            Decision::Maybe { .. } => self.maybe(place, decided),
             Decision::Delete { recorded } => {
                 self.summary.delete += 1;
-                self.add((id.clone(), Slot::Gone), Node::Call(delete(recorded, Which::Current)), decided);
+                self.add((place, Slot::Gone), Node::Call(delete(recorded, Which::Current)), decided);
             }
-            Decision::Forget { .. } => self.add((id.clone(), Slot::Gone), Node::Note(Note::Forget), decided),
-            Decision::Retain { recorded } => self.retain(id, recorded, &decided.because, true),
+            Decision::Forget { .. } => self.add((place, Slot::Gone), Node::Note(Note::Forget), decided),
+            Decision::Retain { recorded } => self.retain(place, recorded, &decided.because, true),
             Decision::Leftovers => self.summary.delete += 1,
             Decision::Blocked => {
-                self.blocked.push(Blocked { resource: id.clone(), because: decided.because.clone() });
+                let resource = self.world.ids[place].clone();
+                self.blocked.push(Blocked { resource, because: decided.because.clone() });
             }
             Decision::Refused { problem } => self.refusals.push(problem.clone()),
         }
-        self.leftovers(id, decided);
+        self.leftovers(place, decided);
     }
 
-    fn retain(&mut self, id: &ResourceId, recorded: &Recorded, because: &str, whole: bool) {
+    fn retain(&mut self, place: Place, recorded: &Recorded, because: &str, whole: bool) {
         let holds = is_kept(self.world, recorded, &recorded.site);
         let because = if holds || !whole { "it holds data".to_owned() } else { because.to_owned() };
-        self.retained.push(Retained { resource: id.clone(), kind: recorded.kind.clone(), because });
+        let resource = self.world.ids[place].clone();
+        self.retained.push(Retained { resource, kind: recorded.kind.clone(), because });
     }
 
     /// Objects that were replaced by an earlier run, or that no record mentions.
-    fn leftovers(&mut self, id: &ResourceId, decided: &Decided) {
+    fn leftovers(&mut self, place: Place, decided: &Decided<'a>) {
         if matches!(decided.what, Decision::Blocked | Decision::Refused { .. }) {
             return;
         }
         let old = decided.old.iter().map(|old| (&old.recorded, Which::Old));
         let strays = decided.strays.iter().map(|stray| (stray, Which::Stray));
         for (number, (recorded, which)) in (0..).zip(old.chain(strays)) {
-            if is_kept(self.world, recorded, &decided.site) {
-                self.retain(id, recorded, "", false);
+            if is_kept(self.world, recorded, decided.site) {
+                self.retain(place, recorded, "", false);
                 continue;
             }
             let (slot, because) = match which {
@@ -184,42 +188,36 @@ impl<'w, 'a> Graph<'w, 'a> {
                 _ => (Slot::Stray(number), "it is ours and no record mentions it"),
             };
             let (node, changes, because) = (Node::Call(delete(recorded, which)), Vec::new(), because.to_owned());
-            self.drafts.insert((id.clone(), slot), Draft { node, changes, because, after: BTreeSet::new() });
-            self.after(&(id.clone(), slot), (id.clone(), Slot::Ready));
+            self.drafts.insert((place, slot), Draft { node, changes, because, after: BTreeSet::new() });
         }
     }
 
-    fn maybe(&mut self, id: &ResourceId, decided: &Decided) {
+    fn maybe(&mut self, place: Place, decided: &Decided<'a>) {
         let Decision::Maybe { recorded, seen, order, least, most, stray } = &decided.what else { return };
         match least {
             Branch::Nothing => self.summary.possible += 1,
             Branch::Update => self.summary.update += 1,
             Branch::Replace => self.summary.replace += 1,
         }
-        let wanted = Box::new(wanted(decided));
-        let (recorded, seen) = (Box::new(recorded.clone()), Box::new(seen.clone()));
         let calls = |branch| match branch {
             Branch::Nothing => Vec::new(),
-            Branch::Update => {
-                vec![Call::Update {
-                    wanted: wanted.clone(),
-                    recorded: recorded.clone(),
-                    seen: seen.clone(),
-                    stray: *stray,
-                }]
-            }
+            Branch::Update => vec![update(decided, recorded, seen, *stray)],
             Branch::Replace if *order == ReplaceOrder::CreateFirst => vec![create(decided, true)],
-            Branch::Replace => vec![delete(&recorded, current(*stray)), create(decided, false)],
+            Branch::Replace => vec![delete(recorded, current(*stray)), create(decided, false)],
         };
         let branches = [Branch::Nothing, Branch::Update, Branch::Replace]
             .into_iter()
             .filter(|branch| (least..=most).contains(&branch));
         let alternatives = branches.map(|branch| Alternative { branch, calls: calls(branch) }).collect();
-        let decides = Decides::Difference { wanted: wanted.clone(), recorded: recorded.clone(), seen: seen.clone() };
-        let ready = (id.clone(), Slot::Ready);
-        self.add(ready.clone(), Node::OneOf(OneOf { decides, alternatives }), decided);
+        let decides = Decides::Difference {
+            wanted: Box::new(wanted(decided)),
+            recorded: Box::new(recorded.as_ref().clone()),
+            seen: Box::new((*seen).clone()),
+        };
+        let ready = (place, Slot::Ready);
+        self.add(ready, Node::OneOf(OneOf { decides, alternatives }), decided);
         if *most == Branch::Replace && *order == ReplaceOrder::CreateFirst {
-            let replace = Alternative { branch: Branch::Replace, calls: vec![delete(&recorded, Which::Old)] };
+            let replace = Alternative { branch: Branch::Replace, calls: vec![delete(recorded, Which::Old)] };
             let alternatives = [*least, Branch::Update]
                 .into_iter()
                 .filter(|branch| *branch < Branch::Replace)
@@ -229,103 +227,77 @@ impl<'w, 'a> Graph<'w, 'a> {
             alternatives.push(replace);
             // The number of the deciding step is filled in when steps are numbered.
             let node = Node::OneOf(OneOf { decides: Decides::As(u32::MAX), alternatives });
-            self.add((id.clone(), Slot::Replaced), node, decided);
-            self.after(&(id.clone(), Slot::Replaced), ready);
+            self.add((place, Slot::Replaced), node, decided);
+            self.after((place, Slot::Replaced), ready);
         }
     }
 
-    fn add(&mut self, key: Key, node: Node, decided: &Decided) {
+    fn add(&mut self, key: Key, node: Node, decided: &Decided<'a>) {
         let main = key.1 == Slot::Ready;
         let changes = if main { decided.changes.clone() } else { Vec::new() };
         self.drafts.insert(key, Draft { node, changes, because: decided.because.clone(), after: BTreeSet::new() });
     }
 
     /// `key` waits for `before`, if both are there.
-    fn after(&mut self, key: &Key, before: Key) {
-        if *key != before
+    fn after(&mut self, key: Key, before: Key) {
+        if key != before
             && self.drafts.contains_key(&before)
-            && let Some(draft) = self.drafts.get_mut(key)
+            && let Some(draft) = self.drafts.get_mut(&key)
         {
             draft.after.insert(before);
         }
     }
 
     fn wait_for_needs(&mut self) {
-        for wanted in self.world.wanted.values() {
-            for need in needs_of(wanted) {
-                self.after(&(wanted.id.clone(), Slot::Ready), (need, Slot::Ready));
+        let world = self.world;
+        for (place, row) in world.rows.iter().enumerate().filter(|(_, row)| row.wanted.is_some()) {
+            for need in &row.needs {
+                self.after((place, Slot::Ready), (*need, Slot::Ready));
             }
         }
     }
 
     /// What is removed goes after everything that was in it or used it.
     fn go_after_dependents(&mut self) {
-        let mut users: BTreeMap<ResourceId, BTreeSet<ResourceId>> = BTreeMap::new();
-        for (id, (_, holding)) in &self.world.holdings {
+        let going: Vec<Key> = self.drafts.keys().filter(|(_, slot)| *slot != Slot::Ready).copied().collect();
+        if going.is_empty() {
+            return;
+        }
+        let mut users: Vec<BTreeSet<Place>> = vec![BTreeSet::new(); self.world.rows.len()];
+        for (place, row) in self.world.rows.iter().enumerate() {
+            let Some((_, holding)) = row.holding else { continue };
             for recorded in holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)) {
-                for need in recorded_needs(recorded) {
-                    users.entry(need).or_default().insert((*id).clone());
+                for need in self.world.recorded_needs(recorded) {
+                    users[need].insert(place);
                 }
             }
         }
-        let going: Vec<Key> = self.drafts.keys().filter(|(_, slot)| *slot != Slot::Ready).cloned().collect();
-        for key in &going {
-            for user in users.get(&key.0).into_iter().flatten() {
-                let olds = self.world.holdings.get(user).map_or(0, |(_, holding)| holding.old.len() as u32);
-                let gone = [(user.clone(), Slot::Gone), (user.clone(), Slot::Replaced)];
-                for before in gone.into_iter().chain((0..olds).map(|number| (user.clone(), Slot::Old(number)))) {
+        for key in going {
+            for user in &users[key.0] {
+                let gone = [(*user, Slot::Gone), (*user, Slot::Replaced)];
+                for before in gone.into_iter().chain((0..self.olds(*user)).map(|number| (*user, Slot::Old(number)))) {
                     self.after(key, before);
                 }
             }
         }
     }
 
+    /// How many replaced objects of a resource are recorded.
+    fn olds(&self, place: Place) -> u32 {
+        self.world.rows[place].holding.map_or(0, |(_, holding)| holding.old.len() as u32)
+    }
+
     fn gentle_edges(&mut self) {
-        let mut wishes: Vec<(Key, Key)> = Vec::new();
-        // Whoever uses a resource and goes on using it has moved to the new object before the old one goes.
-        for wanted in self.world.wanted.values().filter(|wanted| self.world.holdings.contains_key(&wanted.id)) {
-            for need in needs_of(wanted) {
-                let olds = self.world.holdings.get(&need).map_or(0, |(_, holding)| holding.old.len() as u32);
-                for slot in std::iter::once(Slot::Replaced).chain((0..olds).map(Slot::Old)) {
-                    wishes.push(((need.clone(), slot), (wanted.id.clone(), Slot::Ready)));
-                }
-            }
-        }
-        // Whoever used a resource that goes for good lets go of it first.
-        for (id, decided) in &self.decisions.all {
-            if let Decision::Delete { .. } = decided.what {
-                for (user, (_, holding)) in &self.world.holdings {
-                    let used = holding.current.as_ref().is_some_and(|recorded| recorded_needs(recorded).contains(id));
-                    if used && self.drafts.contains_key(&((*user).clone(), Slot::Ready)) {
-                        wishes.push(((id.clone(), Slot::Gone), ((*user).clone(), Slot::Ready)));
-                    }
-                }
-            }
-        }
-        // Replicas change one after the other.
-        let mut groups: BTreeMap<(String, String, String), Vec<&ResourceId>> = BTreeMap::new();
-        for (id, decided) in &self.decisions.all {
-            let changes =
-                matches!(decided.what, Decision::Update { .. } | Decision::Replace { .. } | Decision::Maybe { .. });
-            let Some(wanted) = decided.wanted.as_ref().filter(|_| changes) else { continue };
-            let site = self.world.facts.sites.get_key_value(&wanted.site).map(|(site, _)| site);
-            if site.and_then(|site| self.world.kind(site, &wanted.kind)).is_some_and(|kind| kind.one_by_one) {
-                let group = (id.site().to_owned(), id.component().to_owned(), wanted.kind.to_string());
-                groups.entry(group).or_default().push(id);
-            }
-        }
-        for pair in groups.values().flat_map(|group| group.windows(2)) {
-            let (first, next) = (pair[0].clone(), pair[1].clone());
-            let gone = (next.clone(), Slot::Gone);
-            let begins = if self.drafts.contains_key(&gone) { gone } else { (next, Slot::Ready) };
-            wishes.push((begins, (first, Slot::Ready)));
-        }
+        let mut wishes = self.leftovers_go_last();
+        wishes.extend(self.moves_before_old_goes());
+        wishes.extend(self.lets_go_first());
+        wishes.extend(self.one_by_one());
         wishes.retain(|(key, before)| self.drafts.contains_key(key) && self.drafts.contains_key(before));
         wishes.retain(|(key, before)| self.drafts.get(key).is_some_and(|draft| !draft.after.contains(before)));
         for (key, before) in &wishes {
-            self.after(key, before.clone());
+            self.after(*key, *before);
         }
-        if self.stuck().is_empty() {
+        if wishes.is_empty() || self.stuck().is_empty() {
             return;
         }
         // One wish contradicts another: each is granted only as far as it fits those before it.
@@ -335,30 +307,85 @@ impl<'w, 'a> Graph<'w, 'a> {
             }
         }
         for (key, before) in wishes {
-            if !self.leads_to(&before, &key) {
-                self.after(&key, before);
+            if !self.leads_to(before, key) {
+                self.after(key, before);
             }
         }
     }
 
-    /// The steps that stand in a circle or wait for one.
-    fn stuck(&self) -> BTreeSet<&Key> {
-        let mut waits: BTreeMap<&Key, usize> =
-            self.drafts.iter().map(|(key, draft)| (key, draft.after.len())).collect();
-        let mut dependents: BTreeMap<&Key, Vec<&Key>> = BTreeMap::new();
-        for (key, draft) in &self.drafts {
-            for before in &draft.after {
-                dependents.entry(before).or_default().push(key);
+    /// What an earlier run replaced, or nobody recorded, goes when the resource is ready. It is only a wish: an old object may use what
+    /// must go before the new one can be made.
+    fn leftovers_go_last(&self) -> Vec<(Key, Key)> {
+        let leftovers = self.drafts.keys().filter(|(_, slot)| matches!(slot, Slot::Old(_) | Slot::Stray(_)));
+        leftovers.map(|key| (*key, (key.0, Slot::Ready))).collect()
+    }
+
+    /// Whoever uses a resource and goes on using it has moved to the new object before the old one goes.
+    fn moves_before_old_goes(&self) -> Vec<(Key, Key)> {
+        let mut wishes = Vec::new();
+        let stays = |row: &super::facts::Row<'_>| row.wanted.is_some() && row.holding.is_some();
+        for (place, row) in self.world.rows.iter().enumerate().filter(|(_, row)| stays(row)) {
+            for need in &row.needs {
+                let slots = std::iter::once(Slot::Replaced).chain((0..self.olds(*need)).map(Slot::Old));
+                wishes.extend(slots.map(|slot| ((*need, slot), (place, Slot::Ready))));
             }
         }
-        let mut ready: Vec<&Key> = waits.iter().filter(|(_, count)| **count == 0).map(|(key, _)| *key).collect();
+        wishes
+    }
+
+    /// Whoever used a resource that goes for good lets go of it first.
+    fn lets_go_first(&self) -> Vec<(Key, Key)> {
+        let goes = |decided: &Option<Decided<'a>>| {
+            decided.as_ref().is_some_and(|decided| matches!(decided.what, Decision::Delete { .. }))
+        };
+        if !self.decisions.all.iter().any(goes) {
+            return Vec::new();
+        }
+        let mut wishes = Vec::new();
+        for (user, row) in self.world.rows.iter().enumerate() {
+            let Some(recorded) = row.holding.and_then(|(_, holding)| holding.current.as_ref()) else { continue };
+            if self.drafts.contains_key(&(user, Slot::Ready)) {
+                let gone =
+                    self.world.recorded_needs(recorded).into_iter().filter(|need| goes(&self.decisions.all[*need]));
+                wishes.extend(gone.map(|need| ((need, Slot::Gone), (user, Slot::Ready))));
+            }
+        }
+        wishes.sort_unstable();
+        wishes
+    }
+
+    /// Replicas change one after the other.
+    fn one_by_one(&self) -> Vec<(Key, Key)> {
+        let mut groups: BTreeMap<(&str, &str, &str), Vec<Place>> = BTreeMap::new();
+        for (place, decided) in self.decisions.all.iter().enumerate() {
+            let Some(Decided { what, wanted: Some(wanted), .. }) = decided else { continue };
+            let changes = matches!(what, Decision::Update { .. } | Decision::Replace { .. } | Decision::Maybe { .. });
+            if changes && self.world.kind_of(wanted).is_some_and(|kind| kind.one_by_one) {
+                let id = self.world.ids[place];
+                groups.entry((id.site(), id.component(), wanted.kind.as_str())).or_default().push(place);
+            }
+        }
+        let begins = |place: Place| {
+            let gone = (place, Slot::Gone);
+            if self.drafts.contains_key(&gone) { gone } else { (place, Slot::Ready) }
+        };
+        let pairs = groups.values().flat_map(|group| group.windows(2));
+        pairs.map(|pair| (begins(pair[1]), (pair[0], Slot::Ready))).collect()
+    }
+
+    /// The steps that stand in a circle or wait for one.
+    fn stuck(&self) -> BTreeSet<Key> {
+        let mut waits: BTreeMap<Key, usize> =
+            self.drafts.iter().map(|(key, draft)| (*key, draft.after.len())).collect();
+        let dependents = self.dependents();
+        let mut ready: Vec<Key> = waits.iter().filter(|(_, count)| **count == 0).map(|(key, _)| *key).collect();
         while let Some(key) = ready.pop() {
-            waits.remove(key);
-            for dependent in dependents.get(key).into_iter().flatten() {
+            waits.remove(&key);
+            for dependent in dependents.get(&key).into_iter().flatten() {
                 if let Some(left) = waits.get_mut(dependent) {
                     *left -= 1;
                     if *left == 0 {
-                        ready.push(dependent);
+                        ready.push(*dependent);
                     }
                 }
             }
@@ -366,8 +393,18 @@ impl<'w, 'a> Graph<'w, 'a> {
         waits.into_keys().collect()
     }
 
+    fn dependents(&self) -> BTreeMap<Key, Vec<Key>> {
+        let mut dependents: BTreeMap<Key, Vec<Key>> = BTreeMap::new();
+        for (key, draft) in &self.drafts {
+            for before in &draft.after {
+                dependents.entry(*before).or_default().push(*key);
+            }
+        }
+        dependents
+    }
+
     /// Whether `from` waits, directly or not, for `to`.
-    fn leads_to(&self, from: &Key, to: &Key) -> bool {
+    fn leads_to(&self, from: Key, to: Key) -> bool {
         let mut seen = BTreeSet::new();
         let mut todo = vec![from];
         while let Some(key) = todo.pop() {
@@ -375,7 +412,7 @@ impl<'w, 'a> Graph<'w, 'a> {
                 return true;
             }
             if seen.insert(key) {
-                todo.extend(self.drafts.get(key).into_iter().flat_map(|draft| &draft.after));
+                todo.extend(self.drafts.get(&key).into_iter().flat_map(|draft| &draft.after));
             }
         }
         false
@@ -383,64 +420,55 @@ impl<'w, 'a> Graph<'w, 'a> {
 
     /// Numbers the steps in an order in which they could run one by one.
     fn numbered(&mut self) -> Result<Vec<Step>, Problems> {
-        let mut waits: BTreeMap<Key, usize> =
-            self.drafts.iter().map(|(key, draft)| (key.clone(), draft.after.len())).collect();
-        let mut dependents: BTreeMap<Key, Vec<Key>> = BTreeMap::new();
-        for (key, draft) in &self.drafts {
-            for before in &draft.after {
-                dependents.entry(before.clone()).or_default().push(key.clone());
-            }
-        }
-        let mut ready: BTreeSet<Key> =
-            waits.iter().filter(|(_, count)| **count == 0).map(|(key, _)| key.clone()).collect();
-        let mut numbers: BTreeMap<Key, u32> = BTreeMap::new();
-        let mut steps = Vec::with_capacity(self.drafts.len());
-        while let Some(key) = ready.pop_first() {
-            for dependent in dependents.get(&key).into_iter().flatten() {
-                if let Some(left) = waits.get_mut(dependent) {
-                    *left -= 1;
-                    if *left == 0 {
-                        ready.insert(dependent.clone());
-                    }
+        let dependents = self.dependents();
+        // What is there once is taken out, so that no step is copied.
+        let keys: Vec<Key> = self.drafts.keys().copied().collect();
+        let at = |key: &Key| keys.binary_search(key).ok();
+        let mut waits: Vec<usize> = self.drafts.values().map(|draft| draft.after.len()).collect();
+        let mut drafts: Vec<Option<Draft>> = std::mem::take(&mut self.drafts).into_values().map(Some).collect();
+        let mut ready: BinaryHeap<Reverse<usize>> =
+            (0..keys.len()).filter(|nth| waits[*nth] == 0).map(Reverse).collect();
+        let mut numbers: Vec<Option<u32>> = vec![None; keys.len()];
+        let mut steps = Vec::with_capacity(keys.len());
+        while let Some(Reverse(nth)) = ready.pop() {
+            let key = keys[nth];
+            for dependent in dependents.get(&key).into_iter().flatten().filter_map(at) {
+                waits[dependent] -= 1;
+                if waits[dependent] == 0 {
+                    ready.push(Reverse(dependent));
                 }
             }
             let id = steps.len() as u32;
-            let Some(draft) = self.drafts.remove(&key) else { continue };
-            let mut after: Vec<u32> = draft.after.iter().filter_map(|before| numbers.get(before).copied()).collect();
+            let Some(draft) = drafts[nth].take() else { continue };
+            let number = |key: &Key| numbers[at(key)?];
+            let mut after: Vec<u32> = draft.after.iter().filter_map(number).collect();
             after.sort_unstable();
             let mut node = draft.node;
             if let Node::OneOf(OneOf { decides: Decides::As(step), .. }) = &mut node {
-                *step = numbers.get(&(key.0.clone(), Slot::Ready)).copied().unwrap_or(u32::MAX);
+                *step = number(&(key.0, Slot::Ready)).unwrap_or(u32::MAX);
             }
-            numbers.insert(key.clone(), id);
-            let decided = &self.decisions.all[&key.0];
+            numbers[nth] = Some(id);
+            let decided = self.decisions.all[key.0].as_ref().expect("a step comes of a decision");
             let kind = match &node {
                 Node::Call(Call::Delete { recorded, .. }) => recorded.kind.clone(),
                 _ => kind_of(decided),
             };
-            let site = decided.site.clone();
-            steps.push(Step {
-                id,
-                resource: key.0,
-                kind,
-                site,
-                node,
-                after,
-                changes: draft.changes,
-                because: draft.because,
-            });
+            let (resource, site) = (self.world.ids[key.0].clone(), decided.site.clone());
+            let (changes, because) = (draft.changes, draft.because);
+            steps.push(Step { id, resource, kind, site, node, after, changes, because });
         }
-        if self.drafts.is_empty() {
+        if steps.len() == keys.len() {
             return Ok(steps);
         }
-        let names: BTreeSet<String> = self.drafts.keys().map(|(id, _)| format!("`{id}`")).collect();
+        let left = keys.iter().zip(&drafts).filter(|(_, draft)| draft.is_some());
+        let names: BTreeSet<String> = left.map(|((place, _), _)| format!("`{}`", self.world.ids[*place])).collect();
         let cause =
             format!("removals wait for one another in a circle: {}", names.into_iter().collect::<Vec<_>>().join(", "));
         Err(Problems(vec![Problem::new("plan", cause, "remove one of them by itself first")]))
     }
 }
 
-fn kind_of(decided: &Decided) -> textnlp_provider::KindName {
+fn kind_of(decided: &Decided<'_>) -> textnlp_provider::KindName {
     match (&decided.wanted, &decided.what) {
         (Some(wanted), _) => wanted.kind.clone(),
         (None, Decision::Delete { recorded } | Decision::Forget { recorded } | Decision::Retain { recorded }) => {
@@ -453,12 +481,28 @@ fn kind_of(decided: &Decided) -> textnlp_provider::KindName {
     }
 }
 
-fn wanted(decided: &Decided) -> Wanted {
-    decided.wanted.clone().expect("only wanted resources are made or changed")
+/// What is wanted, with the outputs filled in that are known now, and all its needs said.
+fn wanted(decided: &Decided<'_>) -> Wanted {
+    let wanted = decided.wanted.expect("only wanted resources are made or changed");
+    Wanted {
+        id: wanted.id.clone(),
+        kind: wanted.kind.clone(),
+        site: wanted.site.clone(),
+        via: wanted.via.clone(),
+        spec: decided.spec.clone(),
+        needs: sorted_needs(wanted),
+        ownership: wanted.ownership.clone(),
+        protected: wanted.protected,
+    }
 }
 
-fn create(decided: &Decided, beside: bool) -> Call {
+fn create(decided: &Decided<'_>, beside: bool) -> Call {
     Call::Create { wanted: Box::new(wanted(decided)), beside }
+}
+
+fn update(decided: &Decided<'_>, recorded: &Recorded, seen: &Object, stray: bool) -> Call {
+    let recorded = Box::new(recorded.clone());
+    Call::Update { wanted: Box::new(wanted(decided)), recorded, seen: Box::new(seen.clone()), stray }
 }
 
 fn delete(recorded: &Recorded, which: Which) -> Call {

@@ -1,62 +1,56 @@
 //! What nobody wants any more: removed, forgotten, or kept because of the data in it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use textnlp_provider::{Ownership, Recorded, ResourceId};
+use textnlp_provider::{Ownership, Recorded, Spec};
 
 use super::decide::{Decided, Deciding, Decision, is_kept, record_of};
-use super::facts::recorded_needs;
+use super::facts::Place;
 
-impl Deciding<'_, '_> {
+impl<'a> Deciding<'_, 'a> {
     /// Everything that is recorded or seen and not wanted.
     pub(super) fn unwanted(&mut self) {
-        let mut ids: BTreeSet<ResourceId> = self.world.holdings.keys().map(|id| (*id).clone()).collect();
-        ids.extend(self.world.observed.keys().map(|id| (*id).clone()));
-        ids.retain(|id| !self.world.wanted.contains_key(id));
+        let world = self.world;
+        let left: Vec<Place> = (0..world.rows.len()).filter(|place| world.rows[*place].wanted.is_none()).collect();
         // Hosts come before what is reached through them, as far as records tell.
-        let hosts: BTreeSet<ResourceId> = self
-            .world
-            .holdings
-            .values()
-            .filter_map(|(_, holding)| holding.current.as_ref()?.via.clone())
-            .map(|host| host.0)
-            .collect();
-        let (first, then): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| hosts.contains(id));
-        for id in first.into_iter().chain(then) {
-            if let Some(decided) = self.unwanted_one(&id) {
-                self.all.insert(id, decided);
-            }
+        let mut hosts = vec![false; world.rows.len()];
+        for row in &world.rows {
+            let host = row.holding.and_then(|(_, holding)| holding.current.as_ref()?.via.as_ref());
+            host.and_then(|host| world.place(&host.0)).into_iter().for_each(|host| hosts[host] = true);
+        }
+        let (first, then): (Vec<_>, Vec<_>) = left.into_iter().partition(|place| hosts[*place]);
+        for place in first.into_iter().chain(then) {
+            self.all[place] = self.unwanted_one(place);
         }
         self.keep_what_is_needed();
     }
 
-    fn unwanted_one(&self, id: &ResourceId) -> Option<Decided> {
-        let holding = self.world.holdings.get(id);
-        let site = holding.map(|(site, _)| *site).or(self.world.observed.get(id).map(|(site, _)| *site))?.clone();
-        let current = holding.and_then(|(_, holding)| holding.current.clone());
+    fn unwanted_one(&self, place: Place) -> Option<Decided<'a>> {
+        let row = &self.world.rows[place];
+        let site = row.holding.map(|(site, _)| site).or(row.observed.as_ref().map(|(site, _)| *site))?;
+        let current = row.holding.and_then(|(_, holding)| holding.current.as_ref());
         let mut decided = Decided {
             what: Decision::Leftovers,
             wanted: None,
-            site: site.clone(),
+            spec: Spec::default(),
+            site,
             changes: Vec::new(),
             because: "it is not wanted any more".to_owned(),
-            old: holding.map(|(_, holding)| holding.old.clone()).unwrap_or_default(),
+            old: row.holding.map_or(&[], |(_, holding)| &holding.old),
             strays: Vec::new(),
         };
-        if let Some(Recorded { ownership: Ownership::External(_), .. }) = &current {
-            decided.what = Decision::Forget { recorded: current? };
+        if let Some(recorded @ Recorded { ownership: Ownership::External(_), .. }) = current {
+            decided.what = Decision::Forget { recorded };
             return Some(decided);
         }
         // What was reached through a host that is gone went with it.
-        let host = current.as_ref().and_then(|current| current.via.as_ref()).and_then(|host| self.all.get(&host.0));
-        if let (Some(Decision::Forget { .. } | Decision::Create), Some(recorded)) =
-            (host.map(|host| &host.what), &current)
-        {
+        let host = current.and_then(|current| current.via.as_ref()).and_then(|host| self.decision(&host.0));
+        if let (Some(Decision::Forget { .. } | Decision::Create), Some(recorded)) = (host, current) {
             decided.because = "it went with its host".to_owned();
-            decided.what = Decision::Forget { recorded: recorded.clone() };
+            decided.what = Decision::Forget { recorded };
             return Some(decided);
         }
-        let sight = match self.sight(id, current.as_ref()) {
+        let sight = match self.sight(place, current) {
             Ok(sight) => sight,
             Err(because) => {
                 (decided.what, decided.because) = (Decision::Blocked, because);
@@ -65,21 +59,15 @@ impl Deciding<'_, '_> {
         };
         for object in sight.strays {
             if object.lineage == Some(self.world.facts.lineage) {
-                let schema = self
-                    .world
-                    .kind(self.world.facts.sites.get_key_value(&site)?.0, &object.kind)
-                    .map_or(1, |kind| kind.schema);
-                decided.strays.push(record_of(id, site.clone(), None, schema, &object));
+                let schema = self.world.kind(site, &object.kind).map_or(1, |kind| kind.schema);
+                decided.strays.push(record_of(self.world.ids[place], site.clone(), None, schema, object));
             }
         }
         match (current, sight.seen) {
-            (Some(recorded), Some(_)) => {
-                decided.what = if is_kept(self.world, &recorded, &site) {
-                    Decision::Retain { recorded }
-                } else {
-                    Decision::Delete { recorded }
-                };
+            (Some(recorded), Some(_)) if is_kept(self.world, recorded, site) => {
+                decided.what = Decision::Retain { recorded };
             }
+            (Some(recorded), Some(_)) => decided.what = Decision::Delete { recorded },
             (Some(recorded), None) => {
                 decided.because = "it is gone".to_owned();
                 decided.what = Decision::Forget { recorded };
@@ -92,36 +80,36 @@ impl Deciding<'_, '_> {
 
     /// What a kept or unseen resource needs is kept too.
     fn keep_what_is_needed(&mut self) {
-        let mut reasons: Vec<(ResourceId, ResourceId)> = Vec::new();
-        let mut todo: Vec<ResourceId> = self
-            .all
-            .iter()
-            .filter(|(_, decided)| {
-                matches!(decided.what, Decision::Retain { .. } | Decision::Blocked | Decision::Refused { .. })
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        while let Some(id) = todo.pop() {
-            let Some(recorded) = self.world.holdings.get(&id).and_then(|(_, holding)| holding.current.as_ref()) else {
-                continue;
-            };
-            for need in recorded_needs(recorded) {
-                if matches!(self.all.get(&need).map(|decided| &decided.what), Some(Decision::Delete { .. }))
-                    && !reasons.iter().any(|(kept, _)| *kept == need)
-                {
-                    reasons.push((need.clone(), id.clone()));
+        let mut reasons: BTreeMap<Place, Place> = BTreeMap::new();
+        let is_kept = |decided: &Decided<'a>| {
+            matches!(decided.what, Decision::Retain { .. } | Decision::Blocked | Decision::Refused { .. })
+        };
+        let mut todo: Vec<Place> =
+            (0..self.all.len()).filter(|place| self.all[*place].as_ref().is_some_and(is_kept)).collect();
+        while let Some(place) = todo.pop() {
+            let holding = self.world.rows[place].holding;
+            let Some(recorded) = holding.and_then(|(_, holding)| holding.current.as_ref()) else { continue };
+            for need in self.world.recorded_needs(recorded) {
+                let goes = matches!(&self.all[need], Some(Decided { what: Decision::Delete { .. }, .. }));
+                if goes && !reasons.contains_key(&need) {
+                    reasons.insert(need, place);
                     todo.push(need);
                 }
             }
         }
-        for (need, by) in reasons {
-            let kept_for_data = matches!(self.all.get(&by).map(|by| &by.what), Some(Decision::Retain { .. }));
-            if let Some(decided) = self.all.get_mut(&need)
-                && let Decision::Delete { recorded } = &decided.what
+        for (need, by) in &reasons {
+            // Whatever keeps it may itself be kept by another, up to the one that holds data or cannot be seen.
+            let mut first = *by;
+            while let Some(next) = reasons.get(&first) {
+                first = *next;
+            }
+            let for_data = matches!(&self.all[first], Some(Decided { what: Decision::Retain { .. }, .. }));
+            let because = format!("`{}` needs it", self.world.ids[*by]);
+            if let Some(decided) = &mut self.all[*need]
+                && let Decision::Delete { recorded } = decided.what
             {
-                decided.because = format!("`{by}` needs it");
-                decided.what =
-                    if kept_for_data { Decision::Retain { recorded: recorded.clone() } } else { Decision::Blocked };
+                decided.because = because;
+                decided.what = if for_data { Decision::Retain { recorded } } else { Decision::Blocked };
             }
         }
     }

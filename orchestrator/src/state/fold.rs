@@ -54,6 +54,8 @@ impl Intent {
 pub struct Holding {
     /// The one that others use.
     pub current: Option<Recorded>,
+    /// The SHA-256 of its record, which names it in the journal.
+    pub sha256: Option<String>,
     /// Replaced ones that are still to be removed.
     pub old: Vec<Old>,
     /// When the current one was last made or changed.
@@ -92,7 +94,7 @@ pub struct Open {
 }
 
 /// The sum of a journal's records, with bodies by name.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Fold {
     pub(super) slots: BTreeMap<ResourceId, Slots>,
     pub(super) open: BTreeMap<OperationId, OpenRef>,
@@ -100,7 +102,7 @@ pub(super) struct Fold {
     pub(super) next: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Slots {
     pub(super) current: Option<BodyRef>,
     pub(super) old: Vec<BodyRef>,
@@ -108,7 +110,7 @@ pub(super) struct Slots {
     pub(super) by: Option<OperationId>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct OpenRef {
     pub(super) verb: Verb,
     pub(super) resource: ResourceId,

@@ -169,11 +169,21 @@ impl Store for Folder {
     }
 
     async fn body(&self, site: &SiteName, body: &BodyRef) -> Result<Vec<u8>, StateError> {
+        self.bodies(site, std::slice::from_ref(body)).await.map(|mut all| all.remove(0))
+    }
+
+    async fn bodies(&self, site: &SiteName, bodies: &[BodyRef]) -> Result<Vec<Vec<u8>>, StateError> {
+        if bodies.is_empty() {
+            return Ok(Vec::new());
+        }
         let path = self.site(site).join("bodies");
         let fail = |error| StateError::Io(Io::new("read", path.as_str(), error));
-        let mut bytes = vec![0; body.len as usize];
-        File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, body.at)).map_err(fail)?;
-        Ok(bytes)
+        let file = File::open(&path).map_err(fail)?;
+        let read = |body: &BodyRef| {
+            let mut bytes = vec![0; body.len as usize];
+            file.read_exact_at(&mut bytes, body.at).map(|()| bytes)
+        };
+        bodies.iter().map(read).collect::<io::Result<_>>().map_err(fail)
     }
 
     async fn bodies_len(&self, site: &SiteName) -> Result<u64, StateError> {

@@ -51,6 +51,20 @@ impl MemoryStore {
         self.disk().logs.insert(site.clone(), bytes);
     }
 
+    /// Puts other bytes in the place of a small document; `None` takes it away.
+    pub fn set_raw_document(&self, name: &str, bytes: Option<Vec<u8>>) {
+        let documents = &mut self.disk().documents;
+        match bytes {
+            Some(bytes) => drop(documents.insert(name.to_owned(), bytes)),
+            None => drop(documents.remove(name)),
+        }
+    }
+
+    /// A small document, as it is on the disk.
+    pub fn raw_document(&self, name: &str) -> Option<Vec<u8>> {
+        self.disk().documents.get(name).cloned()
+    }
+
     fn disk(&self) -> MutexGuard<'_, Disk> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,8 +2,8 @@
 //!
 //! [`State::load`] reads without a lock. [`State::lock`] takes the lock, mends what a power cut tore, and gives a
 //! [`Locked`], the only thing that writes. Begin is durable before a call is made, end before anything depends on it;
-//! [`Locked::commit`] returns when both file and folder are. Snapshots do not exist yet: what a journal adds up to is read
-//! from it each time. `head.json` beside a log remembers how far it went, so that a log that lost its end is noticed.
+//! [`Locked::commit`] returns when both file and folder are. `head.json` beside a log remembers how far it went, so that a log that
+//! lost its end is noticed; `snapshot.json` what it added up to, so that a long one is not taken apart again.
 
 mod error;
 mod fold;
@@ -11,6 +11,7 @@ mod folder;
 mod lineage;
 mod memory;
 mod record;
+mod snapshot;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ pub use store::{Batch, Holder, Lock, Store};
 
 use fold::{Fold, Unfit};
 pub(crate) use record::cut;
+use snapshot::Snapshot;
 
 const LINEAGE: &str = "lineage.json";
 
@@ -70,6 +72,8 @@ struct Journal {
     /// The bodies at hand, by their SHA-256; those that no record names any more are let go from time to time.
     bodies: BTreeMap<String, (BodyRef, Vec<u8>)>,
     torn: Option<Torn>,
+    /// The record up to which there is a snapshot.
+    snapshot: u64,
 }
 
 impl State {
@@ -171,8 +175,9 @@ impl State {
             for body in &slots.old {
                 old.push(Old { sha256: body.sha256.clone(), recorded: journal.body(site, body)? });
             }
+            let sha256 = slots.current.as_ref().map(|body| body.sha256.clone());
             let (since, by) = (slots.since, slots.by);
-            holdings.insert(resource.clone(), Holding { current, old, since, by });
+            holdings.insert(resource.clone(), Holding { current, sha256, old, since, by });
         }
         Ok(holdings)
     }
@@ -330,6 +335,10 @@ impl Locked {
             let Some(journal) = self.state.journals.get(site) else { continue };
             let bytes = serde_json::to_vec(&journal.head).expect("a head is plain data");
             self.state.store.replace(&self.lock, &head_name(site), &bytes).await?;
+            if journal.head.n >= journal.snapshot + snapshot::EVERY {
+                let bytes = Snapshot::write(&journal.head, &journal.fold);
+                self.state.store.replace(&self.lock, &snapshot_name(site), &bytes).await?;
+            }
         }
         Ok(self.state)
     }
@@ -441,18 +450,30 @@ fn read_lineage(place: &str, bytes: &[u8]) -> Result<LineageFile, StateError> {
 
 async fn read_journal(store: &dyn Store, site: &SiteName) -> Result<Journal, StateError> {
     let bytes = store.log(site).await?;
-    let log = record::read(&bytes).map_err(|damage| StateError::Damaged { site: site.clone(), damage })?;
+    let snapshot = store.document(&snapshot_name(site)).await?.and_then(|bytes| Snapshot::read(&bytes));
+    let read =
+        |early| record::read_after(&bytes, early).map_err(|damage| StateError::Damaged { site: site.clone(), damage });
+    let mut log = read(snapshot.as_ref().map_or(0, |snapshot| snapshot.head.n))?;
+    let mut journal = Journal::default();
+    match snapshot {
+        Some(snapshot) if snapshot.is_of(&log) => {
+            (journal.snapshot, journal.fold) = (snapshot.head.n, snapshot.fold);
+        }
+        Some(_) => log = read(0)?,
+        None => {}
+    }
     if let Some(bytes) = store.document(&head_name(site)).await? {
         check_head(store, site, &log, &bytes)?;
     }
-    let mut journal = Journal { head: log.head, torn: log.torn, ..Journal::default() };
     for record::Line { record, offset, .. } in &log.records {
         journal.fold.apply(record).map_err(|unfit| unfit_error(site, record.n, *offset, unfit))?;
     }
+    (journal.head, journal.torn) = (log.head, log.torn);
     journal.bodies_len = store.bodies_len(site).await?;
     let needed: Vec<BodyRef> = journal.fold.needed().cloned().collect();
-    for body in needed {
-        let bytes = read_body(store, site, &body).await?;
+    let bodies = store.bodies(site, &needed).await?;
+    for (body, bytes) in needed.into_iter().zip(bodies) {
+        check_body(site, &body, &bytes)?;
         journal.bodies.insert(body.sha256.clone(), (body, bytes));
     }
     Ok(journal)
@@ -471,8 +492,7 @@ fn check_head(store: &dyn Store, site: &SiteName, log: &record::Log, bytes: &[u8
     if known.n > log.head.n {
         return damage(format!("it is missing, and so is everything up to record {}", known.n));
     }
-    let there = log.records.iter().find(|line| line.record.n == known.n).map(|line| line.sum.as_str());
-    if known.n > 0 && there != Some(known.sum.as_str()) {
+    if known.n > 0 && log.sum(known.n) != Some(known.sum.as_str()) {
         return damage(format!("record {} is not the one that an earlier run wrote", known.n));
     }
     Ok(())
@@ -480,11 +500,16 @@ fn check_head(store: &dyn Store, site: &SiteName, log: &record::Log, bytes: &[u8
 
 async fn read_body(store: &dyn Store, site: &SiteName, body: &BodyRef) -> Result<Vec<u8>, StateError> {
     let bytes = store.body(site, body).await?;
-    if record::sha256(&bytes) != body.sha256 {
-        let what = "a body was changed: its checksum does not match".to_owned();
-        return Err(StateError::DamagedBody { site: site.clone(), offset: body.at, what });
-    }
+    check_body(site, body, &bytes)?;
     Ok(bytes)
+}
+
+fn check_body(site: &SiteName, body: &BodyRef, bytes: &[u8]) -> Result<(), StateError> {
+    if record::sha256(bytes) == body.sha256 {
+        return Ok(());
+    }
+    let what = "a body was changed: its checksum does not match".to_owned();
+    Err(StateError::DamagedBody { site: site.clone(), offset: body.at, what })
 }
 
 fn unfit_error(site: &SiteName, n: u64, offset: u64, unfit: Unfit) -> StateError {
@@ -498,6 +523,10 @@ fn unfit_error(site: &SiteName, n: u64, offset: u64, unfit: Unfit) -> StateError
 
 fn head_name(site: &SiteName) -> String {
     format!("journal/{site}/head.json")
+}
+
+fn snapshot_name(site: &SiteName) -> String {
+    format!("journal/{site}/snapshot.json")
 }
 
 /// Whether a wall-clock moment lies within `window` of another, whichever way the clock jumped.

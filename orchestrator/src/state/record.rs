@@ -231,9 +231,23 @@ pub(super) struct Line {
 /// A journal as it was read.
 #[derive(Debug, Default)]
 pub(super) struct Log {
+    /// The sums of the first records, which were checked and not taken apart.
+    early: Vec<String>,
+    /// The records after those.
     pub(super) records: Vec<Line>,
     pub(super) head: Head,
     pub(super) torn: Option<Torn>,
+}
+
+impl Log {
+    /// The sum of the record of this number, if it is there.
+    pub(super) fn sum(&self, n: u64) -> Option<&str> {
+        let at = usize::try_from(n.checked_sub(1)?).ok()?;
+        match at.checked_sub(self.early.len()) {
+            None => self.early.get(at).map(String::as_str),
+            Some(at) => self.records.get(at).map(|line| line.sum.as_str()),
+        }
+    }
 }
 
 /// A last line that a power cut tore. Nothing depends on it: its write never returned.
@@ -264,54 +278,66 @@ impl fmt::Display for Damage {
 
 /// Reads a whole journal.
 pub(super) fn read(bytes: &[u8]) -> Result<Log, Damage> {
+    read_after(bytes, 0)
+}
+
+/// Reads a whole journal and checks every line; the first `early` records are not taken apart.
+pub(super) fn read_after(bytes: &[u8], early: u64) -> Result<Log, Damage> {
     let mut log = Log::default();
     let mut fence = 0;
     let mut rest = bytes;
     while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
         let (line, after) = (&rest[..end], &rest[end + 1..]);
-        let damage = |what: String| Damage { offset: log.head.len, n: log.head.n + 1, what };
-        let (record, sum) = line_of(&log.head, line).map_err(damage)?;
+        let (offset, n) = (log.head.len, log.head.n + 1);
+        let damage = |what: String| Damage { offset, n, what };
+        let (sum, json) = checked_line(&log.head, line).map_err(damage)?;
+        log.head = Head { n, sum: sum.to_owned(), len: offset + end as u64 + 1 };
+        rest = after;
+        if n <= early {
+            log.early.push(sum.to_owned());
+            continue;
+        }
+        let record = record_of(n, json).map_err(damage)?;
         if record.fence < fence {
             let what = format!("it was written under lock {} after lock {fence} had been taken", record.fence);
             return Err(damage(what));
         }
         fence = record.fence;
-        let offset = log.head.len;
-        log.head = Head { n: record.n, sum: sum.clone(), len: offset + end as u64 + 1 };
-        log.records.push(Line { record, sum, offset });
-        rest = after;
+        log.records.push(Line { record, sum: sum.to_owned(), offset });
     }
     if !rest.is_empty() {
+        let (offset, n) = (log.head.len, log.head.n + 1);
         // A line that is whole but for a last byte that is not a newline was not torn: somebody changed that byte.
-        if line_of(&log.head, &rest[..rest.len() - 1]).is_ok() {
-            return Err(Damage {
-                offset: log.head.len,
-                n: log.head.n + 1,
-                what: "its last byte was changed".to_owned(),
-            });
+        if checked_line(&log.head, &rest[..rest.len() - 1]).is_ok() {
+            return Err(Damage { offset, n, what: "its last byte was changed".to_owned() });
         }
-        log.torn = Some(Torn { at: log.head.len, bytes: rest.len() as u64 });
+        log.torn = Some(Torn { at: offset, bytes: rest.len() as u64 });
     }
     Ok(log)
 }
 
-fn line_of(head: &Head, line: &[u8]) -> Result<(Record, String), String> {
+/// The sum and the JSON of a line that follows this head.
+fn checked_line<'l>(head: &Head, line: &'l [u8]) -> Result<(&'l str, &'l str), String> {
     let line = std::str::from_utf8(line).map_err(|_| "it is not text".to_owned())?;
     let (sum, json) = line.split_once(' ').ok_or_else(|| "it has no checksum".to_owned())?;
-    if chain(&head.sum, json) != sum {
-        // The number tells a changed record from a missing or moved one.
-        let number = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|json| json["n"].as_u64());
-        return Err(match number {
-            Some(n) if n > head.n + 1 => format!("record {n} stands in its place: records are missing or out of order"),
-            Some(n) if n < head.n + 1 => format!("record {n} stands in its place: records were moved or written twice"),
-            _ => "it was changed: its checksum does not match".to_owned(),
-        });
+    if chain(&head.sum, json) == sum {
+        return Ok((sum, json));
     }
+    // The number tells a changed record from a missing or moved one.
+    let number = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|json| json["n"].as_u64());
+    Err(match number {
+        Some(n) if n > head.n + 1 => format!("record {n} stands in its place: records are missing or out of order"),
+        Some(n) if n < head.n + 1 => format!("record {n} stands in its place: records were moved or written twice"),
+        _ => "it was changed: its checksum does not match".to_owned(),
+    })
+}
+
+fn record_of(n: u64, json: &str) -> Result<Record, String> {
     let record: Record = serde_json::from_str(json).map_err(|error| format!("it cannot be read: {error}"))?;
-    if record.n != head.n + 1 {
+    if record.n != n {
         return Err(format!("it carries the number {}", record.n));
     }
-    Ok((record, sum.to_owned()))
+    Ok(record)
 }
 
 fn chain(before: &str, json: &str) -> String {

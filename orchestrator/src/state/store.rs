@@ -23,6 +23,14 @@ pub trait Store: Send + Sync {
     async fn log(&self, site: &SiteName) -> Result<Vec<u8>, StateError>;
     /// One body. The caller checks its hash.
     async fn body(&self, site: &SiteName, body: &BodyRef) -> Result<Vec<u8>, StateError>;
+    /// Many bodies, in the order in which they are asked for. The caller checks their hashes.
+    async fn bodies(&self, site: &SiteName, bodies: &[BodyRef]) -> Result<Vec<Vec<u8>>, StateError> {
+        let mut all = Vec::with_capacity(bodies.len());
+        for body in bodies {
+            all.push(self.body(site, body).await?);
+        }
+        Ok(all)
+    }
     /// How many bytes of bodies there are: where the next one goes.
     async fn bodies_len(&self, site: &SiteName) -> Result<u64, StateError>;
     /// A small document, such as `lineage.json`.

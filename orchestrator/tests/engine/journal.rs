@@ -182,3 +182,68 @@ fn holder() -> textnlp_orchestrator::state::Holder {
         tool: "test".to_owned(),
     }
 }
+
+const SNAPSHOT: &str = "journal/here/snapshot.json";
+
+/// So many resources that the journal is summed up.
+fn many() -> Vec<textnlp_provider::Wanted> {
+    (0..300).map(|number| want(&format!("r{number}"), "vault", json!({"number": number}))).collect()
+}
+
+#[test]
+fn a_long_journal_is_summed_up_and_the_sum_is_only_a_cache() {
+    let world = World::new();
+    world.up(&many());
+    let snapshot = world.disk.raw_document(SNAPSHOT).expect("a long journal is summed up");
+    let holdings = world.state().holdings(&here()).unwrap();
+    assert_eq!(holdings.len(), 300);
+    // More is written after it.
+    let more = with(many(), "r7", "number", json!(-1));
+    world.up(&more);
+    assert_eq!(
+        world.disk.raw_document(SNAPSHOT).as_ref(),
+        Some(&snapshot),
+        "a few records are no reason to write it again"
+    );
+    let after = world.state().holdings(&here()).unwrap();
+    assert_eq!(after[&id("here/r7")].current.as_ref().unwrap().spec.get("number"), Some(&json!(-1)));
+    let flipped = |at: usize| {
+        let mut bytes = snapshot.clone();
+        bytes[at] ^= 1;
+        Some(bytes)
+    };
+    let other = World::new();
+    other.up(&with(many(), "r9", "number", json!(9000)));
+    for useless in [
+        None,
+        Some(Vec::new()),
+        Some(b"{}".to_vec()),
+        flipped(3),
+        flipped(64),
+        flipped(snapshot.len() / 2),
+        Some(snapshot[..snapshot.len() - 1].to_vec()),
+        other.disk.raw_document(SNAPSHOT),
+    ] {
+        world.disk.set_raw_document(SNAPSHOT, useless);
+        assert_eq!(world.state().holdings(&here()).unwrap(), after);
+    }
+    world.check(&more);
+}
+
+#[test]
+fn a_summed_up_journal_is_still_checked_from_its_first_byte() {
+    let world = World::new();
+    world.up(&many());
+    let log = world.disk.raw_log(&here());
+    for at in (0..log.len()).step_by(997) {
+        let mut bytes = log.clone();
+        bytes[at] ^= 2;
+        world.disk.set_raw_log(&here(), bytes);
+        let error = world.try_up(&many()).expect_err(&format!("byte {at}"));
+        assert!(matches!(error, RoadError::State(StateError::Damaged { .. })), "byte {at}: {error:?}");
+    }
+    let (last, _) = log[..log.len() - 1].iter().enumerate().rfind(|(_, byte)| **byte == b'\n').unwrap();
+    world.disk.set_raw_log(&here(), log[..=last].to_vec());
+    let error = world.try_up(&many()).expect_err("a record is missing at the end");
+    assert!(error.to_string().contains("state"), "{error}");
+}

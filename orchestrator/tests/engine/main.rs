@@ -5,9 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
 mod crash;
+mod environments;
 mod folder;
 mod journal;
 mod plans;
-mod random;
 mod road;
+mod simulate;
 mod world;

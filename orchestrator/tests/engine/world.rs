@@ -34,7 +34,7 @@ pub fn environment() -> EnvironmentName {
 /// `here/NAME` of a kind; needs are read off the references in the spec.
 pub fn want(name: &str, kind: &str, spec: Value) -> Wanted {
     let spec = Spec::of(&spec);
-    let needs = spec.outputs_needed().into_iter().map(|output| Need::on(output.resource)).collect();
+    let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();
     Wanted {
         id: id(&format!("here/{name}")),
         kind: KindName::new(format!("memory.{kind}")).unwrap(),

@@ -1,9 +1,11 @@
-//! Names that were checked once at the door and are trusted afterwards.
+//! Names that were checked once at the door and are trusted afterwards. Clones share one text.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 /// A name that breaks its rule, with the rule.
@@ -31,16 +33,19 @@ fn shown(name: &str) -> String {
 macro_rules! checked_name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks a text against the rule of this name.
-            pub fn new(name: impl Into<String>) -> Result<Self, InvalidName> {
-                let name = name.into();
+            pub fn new(name: impl AsRef<str>) -> Result<Self, InvalidName> {
+                let name = name.as_ref();
                 let check: fn(&str) -> bool = $check;
-                if check(&name) { Ok(Self(name)) } else { Err(InvalidName { what: $what, name, rule: $rule }) }
+                if check(name) {
+                    Ok(Self(name.into()))
+                } else {
+                    Err(InvalidName { what: $what, name: name.to_owned(), rule: $rule })
+                }
             }
 
             /// The name as text.
@@ -71,7 +76,19 @@ macro_rules! checked_name {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                (*name.0).to_owned()
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::new(Cow::<str>::deserialize(deserializer)?).map_err(serde::de::Error::custom)
             }
         }
 
@@ -138,7 +155,7 @@ checked_name!(
 impl ResourceId {
     /// Builds `SITE/COMPONENT`.
     pub fn of(site: &SiteName, component: &ComponentName) -> Self {
-        Self(format!("{site}/{component}"))
+        Self(format!("{site}/{component}").into())
     }
 
     /// Builds `SITE/COMPONENT/PART`; `part` must be a label.

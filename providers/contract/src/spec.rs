@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -16,10 +17,16 @@ use crate::name::ResourceId;
 use crate::resource::Outputs;
 use crate::secret::SecretRef;
 
-/// The wanted or recorded attributes of a resource. Keys are sorted, so equal specs have equal bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Spec(Value);
+/// The wanted or recorded attributes of a resource. Keys are sorted, so equal specs have equal bytes. Clones share one text.
+#[derive(Clone, Default)]
+pub struct Spec(Arc<Attributes>);
+
+#[derive(Default)]
+struct Attributes {
+    value: Value,
+    /// Found when somebody asks: planning asks often.
+    outputs: OnceLock<BTreeSet<OutputRef>>,
+}
 
 /// Why a spec could not be read as the type that a provider expects.
 #[derive(Debug, thiserror::Error)]
@@ -47,64 +54,102 @@ impl Spec {
     pub fn of<T: Serialize>(value: &T) -> Self {
         let value = serde_json::to_value(value).expect("specs are plain data with text keys");
         assert!(value.is_object(), "a spec is a JSON object");
-        Self(sorted(value))
+        Self::from_sorted(sorted(value))
+    }
+
+    fn from_sorted(value: Value) -> Self {
+        Self(Arc::new(Attributes { value, outputs: OnceLock::new() }))
     }
 
     /// Reads the spec as a provider's own type.
     pub fn typed<T: DeserializeOwned>(&self) -> Result<T, SpecError> {
-        serde_json::from_value(self.0.clone())
+        T::deserialize(&self.0.value)
             .map_err(|source| SpecError::Shape { expected: std::any::type_name::<T>(), source })
     }
 
     /// The attribute at the top level, if there.
     pub fn get(&self, field: &str) -> Option<&Value> {
-        self.0.get(field)
+        self.0.value.get(field)
     }
 
     /// All top-level attributes in order of their names.
     pub fn fields(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.0.as_object().into_iter().flatten()
+        self.0.value.as_object().into_iter().flatten()
     }
 
     /// The canonical JSON value.
     pub fn as_value(&self) -> &Value {
-        &self.0
+        &self.0.value
     }
 
     /// SHA-256 of the canonical bytes, hex.
     pub fn digest(&self) -> String {
-        hex::encode(Sha256::digest(self.0.to_string().as_bytes()))
+        hex::encode(Sha256::digest(self.0.value.to_string().as_bytes()))
     }
 
     /// Every output of another resource that this spec refers to.
-    pub fn outputs_needed(&self) -> BTreeSet<OutputRef> {
-        let mut found = BTreeSet::new();
-        collect_outputs(&self.0, &mut found);
-        found
+    pub fn outputs_needed(&self) -> &BTreeSet<OutputRef> {
+        self.0.outputs.get_or_init(|| {
+            let mut found = BTreeSet::new();
+            collect_outputs(&self.0.value, &mut found);
+            found
+        })
     }
 
     /// Every secret that this spec refers to.
     pub fn secrets(&self) -> Vec<SecretRef> {
         let mut found = Vec::new();
-        collect_secrets(&self.0, &mut found);
+        collect_secrets(&self.0.value, &mut found);
         found
     }
 
     /// Replaces those references to outputs whose values are known and leaves the others as they stand.
     #[must_use]
     pub fn resolve_known<'a>(&self, look_up: impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Self {
-        Self(sorted(resolve_known(&self.0, &look_up)))
+        if self.outputs_needed().is_empty() {
+            return self.clone();
+        }
+        Self::from_sorted(resolve_known(&self.0.value, &look_up))
     }
 
     /// Replaces references to outputs by their values; `look_up` gives the outputs of a resource when they are known.
     pub fn resolve<'a>(&self, look_up: impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Result<Self, SpecError> {
-        Ok(Self(sorted(resolve(&self.0, &look_up)?)))
+        if self.outputs_needed().is_empty() {
+            return Ok(self.clone());
+        }
+        Ok(Self::from_sorted(resolve(&self.0.value, &look_up)?))
     }
 }
 
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.0.value.fmt(f)
+    }
+}
+
+impl fmt::Debug for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Spec({})", self.0.value)
+    }
+}
+
+impl PartialEq for Spec {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.value == other.0.value
+    }
+}
+
+impl Eq for Spec {}
+
+impl Serialize for Spec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.value.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Spec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Value::deserialize(deserializer).map(Self::from_sorted)
     }
 }
 
@@ -167,7 +212,7 @@ fn collect_secrets(value: &Value, found: &mut Vec<SecretRef>) {
 fn resolve<'a>(value: &Value, look_up: &impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Result<Value, SpecError> {
     if let Some(OutputRef { resource, field }) = OutputRef::from_value(value) {
         let known = look_up(&resource).and_then(|outputs| outputs.get(&field)).cloned();
-        return known.ok_or(SpecError::Unresolved { resource, field });
+        return known.map(sorted).ok_or(SpecError::Unresolved { resource, field });
     }
     Ok(match value {
         Value::Array(items) => Value::Array(items.iter().map(|item| resolve(item, look_up)).collect::<Result<_, _>>()?),
@@ -183,7 +228,8 @@ fn resolve<'a>(value: &Value, look_up: &impl Fn(&ResourceId) -> Option<&'a Outpu
 
 fn resolve_known<'a>(value: &Value, look_up: &impl Fn(&ResourceId) -> Option<&'a Outputs>) -> Value {
     if let Some(OutputRef { resource, field }) = OutputRef::from_value(value) {
-        return look_up(&resource).and_then(|outputs| outputs.get(&field)).unwrap_or(value).clone();
+        let known = look_up(&resource).and_then(|outputs| outputs.get(&field));
+        return known.map_or_else(|| value.clone(), |known| sorted(known.clone()));
     }
     match value {
         Value::Array(items) => Value::Array(items.iter().map(|item| resolve_known(item, look_up)).collect()),
@@ -224,7 +270,7 @@ mod tests {
     fn outputs_are_found_and_resolved() {
         let ca = ResourceId::new("here/ca").unwrap();
         let spec = Spec::of(&json!({"trust": [{"$output": "here/ca#pem"}], "port": 1}));
-        assert_eq!(spec.outputs_needed().into_iter().collect::<Vec<_>>(), [OutputRef::new(ca.clone(), "pem")]);
+        assert_eq!(spec.outputs_needed().iter().collect::<Vec<_>>(), [&OutputRef::new(ca.clone(), "pem")]);
         assert!(spec.resolve(|_| None).is_err());
         let outputs = Outputs::from([("pem".to_owned(), json!("PEM"))]);
         let resolved = spec.resolve(|id| (*id == ca).then_some(&outputs)).unwrap();

@@ -86,6 +86,17 @@ pub enum Go {
     Fail(Sort),
 }
 
+/// What somebody else does to an object of ours, behind our back.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Drift {
+    /// It is removed.
+    Removed,
+    /// A field is set otherwise.
+    Changed(String, serde_json::Value),
+    /// It stops doing its work, for this reason.
+    Degraded(String),
+}
+
 /// Counts the boundaries that a run crosses and stops it dead at one of them, as a power cut would.
 ///
 /// The run's future never wakes again; whoever drives it sees that nothing moves, and drops it.

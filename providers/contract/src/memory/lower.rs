@@ -73,7 +73,9 @@ impl Lowering<'_> {
             }
             Part::Endpoint(endpoint) => {
                 let mut spec = json!({"host": endpoint.host, "port": endpoint.port, "tls": endpoint.tls});
-                spec["certificate"] = self.output(&endpoint.certificate, "version");
+                if endpoint.tls {
+                    spec["certificate"] = self.output(&endpoint.certificate, "version");
+                }
                 spec["service"] = self.output(&endpoint.workload, "address");
                 spec["program"] = json!(endpoint.program.digest);
                 self.main("memory.gateway", spec);
@@ -101,7 +103,9 @@ impl Lowering<'_> {
             }
             Part::Front(front) => {
                 let mut spec = json!({"host": front.host, "port": front.port, "weights": front.weights});
-                spec["certificate"] = self.output(&front.certificate, "version");
+                if front.tls {
+                    spec["certificate"] = self.output(&front.certificate, "version");
+                }
                 self.main("memory.gateway", spec);
             }
             Part::Backup(backup) => self.main("memory.schedule", json!(backup)),
@@ -136,7 +140,7 @@ impl Lowering<'_> {
     fn push(&mut self, id: ResourceId, kind: &'static str, spec: Value, ownership: Ownership) {
         let precious = kinds::find(kind).is_some_and(|kind| kind.data == DataClass::Precious);
         let spec = Spec::of(&spec);
-        let needs = spec.outputs_needed().into_iter().map(|output| Need::on(output.resource)).collect();
+        let needs = spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())).collect();
         let kind = KindName::new(kind).expect("kinds are named in a table");
         let (site, protected) = (self.site.name.clone(), precious && self.site.protect_data);
         self.wanted.push(Wanted { id, kind, site, via: None, spec, needs, ownership, protected });

@@ -25,7 +25,7 @@ use crate::operation::{Handle, Operation, Progress};
 use crate::provider::{Problem, Problems, Provider, Scope};
 use crate::resource::{Effect, FieldChange, Health, Object, Observed, Recorded, Wanted};
 
-pub use faults::{Fault, Fuse, Go, Stage};
+pub use faults::{Drift, Fault, Fuse, Go, Stage};
 use world::World;
 pub use world::{Call, Thing};
 
@@ -66,13 +66,39 @@ impl MemoryCloud {
     pub fn heal(&self) {
         let mut world = self.world();
         world.faults.clear();
+        world.drifts.clear();
         world.unseen.clear();
         world.partial = false;
+        world.blind = 0;
+        (world.lag, world.stale) = (0, 0);
+        world.things.values_mut().for_each(world::Thing::settle);
     }
 
     /// New objects stay invisible to this many observations.
     pub fn show_after(&self, looks: u32) {
         self.world().lag = looks;
+    }
+
+    /// Changed objects are shown as they were to this many observations.
+    pub fn stale_for(&self, looks: u32) {
+        self.world().stale = looks;
+    }
+
+    /// The next observations fail as a whole.
+    pub fn blind_for(&self, looks: u32) {
+        self.world().blind = looks;
+    }
+
+    /// Somebody does this to an object once the cloud has taken this many calls from now on.
+    pub fn drift_after(&self, calls: usize, resource: &ResourceId, drift: Drift) {
+        let mut world = self.world();
+        let at = world.calls.len() + calls;
+        world.drifts.push((at, resource.clone(), drift));
+    }
+
+    /// What no engine should do, whatever goes wrong: each as a sentence.
+    pub fn complaints(&self) -> Vec<String> {
+        self.world().complaints.clone()
     }
 
     /// Long operations of the slow kinds take this many looks.
@@ -98,6 +124,11 @@ impl MemoryCloud {
     /// Somebody else's object, under a cloud id of their choice.
     pub fn place_foreign(&self, kind: &KindName, cloud_id: &CloudId, lineage: Option<Lineage>, spec: crate::Spec) {
         self.world().place_foreign(kind, cloud_id, lineage, spec);
+    }
+
+    /// Somebody else's object goes away again.
+    pub fn remove_foreign(&self, cloud_id: &CloudId) {
+        self.world().remove(cloud_id);
     }
 
     /// Somebody removes an object behind our back. Says whether it was there.

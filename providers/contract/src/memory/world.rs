@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::faults::{Fault, Go, Stage};
+use super::faults::{Drift, Fault, Go, Stage};
 use super::{AGAIN_IN, kinds};
 use crate::error::{Error, Result, Sort};
 use crate::kind::Identity;
@@ -44,6 +44,15 @@ pub struct Thing {
     pub broken: Option<String>,
     /// How many more observations do not show it.
     hidden_for: u32,
+    /// As it was before its last change, and how many more observations show that.
+    was: Option<(Spec, u32)>,
+}
+
+impl Thing {
+    /// From now on it is shown, and as it is.
+    pub(super) fn settle(&mut self) {
+        (self.hidden_for, self.was) = (0, None);
+    }
 }
 
 /// One call, as the cloud saw it.
@@ -70,7 +79,11 @@ pub(super) struct World {
     pub(super) quota: BTreeMap<KindName, usize>,
     pub(super) calls: Vec<Call>,
     pub(super) lag: u32,
+    pub(super) stale: u32,
+    pub(super) blind: u32,
     pub(super) slow: u32,
+    pub(super) drifts: Vec<(usize, ResourceId, Drift)>,
+    pub(super) complaints: Vec<String>,
     tokens: BTreeMap<String, (CloudId, String)>,
     made: u64,
 }
@@ -94,6 +107,7 @@ impl World {
             looks_left: 0,
             broken: None,
             hidden_for: 0,
+            was: None,
         };
         self.things.insert(cloud_id.clone(), thing);
     }
@@ -127,6 +141,10 @@ impl World {
     }
 
     pub(super) fn observe(&mut self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        if self.blind > 0 {
+            self.blind -= 1;
+            return Err(Error::new(Sort::Unavailable, "list", scope.site.as_str()).because("the list did not come"));
+        }
         let mut asked: BTreeSet<ResourceId> = scope.wanted.iter().map(|wanted| wanted.id.clone()).collect();
         asked.extend(scope.recorded.iter().map(|recorded| recorded.id.clone()));
         let mut answer = Vec::new();
@@ -141,7 +159,13 @@ impl World {
                 continue;
             }
             shown.insert(resource.clone());
-            answer.push((resource.clone(), Observed::Present(object(thing))));
+            let resource = resource.clone();
+            let mut seen = object(thing);
+            if let Some((was, looks)) = thing.was.take().filter(|(_, looks)| *looks > 0) {
+                seen = object(&Thing { spec: was.clone(), ..thing.clone() });
+                thing.was = Some((was, looks - 1));
+            }
+            answer.push((resource, Observed::Present(seen)));
         }
         for resource in asked.difference(&shown) {
             let seen = if self.unseen.contains(resource) || self.partial {
@@ -194,6 +218,7 @@ impl World {
         op: &Operation,
         act: impl FnOnce(&mut Self) -> (bool, Result<Progress>),
     ) -> Result<Progress> {
+        self.drift();
         let fault = self.fault(stage, op);
         let says = if stage == Stage::Begin { "begin" } else { "advance" };
         let (mutated, answer) = match &fault {
@@ -219,6 +244,23 @@ impl World {
         let (verb, resource, operation) = (op.verb, op.resource.clone(), op.id);
         self.calls.push(Call { stage: says, verb, resource, operation, mutated });
         answer
+    }
+
+    /// Somebody else was here.
+    fn drift(&mut self) {
+        let now = self.calls.len();
+        let (due, later) = std::mem::take(&mut self.drifts).into_iter().partition(|(at, ..)| *at <= now);
+        self.drifts = later;
+        for (_, resource, drift) in Vec::<(usize, ResourceId, Drift)>::into_iter(due) {
+            match drift {
+                Drift::Removed => {
+                    let ids: Vec<_> = self.of_resource(&resource).map(|thing| thing.cloud_id.clone()).collect();
+                    ids.iter().for_each(|id| self.remove(id));
+                }
+                Drift::Changed(field, value) => drop(self.change(&resource, &field, value)),
+                Drift::Degraded(reason) => self.degrade(&resource, &reason),
+            }
+        }
     }
 
     fn fault(&mut self, stage: Stage, op: &Operation) -> Option<Go> {
@@ -278,8 +320,8 @@ impl World {
             there.broken = None;
             return (true, Ok(self.progress(&id)));
         }
-        let there = self.things.values().filter(|thing| thing.kind == op.kind).count();
-        if self.quota.get(&op.kind).is_some_and(|most| there >= *most) {
+        let there = || self.things.values().filter(|thing| thing.kind == op.kind).count();
+        if self.quota.get(&op.kind).is_some_and(|most| there() >= *most) {
             return (false, Err(Error::new(Sort::Quota, "create", op.resource.as_str()).code("LimitExceeded")));
         }
         self.made += 1;
@@ -296,6 +338,7 @@ impl World {
             looks_left: if kinds::is_slow(op.kind.as_str()) { self.slow } else { 0 },
             broken: None,
             hidden_for: self.lag,
+            was: None,
         };
         self.things.insert(id.clone(), thing);
         if kind.identity == Identity::Token {
@@ -305,9 +348,10 @@ impl World {
     }
 
     /// The object that a repeated token made, even if it was removed since: then the token is spent.
-    fn by_token(&self, token: &Token, op: &Operation) -> Result<Option<CloudId>> {
+    fn by_token(&mut self, token: &Token, op: &Operation) -> Result<Option<CloudId>> {
         let Some((id, digest)) = self.tokens.get(token.as_str()) else { return Ok(None) };
         if *digest != op.spec.digest() {
+            self.complaints.push(format!("operation {} of {} came with other parameters", op.id, op.resource));
             let error = Error::new(Sort::Invalid, "repeat the creation of", op.resource.as_str());
             return Err(error.code("IdempotentParameterMismatch"));
         }
@@ -342,7 +386,8 @@ impl World {
         else {
             return (false, Err(Error::new(Sort::NotFound, "update", op.resource.as_str())));
         };
-        thing.spec = op.spec.clone();
+        let was = std::mem::replace(&mut thing.spec, op.spec.clone());
+        thing.was = (self.stale > 0).then_some((was, self.stale));
         thing.broken = None;
         let id = thing.cloud_id.clone();
         (true, Ok(self.progress(&id)))
@@ -358,6 +403,7 @@ impl World {
             return (false, Ok(Progress::Done(Object { kind, cloud_id, spec, outputs, lineage, health })));
         };
         if thing.lineage != Some(op.lineage) {
+            self.complaints.push(format!("`{}` is somebody else's and was to be removed", recorded.cloud_id));
             return (false, Err(Error::new(Sort::Denied, "delete", recorded.cloud_id.as_str())));
         }
         let last = object(thing);

@@ -291,7 +291,7 @@ impl Lowering<'_> {
         let spec = Spec::of(spec);
         let mut needs: Vec<Need> = needs
             .into_iter()
-            .chain(spec.outputs_needed().into_iter().map(|output| output.resource))
+            .chain(spec.outputs_needed().iter().map(|output| output.resource.clone()))
             .map(Need::on)
             .collect();
         needs.sort();

@@ -84,7 +84,7 @@ pub(super) async fn check_others(wanted: &Wanted, all: &[Wanted], folder: &SiteF
             let relative = other.spec.get("path").and_then(Value::as_str);
             Noun::of(&other.kind) == Some(Noun::File) && relative.is_some_and(|relative| folder.join(relative) == path)
         });
-        let secret = file.and_then(|file| file.spec.outputs_needed().into_iter().next());
+        let secret = file.and_then(|file| file.spec.outputs_needed().first());
         let secret = secret.and_then(|output| of_site().find(|other| other.id == output.resource));
         // What is generated is of a server of our own, which is still to come; what is not there has been told.
         let given = secret.and_then(|secret| secret.spec.typed::<SecretSpec>().ok()).and_then(|spec| spec.given);
