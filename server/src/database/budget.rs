@@ -46,31 +46,22 @@ impl Store {
     pub async fn open_budget(&self, jti: &str, limit: u64, expires_at_ms: i64) -> Result<(), StoreError> {
         let mut transaction = self.count(jti).await?;
         // Expired budgets go when new ones come, so the table stays as large as the tokens that live.
-        self.ask(
-            sqlx::query("DELETE FROM token_budgets WHERE expires_at < $1")
-                .bind(now_ms() - 60_000)
-                .execute(&mut *transaction),
-        )
-        .await?;
-        self.ask(sqlx::query(
+        let query = sqlx::query("DELETE FROM token_budgets WHERE expires_at < $1").bind(now_ms() - 60_000);
+        self.ask(query.execute(&mut *transaction)).await?;
+        let query = sqlx::query(
             "INSERT INTO token_budgets (jti, token_limit, expires_at) VALUES ($1, $2, $3) ON CONFLICT (jti) DO NOTHING",
         )
         .bind(jti)
         .bind(limit as i64)
-        .bind(expires_at_ms)
-        .execute(&mut *transaction)).await?;
+        .bind(expires_at_ms);
+        self.ask(query.execute(&mut *transaction)).await?;
         self.commit(transaction).await
     }
 
     /// What a token may still spend.
     pub async fn budget_left(&self, jti: &str) -> Result<Option<u64>, StoreError> {
-        let row = self
-            .ask(
-                sqlx::query("SELECT token_limit - used - reserved FROM token_budgets WHERE jti = $1")
-                    .bind(jti)
-                    .fetch_optional(&self.reads),
-            )
-            .await?;
+        let query = sqlx::query("SELECT token_limit - used - reserved FROM token_budgets WHERE jti = $1").bind(jti);
+        let row = self.ask(query.fetch_optional(&self.reads)).await?;
         Ok(row.map(|row| row.get::<i64, _>(0).max(0) as u64))
     }
 
@@ -84,13 +75,8 @@ impl Store {
     ) -> Result<Result<Option<Left>, BudgetRefusal>, StoreError> {
         let mut transaction = self.count(&about(&reservation.subject)).await?;
         if let Some(jti) = &reservation.jti {
-            let row = self
-                .ask(
-                    sqlx::query("SELECT token_limit, used, reserved FROM token_budgets WHERE jti = $1")
-                        .bind(jti)
-                        .fetch_optional(&mut *transaction),
-                )
-                .await?;
+            let query = sqlx::query("SELECT token_limit, used, reserved FROM token_budgets WHERE jti = $1").bind(jti);
+            let row = self.ask(query.fetch_optional(&mut *transaction)).await?;
             let (limit, gone) = row.map_or((limit, 0), |row| {
                 (row.get::<i64, _>(0).max(0) as u64, (row.get::<i64, _>(1) + row.get::<i64, _>(2)).max(0) as u64)
             });
@@ -98,18 +84,15 @@ impl Store {
             if reservation.tokens > left {
                 return Ok(Err(BudgetRefusal::Spent { limit, left }));
             }
-            self.ask(
-                sqlx::query(
-                    "INSERT INTO token_budgets (jti, token_limit, reserved, expires_at) VALUES ($1, $2, $3, $4) \
+            let query = sqlx::query(
+                "INSERT INTO token_budgets (jti, token_limit, reserved, expires_at) VALUES ($1, $2, $3, $4) \
                  ON CONFLICT (jti) DO UPDATE SET reserved = token_budgets.reserved + $3",
-                )
-                .bind(jti)
-                .bind(limit as i64)
-                .bind(reservation.tokens as i64)
-                .bind(expires_at_ms)
-                .execute(&mut *transaction),
             )
-            .await?;
+            .bind(jti)
+            .bind(limit as i64)
+            .bind(reservation.tokens as i64)
+            .bind(expires_at_ms);
+            self.ask(query.execute(&mut *transaction)).await?;
         }
         let mut left = None;
         if let Some(rate) = reservation.rate {
@@ -126,11 +109,14 @@ impl Store {
     pub async fn settle(&self, reservation: &Reservation, used: u64) -> Result<(), StoreError> {
         let mut transaction = self.count(&about(&reservation.subject)).await?;
         if let Some(jti) = &reservation.jti {
-            self.ask(sqlx::query("UPDATE token_budgets SET reserved = CASE WHEN reserved > $1 THEN reserved - $1 ELSE 0 END, used = used + $2 WHERE jti = $3")
-                .bind(reservation.tokens as i64)
-                .bind(used as i64)
-                .bind(jti)
-                .execute(&mut *transaction)).await?;
+            let query = sqlx::query(
+                "UPDATE token_budgets SET reserved = CASE WHEN reserved > $1 THEN reserved - $1 ELSE 0 END, \
+                 used = used + $2 WHERE jti = $3",
+            )
+            .bind(reservation.tokens as i64)
+            .bind(used as i64)
+            .bind(jti);
+            self.ask(query.execute(&mut *transaction)).await?;
         }
         if let Some(rate) = reservation.rate {
             let back = reservation.tokens.saturating_sub(used);

@@ -84,12 +84,8 @@ impl Store {
     pub async fn put_key(&self, key: &ApiKey) -> Result<KeyPut, StoreError> {
         let mut transaction = self.write(&about(&key.public_id)).await?;
         let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE public_id = $1"));
-        let there = self
-            .ask(sqlx::query(query).bind(&key.public_id).fetch_optional(&mut *transaction))
-            .await?
-            .as_ref()
-            .map(read)
-            .transpose()?;
+        let query = sqlx::query(query).bind(&key.public_id);
+        let there = self.ask(query.fetch_optional(&mut *transaction)).await?.as_ref().map(read).transpose()?;
         let put = match &there {
             None => KeyPut::Created,
             Some(there) => {
@@ -100,14 +96,11 @@ impl Store {
         if put == KeyPut::Unchanged {
             return Ok(put);
         }
-        self.ask(
-            sqlx::query("INSERT INTO tenants (id, created_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
-                .bind(&key.tenant)
-                .bind(now_ms())
-                .execute(&mut *transaction),
-        )
-        .await?;
-        self.ask(sqlx::query(
+        let query = sqlx::query("INSERT INTO tenants (id, created_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
+            .bind(&key.tenant)
+            .bind(now_ms());
+        self.ask(query.execute(&mut *transaction)).await?;
+        let query = sqlx::query(
             "INSERT INTO api_keys (public_id, sha256, tenant_id, name, scopes, rate_limit, token_rate_limit, token_limit, \
              created_at, expires_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
              ON CONFLICT (public_id) DO UPDATE SET sha256 = $2, tenant_id = $3, name = $4, scopes = $5, rate_limit = $6, \
@@ -123,8 +116,8 @@ impl Store {
         .bind(key.token_limit.map(|limit| limit as i64))
         .bind(key.created_at)
         .bind(key.expires_at)
-        .bind(key.revoked_at)
-        .execute(&mut *transaction)).await?;
+        .bind(key.revoked_at);
+        self.ask(query.execute(&mut *transaction)).await?;
         self.commit(transaction).await?;
         Ok(put)
     }
@@ -132,14 +125,10 @@ impl Store {
     /// Ends a key; `false` when there is none, or it has ended already.
     pub async fn revoke_key(&self, public_id: &str) -> Result<bool, StoreError> {
         let mut transaction = self.write(&about(public_id)).await?;
-        let done = self
-            .ask(
-                sqlx::query("UPDATE api_keys SET revoked_at = $1 WHERE public_id = $2 AND revoked_at IS NULL")
-                    .bind(now_ms())
-                    .bind(public_id)
-                    .execute(&mut *transaction),
-            )
-            .await?;
+        let query = sqlx::query("UPDATE api_keys SET revoked_at = $1 WHERE public_id = $2 AND revoked_at IS NULL")
+            .bind(now_ms())
+            .bind(public_id);
+        let done = self.ask(query.execute(&mut *transaction)).await?;
         self.commit(transaction).await?;
         Ok(done.rows_affected() > 0)
     }
@@ -147,21 +136,18 @@ impl Store {
     /// Lets a revoked key in again; says whether it was revoked.
     pub async fn reinstate_key(&self, public_id: &str) -> Result<bool, StoreError> {
         let mut transaction = self.write(&about(public_id)).await?;
-        let done = self
-            .ask(
-                sqlx::query("UPDATE api_keys SET revoked_at = NULL WHERE public_id = $1 AND revoked_at IS NOT NULL")
-                    .bind(public_id)
-                    .execute(&mut *transaction),
-            )
-            .await?;
+        let query =
+            sqlx::query("UPDATE api_keys SET revoked_at = NULL WHERE public_id = $1 AND revoked_at IS NOT NULL")
+                .bind(public_id);
+        let done = self.ask(query.execute(&mut *transaction)).await?;
         self.commit(transaction).await?;
         Ok(done.rows_affected() > 0)
     }
 
     /// Whether a tenant is known.
     pub async fn has_tenant(&self, id: &str) -> Result<bool, StoreError> {
-        let row =
-            self.ask(sqlx::query("SELECT 1 FROM tenants WHERE id = $1").bind(id).fetch_optional(&self.reads)).await?;
+        let query = sqlx::query("SELECT 1 FROM tenants WHERE id = $1").bind(id);
+        let row = self.ask(query.fetch_optional(&self.reads)).await?;
         Ok(row.is_some())
     }
 }

@@ -57,9 +57,8 @@ impl Store {
         if there.get::<i64, _>(0) == 0 {
             return Ok(0);
         }
-        let version = self
-            .ask(sqlx::query("SELECT coalesce(max(version), 0) FROM schema_version").fetch_one(&self.reads))
-            .await?;
+        let query = sqlx::query("SELECT coalesce(max(version), 0) FROM schema_version");
+        let version = self.ask(query.fetch_one(&self.reads)).await?;
         Ok(version.get::<i64, _>(0) as u32)
     }
 
@@ -72,17 +71,13 @@ impl Store {
         }
         let mut transaction = self.write("schema").await?;
         self.take_time(&mut transaction).await?;
-        self.ask(sqlx::query(
+        let query = sqlx::query(
             "CREATE TABLE IF NOT EXISTS schema_version (
                 version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, applied_at BIGINT NOT NULL)",
-        )
-        .execute(&mut *transaction)).await?;
-        let applied = self
-            .ask(
-                sqlx::query("SELECT version, name, sha256 FROM schema_version ORDER BY version")
-                    .fetch_all(&mut *transaction),
-            )
-            .await?;
+        );
+        self.ask(query.execute(&mut *transaction)).await?;
+        let query = sqlx::query("SELECT version, name, sha256 FROM schema_version ORDER BY version");
+        let applied = self.ask(query.fetch_all(&mut *transaction)).await?;
         let from = applied.len() as u32;
         for (row, migration) in applied.iter().zip(MIGRATIONS) {
             if row.get::<String, _>("sha256") != digest(migration.text(self.dialect)) {
@@ -99,15 +94,13 @@ impl Store {
         for (number, migration) in MIGRATIONS.iter().enumerate().take(to as usize).skip(from as usize) {
             let text = migration.text(self.dialect);
             self.patiently(sqlx::raw_sql(text).execute(&mut *transaction)).await?;
-            self.ask(
+            let query =
                 sqlx::query("INSERT INTO schema_version (version, name, sha256, applied_at) VALUES ($1, $2, $3, $4)")
                     .bind(number as i64 + 1)
                     .bind(migration.name)
                     .bind(digest(text))
-                    .bind(now_ms())
-                    .execute(&mut *transaction),
-            )
-            .await?;
+                    .bind(now_ms());
+            self.ask(query.execute(&mut *transaction)).await?;
         }
         self.commit(transaction).await?;
         Ok(Migrated { from, to })

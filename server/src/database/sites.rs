@@ -37,27 +37,24 @@ impl Store {
         }
         self.put_key(key).await?;
         let mut transaction = self.write(&super::keys::about(&key.public_id)).await?;
-        self.ask(
-            sqlx::query("UPDATE api_keys SET created_at = $1, revoked_at = $2 WHERE public_id = $3")
-                .bind(key.created_at)
-                .bind(key.revoked_at)
-                .bind(&key.public_id)
-                .execute(&mut *transaction),
-        )
-        .await?;
+        let query = sqlx::query("UPDATE api_keys SET created_at = $1, revoked_at = $2 WHERE public_id = $3")
+            .bind(key.created_at)
+            .bind(key.revoked_at)
+            .bind(&key.public_id);
+        self.ask(query.execute(&mut *transaction)).await?;
         self.commit(transaction).await
     }
 
     /// Remembers the public half of a site's signing key, as a JWK.
     pub async fn put_verifier(&self, site: &str, kid: &str, jwk: &str) -> Result<(), StoreError> {
         let mut transaction = self.write("verifiers").await?;
-        self.ask(sqlx::query(
+        let query = sqlx::query(
             "INSERT INTO verifiers (site, kid, jwk) VALUES ($1, $2, $3) ON CONFLICT (site) DO UPDATE SET kid = $2, jwk = $3",
         )
         .bind(site)
         .bind(kid)
-        .bind(jwk)
-        .execute(&mut *transaction)).await?;
+        .bind(jwk);
+        self.ask(query.execute(&mut *transaction)).await?;
         self.commit(transaction).await
     }
 
@@ -72,8 +69,8 @@ impl Store {
         let query = sqlx::AssertSqlSafe(format!(
             "SELECT rowid, {USAGE} FROM api_usage WHERE rowid > $1 AND (site = '' OR rowid <= $2) ORDER BY rowid LIMIT $3"
         ));
-        let rows =
-            self.ask(sqlx::query(query).bind(at).bind(all_up_to).bind(i64::from(most)).fetch_all(&self.reads)).await?;
+        let query = sqlx::query(query).bind(at).bind(all_up_to).bind(i64::from(most));
+        let rows = self.ask(query.fetch_all(&self.reads)).await?;
         let last = rows.last().map_or(at, |row| row.get(0));
         let read = |row: &sqlx::any::AnyRow| -> Result<UsageRow, sqlx::Error> {
             Ok(UsageRow {
@@ -114,24 +111,21 @@ impl Store {
                 site if site == here => "",
                 site => site,
             };
-            self.ask(
-                sqlx::query(sqlx::AssertSqlSafe(query.clone()))
-                    .bind(&row.id)
-                    .bind(&row.request_id)
-                    .bind(&row.user_id)
-                    .bind(&row.tenant_id)
-                    .bind(&row.endpoint)
-                    .bind(&row.model)
-                    .bind(row.prompt_tokens)
-                    .bind(row.generated_tokens)
-                    .bind(row.generation_time_ms)
-                    .bind(row.status)
-                    .bind(row.created_at)
-                    .bind(site)
-                    .bind(row.prompt_tokens.saturating_add(row.generated_tokens))
-                    .execute(&mut *transaction),
-            )
-            .await?;
+            let query = sqlx::query(sqlx::AssertSqlSafe(query.clone()))
+                .bind(&row.id)
+                .bind(&row.request_id)
+                .bind(&row.user_id)
+                .bind(&row.tenant_id)
+                .bind(&row.endpoint)
+                .bind(&row.model)
+                .bind(row.prompt_tokens)
+                .bind(row.generated_tokens)
+                .bind(row.generation_time_ms)
+                .bind(row.status)
+                .bind(row.created_at)
+                .bind(site)
+                .bind(row.prompt_tokens.saturating_add(row.generated_tokens));
+            self.ask(query.execute(&mut *transaction)).await?;
         }
         self.commit(transaction).await
     }

@@ -37,23 +37,17 @@ impl Store {
     ) -> Result<Result<(), TooManyTickets>, StoreError> {
         let mut transaction = self.count(&format!("tickets of {}", ticket.user)).await?;
         // Expired ones go when new ones come, so the table stays as large as the tickets that live.
-        self.ask(
-            sqlx::query("DELETE FROM stream_tickets WHERE expires_at <= $1").bind(now_ms).execute(&mut *transaction),
-        )
-        .await?;
+        let query = sqlx::query("DELETE FROM stream_tickets WHERE expires_at <= $1").bind(now_ms);
+        self.ask(query.execute(&mut *transaction)).await?;
         self.narrow(&mut transaction, &ticket.tenant).await?;
-        let row = self
-            .ask(
-                sqlx::query("SELECT count(*), coalesce(min(expires_at), 0) FROM stream_tickets WHERE user_id = $1")
-                    .bind(&ticket.user)
-                    .fetch_one(&mut *transaction),
-            )
-            .await?;
+        let query = sqlx::query("SELECT count(*), coalesce(min(expires_at), 0) FROM stream_tickets WHERE user_id = $1")
+            .bind(&ticket.user);
+        let row = self.ask(query.fetch_one(&mut *transaction)).await?;
         if row.get::<i64, _>(0) >= i64::from(most) {
             self.commit(transaction).await?;
             return Ok(Err(TooManyTickets { until_ms: row.get(1) }));
         }
-        self.ask(sqlx::query(
+        let query = sqlx::query(
             "INSERT INTO stream_tickets (sha256, user_id, tenant_id, jti, token_limit, token_expires_at, body, expires_at) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
@@ -64,25 +58,21 @@ impl Store {
         .bind(ticket.token.as_ref().map(|token| token.limit as i64))
         .bind(ticket.token.as_ref().map(|token| token.expires_at_ms))
         .bind(&ticket.body)
-        .bind(expires_at_ms)
-        .execute(&mut *transaction)).await?;
+        .bind(expires_at_ms);
+        self.ask(query.execute(&mut *transaction)).await?;
         self.commit(transaction).await?;
         Ok(Ok(()))
     }
 
     /// What a ticket stands for, if it is still good. It stays good.
     pub async fn ticket(&self, sha256: &str, now_ms: i64) -> Result<Option<StreamTicket>, StoreError> {
-        let row = self
-            .ask(
-                sqlx::query(
-                    "SELECT user_id, tenant_id, jti, token_limit, token_expires_at, body FROM stream_tickets \
+        let query = sqlx::query(
+            "SELECT user_id, tenant_id, jti, token_limit, token_expires_at, body FROM stream_tickets \
              WHERE sha256 = $1 AND expires_at > $2",
-                )
-                .bind(sha256)
-                .bind(now_ms)
-                .fetch_optional(&self.reads),
-            )
-            .await?;
+        )
+        .bind(sha256)
+        .bind(now_ms);
+        let row = self.ask(query.fetch_optional(&self.reads)).await?;
         Ok(row.map(|row| StreamTicket {
             user: row.get(0),
             tenant: row.get(1),
@@ -98,14 +88,9 @@ impl Store {
     /// Uses a ticket up; `false` when somebody else has, or it expired.
     pub async fn spend_ticket(&self, sha256: &str, now_ms: i64) -> Result<bool, StoreError> {
         let mut transaction = self.count(sha256).await?;
-        let spent = self
-            .ask(
-                sqlx::query("DELETE FROM stream_tickets WHERE sha256 = $1 AND expires_at > $2")
-                    .bind(sha256)
-                    .bind(now_ms)
-                    .execute(&mut *transaction),
-            )
-            .await?;
+        let query =
+            sqlx::query("DELETE FROM stream_tickets WHERE sha256 = $1 AND expires_at > $2").bind(sha256).bind(now_ms);
+        let spent = self.ask(query.execute(&mut *transaction)).await?;
         self.commit(transaction).await?;
         Ok(spent.rows_affected() > 0)
     }

@@ -102,7 +102,7 @@ impl Store {
     pub async fn append_usage(&self, rows: &[Usage]) -> Result<(), StoreError> {
         let mut transaction = self.write(ABOUT).await?;
         for row in rows {
-            self.ask(sqlx::query(
+            let query = sqlx::query(
                 "INSERT INTO api_usage (id, request_id, user_id, tenant_id, endpoint, model, prompt_tokens, generated_tokens, \
                  tokens_used, generation_time_ms, status, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (id) DO NOTHING",
             )
@@ -117,8 +117,8 @@ impl Store {
             .bind((row.prompt_tokens + row.generated_tokens) as i64)
             .bind(row.ms as i64)
             .bind(i64::from(row.status))
-            .bind(row.at_ms)
-            .execute(&mut *transaction)).await?;
+            .bind(row.at_ms);
+            self.ask(query.execute(&mut *transaction)).await?;
         }
         self.commit(transaction).await
     }
@@ -128,13 +128,13 @@ impl Store {
         use sqlx::Row;
         let mut transaction = self.ask(self.reads.begin()).await?;
         self.narrow(&mut transaction, tenant).await?;
-        let row = self.ask(sqlx::query(
+        let query = sqlx::query(
             "SELECT count(*), CAST(coalesce(sum(tokens_used), 0) AS BIGINT) FROM api_usage WHERE tenant_id = $3 AND user_id = $1 AND created_at >= $2",
         )
         .bind(user)
         .bind(since_ms)
-        .bind(tenant)
-        .fetch_one(&mut *transaction)).await?;
+        .bind(tenant);
+        let row = self.ask(query.fetch_one(&mut *transaction)).await?;
         Ok((row.get::<i64, _>(0) as u64, row.get::<i64, _>(1) as u64))
     }
 }
