@@ -6,11 +6,11 @@ use textnlp_server::{Server, keys};
 use super::support::{Client, Setup, start, until};
 
 #[path = "../support/postgres.rs"]
-mod postgres;
+mod cluster;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_keys_rates_budgets_and_tickets_and_a_restart_forgets_nothing() {
-    let Some(cluster) = postgres::shared() else { return };
+    let Some(cluster) = cluster::shared() else { return };
     let name = cluster.database();
     let url = cluster.url(&name);
     let site =
@@ -47,10 +47,10 @@ async fn replicas_share_keys_rates_budgets_and_tickets_and_a_restart_forgets_not
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_crashes_under_a_running_server_is_used_again_when_it_is_back() {
-    if !postgres::is_installed() {
+    if !cluster::is_installed() {
         return;
     }
-    let cluster = postgres::Cluster::start("");
+    let cluster = cluster::Cluster::start("");
     let url = cluster.url(&cluster.database());
     let site = start(Setup { database: Some(&url), ..Setup::default() }).await.ready().await;
     let ask = json!({ "prompt": "x", "max_tokens": 3 });
