@@ -23,17 +23,31 @@ fn main() {
     let bytes = std::fs::metadata(&weights).unwrap().len();
     let rate = |seconds: f64| bytes as f64 / 1e6 / seconds;
     println!(
-        "{megabytes} MiB of incompressible weights, {rounds} rounds, MB/s; the roof is min(disk write, SHA-256 on two cores)"
+        "{megabytes} MiB of incompressible weights, {rounds} rounds, MB/s; the roof is min(disk write, SHA-256 on two cores), the disk as dd \
+         writes to it over the page cache or past it, whichever is faster"
     );
     println!(
-        "{:>8} {:>8} {:>8} {:>7} {:>8} {:>7} {:>12} {:>8} {:>7} {:>9}",
-        "disk", "sha256x2", "create", "/roof", "verify", "/roof", "tar+sums s", "unpack s", "ratio", "again s"
+        "{:>8} {:>8} {:>8} {:>8} {:>7} {:>8} {:>7} {:>12} {:>8} {:>7} {:>9}",
+        "cached",
+        "direct",
+        "sha256x2",
+        "create",
+        "/roof",
+        "verify",
+        "/roof",
+        "tar+sums s",
+        "unpack s",
+        "ratio",
+        "again s"
     );
     for _ in 0..rounds {
-        let disk = rate(time(|| copy_to_disk(&weights, &folder.join("copy"))));
-        std::fs::remove_file(folder.join("copy")).unwrap();
+        let [cached, direct] = [false, true].map(|direct| {
+            let seconds = time(|| copy_to_disk(&weights, &folder.join("copy"), direct));
+            std::fs::remove_file(folder.join("copy")).unwrap();
+            rate(seconds)
+        });
         let sha = rate(time(|| hash_on_two(&weights)));
-        let roof = disk.min(sha);
+        let roof = cached.max(direct).min(sha);
         let inputs = Inputs {
             version: "1".into(),
             epoch: 1,
@@ -67,7 +81,7 @@ fn main() {
         let again = time(install);
         std::fs::remove_dir_all(site.root()).unwrap();
         println!(
-            "{disk:8.0} {sha:8.0} {create:8.0} {:7.2} {verify:8.0} {:7.2} {stock:12.2} {unpack:8.2} {:7.2} {again:9.3}",
+            "{cached:8.0} {direct:8.0} {sha:8.0} {create:8.0} {:7.2} {verify:8.0} {:7.2} {stock:12.2} {unpack:8.2} {:7.2} {again:9.3}",
             create / roof,
             verify / roof,
             unpack / stock
@@ -84,9 +98,14 @@ fn time(work: impl FnOnce()) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
-/// What `dd bs=4M conv=fdatasync` does.
-fn copy_to_disk(from: &Utf8Path, to: &Utf8Path) {
-    run(Command::new("dd").arg(format!("if={from}")).arg(format!("of={to}")).args(["bs=4M", "conv=fdatasync"]));
+/// What `dd bs=4M conv=fdatasync` does, with `oflag=direct` where the file system takes that.
+fn copy_to_disk(from: &Utf8Path, to: &Utf8Path, direct: bool) {
+    let mut dd = Command::new("dd");
+    dd.arg(format!("if={from}")).arg(format!("of={to}")).args(["bs=4M", "conv=fdatasync"]);
+    if direct {
+        dd.arg("oflag=direct");
+    }
+    run(&mut dd);
 }
 
 /// Two processes, each with half of the file: what the processor gives when it does nothing but hash.

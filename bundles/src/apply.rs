@@ -1,6 +1,6 @@
 //! Applying a delta onto an installed site: the next content is built beside the one in use, from its files and the carried chunks.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -15,7 +15,8 @@ use crate::incoming::{Incoming, Needs, Older, read_part};
 use crate::layout::Role;
 use crate::manifest::{Chunk, Delta, FORMAT as MANIFEST_FORMAT, File, Kind, Manifest};
 use crate::open::{Bundle, Feed, chunk_damage, member_header, padding, trailer};
-use crate::site::{FORMAT, Installed, Site, Source, Stamp};
+use crate::proof::Proof;
+use crate::site::{FORMAT, Installed, Site, Source, Stamp, remove};
 use crate::unpack::{UnpackOptions, Unpacked};
 
 impl Site {
@@ -49,7 +50,7 @@ impl Site {
             return Ok(done(base_name, base, true, 0, bytes, 0));
         }
         fits(self, &base.contents, delta)?;
-        let contents = merge(&base.contents, &manifest.items, &delta.drops, &manifest.files, &delta.removes);
+        let (contents, made) = merge(&base.contents, &manifest.items, &delta.drops, &manifest.files, &delta.removes)?;
         whole(&contents, &manifest)?;
         let content = contents.digest();
         if let (true, Some(result)) = (delta.base == Some(base.content), delta.result)
@@ -75,7 +76,7 @@ impl Site {
 
         let incoming = Incoming::open(self, &target, bundle.manifest_digest(), Some(base.content), &contents.files)?;
         let mut work = Assembly::new(self, incoming, &base_name, &base, &manifest, delta);
-        WriteBehind::beside(|behind| work.keep(&contents, &manifest, behind))?;
+        WriteBehind::beside(|behind| work.keep(&contents, &manifest, &made, behind))?;
         let missing: u64 = manifest.files.iter().map(|file| file.size).sum();
         Needs { bytes: missing.saturating_sub(work.resumed), inodes: manifest.files.len() as u64 + 8, kept: 0 }
             .check(self.root())?;
@@ -205,12 +206,23 @@ impl<'a> Assembly<'a> {
         Assembly { incoming, site, base, base_folder, manifest, there, carried, placed, written, linked, resumed }
     }
 
-    /// Links what stays as it is.
-    fn keep(&mut self, contents: &Contents, manifest: &Manifest, behind: &mut WriteBehind) -> Result<()> {
+    /// Links what stays as it is, and writes what follows from the rest.
+    fn keep(
+        &mut self,
+        contents: &Contents,
+        manifest: &Manifest,
+        made: &BTreeMap<String, Vec<u8>>,
+        behind: &mut WriteBehind,
+    ) -> Result<()> {
         let changed: BTreeSet<&str> = manifest.files.iter().map(|file| file.path.as_str()).collect();
         let stamps: HashMap<&str, &Stamp> =
             self.base.contents.files.iter().map(|file| file.path.as_str()).zip(&self.base.stamps).collect();
         for file in contents.files.iter().filter(|file| !changed.contains(file.path.as_str())) {
+            if let Some(bytes) = made.get(&file.path) {
+                remove(&self.incoming.folder.join(&file.path))?;
+                self.incoming.append(usize::MAX, file, bytes, behind)?;
+                continue;
+            }
             let from = self.base_folder.join(&file.path);
             if !Stamp::at(&from).is_ok_and(|now| stamps.get(file.path.as_str()) == Some(&&now)) {
                 return Err(Error::Altered { path: from, why: "its size, time or inode is another".into() });
@@ -247,6 +259,7 @@ impl<'a> Assembly<'a> {
         let total: u64 = manifest.files.iter().map(|file| file.size).sum();
         (drive.progress)(Event::Start { what: "apply", bytes: total, files: manifest.files.len() });
         let mut done = 0;
+        let mut proof = Proof::resume(self.incoming.proof());
         for (n, file) in manifest.files.iter().enumerate() {
             (drive.progress)(Event::File { path: &file.path });
             let mut have = self.incoming.have(file)?;
@@ -265,8 +278,12 @@ impl<'a> Assembly<'a> {
                 if index >= have {
                     let bytes = self.bytes(feed, data_at, file, chunk)?;
                     self.incoming.append(n, file, &bytes, behind)?;
+                    proof.add(n, at, &bytes)?;
                     self.written += bytes.len() as u64;
                 } else {
+                    if proof.wants(n, at + u64::from(chunk.size)) {
+                        proof.add(n, at, &read_part(&path, at, chunk.size)?)?;
+                    }
                     self.resumed += u64::from(chunk.size);
                 }
                 if self.carried.contains_key(chunk) {
@@ -276,11 +293,8 @@ impl<'a> Assembly<'a> {
                 done += u64::from(chunk.size);
                 (drive.progress)(Event::Bytes { done });
             }
-            // The whole file once more: here nothing else stands between its digest and the site's.
-            let found = std::fs::File::open(&path).and_then(Digest::of_reader).map_err(Error::io("read", &path))?.0;
-            if found != file.digest {
-                return Err(Error::Result { expected: file.digest, found });
-            }
+            // Of the whole file: nothing else stands between its digest and the site's.
+            proof.end(n, file)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use crate::contents::{Contents, content_digest};
 use crate::error::{Error, Result};
 use crate::flow::{Drive, Event};
 use crate::layout::{BLOCK, Layout, Outline, Role};
+use crate::listing;
 use crate::manifest::{Chunk, Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Manifest};
 use crate::open::Bundle;
 use crate::pack::{Inputs, Scan, head, padded};
@@ -141,6 +142,8 @@ impl Making<'_> {
     fn result(&self) -> Result<Outcome> {
         let nothing = Contents::default();
         let base = self.base.unwrap_or(&nothing);
+        // The lists of images follow from the items, here and there.
+        let (listed, lists) = (listing::of(base)?, listing::of(self.wanted)?);
         let (before, wanted) = (base.by_key(), self.wanted.by_key());
         let chosen: BTreeSet<ItemKey> = match self.scope {
             Scope::Everything => before.keys().chain(wanted.keys()).cloned().collect(),
@@ -177,13 +180,17 @@ impl Making<'_> {
                 own.filter(|path| !others.contains(path)).collect()
             }
         };
-        let removes: Vec<String> =
-            own.iter().filter(|path| !brought.contains(*path)).map(|path| (*path).to_owned()).collect();
+        let removes: Vec<String> = own
+            .iter()
+            .filter(|path| !brought.contains(*path) && !listed.contains_key(**path))
+            .map(|path| (*path).to_owned())
+            .collect();
         let changed = (0..self.wanted.files.len())
             .filter(|n| {
                 let file = &self.wanted.files[*n];
                 let same = |old: &File| old.digest == file.digest && old.executable == file.executable;
-                brought.contains(file.path.as_str()) && !base.file(&file.path).is_some_and(same)
+                let there = base.file(&file.path).filter(|_| !listed.contains_key(&file.path));
+                brought.contains(file.path.as_str()) && !lists.contains_key(&file.path) && !there.is_some_and(same)
             })
             .collect::<Vec<_>>();
         let drops: Vec<ItemKey> =
@@ -194,7 +201,7 @@ impl Making<'_> {
             .map(|item| (*item).clone())
             .collect();
         let files: Vec<File> = changed.iter().map(|n| self.wanted.files[*n].clone()).collect();
-        let after = merge(base, &items, &drops, &files, &removes);
+        let (after, _) = merge(base, &items, &drops, &files, &removes)?;
         Ok(Outcome { after, changed, items, drops, removes })
     }
 
@@ -251,23 +258,31 @@ impl Making<'_> {
     }
 }
 
-/// A content after a delta.
+/// A content after a delta, and those of its files that no bundle brings: they follow from the others.
 pub(crate) fn merge(
     base: &Contents,
     items: &[Item],
     drops: &[ItemKey],
     files: &[File],
     removes: &[String],
-) -> Contents {
+) -> Result<(Contents, BTreeMap<String, Vec<u8>>)> {
     let mut by_key: BTreeMap<ItemKey, Item> = base.items.iter().map(|item| (item.key(), item.clone())).collect();
     drops.iter().for_each(|key| drop(by_key.remove(key)));
     by_key.extend(items.iter().map(|item| (item.key(), item.clone())));
     let mut by_path: BTreeMap<(usize, String), File> = BTreeMap::new();
     let place = |path: &str| (order(path).0, path.to_owned());
     by_path.extend(base.files.iter().map(|file| (place(&file.path), file.clone())));
-    removes.iter().for_each(|path| drop(by_path.remove(&place(path))));
+    let gone = listing::of(base)?;
+    removes.iter().chain(gone.keys()).for_each(|path| drop(by_path.remove(&place(path))));
     by_path.extend(files.iter().map(|file| (place(&file.path), file.clone())));
-    Contents { items: by_key.into_values().collect(), files: by_path.into_values().collect() }
+    let mut contents = Contents { items: by_key.into_values().collect(), files: by_path.values().cloned().collect() };
+    let mut made = BTreeMap::new();
+    for (path, (file, bytes)) in listing::of(&contents)? {
+        by_path.insert(place(&path), file);
+        made.insert(path, bytes);
+    }
+    contents.files = by_path.into_values().collect();
+    Ok((contents, made))
 }
 
 /// An item in words: `model textnlp-tiny`.

@@ -1,9 +1,9 @@
 //! Bytes on their way: read in order, hashed beside one another, handed on in order. Memory is a fixed number of buffers.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex};
 
 use sha2::digest::common::hazmat::SerializableState;
 use sha2::{Digest as _, Sha256};
@@ -14,11 +14,12 @@ use crate::sha;
 
 /// A batch takes pieces until it holds this many bytes; the last may be a whole chunk.
 pub(crate) const ENOUGH: usize = 1 << 20;
-const CAPACITY: usize = ENOUGH + MOST_CHUNK as usize;
+/// Bytes of a file stand in a batch as they stand on pages, so that they can go to the disk from there.
+pub(crate) const PAGE: usize = 4096;
+/// With room for where the buffer's first page begins, for what lies on the first bytes' page before them, and on the last's after them.
+const CAPACITY: usize = ENOUGH + MOST_CHUNK as usize + 3 * PAGE;
 /// Batches on their way at most: 40 MiB.
 const ON_THE_WAY: usize = 8;
-/// With so many threads each stage has one.
-const STAGES: usize = 4;
 /// A piece takes forty bytes; a batch of one-byte chunks may not become the larger part.
 const MOST_PIECES: usize = 8192;
 
@@ -101,6 +102,8 @@ pub(crate) struct Piece {
 /// Some pieces, and the buffer that holds them.
 pub(crate) struct Batch {
     data: Box<[u8]>,
+    /// The first that begins a page.
+    begin: usize,
     used: usize,
     pub(crate) pieces: Vec<Piece>,
     /// Files that ended in this batch, with the digests of all their bytes; empty where these are not asked for.
@@ -111,11 +114,13 @@ pub(crate) struct Batch {
 
 impl Batch {
     fn new() -> Batch {
-        Batch { data: vec![0; CAPACITY].into_boxed_slice(), used: 0, pieces: Vec::new(), ends: Vec::new(), state: None }
+        let data = vec![0; CAPACITY].into_boxed_slice();
+        let begin = data.as_ptr().align_offset(PAGE).min(PAGE);
+        Batch { data, begin, used: begin, pieces: Vec::new(), ends: Vec::new(), state: None }
     }
 
     fn clear(&mut self) {
-        self.used = 0;
+        self.used = self.begin;
         self.pieces.clear();
         self.ends.clear();
         self.state = None;
@@ -123,11 +128,13 @@ impl Batch {
 
     /// Whether it should be sent off.
     pub(crate) fn full(&self) -> bool {
-        self.used >= ENOUGH || self.pieces.len() >= MOST_PIECES
+        self.used >= self.begin + ENOUGH || self.pieces.len() >= MOST_PIECES
     }
 
-    /// Room for the next piece of at most `MOST_CHUNK` bytes.
-    pub(crate) fn room(&mut self) -> &mut [u8] {
+    /// Room for the next piece, of at most `MOST_CHUNK` bytes, which begins at this offset of its file.
+    pub(crate) fn room(&mut self, offset: u64) -> &mut [u8] {
+        let on_page = (offset % PAGE as u64) as usize;
+        self.used += (PAGE + on_page - (self.used - self.begin) % PAGE) % PAGE;
         &mut self.data[self.used..]
     }
 
@@ -139,6 +146,29 @@ impl Batch {
 
     pub(crate) fn bytes(&self, piece: &Piece) -> &[u8] {
         &self.data[piece.start..piece.start + piece.size]
+    }
+
+    /// Of each file the bytes of its pieces here, which are neighbours.
+    pub(crate) fn stretches(&self) -> Vec<(usize, Range<usize>)> {
+        let mut found: Vec<(usize, Range<usize>)> = Vec::new();
+        for piece in &self.pieces {
+            let end = piece.start + piece.size;
+            match found.last_mut() {
+                Some((file, bytes)) if *file == piece.file => bytes.end = end,
+                _ => found.push((piece.file, piece.start..end)),
+            }
+        }
+        found
+    }
+
+    /// The bytes of neighbouring pieces of one file, with the rest of their first and last page: `before` stands in front of them, zeros
+    /// behind. What the pages of other pieces hold stays as it is.
+    pub(crate) fn pages(&mut self, bytes: Range<usize>, before: &[u8]) -> &[u8] {
+        let first = bytes.start - before.len();
+        self.data[first..bytes.start].copy_from_slice(before);
+        let end = self.begin + (bytes.end - self.begin).next_multiple_of(PAGE);
+        self.data[bytes.end..end].fill(0);
+        &self.data[first..end]
     }
 
     /// Takes the digests that are asked for: of the pieces, and, with the state that the batch before left, of the files they are of.
@@ -178,6 +208,17 @@ enum Of<'a> {
     File(&'a mut Sha256),
 }
 
+/// Takes the digests of all pieces of some batches, two at a time.
+fn hash_pieces<'a>(batches: impl Iterator<Item = &'a mut Batch>) {
+    let pieces = batches.flat_map(|Batch { data, pieces, .. }| {
+        let data: &[u8] = data;
+        pieces
+            .iter_mut()
+            .map(move |piece| (&mut piece.digest, Sha256::new(), &data[piece.start..piece.start + piece.size]))
+    });
+    sha::update(pieces, |place, hash| *place = hash.finalize().into());
+}
+
 /// What of a batch belongs to one file, and that file's hash.
 struct Stretch {
     bytes: Range<usize>,
@@ -198,6 +239,13 @@ fn stretches(pieces: &[Piece], whole: &mut Sha256) -> Vec<Stretch> {
         }
     }
     stretches
+}
+
+/// A batch that whoever comes first hashes.
+type Slot = Arc<Mutex<Option<Batch>>>;
+
+fn claim(slot: &Slot) -> Option<Batch> {
+    slot.lock().ok()?.take()
 }
 
 /// Whether, and from where, whole files are hashed beside their chunks.
@@ -226,7 +274,7 @@ pub(crate) fn run(
     threads: usize,
     whole: Whole,
     mut source: impl FnMut(&mut Batch) -> Result<()> + Send,
-    mut sink: impl FnMut(&Batch) -> Result<()>,
+    mut sink: impl FnMut(&mut Batch) -> Result<()>,
 ) -> Result<()> {
     if threads <= 1 {
         let mut batch = Batch::new();
@@ -238,16 +286,17 @@ pub(crate) fn run(
                 return Ok(());
             }
             batch.hash(true, whole.hash());
-            sink(&batch)?;
+            sink(&mut batch)?;
         }
     }
-    // A file's digest takes one piece after another, so one thread takes it. On few cores it is cheapest when that thread takes those of
-    // the pieces in the same pass; where every stage has a core of its own, others do.
-    let together = matches!(whole, Whole::Yes(_)) && sha::is_paired() && threads < STAGES;
-    // Reading, hashing chunks, hashing files and the sink: four stages that hand one another the buffers. When any ends early its
+    // A file's digest takes one piece after another, so one thread takes it. The others take those of the pieces; what they have not come
+    // to when it is that thread's turn, it takes beside the file's.
+    let ordered = matches!(whole, Whole::Yes(_));
+    let others = if ordered { threads - 1 } else { threads };
+    // Reading, hashing pieces, hashing files and the sink: four stages that hand one another the buffers. When any ends early its
     // channels close, and the others end.
-    let (to_hash, hash_in) = mpsc::sync_channel::<(Batch, SyncSender<Batch>)>(ON_THE_WAY);
-    let (to_order, order_in) = mpsc::sync_channel::<Receiver<Batch>>(ON_THE_WAY);
+    let (to_hash, hash_in) = mpsc::sync_channel::<(Slot, SyncSender<Batch>)>(ON_THE_WAY);
+    let (to_order, order_in) = mpsc::sync_channel::<(Slot, Receiver<Batch>)>(ON_THE_WAY);
     let (to_sink, sink_in) = mpsc::sync_channel::<Batch>(ON_THE_WAY);
     let (recycle, empty) = mpsc::sync_channel::<Batch>(ON_THE_WAY);
     let hash_in = Mutex::new(hash_in);
@@ -272,42 +321,53 @@ pub(crate) fn run(
                     return Ok(());
                 }
                 let (done, ready) = mpsc::sync_channel(1);
-                let sent = if together { done.send(batch).is_ok() } else { to_hash.send((batch, done)).is_ok() };
-                if !sent || to_order.send(ready).is_err() {
+                let slot = Slot::new(Mutex::new(Some(batch)));
+                if to_hash.send((slot.clone(), done)).is_err() || to_order.send((slot, ready)).is_err() {
                     return Ok(());
                 }
             }
         });
-        for _ in 0..if together { 0 } else { threads } {
+        for _ in 0..others {
             let hash_in = &hash_in;
             scope.spawn(move || {
                 loop {
-                    // The lock is held while waiting for the next batch only.
-                    let next = match hash_in.lock() {
-                        Ok(queue) => queue.recv(),
+                    // The lock is held while waiting for the next batch only. Weights fill a batch with one piece, so that only a second
+                    // batch, when it is there already, brings something to hash beside it.
+                    let mut next = match hash_in.lock() {
+                        Ok(queue) => match queue.recv() {
+                            Ok(first) => [Some(first), queue.try_recv().ok()],
+                            Err(_) => return,
+                        },
                         Err(_) => return,
-                    };
-                    let Ok((mut batch, done)) = next else { return };
-                    batch.hash(true, None);
-                    if done.send(batch).is_err() {
-                        return;
+                    }
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|(slot, done)| Some((claim(&slot)?, done)))
+                    .collect::<Vec<_>>();
+                    hash_pieces(next.iter_mut().map(|(batch, _)| batch));
+                    for (batch, done) in next {
+                        if done.send(batch).is_err() {
+                            return;
+                        }
                     }
                 }
             });
         }
         scope.spawn(move || {
             let mut whole = whole;
-            while let Ok(ready) = order_in.recv() {
-                let Ok(mut batch) = ready.recv() else { return };
-                batch.hash(together, whole.hash());
+            while let Ok((slot, ready)) = order_in.recv() {
+                let unclaimed = if ordered { claim(&slot) } else { None };
+                let with_pieces = unclaimed.is_some();
+                let Some(mut batch) = unclaimed.or_else(|| ready.recv().ok()) else { return };
+                batch.hash(with_pieces, whole.hash());
                 if to_sink.send(batch).is_err() {
                     return;
                 }
             }
         });
         let mut result = Ok(());
-        while let Ok(batch) = sink_in.recv() {
-            result = sink(&batch);
+        while let Ok(mut batch) = sink_in.recv() {
+            result = sink(&mut batch);
             if result.is_err() {
                 break;
             }

@@ -121,9 +121,13 @@ impl<'a> Incoming<'a> {
             Some(found) if found == begun => {}
             // The machine was started anew: what was not yet on the disk may be missing anywhere in the files.
             Some(found) if (found.manifest, found.base) == (manifest, base) && folder.exists() => {
+                remove(&proof_path(&folder))?;
                 recheck(&folder, files)?
             }
-            _ => remove(&folder)?,
+            _ => {
+                remove(&proof_path(&folder))?;
+                remove(&folder)?
+            }
         }
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         set_mode(&folder, 0o755)?;
@@ -147,6 +151,11 @@ impl<'a> Incoming<'a> {
             cut.map_err(Error::io("cut", &path))?;
         }
         Ok(count)
+    }
+
+    /// Where a [`Proof`](crate::proof::Proof) is kept.
+    pub(crate) fn proof(&self) -> Utf8PathBuf {
+        proof_path(&self.folder)
     }
 
     /// Takes a file over from an older content.
@@ -236,8 +245,13 @@ impl<'a> Incoming<'a> {
         self.site.write_record(&self.folder, &record)?;
         self.site.publish(&self.folder, name)?;
         remove(&self.note)?;
+        remove(&self.proof())?;
         Ok(record)
     }
+}
+
+fn proof_path(folder: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{folder}.proof"))
 }
 
 /// Reads `size` bytes of a file.

@@ -7,6 +7,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use textnlp_models::Digest;
 
 /// The only format there is so far. A reader refuses a higher one by name.
@@ -66,6 +67,10 @@ pub struct Item {
     /// Where it came from: `bundled`, `hf:org/name@rev`, `docker.io/library/postgres:15`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Of an image: the media type of its manifest. With name, version, platform and digest it makes the image's entry in the list of images,
+    /// so that the list follows from the items and is nobody's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
     /// The files that belong to it; a blob may belong to several images.
     pub paths: Vec<String>,
 }
@@ -126,6 +131,13 @@ pub struct Chunk {
     pub size: u32,
     /// SHA-256 of the bytes, written as 43 characters of unpadded base64url.
     pub digest: [u8; 32],
+}
+
+impl Chunk {
+    /// These bytes as a chunk.
+    pub(crate) fn of(bytes: &[u8]) -> Chunk {
+        Chunk { size: bytes.len() as u32, digest: Sha256::digest(bytes).into() }
+    }
 }
 
 /// The part of a manifest that only a delta has.

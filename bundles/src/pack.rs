@@ -16,7 +16,7 @@ use textnlp_models::Digest;
 use crate::chunk::{self, Cuts};
 use crate::contents::{Contents, content_digest, digest_from};
 use crate::error::{Error, Result};
-use crate::flow::{self, Batch, Drive, Event, Whole, WriteBehind};
+use crate::flow::{self, Batch, Drive, Event, PAGE, Whole, WriteBehind};
 use crate::layout::{self, BLOCK, Layout, Outline, Role, SIGNATURE, round_up};
 use crate::manifest::{Chunk, FORMAT, File, Item, Kind, Manifest};
 use crate::rules::{MOST_CHUNK, MOST_MANIFEST};
@@ -195,33 +195,19 @@ fn content(
         open: None,
         drive,
     };
-    let at = |file: usize| &layout.members[file + 3];
-    let mut written: Vec<u64> = vec![0; 0];
-    written.resize(known.len(), 0);
-    if let Some(first) = written.get_mut(next) {
-        *first = offset;
-    }
     let mut done: u64 = known[..next].iter().map(|known| known.size).sum::<u64>() + offset;
-    let whole = Whole::Yes(Box::new(state.unwrap_or_default()));
-    let mut spans = Spans::default();
+    let mut writing = Writing::resume(layout, volumes, next, offset)?;
     WriteBehind::beside(|behind| {
         flow::run(
             drive.threads,
-            whole,
+            Whole::Yes(Box::new(state.unwrap_or_default())),
             |batch| source.fill(batch),
             |batch| {
+                writing.put(batch, behind)?;
                 for piece in &batch.pieces {
-                    // One write for pieces that follow one another in a file.
-                    spans.add(volumes, at(piece.file).data_at + written[piece.file], batch.bytes(piece))?;
-                    written[piece.file] += piece.size as u64;
                     manifest.files[piece.file].chunks.push(Chunk { size: piece.size as u32, digest: piece.digest });
                     done += piece.size as u64;
                 }
-                spans.flush(volumes)?;
-                behind.wrote(
-                    batch.pieces.iter().map(|piece| piece.size as u64).sum(),
-                    volumes.file_at(spans.at.saturating_sub(1)),
-                );
                 for (file, digest) in &batch.ends {
                     manifest.files[*file].digest = digest_from(*digest);
                 }
@@ -237,38 +223,54 @@ fn content(
         let end = member.data_at + member.size;
         volumes.write_at(&[0; BLOCK as usize][..(member.end() - end) as usize], end)?;
     }
-    volumes.write_at(&[0; 2 * BLOCK as usize], layout.total - 2 * BLOCK)
+    volumes.write_at(&[0; 2 * BLOCK as usize], layout.total - 2 * BLOCK)?;
+    Ok(())
 }
 
-/// Gathers small neighbours into one write.
-#[derive(Default)]
-struct Spans {
-    at: u64,
-    bytes: Vec<u8>,
+/// Puts pieces where they stand in the archive.
+struct Writing<'a> {
+    layout: &'a Layout,
+    volumes: &'a Volumes,
+    file: usize,
+    /// In the file.
+    offset: u64,
+    /// What the file's last page holds so far.
+    tail: Vec<u8>,
 }
 
-impl Spans {
-    const MOST: usize = 256 << 10;
-
-    fn add(&mut self, volumes: &Volumes, at: u64, bytes: &[u8]) -> Result<()> {
-        if at != self.at + self.bytes.len() as u64 || self.bytes.len() + bytes.len() > Self::MOST {
-            self.flush(volumes)?;
-            self.at = at;
+impl<'a> Writing<'a> {
+    fn resume(layout: &'a Layout, volumes: &'a Volumes, file: usize, offset: u64) -> Result<Writing<'a>> {
+        let begun = offset % PAGE as u64;
+        let mut tail = vec![0; begun as usize];
+        if begun > 0 {
+            volumes.read_at(&mut tail, layout.members[file + 3].data_at + offset - begun)?;
         }
-        if bytes.len() > Self::MOST / 2 {
-            self.flush(volumes)?;
-            volumes.write_at(bytes, at)?;
-            self.at = at + bytes.len() as u64;
-        } else {
-            self.bytes.extend_from_slice(bytes);
-        }
-        Ok(())
+        Ok(Writing { layout, volumes, file, offset, tail })
     }
 
-    fn flush(&mut self, volumes: &Volumes) -> Result<()> {
-        volumes.write_at(&self.bytes, self.at)?;
-        self.at += self.bytes.len() as u64;
-        self.bytes.clear();
+    fn put(&mut self, batch: &mut Batch, behind: &mut WriteBehind) -> Result<()> {
+        for (file, bytes) in batch.stretches() {
+            if file != self.file {
+                (self.file, self.offset) = (file, 0);
+                self.tail.clear();
+            }
+            let length = bytes.len();
+            let data_at = self.layout.members[file + 3].data_at;
+            let begun = self.tail.len();
+            let pages = batch.pages(bytes, &self.tail);
+            let at = data_at + self.offset - begun as u64;
+            // Weights begin on a page, and what follows them on their last page is written after them. Others have neighbours there.
+            let end = if data_at.is_multiple_of(PAGE as u64) && at + pages.len() as u64 <= self.layout.total {
+                pages.len()
+            } else {
+                begun + length
+            };
+            let cached = self.volumes.write_at(&pages[..end], at)?;
+            behind.wrote(cached, self.volumes.file_at(at));
+            self.offset += length as u64;
+            let tail = pages[..begun + length].chunks(PAGE).last().filter(|last| last.len() < PAGE);
+            self.tail = tail.map(<[u8]>::to_vec).unwrap_or_default();
+        }
         Ok(())
     }
 }
@@ -345,7 +347,7 @@ impl Source<'_> {
         let size = match &known.cuts {
             Cuts::Fixed(sizes) => {
                 let size = sizes.get(self.index).map_or(0, |size| *size as usize);
-                known.read(open.file.as_ref(), &mut batch.room()[..size], self.offset)?;
+                known.read(open.file.as_ref(), &mut batch.room(self.offset)[..size], self.offset)?;
                 size
             }
             Cuts::Gear => {
@@ -361,7 +363,7 @@ impl Source<'_> {
                 }
                 let window = &open.window[open.used..open.window.len().min(open.used + chunk::MOST)];
                 let size = chunk::gear(window, self.offset, self.index as u64);
-                batch.room()[..size].copy_from_slice(&window[..size]);
+                batch.room(self.offset)[..size].copy_from_slice(&window[..size]);
                 open.used += size;
                 size
             }

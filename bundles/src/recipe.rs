@@ -144,7 +144,17 @@ fn model_files(model: &ModelFolder) -> Result<(Vec<Input>, Vec<String>)> {
 }
 
 fn item(kind: ItemKind, name: &str, digest: Digest, paths: Vec<String>) -> Item {
-    Item { kind, name: name.to_owned(), version: None, digest, platform: None, license: None, source: None, paths }
+    Item {
+        kind,
+        name: name.to_owned(),
+        version: None,
+        digest,
+        platform: None,
+        license: None,
+        source: None,
+        media_type: None,
+        paths,
+    }
 }
 
 fn text(path: &str, executable: bool, text: &str) -> Input {

@@ -5,14 +5,6 @@
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Digest as _, Sha256, block_api::compress256};
 
-/// Whether two messages take much less than twice the time of one.
-pub(crate) fn is_paired() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return x86::is_there();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
 /// Goes on with each hash by its bytes, and hands it back under its name; which of two is done first is open.
 pub(crate) fn update<'a, T>(
     messages: impl IntoIterator<Item = (T, Sha256, &'a [u8])>,

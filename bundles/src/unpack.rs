@@ -15,6 +15,7 @@ use crate::manifest::{File, Kind};
 use crate::open::{Bundle, Feed, chunk_damage, is_content, member_header, padding, trailer};
 use crate::sign::Authenticity;
 use crate::site::{FORMAT, Installed, Site, Source, Stamp};
+use crate::volumes::in_order;
 use crate::walk::Walk;
 
 /// How a bundle is unpacked.
@@ -281,10 +282,12 @@ fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<D
             let path = folder.join(&file.path);
             let size = next.size as usize;
             if open.is_none() {
-                open = Some(std::fs::File::open(&path).map_err(Error::io("open", &path))?);
+                let file = std::fs::File::open(&path).map_err(Error::io("open", &path))?;
+                in_order(&file);
+                open = Some(file);
             }
             if let Some(open) = &open {
-                open.read_exact_at(&mut batch.room()[..size], at).map_err(Error::io("read", &path))?;
+                open.read_exact_at(&mut batch.room(at)[..size], at).map_err(Error::io("read", &path))?;
             }
             batch.take(n, chunk, size, chunk == 0, chunk + 1 == file.chunks.len());
             place = (n, chunk + 1, at + size as u64);

@@ -5,8 +5,11 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::flow::PAGE;
 
 /// Smaller volumes would only be many.
 pub(crate) const LEAST_VOLUME: u64 = 1 << 20;
@@ -24,6 +27,8 @@ pub(crate) struct Volumes {
 struct Part {
     path: Utf8PathBuf,
     file: File,
+    /// The same file past the page cache, where its file system takes that.
+    direct: Option<File>,
     length: u64,
 }
 
@@ -75,8 +80,14 @@ impl Volumes {
     pub(crate) fn partial(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<Volumes> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).mode(0o644);
+        let mut part = |path: Utf8PathBuf| -> Result<Part> {
+            let mut part = part(&path, &mut options)?;
+            let direct = OFlags::DIRECT.bits() as i32;
+            part.direct = OpenOptions::new().write(true).custom_flags(direct).open(&part.path).ok();
+            Ok(part)
+        };
         let Some(size) = volume_size else {
-            return Ok(Volumes { parts: vec![part(&partial_name(path), &mut options)?], size: u64::MAX });
+            return Ok(Volumes { parts: vec![part(partial_name(path))?], size: u64::MAX });
         };
         if size < LEAST_VOLUME || total.div_ceil(size) > MOST_VOLUMES {
             let least = LEAST_VOLUME.max(total.div_ceil(MOST_VOLUMES));
@@ -84,7 +95,7 @@ impl Volumes {
                 problems: vec![format!("volumes of {size} bytes are too small; at least {least}")],
             });
         }
-        let parts = (0..total.div_ceil(size)).map(|n| part(&partial_name(&numbered(path, n)), &mut options));
+        let parts = (0..total.div_ceil(size)).map(|n| part(partial_name(&numbered(path, n))));
         Ok(Volumes { parts: parts.collect::<Result<_>>()?, size })
     }
 
@@ -151,16 +162,18 @@ impl Volumes {
         Ok(())
     }
 
-    pub(crate) fn write_at(&self, mut bytes: &[u8], mut at: u64) -> Result<()> {
+    /// Gives how many of the bytes are in the page cache and not yet on the disk.
+    pub(crate) fn write_at(&self, mut bytes: &[u8], mut at: u64) -> Result<u64> {
+        let mut cached = 0;
         while !bytes.is_empty() {
             let (part, inside) = self.locate(at, bytes.len());
             let part = &self.parts[part];
             let (now, rest) = bytes.split_at(inside.1);
-            part.file.write_all_at(now, inside.0).map_err(Error::io("write", &part.path))?;
+            cached += part.write_at(now, inside.0).map_err(Error::io("write", &part.path))? as u64;
             at += now.len() as u64;
             bytes = rest;
         }
-        Ok(())
+        Ok(cached)
     }
 
     /// Whether all parts had their final lengths when they were opened.
@@ -169,12 +182,21 @@ impl Volumes {
         self.parts.iter().enumerate().all(|(n, part)| part.length == wanted(n))
     }
 
-    /// Cuts or extends the parts to their final lengths.
+    /// Cuts or extends the parts to their final lengths, and takes the room for them: where there is not enough, that shows now.
     pub(crate) fn set_length(&self, total: u64) -> Result<()> {
         let mut rest = total;
         for part in &self.parts {
             let length = rest.min(self.size);
             part.file.set_len(length).map_err(Error::io("resize", &part.path))?;
+            match rustix::fs::fallocate(&part.file, FallocateFlags::empty(), 0, length) {
+                // Some file systems take room only as bytes come.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+                Err(errno) => {
+                    // What it did get is of no use.
+                    let _ = part.file.set_len(part.length);
+                    return Err(Error::os("take room for", &part.path)(errno));
+                }
+            }
             rest -= length;
         }
         Ok(())
@@ -211,6 +233,23 @@ impl Volumes {
     }
 }
 
+impl Part {
+    /// Whole pages in memory that are whole pages of the file go to the disk from where they are; anything else over the page cache.
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        let on_pages = bytes.as_ptr().align_offset(PAGE) == 0 && at.is_multiple_of(PAGE as u64);
+        let (pages, rest) = bytes.split_at(if on_pages { bytes.len() / PAGE * PAGE } else { 0 });
+        if let Some(direct) = self.direct.as_ref().filter(|_| !pages.is_empty()) {
+            match direct.write_all_at(pages, at) {
+                Ok(()) => return self.file.write_all_at(rest, at + pages.len() as u64).map(|()| rest.len()),
+                // What it wants beyond pages no file system says before.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.file.write_all_at(bytes, at).map(|()| bytes.len())
+    }
+}
+
 const PARTIAL: &str = ".partial";
 
 pub(crate) fn partial_name(path: &Utf8Path) -> Utf8PathBuf {
@@ -219,11 +258,18 @@ pub(crate) fn partial_name(path: &Utf8Path) -> Utf8PathBuf {
 
 fn part(path: &Utf8Path, options: &mut OpenOptions) -> Result<Part> {
     let file = options.open(path).map_err(Error::io("open", path))?;
+    in_order(&file);
     let metadata = file.metadata().map_err(Error::io("look at", path))?;
     if !metadata.is_file() {
         return Err(Error::NotABundle { path: path.to_owned(), why: "it is not a file".into() });
     }
-    Ok(Part { path: path.to_owned(), length: metadata.len(), file })
+    Ok(Part { path: path.to_owned(), length: metadata.len(), direct: None, file })
+}
+
+/// Says that a file is read from its beginning to its end: the system reads further ahead.
+pub(crate) fn in_order(file: &File) {
+    // An advice; where it is not taken nothing else changes.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
 }
 
 /// Makes renames in a folder last.

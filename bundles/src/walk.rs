@@ -82,7 +82,7 @@ impl<'a> Walk<'a> {
             }
             if let Some(chunk) = chunks.get(at.chunk) {
                 let size = chunk.size as usize;
-                self.feed.read_at(&mut batch.room()[..size], at.offset)?;
+                self.feed.read_at(&mut batch.room(at.offset - member.data_at)[..size], at.offset)?;
                 batch.take(file, at.chunk, size, at.chunk == 0, at.chunk + 1 == chunks.len());
                 at.offset += size as u64;
                 at.chunk += 1;

@@ -25,6 +25,7 @@ fn model(name: &str, paths: &[&str]) -> Item {
         platform: None,
         license: None,
         source: None,
+        media_type: None,
         paths: paths.iter().map(|path| (*path).to_owned()).collect(),
     }
 }
@@ -269,4 +270,51 @@ fn a_diff_names_items_files_and_bytes() {
     assert!(text.contains("- models/tiny/empty  0 -> 0 bytes"), "{text}");
     assert!(text.contains("+ configs/new  0 -> 2000 bytes, 2000 of them new"), "{text}");
     assert!(diff(&base, &base).is_empty());
+}
+
+/// What this thread has read so far.
+fn read_so_far() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+    text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_update_that_was_stopped_reads_little_again() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const WEIGHTS: usize = 48 << 20;
+    const AGAIN: u64 = 8 << 20;
+    let shop = Workshop::new();
+    let mut inputs = shop.inputs();
+    let base = contents(&shop, "a.tar", &inputs);
+    inputs.files.push(file("models/new/model.safetensors", safetensors(&[(1, WEIGHTS)])));
+    let target = contents(&shop, "b.tar", &inputs);
+    make(&shop, Some(&base), "b.tar", &Scope::Everything, "d.tar");
+    let site = install(&shop, "a.tar", "site");
+    for stop_at in [18 << 20, 41 << 20, WEIGHTS as u64] {
+        let stop = AtomicBool::new(false);
+        let progress = |event: Event<'_>| {
+            if let Event::Bytes { done } = event {
+                stop.store(done >= stop_at, Ordering::Relaxed);
+            }
+        };
+        let drive = Drive { progress: &progress, stop: &stop, ..Drive::default() };
+        let mut bundle = Bundle::open(&shop.path("d.tar")).unwrap();
+        let (mut resumed, before) = (0, read_so_far());
+        match site.apply(&mut bundle, &UnpackOptions { drive, ..options() }) {
+            Err(Error::Stopped { .. }) => {}
+            Ok(applied) => {
+                resumed = applied.resumed;
+                assert_eq!(applied.record.content, target.digest());
+            }
+            Err(error) => panic!("{error}"),
+        }
+        let read = read_so_far() - before;
+        assert!(read < (23 << 20) + AGAIN, "{read} bytes were read, {resumed} were there");
+    }
+    assert_eq!(site.contents().unwrap().len(), 2);
+    assert!(
+        !std::fs::read_dir(site.root())
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with(".incoming-") })
+    );
 }

@@ -126,6 +126,8 @@ pub enum Command {
     Preflight,
     /// Shows what `up` would do; changes nothing
     Plan(Plan),
+    /// Does what a saved plan says: exactly that, or nothing
+    Apply(Apply),
     /// Provisions, delivers and verifies
     Up(Up),
     /// What runs, and what differs from what is wanted
@@ -243,10 +245,34 @@ pub struct Plan {
     /// Plans the removal instead
     #[arg(long)]
     pub down: bool,
+    /// Plans the removal of data too; the environment's name, typed
+    #[arg(long, value_name = "ENV", requires = "down")]
+    pub delete_data: Option<String>,
+    /// Saves the plan for `apply`
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<Utf8PathBuf>,
+}
+
+/// See [`Command::Apply`].
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A saved plan is the agreement: nobody is asked again. Whoever applies it plans anew from what is there then; when that is not\n\
+                        the saved plan, what changed since is named and nothing is done.\n\n\
+                        Example:\n  \
+        textnlp-deploy plan --env staging --out staging.plan     here, for somebody to read\n  \
+        textnlp-deploy apply staging.plan                        there, once they agreed"
+)]
+pub struct Apply {
+    /// What `plan --out` saved
+    #[arg(value_name = "PLAN")]
+    pub plan: Utf8PathBuf,
+    /// Does not measure the gate at the end
+    #[arg(long)]
+    pub no_gate: bool,
 }
 
 /// See [`Command::Up`].
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Up {
     /// Does not measure the gate at the end
     #[arg(long)]

@@ -15,6 +15,7 @@ use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::environment::model::Address;
 use textnlp_orchestrator::environment::{self, Environment, PlaceOf};
 use textnlp_orchestrator::event::Events;
+use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::{Artifacts, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
 use textnlp_orchestrator::state::{Folder, Operator, Place, State, StateError};
@@ -380,6 +381,12 @@ pub fn road_failed(error: RoadError, session: &Session, environment: &Environmen
                 .hint(format!("look at it with `{}`, agree with --yes", session.again().same("plan", environment))),
         },
         RoadError::State(error) => state_failed(error, &session.again(), environment),
+        stale @ (RoadError::Stale { .. } | RoadError::OtherPlanner) => {
+            let is_down = matches!(stale, RoadError::Stale { purpose: Purpose::Down, .. });
+            let again = session.again().same(if is_down { "plan --down" } else { "plan" }, environment);
+            Failure::refused("stale_plan", stale)
+                .hint(format!("nothing of it was done; plan again: {again} --out FILE"))
+        }
         other => Failure::new(Exit::Failed, "road", other),
     }
 }

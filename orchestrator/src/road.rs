@@ -110,12 +110,32 @@ pub enum RoadError {
     /// Something stands in the way at the provider.
     #[error("preflight")]
     Preflight(#[source] Problems),
+    /// What a saved plan was made from is not what is there now. Nothing of it was done.
+    #[error("the saved plan is stale: {}", changed(.resources))]
+    Stale {
+        /// What the plan was for.
+        purpose: Purpose,
+        /// The resources of which something else was read.
+        resources: Vec<ResourceId>,
+    },
+    /// The same facts lead to another plan here than where it was saved. Nothing of it was done.
+    #[error("this program makes another plan of the same facts than the one that saved it")]
+    OtherPlanner,
     /// Nobody agreed to the plan, or it cannot be approved.
     #[error("approve the plan")]
     Refused(#[source] Refused),
     /// Applying could not go on.
     #[error("apply the plan")]
     Apply(#[source] ApplyError),
+}
+
+fn changed(resources: &[ResourceId]) -> String {
+    const SHOWN: usize = 5;
+    let mut names: Vec<String> = resources.iter().take(SHOWN).map(|id| format!("`{id}`")).collect();
+    if resources.len() > SHOWN {
+        names.push(format!("{} more", resources.len() - SHOWN));
+    }
+    format!("{} changed since", names.join(", "))
 }
 
 fn listed(breaches: &[Breach]) -> String {
@@ -154,11 +174,34 @@ pub async fn travel(
     agree: &mut (dyn FnMut(&Plan) -> bool + Send),
     stop: &CancellationToken,
 ) -> Result<Arrival, RoadError> {
+    whole_way(road, ask, Agreement::Asked(agree), stop).await
+}
+
+/// Goes the whole way by a plan that somebody agreed to before: exactly that one, or none.
+pub async fn travel_as_planned(road: &Road<'_>, saved: &Plan, stop: &CancellationToken) -> Result<Arrival, RoadError> {
+    let ask = Ask { purpose: saved.purpose, delete_data: saved.delete_data };
+    whole_way(road, ask, Agreement::Saved(saved), stop).await
+}
+
+/// Who agrees to the changes of a plan.
+enum Agreement<'a> {
+    /// Somebody is shown it.
+    Asked(&'a mut (dyn FnMut(&Plan) -> bool + Send)),
+    /// Somebody agreed to this one before.
+    Saved(&'a Plan),
+}
+
+async fn whole_way(
+    road: &Road<'_>,
+    ask: Ask,
+    agreement: Agreement<'_>,
+    stop: &CancellationToken,
+) -> Result<Arrival, RoadError> {
     let state = road.load().await?;
     let mut locked = state.lock(&road.operator, &road.places(), road.clock.clone()).await.map_err(RoadError::State)?;
     let mended = locked.mended().to_vec();
     mended.iter().for_each(|text| tell(road, What::Note { text: text.clone() }));
-    let arrived = go(road, ask, agree, stop, &mut locked).await;
+    let arrived = go(road, ask, agreement, stop, &mut locked).await;
     // How far the journals went is remembered after a failure too; the failure is what the caller hears of.
     let lineage = locked.lineage();
     let closed = locked.close().await.map_err(RoadError::State);
@@ -170,7 +213,7 @@ pub async fn travel(
 async fn go(
     road: &Road<'_>,
     ask: Ask,
-    agree: &mut (dyn FnMut(&Plan) -> bool + Send),
+    mut agreement: Agreement<'_>,
     stop: &CancellationToken,
     locked: &mut Locked,
 ) -> Result<(Option<Plan>, Outcome, usize), RoadError> {
@@ -188,8 +231,15 @@ async fn go(
     }
     let planned = checked_plan(&facts)?;
     let plan = planned.plan().clone();
+    if let Agreement::Saved(saved) = agreement {
+        is_the_saved_one(saved, &plan, &facts)?;
+    }
     preflight(road, &plan).await?;
-    let consent = Consent { changes: plan.has_changes() && plan.refusals.is_empty() && agree(&plan) };
+    let agreed = |agreement: &mut Agreement<'_>| match agreement {
+        Agreement::Asked(agree) => agree(&plan),
+        Agreement::Saved(_) => true,
+    };
+    let consent = Consent { changes: plan.has_changes() && plan.refusals.is_empty() && agreed(&mut agreement) };
     let approved = approve(planned, consent).map_err(RoadError::Refused)?;
     if plan.has_changes() {
         write_approval(locked, &plan).await?;
@@ -198,6 +248,24 @@ async fn go(
     let after = apply(self::drive(road, &providers, locked), &approved, stop).await.map_err(RoadError::Apply)?;
     // What recovery could not finish and nobody could say anything about stays open, and the plan says so as blocked.
     Ok((Some(plan), after.after(Outcome { failed: Vec::new(), ..before }), recovered))
+}
+
+fn is_the_saved_one(saved: &Plan, plan: &Plan, facts: &Facts) -> Result<(), RoadError> {
+    // Before the first `up` there was no lineage; nothing is recorded under the one that there is now, or it would have been read.
+    let lineage = saved.lineage.or(plan.lineage);
+    if *saved == (Plan { lineage: saved.lineage, ..plan.clone() }) && lineage == plan.lineage {
+        return Ok(());
+    }
+    let mut resources = saved.stale(facts);
+    // Another deployment under the same name: whatever was read of the other one is not there.
+    if resources.is_empty() && lineage != plan.lineage {
+        resources = saved.reads.keys().cloned().collect();
+    }
+    Err(if resources.is_empty() {
+        RoadError::OtherPlanner
+    } else {
+        RoadError::Stale { purpose: saved.purpose, resources }
+    })
 }
 
 fn drive<'d>(

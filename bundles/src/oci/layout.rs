@@ -136,26 +136,44 @@ impl Layout {
 /// Several images as one layout: the blobs of all, each once, the index that names them, and the marker. Images of one name for
 /// several platforms become one list of that name. Sorted by path; the order in which the images come does not matter.
 pub fn merge(images: &[Image]) -> Result<Vec<Blob>> {
-    let mut by_name: BTreeMap<&str, BTreeMap<&Platform, &Image>> = BTreeMap::new();
-    for image in images {
-        let platforms = by_name.entry(&image.name).or_default();
-        if let Some(other) = platforms.insert(&image.platform, image)
-            && other.manifest.digest != image.manifest.digest
-        {
-            return Err(Error::Conflict { name: image.name.clone(), platform: image.platform.to_string() });
+    let entries = images.iter().map(|image| Line {
+        name: image.name.clone(),
+        platform: image.platform.clone(),
+        media_type: image.manifest.media_type.clone(),
+        digest: image.manifest.digest,
+        size: image.manifest.size,
+    });
+    let mut blobs: BTreeMap<String, Blob> = BTreeMap::new();
+    for blob in lists(entries)?.into_iter().chain(images.iter().flat_map(|image| &image.blobs).cloned()) {
+        blobs.entry(blob.path.clone()).or_insert(blob);
+    }
+    Ok(blobs.into_values().collect())
+}
+
+/// What a list of images needs to know of one.
+pub(crate) struct Line {
+    pub(crate) name: String,
+    pub(crate) platform: Platform,
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+}
+
+/// The list of these images: the index, the marker, and a list for each name with several platforms. Their order does not matter.
+pub(crate) fn lists(images: impl IntoIterator<Item = Line>) -> Result<Vec<Blob>> {
+    let mut by_name: BTreeMap<String, BTreeMap<Platform, Descriptor>> = BTreeMap::new();
+    for Line { name, platform, media_type, digest, size } in images {
+        let platforms = by_name.entry(name.clone()).or_default();
+        let manifest =
+            Descriptor { media_type, digest, size, platform: Some(platform.clone()), ..Descriptor::default() };
+        if platforms.insert(platform.clone(), manifest).is_some_and(|other| other.digest != digest) {
+            return Err(Error::Conflict { name, platform: platform.to_string() });
         }
     }
-    let mut blobs: BTreeMap<String, Blob> = BTreeMap::new();
-    for blob in images.iter().flat_map(|image| &image.blobs) {
-        blobs.entry(blob.path.clone()).or_insert_with(|| blob.clone());
-    }
+    let mut blobs = Vec::new();
     let mut entries = Vec::new();
     for (name, platforms) in by_name {
-        let of = |(platform, image): (&&Platform, &&Image)| Descriptor {
-            platform: Some((*platform).clone()),
-            ..image.manifest.clone()
-        };
-        let mut manifests: Vec<Descriptor> = platforms.iter().map(of).collect();
+        let mut manifests: Vec<Descriptor> = platforms.into_values().collect();
         // Readers of layouts look for OCI's media types alone; a list of one leads them to an image in Docker's, whose digest stays.
         let ours = |d: &Descriptor| d.media_type == media::MANIFEST;
         let mut entry = if manifests.len() == 1 && ours(&manifests[0]) {
@@ -164,18 +182,16 @@ pub fn merge(images: &[Image]) -> Result<Vec<Blob>> {
             let index = Index { schema_version: 2, media_type: Some(media::INDEX.to_owned()), manifests };
             let blob = Blob::of(Content::bytes(json(&index)))?;
             let descriptor = blob.descriptor(media::INDEX);
-            blobs.insert(blob.path.clone(), blob);
+            blobs.push(blob);
             descriptor
         };
-        entry.annotations = BTreeMap::from([(REF_NAME.to_owned(), name.to_owned())]);
+        entry.annotations = BTreeMap::from([(REF_NAME.to_owned(), name)]);
         entries.push(entry);
     }
     let index = Index { schema_version: 2, media_type: Some(media::INDEX.to_owned()), manifests: entries };
     let marker = b"{\"imageLayoutVersion\":\"1.0.0\"}".to_vec();
-    Ok(blobs
-        .into_values()
-        .chain([Blob::named("index.json", json(&index)), Blob::named("oci-layout", marker)])
-        .collect())
+    blobs.extend([Blob::named("index.json", json(&index)), Blob::named("oci-layout", marker)]);
+    Ok(blobs)
 }
 
 /// Digest and size as promised.

@@ -53,6 +53,7 @@ impl Image {
             platform: Some(self.platform.to_string()),
             license: None,
             source,
+            media_type: Some(self.manifest.media_type.clone()),
             paths: self.blobs.iter().map(|blob| format!("{}/{}", catalogue::FOLDER, blob.path)).collect(),
         }
     }

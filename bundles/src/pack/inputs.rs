@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::manifest::Manifest;
 use crate::oci::{self, Part};
 use crate::rules::order;
+use crate::volumes::in_order;
 
 /// One file of the bundle to be.
 #[derive(Clone, Debug)]
@@ -74,6 +75,7 @@ impl Known<'_> {
             return Ok(None);
         };
         let file = File::open(path).map_err(Error::io("open", path))?;
+        in_order(&file);
         self.unchanged(Some(&file))?;
         Ok(Some(file))
     }

@@ -46,6 +46,7 @@ impl Workshop {
             platform: None,
             license: Some("Apache-2.0".into()),
             source: Some("bundled".into()),
+            media_type: None,
             paths: vec!["models/tiny/config.json".into(), "models/tiny/model.safetensors".into()],
         };
         let program = Item {
@@ -56,6 +57,7 @@ impl Workshop {
             platform: Some("linux/amd64".into()),
             license: None,
             source: None,
+            media_type: None,
             paths: vec!["bin/linux-amd64/textnlp-deploy".into()],
         };
         Inputs {

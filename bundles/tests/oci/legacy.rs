@@ -39,6 +39,7 @@ fn shelf(dir: &Dir) -> Folder {
         platform: Some("linux/amd64".to_owned()),
         license: None,
         source: None,
+        media_type: None,
         paths: vec!["bin/textnlp-deploy-linux-amd64".to_owned()],
     };
     Folder::open(&root, vec![item]).unwrap()

@@ -9,3 +9,4 @@ mod layout;
 mod legacy;
 mod registry;
 mod tools;
+mod updates;

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use serde_json::json;
-use textnlp_orchestrator::plan::Purpose;
+use textnlp_orchestrator::plan::{Plan, Purpose};
 use textnlp_orchestrator::road::Ask;
+use textnlp_provider::EnvironmentName;
 
 use super::up::{document, go, incomplete};
 use crate::args::Down;
@@ -15,19 +16,22 @@ use crate::session::Session;
 
 /// `down [--delete-data ENV]`.
 pub async fn down(session: &Session, args: &Down, console: Console) -> Result<Success, Failure> {
+    whole(session, args.delete_data.as_deref(), None, console).await
+}
+
+/// `down`, by a plan that somebody agreed to before, if there is one.
+pub async fn whole(
+    session: &Session,
+    typed: Option<&str>,
+    saved: Option<&Plan>,
+    console: Console,
+) -> Result<Success, Failure> {
     let began = Instant::now();
     let chosen = session.load_to_remove(console)?;
     let name = chosen.name.clone();
-    let delete_data = match args.delete_data.as_deref() {
-        None => false,
-        Some(typed) if typed == name.as_str() => true,
-        Some(typed) => {
-            let error = anyhow::anyhow!("--delete-data names `{typed}`, the environment is `{name}`");
-            return Err(Failure::refused("wrong_name", error).hint(format!("type its name: --delete-data {name}")));
-        }
-    };
+    let delete_data = delete_data(typed, &name)?;
     let deployment = Deployment::recorded(session, chosen)?;
-    let arrival = go(&deployment, Ask { purpose: Purpose::Down, delete_data }, console).await?;
+    let arrival = go(&deployment, Ask { purpose: Purpose::Down, delete_data }, saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     if !arrival.is_complete() {
@@ -44,4 +48,16 @@ pub async fn down(session: &Session, args: &Down, console: Console) -> Result<Su
             write!(text, "\nTo remove the data too: {} --delete-data {name}", session.again().command("down", &name));
     }
     Ok(Success::new(text, document))
+}
+
+/// Whether the environment's name was typed to agree that its data goes.
+pub fn delete_data(typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
+    match typed {
+        None => Ok(false),
+        Some(typed) if typed == name.as_str() => Ok(true),
+        Some(typed) => {
+            let error = anyhow::anyhow!("--delete-data names `{typed}`, the environment is `{name}`");
+            Err(Failure::refused("wrong_name", error).hint(format!("type its name: --delete-data {name}")))
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! One file per verb, or per family of verbs. Each takes a session and its arguments, and returns what is to be said.
 
+mod apply;
 mod audit;
 pub mod backup;
 mod bundle;
@@ -51,6 +52,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Providers => Ok(providers::providers()),
         Command::Preflight => providers::preflight(session, console).await,
         Command::Plan(args) => plan::plan(session, &args, console).await,
+        Command::Apply(args) => apply::apply(session, &args, console).await,
         Command::Up(args) => up::up(session, &args, console).await,
         Command::Down(args) => down::down(session, &args, console).await,
         Command::Status => status::status(session, console).await,

@@ -8,7 +8,7 @@ use textnlp_orchestrator::apply::Outcome;
 use textnlp_orchestrator::environment::names;
 use textnlp_orchestrator::plan::{Plan, Purpose};
 use textnlp_orchestrator::release::Lock;
-use textnlp_orchestrator::road::{Arrival, Ask, travel};
+use textnlp_orchestrator::road::{Arrival, Ask, travel, travel_as_planned};
 use textnlp_provider::EnvironmentName;
 
 use super::{backup, gate, running};
@@ -27,11 +27,17 @@ const PROMPT: &str = "Mira walked to the harbour";
 
 /// `up`.
 pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Success, Failure> {
+    whole(session, args, None, console).await
+}
+
+/// `up`, by a plan that somebody agreed to before, if there is one.
+pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
     let chosen = session.load_to_run(console)?;
     let (name, phase) = (chosen.name.clone(), chosen.loaded.environment.phase);
     let deployment = Deployment::wanted(session, chosen, console).await?;
-    let arrival = go(&deployment, Ask { purpose: Purpose::Up, delete_data: false }, console).await?;
+    let ask = Ask { purpose: Purpose::Up, delete_data: false };
+    let arrival = go(&deployment, ask, saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
     if !arrival.is_complete() {
@@ -77,8 +83,13 @@ pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Succes
     }
 }
 
-/// Travels the road with progress, signals and consent.
-pub async fn go(deployment: &Deployment<'_>, ask: Ask, console: Console) -> Result<Arrival, Failure> {
+/// Travels the road with progress, signals and consent: by a saved plan, or asking.
+pub async fn go(
+    deployment: &Deployment<'_>,
+    ask: Ask,
+    saved: Option<&Plan>,
+    console: Console,
+) -> Result<Arrival, Failure> {
     let progress = Progress::new(console);
     let yes = deployment.session.global.yes;
     let mut agree = |plan: &Plan| {
@@ -86,7 +97,11 @@ pub async fn go(deployment: &Deployment<'_>, ask: Ask, console: Console) -> Resu
         yes || asked(console)
     };
     let stop = signals::stop(console);
-    let arrived = travel(&deployment.road(&progress), ask, &mut agree, &stop).await;
+    let road = deployment.road(&progress);
+    let arrived = match saved {
+        Some(plan) => travel_as_planned(&road, plan, &stop).await,
+        None => travel(&road, ask, &mut agree, &stop).await,
+    };
     progress.finish();
     let arrival = arrived.map_err(|e| road_failed(e, deployment.session, &deployment.chosen.name))?;
     // Without changes nobody was asked, so nobody has seen the plan.

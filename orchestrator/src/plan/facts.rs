@@ -64,6 +64,9 @@ impl Facts {
                 let old: Vec<&str> = holding.old.iter().map(|old| old.sha256.as_str()).collect();
                 add(id, sum("recorded", &(&holding.sha256, old)));
             }
+            for (op, open) in &site.open {
+                add(&open.intent.operation.resource, sum("open", op));
+            }
             for (id, observed) in &site.observed {
                 let seen = match observed {
                     Observed::Present(object) => sum("present", object),

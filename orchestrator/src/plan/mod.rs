@@ -10,6 +10,8 @@ mod decide;
 mod facts;
 mod graph;
 mod permissions;
+mod reach;
+mod saved;
 mod unwanted;
 
 use std::collections::BTreeMap;
@@ -27,6 +29,8 @@ pub use audit::{Audited, Breach, audit};
 pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
 pub use permissions::{Permission, permissions};
+pub use reach::{Durations, Estimate, Reach, reach};
+pub use saved::{MOST_BYTES, NotSaved, Saved};
 
 /// The version of the plan's format.
 pub const FORMAT: u32 = 1;

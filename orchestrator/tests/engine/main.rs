@@ -10,5 +10,6 @@ mod folder;
 mod journal;
 mod plans;
 mod road;
+mod saved;
 mod simulate;
 mod world;

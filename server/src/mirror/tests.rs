@@ -45,6 +45,7 @@ fn item(kind: ItemKind, name: &str, source: Option<&str>, paths: &[&str]) -> Ite
         platform: None,
         license: Some("apache-2.0".to_owned()),
         source: source.map(str::to_owned),
+        media_type: None,
         paths: paths.iter().map(|path| (*path).to_owned()).collect(),
     }
 }

@@ -103,6 +103,37 @@ fn arrives(stage: &Stage, args: &[String]) {
     });
 }
 
+/// What a process has started and not yet seen the end of.
+fn children(of: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
+}
+
+#[test]
+fn a_killed_install_takes_what_it_started_along() {
+    let goods = Goods::get();
+    let stage = Stage::new("killed-alone");
+    let args = stage.install_args(&goods.first, &["--trust", &goods.public]);
+    let command = || stage.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let words =
+        |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
+    let mut install = command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let up = eventually("`up` runs", || {
+        assert!(install.try_wait().unwrap().is_none(), "it ended before it could be killed");
+        children(install.id()).into_iter().find(|child| words(*child).contains(" up "))
+    });
+    // Standing still, it cannot come to its end by itself.
+    signal(up, rustix::process::Signal::STOP);
+    signal(install.id(), rustix::process::Signal::KILL);
+    install.wait().unwrap();
+    // A process that was killed has no command line any more, even before it is gone.
+    eventually("`up` is gone", || words(up).is_empty().then_some(()));
+    said(command().output().unwrap()).expect(0);
+    stage.is_well();
+    stage.down();
+}
+
 #[test]
 fn install_ends_with_the_same_site() {
     let goods = Goods::get();

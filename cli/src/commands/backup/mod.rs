@@ -2,7 +2,7 @@
 
 mod create;
 mod gather;
-mod keep;
+pub mod keep;
 mod key;
 mod prove;
 mod restore;

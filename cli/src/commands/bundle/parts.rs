@@ -106,15 +106,7 @@ fn credentials() -> Result<Option<registry::Credentials>, Failure> {
 }
 
 fn items(images: &[Image]) -> Vec<Item> {
-    images
-        .iter()
-        .map(|image| {
-            let mut item = image.item(Some(format!("{}@{}", image.name, image.pinned)));
-            // An update that brings the image alone brings the list of images with it.
-            item.paths.extend(["index.json", "oci-layout"].map(|name| format!("{IMAGES}/{name}")));
-            item
-        })
-        .collect()
+    images.iter().map(|image| image.item(Some(format!("{}@{}", image.name, image.pinned)))).collect()
 }
 
 /// What everything is made of, as CycloneDX, and the advisories for scans on the other side.

@@ -212,6 +212,19 @@ fn own(program: &Utf8Path, session: &Session, run: &Run<'_>) -> Command {
         command.args(["--reason", reason]);
     }
     command.stdin(Stdio::null());
+    let parent = rustix::process::getpid();
+    let die_together = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // It may have died before it was asked to tell.
+        if rustix::process::getppid() == Some(parent) {
+            Ok(())
+        } else {
+            Err(std::io::Error::other("the caller is gone"))
+        }
+    };
+    // What is killed here is not to work on there: whoever installs again would meet it. What `up` does is safe at any moment.
+    // SAFETY: two system calls between fork and exec; nothing is allocated where both succeed, and where not the child ends.
+    unsafe { command.pre_exec(die_together) };
     command
 }
 

@@ -1,0 +1,80 @@
+//! `apply PLAN`: exactly the plan that somebody read and agreed to, or nothing.
+
+use camino::Utf8Path;
+use textnlp_orchestrator::plan::{MOST_BYTES, NotSaved, Purpose, Saved};
+
+use super::{down, plan, up};
+use crate::args::{Apply, Up};
+use crate::report::{Console, Failure, Success};
+use crate::session::Session;
+
+/// `apply PLAN`.
+pub async fn apply(session: &Session, args: &Apply, console: Console) -> Result<Success, Failure> {
+    let saved = read(&args.plan)?;
+    let session = as_planned(session, &saved, &args.plan)?;
+    let planned = &saved.plan;
+    console.say(format!("{} was planned by {} at {:.0}", args.plan, saved.by, saved.at));
+    match planned.purpose {
+        Purpose::Up => {
+            let up = Up { no_gate: args.no_gate, ..Up::default() };
+            up::whole(&session, &up, Some(planned), console).await
+        }
+        Purpose::Down => {
+            let typed = planned.delete_data.then(|| planned.environment.to_string());
+            down::whole(&session, typed.as_deref(), Some(planned), console).await
+        }
+    }
+}
+
+fn read(file: &Utf8Path) -> Result<Saved, Failure> {
+    let unreadable = |error: std::io::Error| {
+        Failure::usage("unreadable_plan", anyhow::Error::new(error).context(format!("read plan {file}")))
+            .hint("name what `textnlp-deploy plan --out FILE` wrote")
+    };
+    if std::fs::metadata(file).map_err(unreadable)?.len() > MOST_BYTES {
+        return Err(Failure::usage("unreadable_plan", anyhow::anyhow!("{file} is longer than any plan")));
+    }
+    let bytes = std::fs::read(file).map_err(unreadable)?;
+    Saved::read(&bytes).map_err(|error| {
+        let (code, hint) = match error {
+            NotSaved::Other(_) => ("unreadable_plan", "name what `textnlp-deploy plan --out FILE` wrote"),
+            NotSaved::Future { .. } => {
+                ("newer_plan", "apply it with the program that saved it, or plan again with this one")
+            }
+            NotSaved::Changed => ("changed_plan", "plan again, and have that one read"),
+        };
+        Failure::refused(code, anyhow::Error::new(error).context(format!("read plan {file}"))).hint(hint)
+    })
+}
+
+/// The session in which it was planned: the same environment, changed in the same way. What is typed now may not say otherwise.
+fn as_planned(session: &Session, saved: &Saved, file: &Utf8Path) -> Result<Session, Failure> {
+    let mut global = session.global.clone();
+    let environment = &saved.plan.environment;
+    if let Some(other) = global.env.as_deref().filter(|typed| *typed != environment.as_str()) {
+        let error = anyhow::anyhow!("{file} is a plan for `{environment}`, and `{other}` was asked for");
+        return Err(
+            Failure::refused("other_environment", error).hint("leave --env out: the plan names its environment")
+        );
+    }
+    let flags = plan::flags(&global);
+    if let Some((flag, value)) = flags.iter().find(|typed| typed.0 != "--file" && !saved.flags.contains(typed)) {
+        let error = anyhow::anyhow!("{file} was planned without {flag} {value}: a saved plan says everything");
+        return Err(Failure::usage("usage", error).hint(format!("leave {flag} out, or plan again with it")));
+    }
+    global.set.clear();
+    for (flag, value) in &saved.flags {
+        match flag.as_str() {
+            "--set" => global.set.push(value.clone()),
+            "--site" => global.site = Some(value.clone()),
+            "--provider" => global.provider = Some(value.clone()),
+            "--server" => global.server = Some(value.into()),
+            "--file" if global.file.is_none() && global.env.is_none() => global.file = Some(value.into()),
+            _ => {}
+        }
+    }
+    if global.file.is_none() {
+        global.env = Some(environment.to_string());
+    }
+    Session::new(global)
+}

@@ -1,0 +1,75 @@
+//! A plan is saved, read by somebody, and applied exactly as it was or not at all.
+#![allow(clippy::unwrap_used)]
+
+use textnlp_tests::Sandbox;
+
+const DEVELOPMENT: [&str; 2] = ["--env", "development"];
+
+fn plan(sandbox: &Sandbox, more: &[&str]) -> textnlp_tests::Said {
+    sandbox.run(&[&["plan"][..], &DEVELOPMENT, more].concat())
+}
+
+#[test]
+fn a_saved_plan_is_the_agreement() {
+    let sandbox = Sandbox::new("saved");
+    let file = sandbox.folder().join("first.plan");
+    let file = file.as_str();
+    let said = plan(&sandbox, &["--out", file, "--exit-code"]).expect(6);
+    assert!(said.out.contains(&format!("To do it: textnlp-deploy apply {file}")), "{}", said.out);
+    // Nobody is asked, and no --yes is needed: the plan was read before.
+    let said = sandbox.run(&["apply", file, "--no-gate", "-o", "json"]).expect(0);
+    let document = said.json();
+    assert!(document["plan"]["create"].as_u64().unwrap() > 5, "{document}");
+    assert!(document["address"].as_str().is_some(), "{document}");
+    plan(&sandbox, &["--exit-code"]).expect(0);
+
+    let stale = sandbox.run(&["apply", file, "--no-gate"]).expect(4);
+    assert!(stale.err.contains("the saved plan is stale") && stale.err.contains("plan again"), "{}", stale.err);
+
+    // What was changed for the plan is changed for its application too.
+    let change = ["--set", "server.api.timeout=77s"];
+    let planned = plan(&sandbox, &[&change[..], &["--out", file, "-o", "json"]].concat()).expect(0).json();
+    assert_eq!(planned["file"].as_str(), Some(file));
+    let reaches = planned["reaches"].as_array().unwrap();
+    assert!(reaches.iter().any(|one| !one["reaches"].as_array().unwrap().is_empty()), "{planned}");
+    let unknown = planned["estimate"]["unknown"].as_array().unwrap();
+    assert!(unknown.contains(&"onprem.file".into()), "no file was ever changed here: {planned}");
+    sandbox.run(&["apply", file, "--no-gate", "--quiet"]).expect(0);
+    plan(&sandbox, &[&change[..], &["--exit-code"]].concat()).expect(0);
+
+    plan(&sandbox, &["--down", "--out", file]).expect(0);
+    let down = sandbox.run(&["apply", file]).expect(0);
+    assert!(down.out.contains("development is down"), "{}", down.out);
+    let stale = sandbox.run(&["apply", file]).expect(4);
+    assert!(stale.err.contains("textnlp-deploy plan --down --env development"), "{}", stale.err);
+    // Now it is known how long it takes.
+    let again = plan(&sandbox, &["-o", "json"]).expect(0).json();
+    assert!(again["estimate"]["seconds"].as_f64().unwrap() > 0.0, "{again}");
+}
+
+#[test]
+fn what_is_no_plan_of_this_environment_is_refused_before_anything_happens() {
+    let sandbox = Sandbox::new("edited");
+    let file = sandbox.folder().join("a.plan");
+    plan(&sandbox, &["--out", file.as_str()]).expect(0);
+    let good = std::fs::read_to_string(&file).unwrap();
+    let check = |text: &str, args: &[&str], exit: i32, says: &str| {
+        std::fs::write(&file, text).unwrap();
+        let said = sandbox.run(&[&["apply", file.as_str()][..], args].concat()).expect(exit);
+        assert!(said.err.contains(says), "{}", said.err);
+    };
+    check(&good.replace("here/gateway", "here/getaway"), &[], 4, "changed after it was saved");
+    check(&good.replacen("\"textnlp_plan\":1", "\"textnlp_plan\":7", 1), &[], 4, "knows formats up to 1");
+    check(&good[..good.len() / 2], &[], 4, "not a saved plan");
+    check("{}", &[], 4, "`textnlp_plan` is missing");
+    check(&good, &["--env", "staging"], 4, "is a plan for `development`");
+    check(&good, &["--set", "gates.users=3"], 2, "a saved plan says everything");
+    let said = sandbox.run(&["apply", "nowhere.plan"]).expect(2);
+    assert!(said.err.contains("nowhere.plan"), "{}", said.err);
+    let said = plan(&sandbox, &["--delete-data", "development"]).expect(2);
+    assert!(said.err.contains("--down"), "{}", said.err);
+    assert_eq!(
+        sandbox.run(&["status", "--env", "development", "-o", "json"]).json()["resources"],
+        serde_json::json!([])
+    );
+}
