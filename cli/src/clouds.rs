@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::FetchOptions;
-pub use textnlp_onprem::SiteCopy;
+pub use textnlp_onprem::{Beside, SiteCopy};
 use textnlp_onprem::{FileSecretStore, OnPrem, Options, fault, supervise};
 use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
 use textnlp_orchestrator::dr::talk::Places;
@@ -37,6 +37,8 @@ pub const PROVIDERS: &[Row] = &[
         runtimes: &["process"],
         choices: &[
             "database.kind=sqlite",
+            "database.kind=postgres/external",
+            "database.kind=postgres/cluster",
             "cache.kind=memory",
             "tls.mode=local-ca",
             "tls.mode=existing",
@@ -189,6 +191,11 @@ pub fn seed(
     database: &Utf8Path,
 ) -> anyhow::Result<()> {
     Ok(textnlp_onprem::seed(from, to, site, lineage, database)?)
+}
+
+/// An empty PostgreSQL on this machine, to prove a dump on; `place` is a folder that goes after it.
+pub fn postgres_beside(place: &Utf8Path) -> anyhow::Result<Beside> {
+    Beside::make(place).map_err(anyhow::Error::msg)
 }
 
 /// The processes that a site's service is made of, as far as they run on this machine.

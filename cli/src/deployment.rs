@@ -12,13 +12,14 @@ use sha2::{Digest, Sha256};
 use textnlp_models::{Catalogue, Event, Store as ModelStore, local_digest};
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::environment::model::Address;
 use textnlp_orchestrator::environment::{self, Environment, PlaceOf};
 use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::{Artifacts, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
 use textnlp_orchestrator::state::{Locked, Operator, Place, State, StateError, Store};
-use textnlp_provider::component::Program;
+use textnlp_provider::component::{Given, Program};
 use textnlp_provider::{EnvironmentName, Lineage, Problem, Problems, SiteName};
 use uuid::Uuid;
 
@@ -219,7 +220,29 @@ pub fn artifacts(session: &Session, environment: &Environment, console: Console)
         .filter_map(|m| Some((m.name.clone(), m.digest.clone().or_else(|| at_hand(&cache, m.source(), console))?)));
     let models = models.collect();
     // Templates are of a release only where something is rendered from them, which local processes are not.
-    Ok(Artifacts { program: Program { path: path.to_string(), digest }, models, templates: None, schema: None })
+    Ok(Artifacts {
+        program: Program { path: path.to_string(), digest },
+        models,
+        templates: None,
+        schema: None,
+        given: given(environment),
+    })
+}
+
+/// A mark of each secret that a person keeps, by its reference. What is not there was refused before anything runs; what only looks at
+/// the record needs none of them.
+fn given(environment: &Environment) -> BTreeMap<String, String> {
+    let database = &environment.database;
+    let url = database.url.as_ref().and_then(|url| match url {
+        Address::Secret(secret) => Some(secret),
+        Address::Url(_) => None,
+    });
+    let marked = url.into_iter().chain(&database.password).filter_map(|secret| {
+        let given = Given { source: secret.to_string(), version: String::new() };
+        let value = given.read()?;
+        Some((given.source.clone(), given.mark(environment.environment.as_str(), value.expose())))
+    });
+    marked.collect()
 }
 
 /// The digest of a model that this program carries or that lies on this machine, as it is now; of others it is known once they

@@ -23,6 +23,7 @@ fn artifacts(server: &str) -> Artifacts {
         ]),
         templates: Some(digest(b"templates")),
         schema: Some(3),
+        given: BTreeMap::new(),
     }
 }
 

@@ -43,6 +43,8 @@ pub mod border;
 
 pub mod mirror;
 
+pub mod postgres;
+
 pub use keys_role::{KeysError, keys};
 pub use serve::{Role, ServeArgs, ServeError, run, serve};
 pub use server::{Server, StartError};

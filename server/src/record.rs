@@ -106,6 +106,7 @@ impl Drop for Record {
         }
         if let (Some(user), Some(tenant)) = (known.user, known.tenant) {
             self.app.usage.push(Usage {
+                id: uuid::Uuid::now_v7(),
                 request_id: self.id.clone(),
                 user,
                 tenant,

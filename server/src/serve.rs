@@ -15,6 +15,7 @@ use crate::error::chain;
 use crate::gateway;
 use crate::keys_role::{KeysError, keys};
 use crate::log;
+use crate::postgres;
 use crate::ready_role;
 use crate::server::{Server, StartError};
 
@@ -44,14 +45,18 @@ pub enum Role {
     Gateway,
     /// Passes every byte between a site and the others
     Border,
-    /// Brings the database to a schema, prints {"from", "to"} and ends
+    /// Brings the database to a schema, prints {"from", "to", "made"} and ends
     Migrate,
+    /// Says what the database is and what stands in its way, {"schema", "made", "connections", "problems", "notes"}, and ends
+    Database,
     /// Does one JSON command about API keys from standard input
     Keys,
     /// Keeps a site's control data equal to that of the other sites
     Watch,
     /// Keeps who is primary
     Witness,
+    /// Keeps a PostgreSQL running, as a primary or as a copy
+    Postgres,
     /// Copies the database into a file while it is used, prints {"schema", "keys", "usage", "bytes"} and ends
     Backup,
     /// Asks the server of this configuration whether it takes requests, and ends: for health checks
@@ -85,6 +90,9 @@ pub enum ServeError {
     /// The border.
     #[error(transparent)]
     Border(#[from] border::Error),
+    /// The keeper of a PostgreSQL.
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
     /// A server that does not take requests.
     #[error("the server is not ready")]
     NotReady(#[source] std::io::Error),
@@ -109,7 +117,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Role::Server => Config::read(&args.config).map_or(1, |config| config.api.workers),
         Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
         Role::Border | Role::Watch | Role::Witness => 2,
-        Role::Migrate | Role::Keys | Role::Backup | Role::Ready => 1,
+        Role::Migrate | Role::Database | Role::Keys | Role::Postgres | Role::Backup | Role::Ready => 1,
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("http").enable_all().build();
@@ -154,6 +162,10 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             raise_file_limit();
             Ok(border::run(&args.config).await?)
         }
+        Role::Postgres => {
+            log_plainly()?;
+            Ok(postgres::run(&args.config).await?)
+        }
         Role::Watch | Role::Witness => {
             log_plainly()?;
             if args.role == Role::Watch {
@@ -167,13 +179,19 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             let config = Config::read(&args.config)?;
             let store = Store::open(&config.database).await?;
             let done = store.migrate(args.to).await?;
+            let made = store.made().await?;
             store.close().await;
-            print(&json!({ "from": done.from, "to": done.to }))
+            print(&json!({ "from": done.from, "to": done.to, "made": made }))
+        }
+        Role::Database => {
+            let config = Config::read(&args.config)?;
+            let found = database::ask(&config.database).await;
+            print(&serde_json::to_value(found).map_err(std::io::Error::other)?)
         }
         Role::Backup => {
             let config = Config::read(&args.config)?;
             let to = args.out.ok_or(ServeError::Out)?;
-            let copied = database::copy(&config.database.file, &to).await.map_err(ServeError::Copy)?;
+            let copied = database::copy(&config.database, &to).await.map_err(ServeError::Copy)?;
             print(&serde_json::to_value(copied).map_err(std::io::Error::other)?)
         }
         Role::Ready => {

@@ -33,10 +33,10 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The database cannot be used.
-    #[error("open the database {file}")]
+    #[error("open the database {at}")]
     Database {
-        /// Which file.
-        file: String,
+        /// Which one.
+        at: String,
         /// Why.
         source: StoreError,
     },
@@ -73,7 +73,7 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 impl Server {
     /// Builds everything and begins to listen; models are loaded while `/health` answers already.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let database = |source| StartError::Database { file: config.database.file.to_string(), source };
+        let database = |source| StartError::Database { at: config.database.at.to_string(), source };
         let store = Store::open(&config.database).await.map_err(database)?;
         store.prepare().await.map_err(database)?;
         let signer = Signer::new(&config.security)?;

@@ -38,6 +38,9 @@ pub const SIGNING_KEY: &str = "jwt-signing-key";
 /// The password of a database that we make.
 pub const DATABASE_PASSWORD: &str = "database-password";
 
+/// The password with which the copies of a database that we make follow it.
+pub const REPLICATION_PASSWORD: &str = "replication-password";
+
 /// A site of an environment, or the place of its witness, with who provides it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlaceOf {
@@ -142,12 +145,8 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
         Part::ModelStore(part::ModelStore { models, max_cache_bytes: e.storage.model_cache.0 }),
     );
     if site.database().is_some() {
-        let database = part::Database {
-            kind: e.database.kind.to_string(),
-            hosting: e.database.hosting.map(|h| h.to_string()),
-            schema: release.lock.schema,
-        };
-        add(names::DATABASE, there.database.as_ref().or(e.database.existing.as_ref()), Part::Database(database));
+        let existing = there.database.as_ref().or(e.database.existing.as_ref());
+        add(names::DATABASE, existing, Part::Database(database(e, release)));
     }
     add(
         names::CACHE,
@@ -166,7 +165,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
         add(names::WATCH, None, Part::Watch(watch(e, site, &release.program)));
     }
     if site.serves() {
-        add(names::SERVER, None, Part::Workload(workload(e, site, &release.program)));
+        add(names::SERVER, None, Part::Workload(workload(e, site, release)));
         add(names::GATEWAY, None, Part::Endpoint(endpoint(e, site, &release.program)));
     }
     if e.sites.len() > 1 && site.role == Role::Primary && e.witness_place().is_none() {
@@ -325,9 +324,12 @@ fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecip
     if has_first_key(e, site) {
         generate.insert(API_KEY.to_owned(), SecretRecipe::ApiKey);
     }
-    let ours = matches!(e.database.hosting, Some(Hosting::Managed | Hosting::Cluster)) && e.database.existing.is_none();
-    if e.database.kind == DatabaseKind::Postgres && ours {
+    let ours = matches!(e.database_hosting(), Some(Hosting::Managed | Hosting::Cluster));
+    if ours && e.database.existing.is_none() {
         generate.insert(DATABASE_PASSWORD.to_owned(), SecretRecipe::Password(32));
+        if e.database.replicas > 0 {
+            generate.insert(REPLICATION_PASSWORD.to_owned(), SecretRecipe::Password(32));
+        }
     }
     generate
 }
@@ -375,14 +377,51 @@ fn weights(e: &Environment) -> BTreeMap<textnlp_provider::SiteName, u32> {
         .collect()
 }
 
-fn workload(e: &Environment, site: &SiteSettings, program: &Program) -> part::Workload {
+fn database(e: &Environment, release: &Release) -> part::Database {
+    let settings = &e.database;
+    let given = |secret: &SecretSource| {
+        let source = secret.to_string();
+        part::Given { version: release.given.get(&source).cloned().unwrap_or_default(), source }
+    };
+    let password = settings.password.as_ref().map(&given);
+    let address = match (&settings.url, &settings.host) {
+        (Some(Address::Secret(secret)), _) => Some(part::DatabaseAddress::Secret(given(secret))),
+        (Some(Address::Url(url)), _) => Some(part::DatabaseAddress::Url(url.clone(), password)),
+        (None, Some(host)) => {
+            let user = settings.user.as_ref().map_or_else(String::new, |user| format!("{user}@"));
+            let port = settings.port.map_or_else(String::new, |port| format!(":{port}"));
+            Some(part::DatabaseAddress::Url(format!("postgresql://{user}{host}{port}/{}", settings.name), password))
+        }
+        (None, None) => None,
+    };
+    let servers = e.scaling.max.unwrap_or(e.scaling.min);
+    let postgres = (settings.kind == DatabaseKind::Postgres).then(|| {
+        Box::new(part::Postgres {
+            address,
+            ca_file: e.network.private_ca.clone(),
+            name: settings.name.clone(),
+            version: settings.version,
+            port: settings.port.filter(|_| settings.host.is_none()),
+            replicas: settings.replicas,
+            connections: servers.saturating_mul(settings.pool_size.saturating_add(settings.max_overflow)),
+            secrets: name(names::SECRETS),
+            cluster: name(names::CLUSTER),
+            program: release.program.clone(),
+        })
+    });
+    let (kind, hosting) = (settings.kind.to_string(), e.database_hosting().map(|hosting| hosting.to_string()));
+    part::Database { kind, hosting, schema: release.lock.schema, postgres }
+}
+
+fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Workload {
     part::Workload {
         replicas: e.scaling.min,
-        program: program.clone(),
+        program: release.program.clone(),
         config: server_config(e, site),
         cluster: name(names::CLUSTER),
         models: name(names::MODELS),
         database: name(names::DATABASE),
+        stored: database(e, release),
         secrets: name(names::SECRETS),
         first_key: has_first_key(e, site),
         watch: e.witness_place().map(|_| name(names::WATCH)),

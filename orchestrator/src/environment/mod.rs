@@ -20,7 +20,9 @@ mod tree;
 mod units;
 
 pub use author::{AuthorError, Migrated, Written, init, migrate, new};
-pub use components::{API_KEY, DATABASE_PASSWORD, PlaceOf, SIGNING_KEY, components, names, places};
+pub use components::{
+    API_KEY, DATABASE_PASSWORD, PlaceOf, REPLICATION_PASSWORD, SIGNING_KEY, components, names, places,
+};
 pub use library::{BASE, Library, Listed, NoSuch, Source};
 pub use load::{FlagValue, LoadError, Loaded, Overrides};
 pub use meaning::{Catalogue, Offer};

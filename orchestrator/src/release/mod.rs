@@ -26,6 +26,8 @@ pub struct Artifacts {
     pub templates: Option<String>,
     /// The database schema that the server brings.
     pub schema: Option<u32>,
+    /// What each secret that a person keeps is now: its reference, and a mark by which a change is seen.
+    pub given: BTreeMap<String, String>,
 }
 
 /// What runs: the lock, and where its server artifact is.
@@ -35,6 +37,8 @@ pub struct Release {
     pub lock: Lock,
     /// The server artifact.
     pub program: Program,
+    /// See [`Artifacts::given`].
+    pub given: BTreeMap<String, String>,
 }
 
 impl Release {
@@ -56,7 +60,7 @@ impl Release {
             configuration: configuration_digest(environment),
             schema: artifacts.schema,
         };
-        Self { lock, program: artifacts.program.clone() }
+        Self { lock, program: artifacts.program.clone(), given: artifacts.given.clone() }
     }
 
     /// The release that a lock names, run by the artifacts at hand: what the lock fixes stays, the configuration is today's. The server artifact

@@ -25,6 +25,7 @@ fn lowered(name: &str) -> BTreeMap<SiteName, Vec<Wanted>> {
         models: environment.models.iter().map(|model| (model.name.clone(), digest(model.name.as_bytes()))).collect(),
         templates: None,
         schema: Some(4),
+        given: BTreeMap::new(),
     };
     let release = Release::resolve(&environment, &artifacts);
     let cloud = MemoryCloud::new();

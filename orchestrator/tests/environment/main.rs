@@ -21,6 +21,7 @@ fn artifacts() -> Artifacts {
         models: BTreeMap::from([("textnlp-tiny".to_owned(), digest.clone())]),
         templates: Some(digest),
         schema: Some(3),
+        given: BTreeMap::new(),
     }
 }
 
@@ -568,7 +569,7 @@ fn each_rule_answers_with_its_own_sentence() {
         (plus("models: [{ name: x, source: \"hf:x\" }]"), "names no model"),
         (plus("models: [{ name: x, source: \"fiel:x\" }]"), "did you mean `file:`?"),
         (plus("models: [{ name: x }, { name: y }]"), "no model has `role: default`"),
-        (plus("database: { kind: postgres }"), "nobody says who runs PostgreSQL"),
+        (plus("database: { kind: postgres, user: u }"), "we make this PostgreSQL, with a user and a password of its own"),
         (plus("database: { kind: postgres, hosting: external }"), "an external PostgreSQL needs its address"),
         (plus("database: { kind: postgres, hosting: managed, host: db }"), "we make this PostgreSQL"),
         (plus("database: { kind: postgres, url: \"mysql://db/x\" }"), "this is not the address of a PostgreSQL"),

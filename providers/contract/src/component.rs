@@ -4,10 +4,13 @@
 //! of a component have ids `SITE/COMPONENT` or `SITE/COMPONENT/PART`, and the provider documents which parts it makes.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
+use crate::Secret;
 use crate::name::{CloudId, ComponentName, EnvironmentName, SiteName};
 
 /// One place, as a provider sees it.
@@ -182,6 +185,80 @@ pub struct Database {
     pub hosting: Option<String>,
     /// The schema version of the release lock; `None` is the newest of the server.
     pub schema: Option<u32>,
+    /// Where a PostgreSQL is, or what it is to be like.
+    pub postgres: Option<Box<Postgres>>,
+}
+
+/// See [`Database::postgres`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Postgres {
+    /// The address of one that somebody else runs; `None` for one that is made.
+    pub address: Option<DatabaseAddress>,
+    /// The authority that it is trusted by, a file in PEM form; absolute.
+    pub ca_file: Option<String>,
+    /// The name of the database in it, for one that is made.
+    pub name: String,
+    /// The oldest version that is wanted, for one that is made.
+    pub version: u32,
+    /// The port on the machine's own address, for one that is made; `None` listens on a Unix socket alone.
+    pub port: Option<u16>,
+    /// Copies that follow the primary.
+    pub replicas: u32,
+    /// Connections that the service opens, all of its replicas together.
+    pub connections: u32,
+    /// Where its generated secrets are, for one that is made.
+    pub secrets: ComponentName,
+    /// Where it runs, for one that is made.
+    pub cluster: ComponentName,
+    /// The program that keeps it running: the server artifact in that role.
+    pub program: Program,
+}
+
+/// Where somebody else runs a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DatabaseAddress {
+    /// The whole address is a secret.
+    Secret(Given),
+    /// An address without a password, and the password where there is one.
+    Url(String, Option<Given>),
+}
+
+/// A secret that a person keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Given {
+    /// Where it is read: `secret:env:NAME`, `secret:file:PATH`.
+    pub source: String,
+    /// What it was when the plan was made, in a form that tells a change and nothing else; empty when it could not be read.
+    pub version: String,
+}
+
+impl Given {
+    /// A mark by which a change of the secret is seen: too short to check a guess by.
+    pub fn mark(&self, environment: &str, value: &[u8]) -> String {
+        let mut hash = Sha256::new();
+        for part in [environment.as_bytes(), self.source.as_bytes(), value] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        hex::encode(&hash.finalize()[..3])
+    }
+
+    /// The secret, from where it is kept; `None` when it is not there. At most 64 KiB, without the line's end.
+    pub fn read(&self) -> Option<Secret> {
+        const MOST: u64 = 64 << 10;
+        let text = match self.source.split_once(':')?.1.split_once(':')? {
+            ("env", name) => std::env::var(name).ok()?,
+            ("file", path) => {
+                let mut text = String::new();
+                std::fs::File::open(path).ok()?.take(MOST).read_to_string(&mut text).ok()?;
+                text.trim_end_matches(['\n', '\r']).to_owned()
+            }
+            _ => return None,
+        };
+        (!text.is_empty()).then(|| Secret::new(text))
+    }
 }
 
 /// See [`Part::Cache`].
@@ -206,6 +283,8 @@ pub struct Workload {
     pub models: ComponentName,
     /// Where keys and usage are.
     pub database: ComponentName,
+    /// What that is.
+    pub stored: Database,
     /// Where the secrets are.
     pub secrets: ComponentName,
     /// Whether the first API key is made and put here; sites that get it by replication make none.

@@ -109,7 +109,10 @@ fn every_component_is_lowered() {
         ),
         ("cert", Part::Certificate(Certificate { mode: "local-ca".to_owned(), names: vec![], days: 90 })),
         ("models", Part::ModelStore(ModelStore { models: vec![model], max_cache_bytes: 1 })),
-        ("database", Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None })),
+        (
+            "database",
+            Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None, postgres: None }),
+        ),
         ("cache", Part::Cache(Cache { kind: "memory".to_owned() })),
         (
             "server",
@@ -120,6 +123,7 @@ fn every_component_is_lowered() {
                 cluster: name("cluster"),
                 models: name("models"),
                 database: name("database"),
+                stored: Database { kind: "sqlite".to_owned(), hosting: None, schema: None, postgres: None },
                 secrets: name("secrets"),
                 first_key: true,
                 watch: Some(name("watch")),

@@ -7,7 +7,7 @@ use textnlp_provider::{Error, Lineage, Result, SiteName, Sort};
 use crate::files;
 use crate::layout::SiteFolder;
 use crate::marker::Marker;
-use crate::spec::{AuthoritySpec, ControlSpec, DatabaseSpec, ModelSpec, ProcessSpec};
+use crate::spec::{AuthoritySpec, ControlSpec, DatabaseSpec, ModelSpec, PostgresSpec, ProcessSpec, SchemaSpec};
 use crate::table::Noun;
 
 /// A configuration names a few sites.
@@ -22,6 +22,8 @@ pub struct SiteCopy {
     pub database: Option<String>,
     /// What the site knew of the configuration of several, if it is one of them.
     pub control: Option<Held>,
+    /// Where a dump of its database belongs, where that is a server, which only the server program can copy.
+    pub dump: Option<String>,
     /// How it is served: the program and the configuration of the first replica, as absolute paths.
     pub served: Option<(Utf8PathBuf, Utf8PathBuf)>,
     /// The models that are there.
@@ -76,6 +78,21 @@ impl SiteCopy {
                     let path = folder.inside(&spec.path)?.join("configuration.json");
                     let text = files::read_bounded(&path, HELD_MAX).ok();
                     copy.control = text.and_then(|text| serde_json::from_slice(&text).ok());
+                    continue;
+                }
+                // Also while it does not run: a copy without it would pass for one that brings everything back.
+                Noun::Postgres => {
+                    let spec: PostgresSpec = marker.spec.typed().map_err(unreadable)?;
+                    if !spec.follows {
+                        copy.dump = Some(relative(state, &folder.join(crate::lower::DUMP)));
+                    }
+                    continue;
+                }
+                Noun::Schema => {
+                    let spec: SchemaSpec = marker.spec.typed().map_err(unreadable)?;
+                    if spec.served {
+                        copy.dump = Some(relative(state, &folder.join(crate::lower::DUMP)));
+                    }
                     continue;
                 }
                 Noun::Model => {

@@ -57,9 +57,14 @@ fn before_fields<'a>(seen: &'a Spec, recorded: &'a Spec) -> impl Iterator<Item =
     fields.fields().filter(|(field, _)| field.as_str() != DRIFT)
 }
 
-/// Nobody said which digest a model must have: any that it has is right.
+/// Nobody said which one it must be: any that it is is right.
 fn is_any(noun: Noun, field: &str, after: &Value) -> bool {
-    noun == Noun::Model && field == "digest" && after.is_null()
+    match (noun, field) {
+        (Noun::Model, "digest") => after.is_null(),
+        // Whoever looks now does not know the secret, which changes nothing.
+        (Noun::Secret, "given") => after["version"] == "",
+        _ => false,
+    }
 }
 
 /// Fields that say how to get there, not what should be there.
@@ -68,6 +73,8 @@ fn is_told_only(noun: Noun, field: &str) -> bool {
         (noun, field),
         // What runs is told by the digest, wherever the file lay.
         (Noun::Program, "source") | (Noun::Model, "max_cache_bytes")
+        // A data folder is kept by the version that made it.
+        | (Noun::Postgres, "version")
         // Another program brings the schema to where it is, unless it is to be elsewhere.
         | (Noun::Schema | Noun::ApiKey, "program" | "config")
     )
@@ -75,10 +82,13 @@ fn is_told_only(noun: Noun, field: &str) -> bool {
 
 fn effect(noun: Noun, field: &str) -> Effect {
     match (noun, field) {
+        (Noun::Secret, "given") => Effect::InPlace,
         (Noun::Secret, _) => Effect::Replace,
         (Noun::Authority, "subject" | "key" | "certificate_file") => Effect::Replace,
         (Noun::Certificate, "certificate_file" | "key_file" | "existing") => Effect::Replace,
-        (Noun::Model | Noun::Program | Noun::File | Noun::Database | Noun::Control, "path") => Effect::Replace,
+        (Noun::Model | Noun::Program | Noun::File | Noun::Database | Noun::Postgres | Noun::Control, "path") => {
+            Effect::Replace
+        }
         (Noun::Schema, "database") => Effect::Replace,
         (Noun::ApiKey, "database" | "public_id") => Effect::Replace,
         (Noun::Process, "unit") => Effect::Replace,

@@ -37,3 +37,4 @@ pub use lower::{API_KEY, JWT_KEY, NETWORK};
 pub use options::Options;
 pub use provider::OnPrem;
 pub use secret_store::FileSecretStore;
+pub use verbs::postgres::Beside;

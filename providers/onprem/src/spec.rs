@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::component::SecretRecipe;
+use textnlp_provider::component::{Given, SecretRecipe};
 use textnlp_provider::{SecretName, SecretRef};
 
 use crate::supervise::Ready;
@@ -35,7 +35,12 @@ pub(crate) struct SupervisorSpec {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SecretSpec {
     pub(crate) name: SecretName,
-    pub(crate) recipe: SecretRecipe,
+    /// How it is generated, for one that we make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) recipe: Option<SecretRecipe>,
+    /// Where it is taken from, for one that a person keeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) given: Option<Given>,
 }
 
 /// `onprem.authority`.
@@ -105,6 +110,20 @@ pub(crate) struct DatabaseSpec {
     pub(crate) schema: Option<u32>,
 }
 
+/// `onprem.postgres`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PostgresSpec {
+    pub(crate) path: String,
+    /// The oldest version that makes it. What is there is kept by the version that made it.
+    pub(crate) version: u32,
+    /// The wanted schema; `None` is the newest of the server.
+    pub(crate) schema: Option<u32>,
+    /// Whether its content comes from another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) follows: bool,
+}
+
 /// `onprem.control`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,6 +136,9 @@ pub(crate) struct ControlSpec {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SchemaSpec {
     pub(crate) database: String,
+    /// Whether the database is a server, which only the program can look at.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) served: bool,
     pub(crate) version: Option<u32>,
     pub(crate) program: String,
     pub(crate) program_sha256: String,
@@ -128,6 +150,9 @@ pub(crate) struct SchemaSpec {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ApiKeySpec {
     pub(crate) database: String,
+    /// See [`SchemaSpec::served`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) served: bool,
     pub(crate) public_id: String,
     pub(crate) sha256: String,
     pub(crate) name: String,

@@ -30,7 +30,7 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
 }
 
 /// The table itself.
-pub(crate) static KINDS: [Kind; 13] = [
+pub(crate) static KINDS: [Kind; 14] = [
     kind("onprem.directory", "the folder of a site", Identity::Named, DataClass::None, SECOND.saturating_mul(30)),
     Kind {
         permissions: &[WRITE, "to leave a process running"],
@@ -61,6 +61,16 @@ pub(crate) static KINDS: [Kind; 13] = [
     },
     kind("onprem.file", "a configuration file", Identity::Named, DataClass::Derived, MINUTE),
     kind("onprem.database", "keys, quotas and usage in an SQLite file", Identity::Named, DataClass::Precious, MINUTE),
+    Kind {
+        permissions: &[WRITE, "to run PostgreSQL, as its own user where this is root"],
+        ..kind(
+            "onprem.postgres",
+            "keys, quotas and usage in a PostgreSQL",
+            Identity::Named,
+            DataClass::Precious,
+            MINUTE.saturating_mul(10),
+        )
+    },
     kind(
         "onprem.control",
         "the log of control data, or of who is primary",
@@ -96,6 +106,7 @@ pub(crate) enum Noun {
     Program,
     File,
     Database,
+    Postgres,
     Control,
     Schema,
     ApiKey,
@@ -103,7 +114,7 @@ pub(crate) enum Noun {
 }
 
 impl Noun {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Directory,
         Self::Supervisor,
         Self::Secret,
@@ -113,6 +124,7 @@ impl Noun {
         Self::Program,
         Self::File,
         Self::Database,
+        Self::Postgres,
         Self::Control,
         Self::Schema,
         Self::ApiKey,

@@ -62,7 +62,10 @@ fn of_site(called: &str) -> Vec<Component> {
     components.extend([
         component("secrets", Part::Secrets(Secrets { generate })),
         component("models", Part::ModelStore(ModelStore { models: vec![], max_cache_bytes: 1 })),
-        component("database", Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None })),
+        component(
+            "database",
+            Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None, postgres: None }),
+        ),
         component(
             "border",
             Part::Border(Border {
@@ -101,6 +104,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 cluster: name("cluster"),
                 models: name("models"),
                 database: name("database"),
+                stored: Database { kind: "sqlite".to_owned(), hosting: None, schema: None, postgres: None },
                 secrets: name("secrets"),
                 first_key: is_home,
                 watch: Some(name("watch")),

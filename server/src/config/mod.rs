@@ -1,5 +1,6 @@
 //! `server.yaml`: what one server replica is told. Read once at the door; what comes out is checked.
 
+mod database;
 mod document;
 mod units;
 
@@ -10,6 +11,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 pub(crate) use document::nearest;
 use document::{Document, Section};
 
+pub(crate) use database::decoded;
+pub use database::{Database, DatabaseAt, PostgresAt};
 pub use document::Problem;
 pub use units::{Address, ByteSize, Rate, Span};
 
@@ -151,17 +154,6 @@ pub enum Weights {
     Q8_0,
 }
 
-/// Where keys, budgets and usage are stored.
-#[derive(Debug, Clone)]
-pub struct Database {
-    /// The SQLite file.
-    pub file: Utf8PathBuf,
-    /// Connections kept.
-    pub pool_size: u32,
-    /// Connections more under load.
-    pub max_overflow: u32,
-}
-
 /// Who may do how much.
 #[derive(Debug, Clone)]
 pub struct Security {
@@ -268,7 +260,7 @@ impl Config {
             site: textnlp.text("site").unwrap_or_else(|| "here".into()),
             api: api(textnlp.section("api"), metrics_port, phase),
             models: models(textnlp.section("models")),
-            database: database(textnlp.section("database")),
+            database: database::database(textnlp.section("database")),
             security: security(textnlp.section("security"), phase),
             monitoring,
             watch: watch(textnlp.section("replication")),
@@ -409,50 +401,6 @@ fn models(section: Section<'_>) -> Models {
     };
     section.finish();
     models
-}
-
-fn database(section: Section<'_>) -> Database {
-    let url = section.text("url");
-    let mut file = Utf8PathBuf::from("textnlp.db");
-    match url.as_deref() {
-        None => {
-            if !section.has("url") {
-                section.wrong("url", "is missing", Some("url: \"sqlite:///var/lib/textnlp/textnlp.db\"".to_owned()));
-            }
-        }
-        Some(url) => match url.strip_prefix("sqlite:") {
-            Some(rest) => {
-                let path = rest.strip_prefix("//").unwrap_or(rest);
-                let path = path.split_once('?').map_or(path, |(path, _)| path);
-                if path.is_empty() || path.contains(":memory:") {
-                    section.wrong(
-                        "url",
-                        "names no file",
-                        Some("replicas share it: sqlite:///var/lib/textnlp/textnlp.db".to_owned()),
-                    );
-                }
-                file = path.into();
-            }
-            None => {
-                let scheme = url.split(':').next().unwrap_or_default();
-                let message = match scheme {
-                    "postgres" | "postgresql" => {
-                        "names PostgreSQL, which comes with a later release; use sqlite".to_owned()
-                    }
-                    "redis" | "rediss" => "names Redis, which is no database; use sqlite".to_owned(),
-                    _ => "is no database address".to_owned(),
-                };
-                section.wrong("url", message, Some("url: \"sqlite:///var/lib/textnlp/textnlp.db\"".to_owned()));
-            }
-        },
-    }
-    let database = Database {
-        file,
-        pool_size: section.integer("pool_size", 1..=1000).unwrap_or(20) as u32,
-        max_overflow: section.integer("max_overflow", 0..=1000).unwrap_or(40) as u32,
-    };
-    section.finish();
-    database
 }
 
 fn security(section: Section<'_>, phase: Phase) -> Security {

@@ -20,7 +20,8 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Opens the site's database, whose schema somebody else has made.
 pub(super) async fn open(url: &str) -> Result<Store, StoreError> {
     let file = url.strip_prefix("sqlite://").unwrap_or(url);
-    let store = Store::open(&config::Database { file: file.into(), pool_size: 2, max_overflow: 2 }).await?;
+    let at = config::DatabaseAt::File(file.into());
+    let store = Store::open(&config::Database { at, pool_size: 2, max_overflow: 2 }).await?;
     store.prepare().await?;
     Ok(store)
 }

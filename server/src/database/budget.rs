@@ -1,6 +1,6 @@
 //! What keys and tokens have used up, counted for all replicas together.
 
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Any, Row, Transaction};
 
 use super::{Store, StoreError, now_ms};
 use crate::config::Rate;
@@ -36,40 +36,32 @@ pub enum BudgetRefusal {
 impl Store {
     /// Takes units of a rate. The answer is `Ok` also when they are not there.
     pub async fn take(&self, subject: &str, kind: &str, rate: Rate, units: u64) -> Result<Taken, StoreError> {
-        let mut transaction = self.write().await?;
-        let taken = take_in(&mut transaction, subject, kind, rate, units).await?;
-        transaction.commit().await.map_err(StoreError::sort)?;
+        let mut transaction = self.count(&about(subject)).await?;
+        let taken = self.take_in(&mut transaction, subject, kind, rate, units).await?;
+        self.commit(transaction).await?;
         Ok(taken)
     }
 
     /// Begins a budget for a new token.
     pub async fn open_budget(&self, jti: &str, limit: u64, expires_at_ms: i64) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.count(jti).await?;
         // Expired budgets go when new ones come, so the table stays as large as the tokens that live.
-        sqlx::query("DELETE FROM token_budgets WHERE expires_at < ?")
-            .bind(now_ms() - 60_000)
-            .execute(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?;
-        sqlx::query(
-            "INSERT INTO token_budgets (jti, token_limit, expires_at) VALUES (?, ?, ?) ON CONFLICT (jti) DO NOTHING",
+        let query = sqlx::query("DELETE FROM token_budgets WHERE expires_at < $1").bind(now_ms() - 60_000);
+        self.ask(query.execute(&mut *transaction)).await?;
+        let query = sqlx::query(
+            "INSERT INTO token_budgets (jti, token_limit, expires_at) VALUES ($1, $2, $3) ON CONFLICT (jti) DO NOTHING",
         )
         .bind(jti)
         .bind(limit as i64)
-        .bind(expires_at_ms)
-        .execute(&mut *transaction)
-        .await
-        .map_err(StoreError::sort)?;
-        transaction.commit().await.map_err(StoreError::sort)
+        .bind(expires_at_ms);
+        self.ask(query.execute(&mut *transaction)).await?;
+        self.commit(transaction).await
     }
 
     /// What a token may still spend.
     pub async fn budget_left(&self, jti: &str) -> Result<Option<u64>, StoreError> {
-        let row = sqlx::query("SELECT token_limit - used - reserved FROM token_budgets WHERE jti = ?")
-            .bind(jti)
-            .fetch_optional(&self.reads)
-            .await
-            .map_err(StoreError::sort)?;
+        let query = sqlx::query("SELECT token_limit - used - reserved FROM token_budgets WHERE jti = $1").bind(jti);
+        let row = self.ask(query.fetch_optional(&self.reads)).await?;
         Ok(row.map(|row| row.get::<i64, _>(0).max(0) as u64))
     }
 
@@ -81,13 +73,10 @@ impl Store {
         limit: u64,
         expires_at_ms: i64,
     ) -> Result<Result<Option<Left>, BudgetRefusal>, StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.count(&about(&reservation.subject)).await?;
         if let Some(jti) = &reservation.jti {
-            let row = sqlx::query("SELECT token_limit, used, reserved FROM token_budgets WHERE jti = ?")
-                .bind(jti)
-                .fetch_optional(&mut *transaction)
-                .await
-                .map_err(StoreError::sort)?;
+            let query = sqlx::query("SELECT token_limit, used, reserved FROM token_budgets WHERE jti = $1").bind(jti);
+            let row = self.ask(query.fetch_optional(&mut *transaction)).await?;
             let (limit, gone) = row.map_or((limit, 0), |row| {
                 (row.get::<i64, _>(0).max(0) as u64, (row.get::<i64, _>(1) + row.get::<i64, _>(2)).max(0) as u64)
             });
@@ -95,112 +84,115 @@ impl Store {
             if reservation.tokens > left {
                 return Ok(Err(BudgetRefusal::Spent { limit, left }));
             }
-            sqlx::query(
-                "INSERT INTO token_budgets (jti, token_limit, reserved, expires_at) VALUES (?1, ?2, ?3, ?4) \
-                 ON CONFLICT (jti) DO UPDATE SET reserved = reserved + ?3",
+            let query = sqlx::query(
+                "INSERT INTO token_budgets (jti, token_limit, reserved, expires_at) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (jti) DO UPDATE SET reserved = token_budgets.reserved + $3",
             )
             .bind(jti)
             .bind(limit as i64)
             .bind(reservation.tokens as i64)
-            .bind(expires_at_ms)
-            .execute(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?;
+            .bind(expires_at_ms);
+            self.ask(query.execute(&mut *transaction)).await?;
         }
         let mut left = None;
         if let Some(rate) = reservation.rate {
-            match take_in(&mut transaction, &reservation.subject, "tokens", rate, reservation.tokens).await? {
+            match self.take_in(&mut transaction, &reservation.subject, "tokens", rate, reservation.tokens).await? {
                 Taken::Yes { left: now, .. } => left = Some(now),
                 refused => return Ok(Err(BudgetRefusal::Rate(refused))),
             }
         }
-        transaction.commit().await.map_err(StoreError::sort)?;
+        self.commit(transaction).await?;
         Ok(Ok(left))
     }
 
     /// Ends a reservation: what was used is spent, the rest is free again. Call it once.
     pub async fn settle(&self, reservation: &Reservation, used: u64) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.count(&about(&reservation.subject)).await?;
         if let Some(jti) = &reservation.jti {
-            sqlx::query("UPDATE token_budgets SET reserved = max(reserved - ?, 0), used = used + ? WHERE jti = ?")
-                .bind(reservation.tokens as i64)
-                .bind(used as i64)
-                .bind(jti)
-                .execute(&mut *transaction)
-                .await
-                .map_err(StoreError::sort)?;
+            let query = sqlx::query(
+                "UPDATE token_budgets SET reserved = CASE WHEN reserved > $1 THEN reserved - $1 ELSE 0 END, \
+                 used = used + $2 WHERE jti = $3",
+            )
+            .bind(reservation.tokens as i64)
+            .bind(used as i64)
+            .bind(jti);
+            self.ask(query.execute(&mut *transaction)).await?;
         }
         if let Some(rate) = reservation.rate {
             let back = reservation.tokens.saturating_sub(used);
-            if let Some(arrival) = arrival(&mut transaction, &reservation.subject, "tokens").await? {
-                remember(&mut transaction, &reservation.subject, "tokens", give_back(rate, arrival, back)).await?;
+            if let Some(arrival) = self.arrival(&mut transaction, &reservation.subject, "tokens").await? {
+                self.remember(&mut transaction, &reservation.subject, "tokens", give_back(rate, arrival, back)).await?;
             }
         }
-        transaction.commit().await.map_err(StoreError::sort)
+        self.commit(transaction).await
+    }
+
+    async fn take_in(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+        subject: &str,
+        kind: &str,
+        rate: Rate,
+        units: u64,
+    ) -> Result<Taken, StoreError> {
+        let arrival = self.arrival(transaction, subject, kind).await?.unwrap_or(0.0);
+        let taken = take(rate, arrival, units, now_ms() as f64);
+        if let Taken::Yes { arrival_ms, .. } = taken {
+            self.remember(transaction, subject, kind, arrival_ms).await?;
+        }
+        Ok(taken)
+    }
+
+    async fn arrival(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+        subject: &str,
+        kind: &str,
+    ) -> Result<Option<f64>, StoreError> {
+        let query = sqlx::query("SELECT arrival_ms FROM allowances WHERE subject = $1 AND kind = $2");
+        let row = self.ask(query.bind(subject).bind(kind).fetch_optional(&mut **transaction)).await?;
+        Ok(row.map(|row| row.get(0)))
+    }
+
+    async fn remember(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+        subject: &str,
+        kind: &str,
+        arrival: f64,
+    ) -> Result<(), StoreError> {
+        let query = sqlx::query(
+            "INSERT INTO allowances (subject, kind, arrival_ms) VALUES ($1, $2, $3) \
+             ON CONFLICT (subject, kind) DO UPDATE SET arrival_ms = $3",
+        );
+        let done = query.bind(subject).bind(kind).bind(arrival).execute(&mut **transaction);
+        self.ask(done).await.map(drop)
     }
 }
 
-async fn take_in(
-    transaction: &mut Transaction<'_, Sqlite>,
-    subject: &str,
-    kind: &str,
-    rate: Rate,
-    units: u64,
-) -> Result<Taken, StoreError> {
-    let arrival = arrival(transaction, subject, kind).await?.unwrap_or(0.0);
-    let taken = take(rate, arrival, units, now_ms() as f64);
-    if let Taken::Yes { arrival_ms, .. } = taken {
-        remember(transaction, subject, kind, arrival_ms).await?;
-    }
-    Ok(taken)
-}
-
-async fn arrival(
-    transaction: &mut Transaction<'_, Sqlite>,
-    subject: &str,
-    kind: &str,
-) -> Result<Option<f64>, StoreError> {
-    let row = sqlx::query("SELECT arrival_ms FROM allowances WHERE subject = ? AND kind = ?")
-        .bind(subject)
-        .bind(kind)
-        .fetch_optional(&mut **transaction)
-        .await
-        .map_err(StoreError::sort)?;
-    Ok(row.map(|row| row.get(0)))
-}
-
-async fn remember(
-    transaction: &mut Transaction<'_, Sqlite>,
-    subject: &str,
-    kind: &str,
-    arrival: f64,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO allowances (subject, kind, arrival_ms) VALUES (?1, ?2, ?3) \
-         ON CONFLICT (subject, kind) DO UPDATE SET arrival_ms = ?3",
-    )
-    .bind(subject)
-    .bind(kind)
-    .bind(arrival)
-    .execute(&mut **transaction)
-    .await
-    .map(drop)
-    .map_err(StoreError::sort)
+/// What changes one after the other: whatever one key has used up.
+fn about(subject: &str) -> String {
+    format!("allowance of {subject}")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::store;
+    use super::super::tests::{Bench, on_both};
     use super::*;
+
+    on_both!(
+        a_token_spends_its_limit_and_no_more_and_what_was_not_used_is_free_again,
+        two_replicas_count_together,
+        a_rate_of_tokens_is_given_back_when_less_was_used,
+        expired_budgets_go_when_new_ones_come,
+    );
 
     fn of(jti: &str, tokens: u64) -> Reservation {
         Reservation { subject: "key".into(), jti: Some(jti.into()), rate: None, tokens }
     }
 
-    #[tokio::test]
-    async fn a_token_spends_its_limit_and_no_more_and_what_was_not_used_is_free_again() {
-        let (_folder, store) = store().await;
-        store.prepare().await.unwrap();
+    async fn a_token_spends_its_limit_and_no_more_and_what_was_not_used_is_free_again(bench: Bench) {
+        let store = bench.store().await;
         let far = now_ms() + 1_000_000;
         store.open_budget("a", 100, far).await.unwrap();
         assert!(store.reserve(&of("a", 60), 100, far).await.unwrap().is_ok());
@@ -214,11 +206,9 @@ mod tests {
         assert_eq!(store.budget_left("nobody").await.unwrap(), None);
     }
 
-    #[tokio::test]
-    async fn two_replicas_count_together() {
-        let (folder, store) = store().await;
-        store.prepare().await.unwrap();
-        let other = super::super::tests::open(folder.path()).await;
+    async fn two_replicas_count_together(bench: Bench) {
+        let store = bench.store().await;
+        let other = bench.open().await;
         let rate: Rate = "10/hour".parse().unwrap();
         let calls = (0..20).map(|n| {
             let replica = if n % 2 == 0 { store.clone() } else { other.clone() };
@@ -228,10 +218,8 @@ mod tests {
         assert_eq!(given, 10);
     }
 
-    #[tokio::test]
-    async fn a_rate_of_tokens_is_given_back_when_less_was_used() {
-        let (_folder, store) = store().await;
-        store.prepare().await.unwrap();
+    async fn a_rate_of_tokens_is_given_back_when_less_was_used(bench: Bench) {
+        let store = bench.store().await;
         let rate: Rate = "100/hour".parse().unwrap();
         let reservation = Reservation { subject: "key".into(), jti: None, rate: Some(rate), tokens: 80 };
         assert_eq!(store.reserve(&reservation, 0, 0).await.unwrap().unwrap().unwrap().remaining, 20);
@@ -245,10 +233,8 @@ mod tests {
         assert_eq!(store.reserve(&much, 0, 0).await.unwrap(), Err(BudgetRefusal::Rate(Taken::Never)));
     }
 
-    #[tokio::test]
-    async fn expired_budgets_go_when_new_ones_come() {
-        let (_folder, store) = store().await;
-        store.prepare().await.unwrap();
+    async fn expired_budgets_go_when_new_ones_come(bench: Bench) {
+        let store = bench.store().await;
         store.open_budget("old", 5, now_ms() - 100_000).await.unwrap();
         store.open_budget("new", 5, now_ms() + 100_000).await.unwrap();
         assert_eq!(store.budget_left("old").await.unwrap(), None);

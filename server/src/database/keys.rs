@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::{Store, StoreError, now_ms};
 use crate::config::Rate;
@@ -68,30 +68,24 @@ const COLUMNS: &str = "SELECT public_id, sha256, tenant_id, name, scopes, rate_l
 impl Store {
     /// One key.
     pub async fn key(&self, public_id: &str) -> Result<Option<ApiKey>, StoreError> {
-        let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE public_id = ?"));
-        let row = sqlx::query(query).bind(public_id).fetch_optional(&self.reads).await.map_err(StoreError::sort)?;
+        let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE public_id = $1"));
+        let row = self.ask(sqlx::query(query).bind(public_id).fetch_optional(&self.reads)).await?;
         row.as_ref().map(read).transpose()
     }
 
     /// All keys, oldest first.
     pub async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
         let query = sqlx::AssertSqlSafe(format!("{COLUMNS} ORDER BY created_at, public_id"));
-        let rows = sqlx::query(query).fetch_all(&self.reads).await.map_err(StoreError::sort)?;
+        let rows = self.ask(sqlx::query(query).fetch_all(&self.reads)).await?;
         rows.iter().map(read).collect()
     }
 
     /// Makes a key what is wanted. Repeating it changes nothing; a key that was revoked stays so.
     pub async fn put_key(&self, key: &ApiKey) -> Result<KeyPut, StoreError> {
-        let mut transaction = self.write().await?;
-        let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE public_id = ?"));
-        let there = sqlx::query(query)
-            .bind(&key.public_id)
-            .fetch_optional(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?
-            .as_ref()
-            .map(read)
-            .transpose()?;
+        let mut transaction = self.write(&about(&key.public_id)).await?;
+        let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE public_id = $1"));
+        let query = sqlx::query(query).bind(&key.public_id);
+        let there = self.ask(query.fetch_optional(&mut *transaction)).await?.as_ref().map(read).transpose()?;
         let put = match &there {
             None => KeyPut::Created,
             Some(there) => {
@@ -102,17 +96,15 @@ impl Store {
         if put == KeyPut::Unchanged {
             return Ok(put);
         }
-        sqlx::query("INSERT INTO tenants (id, created_at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING")
+        let query = sqlx::query("INSERT INTO tenants (id, created_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
             .bind(&key.tenant)
-            .bind(now_ms())
-            .execute(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?;
-        sqlx::query(
+            .bind(now_ms());
+        self.ask(query.execute(&mut *transaction)).await?;
+        let query = sqlx::query(
             "INSERT INTO api_keys (public_id, sha256, tenant_id, name, scopes, rate_limit, token_rate_limit, token_limit, \
-             created_at, expires_at, revoked_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) \
-             ON CONFLICT (public_id) DO UPDATE SET sha256 = ?2, tenant_id = ?3, name = ?4, scopes = ?5, rate_limit = ?6, \
-             token_rate_limit = ?7, token_limit = ?8, expires_at = ?10",
+             created_at, expires_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+             ON CONFLICT (public_id) DO UPDATE SET sha256 = $2, tenant_id = $3, name = $4, scopes = $5, rate_limit = $6, \
+             token_rate_limit = $7, token_limit = $8, expires_at = $10",
         )
         .bind(&key.public_id)
         .bind(&key.sha256)
@@ -124,83 +116,79 @@ impl Store {
         .bind(key.token_limit.map(|limit| limit as i64))
         .bind(key.created_at)
         .bind(key.expires_at)
-        .bind(key.revoked_at)
-        .execute(&mut *transaction)
-        .await
-        .map_err(StoreError::sort)?;
-        transaction.commit().await.map_err(StoreError::sort)?;
+        .bind(key.revoked_at);
+        self.ask(query.execute(&mut *transaction)).await?;
+        self.commit(transaction).await?;
         Ok(put)
     }
 
     /// Ends a key; `false` when there is none, or it has ended already.
     pub async fn revoke_key(&self, public_id: &str) -> Result<bool, StoreError> {
-        let mut transaction = self.write().await?;
-        let done = sqlx::query("UPDATE api_keys SET revoked_at = ? WHERE public_id = ? AND revoked_at IS NULL")
+        let mut transaction = self.write(&about(public_id)).await?;
+        let query = sqlx::query("UPDATE api_keys SET revoked_at = $1 WHERE public_id = $2 AND revoked_at IS NULL")
             .bind(now_ms())
-            .bind(public_id)
-            .execute(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?;
-        transaction.commit().await.map_err(StoreError::sort)?;
+            .bind(public_id);
+        let done = self.ask(query.execute(&mut *transaction)).await?;
+        self.commit(transaction).await?;
         Ok(done.rows_affected() > 0)
     }
 
     /// Lets a revoked key in again; says whether it was revoked.
     pub async fn reinstate_key(&self, public_id: &str) -> Result<bool, StoreError> {
-        let mut transaction = self.write().await?;
-        let done = sqlx::query("UPDATE api_keys SET revoked_at = NULL WHERE public_id = ? AND revoked_at IS NOT NULL")
-            .bind(public_id)
-            .execute(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?;
-        transaction.commit().await.map_err(StoreError::sort)?;
+        let mut transaction = self.write(&about(public_id)).await?;
+        let query =
+            sqlx::query("UPDATE api_keys SET revoked_at = NULL WHERE public_id = $1 AND revoked_at IS NOT NULL")
+                .bind(public_id);
+        let done = self.ask(query.execute(&mut *transaction)).await?;
+        self.commit(transaction).await?;
         Ok(done.rows_affected() > 0)
     }
 
     /// Whether a tenant is known.
     pub async fn has_tenant(&self, id: &str) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT 1 FROM tenants WHERE id = ?")
-            .bind(id)
-            .fetch_optional(&self.reads)
-            .await
-            .map_err(StoreError::sort)?;
+        let query = sqlx::query("SELECT 1 FROM tenants WHERE id = $1").bind(id);
+        let row = self.ask(query.fetch_optional(&self.reads)).await?;
         Ok(row.is_some())
     }
 }
 
-fn read(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+/// What changes one after the other: one key.
+pub(super) fn about(public_id: &str) -> String {
+    format!("key {public_id}")
+}
+
+fn read(row: &AnyRow) -> Result<ApiKey, StoreError> {
     let rate = |name: &str| -> Result<Option<Rate>, StoreError> {
-        let text = row.try_get::<Option<String>, _>(name).map_err(StoreError::sort)?;
+        let text = row.try_get::<Option<String>, _>(name)?;
         text.map(|text| text.parse()).transpose().map_err(|error| StoreError::Schema(format!("column {name} {error}")))
     };
-    let scopes: String = row.try_get("scopes").map_err(StoreError::sort)?;
+    let scopes: String = row.try_get("scopes")?;
     Ok(ApiKey {
-        public_id: row.try_get("public_id").map_err(StoreError::sort)?,
-        sha256: row.try_get("sha256").map_err(StoreError::sort)?,
-        tenant: row.try_get("tenant_id").map_err(StoreError::sort)?,
-        name: row.try_get("name").map_err(StoreError::sort)?,
+        public_id: row.try_get("public_id")?,
+        sha256: row.try_get("sha256")?,
+        tenant: row.try_get("tenant_id")?,
+        name: row.try_get("name")?,
         scopes: serde_json::from_str(&scopes).map_err(|error| StoreError::Schema(format!("column scopes: {error}")))?,
         rate_limit: rate("rate_limit")?,
         token_rate_limit: rate("token_rate_limit")?,
-        token_limit: row
-            .try_get::<Option<i64>, _>("token_limit")
-            .map_err(StoreError::sort)?
-            .map(|limit| limit.max(0) as u64),
-        created_at: row.try_get("created_at").map_err(StoreError::sort)?,
-        expires_at: row.try_get("expires_at").map_err(StoreError::sort)?,
-        revoked_at: row.try_get("revoked_at").map_err(StoreError::sort)?,
+        token_limit: row.try_get::<Option<i64>, _>("token_limit")?.map(|limit| limit.max(0) as u64),
+        created_at: row.try_get("created_at")?,
+        expires_at: row.try_get("expires_at")?,
+        revoked_at: row.try_get("revoked_at")?,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{key, store};
+    use super::super::tests::{Bench, key, on_both};
     use super::*;
 
-    #[tokio::test]
-    async fn a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated() {
-        let (_folder, store) = store().await;
-        store.prepare().await.unwrap();
+    on_both!(a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated,);
+
+    async fn a_key_put_twice_changes_nothing_and_one_that_was_revoked_stays_revoked_until_it_is_reinstated(
+        bench: Bench,
+    ) {
+        let store = bench.store().await;
         let wanted = key("0123456789abcdef");
         assert_eq!(store.put_key(&wanted).await.unwrap(), KeyPut::Created);
         assert_eq!(store.put_key(&wanted).await.unwrap(), KeyPut::Unchanged);

@@ -1,18 +1,40 @@
 //! The schema and its versions. Migrations only go forward and only add while a rollout runs: a server works with its own
 //! schema and with the next, and that is what makes going back to an older server possible.
 
+use sha2::{Digest, Sha256};
 use sqlx::Row;
 
+use super::dialect::Dialect;
 use super::{Store, StoreError, now_ms};
-use sha2::{Digest, Sha256};
 
-/// Numbered without gaps, in order. One that was released is never changed.
-const MIGRATIONS: &[(&str, &str)] = &[
-    ("001_initial_schema", include_str!("../../migrations/001_initial_schema.sql")),
-    ("002_usage", include_str!("../../migrations/002_usage.sql")),
-    ("003_stream_tickets", include_str!("../../migrations/003_stream_tickets.sql")),
-    ("004_sites", include_str!("../../migrations/004_sites.sql")),
-];
+/// A migration: its name, and its text for each database.
+struct Migration {
+    name: &'static str,
+    sqlite: &'static str,
+    postgres: &'static str,
+}
+
+macro_rules! migrations {
+    ($($name:literal),*) => {
+        &[$(Migration {
+            name: $name,
+            sqlite: include_str!(concat!("../../migrations/sqlite/", $name, ".sql")),
+            postgres: include_str!(concat!("../../migrations/postgres/", $name, ".sql")),
+        }),*]
+    };
+}
+
+/// Numbered without gaps, in order, the same for both databases. One that was released is never changed.
+const MIGRATIONS: &[Migration] = migrations!["001_initial_schema", "002_usage", "003_stream_tickets", "004_sites"];
+
+impl Migration {
+    fn text(&self, dialect: Dialect) -> &'static str {
+        match dialect {
+            Dialect::Sqlite => self.sqlite,
+            Dialect::Postgres => self.postgres,
+        }
+    }
+}
 
 /// The newest schema that this program knows.
 pub fn newest_schema() -> u32 {
@@ -31,17 +53,12 @@ pub struct Migrated {
 impl Store {
     /// The schema's version; 0 for an empty database.
     pub async fn schema(&self) -> Result<u32, StoreError> {
-        let there = sqlx::query("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'")
-            .fetch_one(&self.reads)
-            .await
-            .map_err(StoreError::sort)?;
+        let there = self.ask(sqlx::query(self.dialect.table()).bind("schema_version").fetch_one(&self.reads)).await?;
         if there.get::<i64, _>(0) == 0 {
             return Ok(0);
         }
-        let version = sqlx::query("SELECT coalesce(max(version), 0) FROM schema_version")
-            .fetch_one(&self.reads)
-            .await
-            .map_err(StoreError::sort)?;
+        let query = sqlx::query("SELECT coalesce(max(version), 0) FROM schema_version");
+        let version = self.ask(query.fetch_one(&self.reads)).await?;
         Ok(version.get::<i64, _>(0) as u32)
     }
 
@@ -52,21 +69,19 @@ impl Store {
         if to > newest_schema() {
             return Err(StoreError::Schema(format!("this program knows schemas up to {}, not {to}", newest_schema())));
         }
-        let mut transaction = self.write().await?;
-        sqlx::query(
+        let mut transaction = self.write("schema").await?;
+        self.take_time(&mut transaction).await?;
+        let query = sqlx::query(
             "CREATE TABLE IF NOT EXISTS schema_version (
-                version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, applied_at INTEGER NOT NULL)",
-        )
-        .execute(&mut *transaction)
-        .await
-        .map_err(StoreError::sort)?;
-        let applied = sqlx::query("SELECT version, name, sha256 FROM schema_version ORDER BY version")
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?;
+                version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, applied_at BIGINT NOT NULL)",
+        );
+        self.ask(query.execute(&mut *transaction)).await?;
+        let query = sqlx::query("SELECT version, name, sha256 FROM schema_version ORDER BY version");
+        let applied = self.ask(query.fetch_all(&mut *transaction)).await?;
         let from = applied.len() as u32;
-        for (row, (name, text)) in applied.iter().zip(MIGRATIONS) {
-            if row.get::<String, _>("sha256") != digest(text) {
+        for (row, migration) in applied.iter().zip(MIGRATIONS) {
+            if row.get::<String, _>("sha256") != digest(migration.text(self.dialect)) {
+                let name = migration.name;
                 return Err(StoreError::Schema(format!("migration {name} is not the one that made this database")));
             }
         }
@@ -76,18 +91,18 @@ impl Store {
                 to + 1
             )));
         }
-        for (number, (name, text)) in MIGRATIONS.iter().enumerate().take(to as usize).skip(from as usize) {
-            sqlx::raw_sql(*text).execute(&mut *transaction).await.map_err(StoreError::sort)?;
-            sqlx::query("INSERT INTO schema_version (version, name, sha256, applied_at) VALUES (?, ?, ?, ?)")
-                .bind(number as i64 + 1)
-                .bind(*name)
-                .bind(digest(text))
-                .bind(now_ms())
-                .execute(&mut *transaction)
-                .await
-                .map_err(StoreError::sort)?;
+        for (number, migration) in MIGRATIONS.iter().enumerate().take(to as usize).skip(from as usize) {
+            let text = migration.text(self.dialect);
+            self.patiently(sqlx::raw_sql(text).execute(&mut *transaction)).await?;
+            let query =
+                sqlx::query("INSERT INTO schema_version (version, name, sha256, applied_at) VALUES ($1, $2, $3, $4)")
+                    .bind(number as i64 + 1)
+                    .bind(migration.name)
+                    .bind(digest(text))
+                    .bind(now_ms());
+            self.ask(query.execute(&mut *transaction)).await?;
         }
-        transaction.commit().await.map_err(StoreError::sort)?;
+        self.commit(transaction).await?;
         Ok(Migrated { from, to })
     }
 
@@ -115,12 +130,17 @@ fn digest(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::store;
+    use super::super::tests::{Bench, on_both};
     use super::*;
 
-    #[tokio::test]
-    async fn brings_an_empty_database_to_any_version_and_then_only_forward() {
-        let (_folder, store) = store().await;
+    on_both!(
+        brings_an_empty_database_to_any_version_and_then_only_forward,
+        works_with_the_next_schema_but_not_with_one_further_on,
+        refuses_a_database_that_another_migration_made,
+    );
+
+    async fn brings_an_empty_database_to_any_version_and_then_only_forward(bench: Bench) {
+        let store = bench.open().await;
         assert_eq!(store.schema().await.unwrap(), 0);
         assert_eq!(store.migrate(Some(1)).await.unwrap(), Migrated { from: 0, to: 1 });
         assert!(store.prepare().await.unwrap_err().to_string().contains("--role migrate"));
@@ -131,12 +151,12 @@ mod tests {
         store.prepare().await.unwrap();
     }
 
-    #[tokio::test]
-    async fn works_with_the_next_schema_but_not_with_one_further_on() {
-        let (_folder, store) = store().await;
-        store.prepare().await.unwrap();
+    async fn works_with_the_next_schema_but_not_with_one_further_on(bench: Bench) {
+        let store = bench.store().await;
         let ahead = |version: u32| {
-            sqlx::query("INSERT INTO schema_version VALUES (?, 'x', 'y', 0)").bind(version).execute(&store.writes)
+            sqlx::query("INSERT INTO schema_version VALUES ($1, 'x', 'y', 0)")
+                .bind(i64::from(version))
+                .execute(&store.writes)
         };
         ahead(newest_schema() + 1).await.unwrap();
         store.prepare().await.unwrap();
@@ -144,10 +164,8 @@ mod tests {
         assert!(store.prepare().await.unwrap_err().to_string().contains("newer server"));
     }
 
-    #[tokio::test]
-    async fn refuses_a_database_that_another_migration_made() {
-        let (_folder, store) = store().await;
-        store.prepare().await.unwrap();
+    async fn refuses_a_database_that_another_migration_made(bench: Bench) {
+        let store = bench.store().await;
         sqlx::query("UPDATE schema_version SET sha256 = 'other' WHERE version = 1")
             .execute(&store.writes)
             .await

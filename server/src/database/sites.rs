@@ -36,55 +36,43 @@ impl Store {
             return Ok(());
         }
         self.put_key(key).await?;
-        let mut transaction = self.write().await?;
-        sqlx::query("UPDATE api_keys SET created_at = ?, revoked_at = ? WHERE public_id = ?")
+        let mut transaction = self.write(&super::keys::about(&key.public_id)).await?;
+        let query = sqlx::query("UPDATE api_keys SET created_at = $1, revoked_at = $2 WHERE public_id = $3")
             .bind(key.created_at)
             .bind(key.revoked_at)
-            .bind(&key.public_id)
-            .execute(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?;
-        transaction.commit().await.map_err(StoreError::sort)
+            .bind(&key.public_id);
+        self.ask(query.execute(&mut *transaction)).await?;
+        self.commit(transaction).await
     }
 
     /// Remembers the public half of a site's signing key, as a JWK.
     pub async fn put_verifier(&self, site: &str, kid: &str, jwk: &str) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
-        sqlx::query(
-            "INSERT INTO verifiers (site, kid, jwk) VALUES (?1, ?2, ?3) ON CONFLICT (site) DO UPDATE SET kid = ?2, jwk = ?3",
+        let mut transaction = self.write("verifiers").await?;
+        let query = sqlx::query(
+            "INSERT INTO verifiers (site, kid, jwk) VALUES ($1, $2, $3) ON CONFLICT (site) DO UPDATE SET kid = $2, jwk = $3",
         )
         .bind(site)
         .bind(kid)
-        .bind(jwk)
-        .execute(&mut *transaction)
-        .await
-        .map_err(StoreError::sort)?;
-        transaction.commit().await.map_err(StoreError::sort)
+        .bind(jwk);
+        self.ask(query.execute(&mut *transaction)).await?;
+        self.commit(transaction).await
     }
 
     /// The public halves of all sites' signing keys, as JWK.
     pub async fn verifiers(&self) -> Result<Vec<String>, StoreError> {
-        let rows = sqlx::query("SELECT jwk FROM verifiers ORDER BY site")
-            .fetch_all(&self.reads)
-            .await
-            .map_err(StoreError::sort)?;
-        rows.iter().map(|row| row.try_get(0).map_err(StoreError::sort)).collect()
+        let rows = self.ask(sqlx::query("SELECT jwk FROM verifiers ORDER BY site").fetch_all(&self.reads)).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
     /// This site's own rows after a place in its log, in order, and the place of the last; up to another place, those of all sites.
     pub async fn usage_after(&self, at: i64, all_up_to: i64, most: u32) -> Result<(Vec<UsageRow>, i64), StoreError> {
         let query = sqlx::AssertSqlSafe(format!(
-            "SELECT rowid, {USAGE} FROM api_usage WHERE rowid > ?1 AND (site = '' OR rowid <= ?2) ORDER BY rowid LIMIT ?3"
+            "SELECT rowid, {USAGE} FROM api_usage WHERE rowid > $1 AND (site = '' OR rowid <= $2) ORDER BY rowid LIMIT $3"
         ));
-        let rows = sqlx::query(query)
-            .bind(at)
-            .bind(all_up_to)
-            .bind(most)
-            .fetch_all(&self.reads)
-            .await
-            .map_err(StoreError::sort)?;
+        let query = sqlx::query(query).bind(at).bind(all_up_to).bind(i64::from(most));
+        let rows = self.ask(query.fetch_all(&self.reads)).await?;
         let last = rows.last().map_or(at, |row| row.get(0));
-        let read = |row: &sqlx::sqlite::SqliteRow| -> Result<UsageRow, sqlx::Error> {
+        let read = |row: &sqlx::any::AnyRow| -> Result<UsageRow, sqlx::Error> {
             Ok(UsageRow {
                 id: row.try_get("id")?,
                 request_id: row.try_get("request_id")?,
@@ -101,24 +89,21 @@ impl Store {
             })
         };
         let rows: Result<Vec<UsageRow>, sqlx::Error> = rows.iter().map(read).collect();
-        Ok((rows.map_err(StoreError::sort)?, last))
+        Ok((rows?, last))
     }
 
     /// The place of the last row.
     pub async fn usage_end(&self) -> Result<i64, StoreError> {
-        let row = sqlx::query("SELECT coalesce(max(rowid), 0) FROM api_usage")
-            .fetch_one(&self.reads)
-            .await
-            .map_err(StoreError::sort)?;
-        row.try_get(0).map_err(StoreError::sort)
+        let row = self.ask(sqlx::query("SELECT coalesce(max(rowid), 0) FROM api_usage").fetch_one(&self.reads)).await?;
+        Ok(row.try_get(0)?)
     }
 
     /// Takes in rows that another site ships, all or none. A row that is there already stays as it is; one that was made here, before this
     /// site lost its disk, is its own again.
     pub async fn merge_usage(&self, here: &str, from: &str, rows: &[UsageRow]) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write(super::usage::ABOUT).await?;
         let query = format!(
-            "INSERT INTO api_usage ({USAGE}, tokens_used) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
+            "INSERT INTO api_usage ({USAGE}, tokens_used) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) DO NOTHING"
         );
         for row in rows {
             let site = match row.site.as_str() {
@@ -126,7 +111,7 @@ impl Store {
                 site if site == here => "",
                 site => site,
             };
-            sqlx::query(sqlx::AssertSqlSafe(query.clone()))
+            let query = sqlx::query(sqlx::AssertSqlSafe(query.clone()))
                 .bind(&row.id)
                 .bind(&row.request_id)
                 .bind(&row.user_id)
@@ -139,25 +124,27 @@ impl Store {
                 .bind(row.status)
                 .bind(row.created_at)
                 .bind(site)
-                .bind(row.prompt_tokens.saturating_add(row.generated_tokens))
-                .execute(&mut *transaction)
-                .await
-                .map_err(StoreError::sort)?;
+                .bind(row.prompt_tokens.saturating_add(row.generated_tokens));
+            self.ask(query.execute(&mut *transaction)).await?;
         }
-        transaction.commit().await.map_err(StoreError::sort)
+        self.commit(transaction).await
     }
 
     /// Which of these requests have a row here, their own or a merged one.
     pub async fn known_usage(&self, request_ids: &[String]) -> Result<Vec<String>, StoreError> {
-        let list = serde_json::Value::from(request_ids.to_vec()).to_string();
-        let rows = sqlx::query(
-            "SELECT DISTINCT request_id FROM api_usage WHERE request_id IN (SELECT value FROM json_each(?)) ORDER BY request_id",
-        )
-        .bind(list)
-        .fetch_all(&self.reads)
-        .await
-        .map_err(StoreError::sort)?;
-        rows.iter().map(|row| row.try_get(0).map_err(StoreError::sort)).collect()
+        if request_ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let places: Vec<String> = (1..=request_ids.len()).map(|number| format!("${number}")).collect();
+        let text = format!(
+            "SELECT DISTINCT request_id FROM api_usage WHERE request_id IN ({}) ORDER BY request_id",
+            places.join(", ")
+        );
+        // So many different statements are not worth keeping prepared.
+        let query = sqlx::query(sqlx::AssertSqlSafe(text)).persistent(false);
+        let query = request_ids.iter().fold(query, |query, id| query.bind(id));
+        let rows = self.ask(query.fetch_all(&self.reads)).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
     /// All rows: the request, and the site that it came from.
@@ -171,12 +158,18 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{key, store};
+    use super::super::tests::{Bench, key, on_both};
     use super::super::{Usage, now_ms};
     use super::*;
 
+    on_both!(
+        usage_of_two_sites_is_one_union_however_often_it_is_shipped,
+        a_key_is_mirrored_with_its_revocation_and_back,
+    );
+
     fn usage(request: &str) -> Usage {
         Usage {
+            id: uuid::Uuid::now_v7(),
             request_id: request.into(),
             user: "k".into(),
             tenant: "default".into(),
@@ -190,12 +183,9 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn usage_of_two_sites_is_one_union_however_often_it_is_shipped() {
-        let ((_a, here), (_b, there)) = (store().await, store().await);
-        for store in [&here, &there] {
-            store.prepare().await.unwrap();
-        }
+    async fn usage_of_two_sites_is_one_union_however_often_it_is_shipped(bench: Bench) {
+        let elsewhere = bench.another();
+        let (here, there) = (bench.store().await, elsewhere.store().await);
         here.append_usage(&[usage("r1"), usage("r2")]).await.unwrap();
         there.append_usage(&[usage("r3")]).await.unwrap();
         let (rows, last) = here.usage_after(0, 0, 1).await.unwrap();
@@ -211,8 +201,8 @@ mod tests {
         assert_eq!(merged.iter().filter(|(_, site)| site == "here").count(), 2);
         assert_eq!(there.usage_after(0, 0, 10).await.unwrap().0.len(), 1, "what came from elsewhere is not shipped on");
         // A site that lost its disk gets back what it made, and what it was told.
-        let (_c, empty) = store().await;
-        empty.prepare().await.unwrap();
+        let bare = bench.another();
+        let empty = bare.store().await;
         let end = there.usage_end().await.unwrap();
         let (all, _) = there.usage_after(0, end, 10).await.unwrap();
         empty.merge_usage("here", "there", &all).await.unwrap();
@@ -222,13 +212,11 @@ mod tests {
         assert_eq!(back, rows);
         let ids = ["r1", "r3", "r9", "'; DROP TABLE api_usage"].map(str::to_owned);
         assert_eq!(there.known_usage(&ids).await.unwrap(), ["r1", "r3"]);
-        assert_eq!(there.usage_of("k", 0).await.unwrap(), (3, 21));
+        assert_eq!(there.usage_of("default", "k", 0).await.unwrap(), (3, 21));
     }
 
-    #[tokio::test]
-    async fn a_key_is_mirrored_with_its_revocation_and_back() {
-        let (_folder, store) = store().await;
-        store.prepare().await.unwrap();
+    async fn a_key_is_mirrored_with_its_revocation_and_back(bench: Bench) {
+        let store = bench.store().await;
         let revoked = ApiKey { created_at: 77, revoked_at: Some(99), ..key("0123456789abcdef") };
         store.mirror_key(&revoked).await.unwrap();
         assert_eq!(store.key(&revoked.public_id).await.unwrap().unwrap(), revoked);

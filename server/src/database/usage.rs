@@ -12,6 +12,8 @@ use crate::retry::{Backoff, retry};
 /// What one request used. No text of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Usage {
+    /// What makes it one row however often it is written.
+    pub id: uuid::Uuid,
     /// The request's id.
     pub request_id: String,
     /// Public id of the key.
@@ -43,6 +45,9 @@ pub struct UsageLog {
 
 /// Rows that wait for the writer. At a thousand requests per second this bridges eight seconds of a locked database.
 const WAITING: usize = 8192;
+
+/// What is written one after the other: rows get their places in the order in which others see them.
+pub(super) const ABOUT: &str = "usage";
 
 /// Rows of one transaction.
 const BATCH: usize = 256;
@@ -93,15 +98,15 @@ async fn write(store: Store, mut inbox: mpsc::Receiver<Usage>, lost: Arc<AtomicU
 }
 
 impl Store {
-    /// Appends rows, all or none.
+    /// Appends rows, all or none; those that are there already stay as they are.
     pub async fn append_usage(&self, rows: &[Usage]) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
+        let mut transaction = self.write(ABOUT).await?;
         for row in rows {
-            sqlx::query(
+            let query = sqlx::query(
                 "INSERT INTO api_usage (id, request_id, user_id, tenant_id, endpoint, model, prompt_tokens, generated_tokens, \
-                 tokens_used, generation_time_ms, status, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 tokens_used, generation_time_ms, status, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (id) DO NOTHING",
             )
-            .bind(uuid::Uuid::now_v7().to_string())
+            .bind(row.id.to_string())
             .bind(&row.request_id)
             .bind(&row.user)
             .bind(&row.tenant)
@@ -112,41 +117,41 @@ impl Store {
             .bind((row.prompt_tokens + row.generated_tokens) as i64)
             .bind(row.ms as i64)
             .bind(i64::from(row.status))
-            .bind(row.at_ms)
-            .execute(&mut *transaction)
-            .await
-            .map_err(StoreError::sort)?;
+            .bind(row.at_ms);
+            self.ask(query.execute(&mut *transaction)).await?;
         }
-        transaction.commit().await.map_err(StoreError::sort)
+        self.commit(transaction).await
     }
 
-    /// Requests and tokens of a key since a time.
-    pub async fn usage_of(&self, user: &str, since_ms: i64) -> Result<(u64, u64), StoreError> {
+    /// Requests and tokens of a tenant's key since a time.
+    pub async fn usage_of(&self, tenant: &str, user: &str, since_ms: i64) -> Result<(u64, u64), StoreError> {
         use sqlx::Row;
-        let row = sqlx::query(
-            "SELECT count(*), coalesce(sum(tokens_used), 0) FROM api_usage WHERE user_id = ? AND created_at >= ?",
+        let mut transaction = self.ask(self.reads.begin()).await?;
+        self.narrow(&mut transaction, tenant).await?;
+        let query = sqlx::query(
+            "SELECT count(*), CAST(coalesce(sum(tokens_used), 0) AS BIGINT) FROM api_usage WHERE tenant_id = $3 AND user_id = $1 AND created_at >= $2",
         )
         .bind(user)
         .bind(since_ms)
-        .fetch_one(&self.reads)
-        .await
-        .map_err(StoreError::sort)?;
+        .bind(tenant);
+        let row = self.ask(query.fetch_one(&mut *transaction)).await?;
         Ok((row.get::<i64, _>(0) as u64, row.get::<i64, _>(1) as u64))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::store;
+    use super::super::tests::{Bench, on_both};
     use super::*;
 
-    #[tokio::test]
-    async fn everything_that_was_pushed_is_written_before_the_log_ends() {
-        let (_folder, store) = store().await;
-        store.prepare().await.unwrap();
+    on_both!(everything_that_was_pushed_is_written_before_the_log_ends,);
+
+    async fn everything_that_was_pushed_is_written_before_the_log_ends(bench: Bench) {
+        let store = bench.store().await;
         let (log, task) = UsageLog::start(store.clone());
         for n in 0..1000u64 {
             log.push(Usage {
+                id: uuid::Uuid::now_v7(),
                 request_id: format!("r{n}"),
                 user: "key".into(),
                 tenant: "default".into(),
@@ -162,8 +167,8 @@ mod tests {
         assert_eq!(log.lost(), 0);
         log.close();
         task.await.unwrap();
-        assert_eq!(store.usage_of("key", 0).await.unwrap(), (1000, 3000));
-        assert_eq!(store.usage_of("key", 990).await.unwrap(), (10, 30));
-        assert_eq!(store.usage_of("other", 0).await.unwrap(), (0, 0));
+        assert_eq!(store.usage_of("default", "key", 0).await.unwrap(), (1000, 3000));
+        assert_eq!(store.usage_of("default", "key", 990).await.unwrap(), (10, 30));
+        assert_eq!(store.usage_of("default", "other", 0).await.unwrap(), (0, 0));
     }
 }

@@ -203,6 +203,7 @@ impl Sites {
         let rows: Vec<Usage> = requests
             .iter()
             .map(|request| Usage {
+                id: uuid::Uuid::now_v7(),
                 request_id: (*request).to_owned(),
                 user: "k".to_owned(),
                 tenant: "default".to_owned(),
@@ -217,7 +218,8 @@ impl Sites {
             .collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let database = textnlp_server::config::Database { file, pool_size: 1, max_overflow: 0 };
+            let at = textnlp_server::config::DatabaseAt::File(file);
+            let database = textnlp_server::config::Database { at, pool_size: 1, max_overflow: 0 };
             let store = Store::open(&database).await.unwrap();
             store.append_usage(&rows).await.unwrap();
             store.close().await;

@@ -341,8 +341,11 @@ async fn usage_is_written_down_without_any_text() {
     assert_eq!(site.post("/v1/stream", ask).await.status, 200);
     assert_eq!(site.get("/v1/models").await.status, 200);
     let store = site.server.as_ref().unwrap().store().clone();
-    super::support::until("all three are written", async || store.usage_of(&public, 0).await.unwrap().0 == 3).await;
-    assert_eq!(store.usage_of(&public, 0).await.unwrap().1, 2 * (secret.len() as u64 + 5));
+    super::support::until("all three are written", async || {
+        store.usage_of("default", &public, 0).await.unwrap().0 == 3
+    })
+    .await;
+    assert_eq!(store.usage_of("default", &public, 0).await.unwrap().1, 2 * (secret.len() as u64 + 5));
     site.drain().await;
     for file in std::fs::read_dir(site.folder.path())
         .unwrap()

@@ -38,7 +38,7 @@ fn the_whole_tree_is_read() {
     assert_eq!(config.api.listen, Address::Unix("/tmp/s.sock".into()));
     assert_eq!(config.api.max_request_size, 10_000_000);
     assert_eq!(config.models.serve[0].path, "/models/textnlp-tiny");
-    assert_eq!(config.database.file, "/var/lib/textnlp.db");
+    assert_eq!(config.database.at.to_string(), "/var/lib/textnlp.db");
     assert_eq!(config.security.rate_limit.unwrap().count, 1000);
     assert_eq!((config.phase, config.api.docs), (Phase::Staging, true));
     assert!(config.security.token_rate_limit.is_none());
@@ -80,11 +80,9 @@ fn every_mistake_is_named_with_its_place_and_what_was_meant() {
     check("api_keys_enabled: true", "api_keys_enabled: false", &["api_keys_enabled", "development"]);
     check("issuer: null", "issuer: \"${TEXTNLP_TEST_UNSET}\"", &["security.issuer", "`TEXTNLP_TEST_UNSET`"]);
     check("  monitoring:", "  redis: { url: \"redis://x\" }\n  monitoring:", &["textnlp.redis", "later release"]);
-    check(
-        "sqlite:///var/lib/textnlp.db",
-        "postgresql://u@h/d",
-        &["database.url", "comes with a later release; use sqlite"],
-    );
+    check("sqlite:///var/lib/textnlp.db", "postgresql://u@a,b/d", &["database.url", "several hosts"]);
+    check("pool_size: 20", "password_file: /p", &["database.password_file", "SQLite is a file"]);
+    check("pool_size: 20", "url_file: /p", &["database.url_file", "stands beside `url`"]);
     check("sqlite:///var/lib/textnlp.db", "redis://h", &["database.url", "Redis"]);
     check("sqlite:///var/lib/textnlp.db", "mysql://h", &["database.url", "no database address"]);
     check("sqlite:///var/lib/textnlp.db", "sqlite::memory:", &["names no file"]);

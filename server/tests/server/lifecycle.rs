@@ -196,7 +196,7 @@ async fn a_locked_database_stops_no_generation_and_what_must_be_counted_is_refus
         .as_str()
         .unwrap()
         .to_owned();
-    let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", site.config.database.file)).await.unwrap();
+    let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", site.config.database.at)).await.unwrap();
     sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
     let ask = json!({ "prompt": "x", "max_tokens": 3 });
     assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 200, "keys can be read, rates are counted alone");
@@ -248,7 +248,7 @@ async fn a_database_of_a_later_server_is_refused() {
     let config: Config = config(&folder, &Setup::default());
     let command = json!({ "do": "list" }).to_string();
     textnlp_server::keys(&config, &command).await.unwrap();
-    let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", config.database.file)).await.unwrap();
+    let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", config.database.at)).await.unwrap();
     sqlx::raw_sql("INSERT INTO schema_version VALUES (99, 'later', '', 0)").execute(&mut other).await.unwrap();
     let error = Server::start(config).await.err().unwrap();
     assert!(

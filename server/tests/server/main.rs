@@ -11,6 +11,7 @@ mod configuration;
 mod documents;
 mod lifecycle;
 mod openai;
+mod postgres;
 mod quality;
 mod refusals;
 mod roles;

@@ -63,9 +63,14 @@ fn migrate_says_from_where_to_where() {
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let newest = textnlp_server::database::newest_schema();
-    assert_eq!(migrate(&["--to", "1"]).1.trim(), r#"{"from":0,"to":1}"#);
-    assert_eq!(migrate(&[]).1.trim(), format!(r#"{{"from":1,"to":{newest}}}"#));
-    assert_eq!(migrate(&[]).1.trim(), format!(r#"{{"from":{newest},"to":{newest}}}"#));
+    let said = |arguments: &[&str]| -> Value { serde_json::from_str(&migrate(arguments).1).unwrap() };
+    let first = said(&["--to", "1"]);
+    // When it was made tells a database from another one in its place.
+    let made = &first["made"];
+    assert!(made.is_i64(), "{first}");
+    assert_eq!(first, json!({ "from": 0, "to": 1, "made": made }));
+    assert_eq!(said(&[]), json!({ "from": 1, "to": newest, "made": made }));
+    assert_eq!(said(&[]), json!({ "from": newest, "to": newest, "made": made }));
     let (code, _, error) = migrate(&["--to", "1"]);
     assert!(code == Some(1) && error.contains("only goes forward"), "{error}");
     assert_eq!(files.run(&["--to", "1"], "").status.code(), Some(2), "--to belongs to migrate");

@@ -72,7 +72,7 @@ async fn what_is_no_ticket_any_more_or_never_was_one_is_refused() {
     let beside = get(&site.client, &format!("{url}&prompt=b"), &[]).await;
     assert_eq!((beside.status, beside.error().1.as_deref()), (400, Some("prompt")));
     // The clock is the row's.
-    let file = format!("sqlite://{}", site.config.database.file);
+    let file = format!("sqlite://{}", site.config.database.at);
     let mut other = sqlx::SqliteConnection::connect(&file).await.unwrap();
     sqlx::raw_sql("UPDATE stream_tickets SET expires_at = expires_at - 60000").execute(&mut other).await.unwrap();
     refused(&get(&site.client, &url, &[]).await);

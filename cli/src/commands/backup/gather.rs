@@ -90,20 +90,38 @@ pub async fn gather(
     let within = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
     let (mut dumps, mut missing, mut held) = (BTreeMap::new(), Vec::new(), Vec::new());
     for site in state.places().keys() {
-        let SiteCopy { files, database, control, served, models: there } =
+        let SiteCopy { files, database, dump: dumped, control, served, models: there } =
             clouds::copied(folder, site).with_context(|| format!("look at site {site}"))?;
         held.extend(control);
         for file in files {
             take(folder, &folder.join(file), &mut items)?;
         }
-        match database {
-            Some(path) if folder.join(&path).is_file() => {
-                let (database, file) = dump(folder, site, &path, within).await?;
-                databases.insert(site.clone(), database);
-                dumps.insert(site.clone(), file);
+        let taken = match (database, dumped) {
+            (Some(path), _) if folder.join(&path).is_file() => {
+                let config = within.join(format!("{site}.yaml"));
+                let text = prove::least_config(&folder.join(&path));
+                std::fs::write(&config, text).with_context(|| format!("write {config}"))?;
+                Some(dump(site, &config, path, within).await?)
             }
-            Some(path) => missing.push((site.clone(), path)),
-            None => {}
+            (Some(path), _) => {
+                missing.push((site.clone(), path));
+                None
+            }
+            // It is asked the way that the service asks it.
+            (None, Some(path)) => {
+                let Some((_, config)) = served.clone().filter(|(_, config)| config.is_file()) else {
+                    let error = anyhow::anyhow!(
+                        "the PostgreSQL of site `{site}` is not up, and only a running one can be copied"
+                    );
+                    return Err(Failure::usage("not_up", error).hint(again.command("up", name)));
+                };
+                Some(dump(site, &config, path, within).await?)
+            }
+            (None, None) => None,
+        };
+        if let Some((database, file)) = taken {
+            databases.insert(site.clone(), database);
+            dumps.insert(site.clone(), file);
         }
         if let Some((_, config)) = served.filter(|(_, config)| config.is_file()) {
             items.push(Item { path: prove::served(site), content: Content::Bytes(read(&config)?) });
@@ -254,22 +272,20 @@ fn whole_model(folder: &Utf8Path, number: usize, items: &mut Vec<Item>) -> Resul
 
 /// The database of a site as it is at this moment, copied by the server program.
 async fn dump(
-    folder: &Utf8Path,
     site: &SiteName,
-    path: &str,
+    config: &Utf8Path,
+    path: String,
     work: &Utf8Path,
 ) -> Result<(Database, Utf8PathBuf), Failure> {
-    let file = work.join(format!("{site}.db"));
-    let config = work.join(format!("{site}.yaml"));
-    let text = prove::least_config(&folder.join(path));
-    std::fs::write(&config, text).with_context(|| format!("write {config}"))?;
+    let ending = Utf8Path::new(&path).extension().unwrap_or("db").to_owned();
+    let file = work.join(format!("{site}.{ending}"));
     let program = std::env::current_exe().context("find this program")?;
     let arguments = ["serve", "--role", "backup", "--config", config.as_str(), "--out", file.as_str()];
     let said = prove::child(program.as_ref(), &arguments, None, DATABASE_WITHIN)
         .await
         .with_context(|| format!("copy the database of site {site}"))?;
     let (schema, keys, usage) = (number(&said, "schema"), number(&said, "keys"), number(&said, "usage"));
-    Ok((Database { member: format!("databases/{site}.db"), path: path.to_owned(), schema, keys, usage }, file))
+    Ok((Database { member: format!("databases/{site}.{ending}"), path, schema, keys, usage }, file))
 }
 
 /// An empty database of today's schema.

@@ -174,7 +174,15 @@ async fn restored(
     let mut said = Vec::new();
     let mut level = "answered";
     for (site, database) in &manifest.databases {
-        let at = Restored { site, folder: &folder, file: folder.join(&database.path), place };
+        let file = folder.join(&database.path);
+        let (settings, beside) = match file.extension() {
+            Some("dump") => {
+                let beside = Postgres::start(site, &file, place).await.context("read the dump back beside")?;
+                (beside.settings.clone(), Some(beside))
+            }
+            _ => (json!({ "url": format!("sqlite://{file}") }), None),
+        };
+        let at = Restored { site, folder: &folder, settings, place };
         let keys = at.keys(&state).await.with_context(|| format!("check the keys of site {site}"))?;
         let counted = format!("keys restored: {}, requests accounted for: {}", database.keys, database.usage);
         match at.ask(live, &keys, light).await.with_context(|| format!("ask the restored server of site {site}"))? {
@@ -184,6 +192,9 @@ async fn restored(
                 said.push(format!("{counted}, the stored keys are the restored ones ({why})"));
             }
         }
+        if let Some(beside) = beside {
+            beside.stop().await;
+        }
     }
     Ok((level, said.join("; ")))
 }
@@ -191,8 +202,62 @@ async fn restored(
 struct Restored<'a> {
     site: &'a SiteName,
     folder: &'a Utf8Path,
-    file: Utf8PathBuf,
+    /// `database:` of a server that uses what was restored.
+    settings: Value,
     place: &'a Utf8Path,
+}
+
+/// A PostgreSQL that a dump was read back into, beside everything.
+struct Postgres {
+    settings: Value,
+    keeper: tokio::process::Child,
+    _made: clouds::Beside,
+    _sockets: tempfile::TempDir,
+}
+
+impl Postgres {
+    async fn start(site: &SiteName, dump: &Utf8Path, place: &Utf8Path) -> anyhow::Result<Self> {
+        let work = place.join(format!("{site}-postgres"));
+        std::fs::create_dir_all(&work)?;
+        let made = {
+            let work = work.clone();
+            tokio::task::spawn_blocking(move || clouds::postgres_beside(&work)).await??
+        };
+        let sockets = tempfile::Builder::new().prefix("textnlp-verify-").tempdir()?;
+        let socket = Utf8Path::from_path(sockets.path()).context("temporary folders have UTF-8 names")?.join("p");
+        let password = work.join("password");
+        std::fs::write(&password, Uuid::new_v4().simple().to_string())?;
+        let config = work.join("keeper.yaml");
+        let text = json!({ "postgres": {
+            "listen": format!("unix:{socket}"), "programs": made.programs, "folder": made.folder, "user": made.user,
+            "port": 5432, "database": "textnlp", "password_file": password, "max_connections": 50, "dump": dump,
+        } });
+        std::fs::write(&config, text.to_string())?;
+        let log = std::fs::File::create(work.join("postgres.log"))?;
+        let mut keeper = Command::new(std::env::current_exe()?)
+            .args(["serve", "--role", "postgres", "--config", config.as_str()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        tokio::select! {
+            ready = ready(&socket) => ready?,
+            ended = keeper.wait() => bail!("{}: {}", ended?, last_words(&work.join("postgres.log"))),
+        }
+        let folder = made.folder.join("run").as_str().replace('/', "%2F");
+        let settings =
+            json!({ "url": format!("postgresql://textnlp@{folder}:5432/textnlp"), "password_file": password });
+        Ok(Self { settings, keeper, _made: made, _sockets: sockets })
+    }
+
+    /// Lets it end by itself, so that its folder is nobody's when it goes.
+    async fn stop(mut self) {
+        if let Some(pid) = self.keeper.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = tokio::time::timeout(KEYS_WITHIN, self.keeper.wait()).await;
+    }
 }
 
 struct Keys {
@@ -217,7 +282,7 @@ impl Restored<'_> {
         let text = api.expose_text().context("the key is no text")?;
         let id = text.split('_').nth(1).context("the key has no public id")?;
         let config = self.place.join(format!("{}-keys.yaml", self.site));
-        std::fs::write(&config, least_config(&self.file))?;
+        std::fs::write(&config, chores(&self.settings))?;
         let this = std::env::current_exe()?;
         // An older schema is brought forward, as `up` would.
         child(this.as_ref(), &["serve", "--role", "migrate", "--config", config.as_str()], None, KEYS_WITHIN).await?;
@@ -309,7 +374,9 @@ impl Restored<'_> {
         set("api", "require_https", json!(false));
         set("monitoring", "metrics_port", Value::Null);
         set("monitoring", "log_file", Value::Null);
-        set("database", "url", json!(format!("sqlite://{}", self.file)));
+        for field in ["url", "url_file", "password_file", "ca_file"] {
+            set("database", field, self.settings.get(field).cloned().unwrap_or_default());
+        }
         set("security", "jwt_private_key_file", keys.jwt.as_ref().map_or(Value::Null, |jwt| json!(jwt)));
         let path = self.place.join(format!("{}-server.yaml", self.site));
         std::fs::write(&path, serde_yaml::to_string(&config)?)?;
@@ -317,17 +384,22 @@ impl Restored<'_> {
     }
 }
 
-/// Waits until the server is ready, then has it write with the restored key.
-async fn answer(socket: &Utf8Path, key: &Secret) -> anyhow::Result<()> {
+/// Waits until whoever listens there says that it is ready.
+async fn ready(socket: &Utf8Path) -> anyhow::Result<()> {
     let began = Instant::now();
     loop {
         match exchange(socket, "GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".as_bytes()).await {
-            Ok((200, _)) => break,
+            Ok((200, _)) => return Ok(()),
             Ok((_, body)) if body.contains("\"status\":\"failing\"") => bail!("it cannot serve: {body}"),
             _ if began.elapsed() > READY_WITHIN => bail!("it was not ready within {} s", READY_WITHIN.as_secs()),
             _ => tokio::time::sleep(LOOK).await,
         }
     }
+}
+
+/// Waits until the server is ready, then has it write with the restored key.
+async fn answer(socket: &Utf8Path, key: &Secret) -> anyhow::Result<()> {
+    ready(socket).await?;
     let body = json!({ "prompt": PROMPT, "max_tokens": 8, "temperature": 0.0 }).to_string();
     let mut request = format!(
         "POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -374,9 +446,14 @@ fn sha256(bytes: &[u8]) -> String {
 
 /// A configuration for chores on a database that serves nothing.
 pub fn least_config(database: &Utf8Path) -> String {
+    chores(&json!({ "url": format!("sqlite://{database}") }))
+}
+
+/// See [`least_config`].
+fn chores(settings: &Value) -> String {
     // JSON is YAML.
     json!({ "textnlp": {
-        "database": { "url": format!("sqlite://{database}") },
+        "database": settings,
         "models": { "serve": [{ "name": "none", "path": "/nowhere" }] },
     } })
     .to_string()

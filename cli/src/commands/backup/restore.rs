@@ -25,10 +25,9 @@ use crate::session::Session;
 pub async fn restore(session: &Session, args: &Restore, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
     if let Some(moment) = &args.at {
-        let error = anyhow::anyhow!("going back to {moment} takes PostgreSQL, which is not there yet");
-        return Err(Failure::usage("not_available", error).hint(
-            "restore the last copy before that moment: `backup list` of its environment shows when each was made",
-        ));
+        let error = anyhow::anyhow!("going back to {moment} takes the log of a PostgreSQL, which is not kept yet");
+        return Err(Failure::usage("not_available", error)
+            .hint("restore the last copy before that moment: `textnlp-deploy backup list` shows when each was made"));
     }
     let file = session.here.join(&args.backup);
     let root = session.state_root()?;
@@ -67,6 +66,13 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     )];
     for (site, database) in &manifest.databases {
         lines.push(format!("  {site}: keys {}, requests accounted for {}", database.keys, database.usage));
+        if Utf8Path::new(&database.path).extension() == Some("dump") {
+            // A server of our own finds it there when it is made; one of somebody else's is for them to change.
+            lines.push(format!(
+                "  {site}: a PostgreSQL of its own is made from {dump}; into one of yours: pg_restore -c --if-exists --no-owner -d URL {dump}",
+                dump = target.join(&database.path)
+            ));
+        }
     }
     for (site, machine) in &moved {
         lines.push(format!(

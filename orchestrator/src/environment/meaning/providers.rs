@@ -99,7 +99,7 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
     let hosted =
         |kind: &str, hosting: Option<Hosting>| hosting.map_or_else(|| kind.to_owned(), |h| format!("{kind}/{h}"));
     [
-        ("database.kind", hosted(e.database.kind.as_str(), e.database.hosting)),
+        ("database.kind", hosted(e.database.kind.as_str(), e.database_hosting())),
         ("cache.kind", hosted(e.cache.kind.as_str(), e.cache.hosting)),
         ("tls.mode", e.tls.mode.to_string()),
         ("gpu.size", e.gpu.size.to_string()),

@@ -47,13 +47,6 @@ impl Meaning<'_> {
                     );
                 }
             }
-            (DatabaseKind::Postgres, None) if !addressed => {
-                self.error(
-                    "database.hosting",
-                    "nobody says who runs PostgreSQL",
-                    "write `hosting: managed`, `cluster` or `external`",
-                );
-            }
             (DatabaseKind::Postgres, Some(Hosting::External)) if !addressed => {
                 self.error(
                     "database.url",
@@ -71,6 +64,25 @@ impl Meaning<'_> {
                 );
             }
             _ => {}
+        }
+        let made = e.database_hosting().is_some_and(|hosting| hosting != Hosting::External);
+        for (field, there) in [("user", db.user.is_some()), ("password", db.password.is_some())] {
+            if made && there && db.url.is_none() && db.host.is_none() {
+                let fix = "remove it, or write the address of one that somebody else runs";
+                self.error(
+                    &format!("database.{field}"),
+                    "we make this PostgreSQL, with a user and a password of its own",
+                    fix,
+                );
+            }
+        }
+        if db.kind == DatabaseKind::Postgres && e.witness_place().is_some() {
+            self.say(
+                Severity::Refusal,
+                "database.kind",
+                "sites that stand in for one another keep their data in SQLite: PostgreSQL between sites is not there yet",
+                "set `database: { kind: sqlite }`, whose control data and usage are replicated",
+            );
         }
         if db.url.is_some() && db.host.is_some() {
             self.error("database.host", "the address is in `database.url` already", "keep one of them");

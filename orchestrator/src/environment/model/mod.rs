@@ -193,6 +193,15 @@ impl Environment {
         Some(WitnessPlace { provider, region, runtime: &home.runtime, account })
     }
 
+    /// Who runs the database, where it is a server: whoever was named, else somebody else where there is an address, else we do, where
+    /// the service runs.
+    pub fn database_hosting(&self) -> Option<Hosting> {
+        let db = &self.database;
+        let addressed = db.url.is_some() || db.host.is_some();
+        let usual = if addressed { Hosting::External } else { Hosting::Cluster };
+        (db.kind == DatabaseKind::Postgres).then(|| db.hosting.unwrap_or(usual))
+    }
+
     /// The model that answers when a request names none.
     pub fn default_model(&self) -> Option<&ModelSettings> {
         self.models.iter().find(|model| model.role == Some(ModelRole::Default)).or(self.models.first())

@@ -2,9 +2,12 @@
 
 mod serving;
 
+mod postgres;
 mod recovery;
 
 use std::collections::BTreeMap;
+
+pub(crate) use postgres::DUMP;
 
 use serde::Serialize;
 use serde_json::json;
@@ -125,7 +128,7 @@ impl Lowering<'_> {
     fn secrets(&mut self, secrets: &Secrets) {
         for (name, recipe) in &secrets.generate {
             let Some(id) = self.part(name) else { continue };
-            let spec = SecretSpec { name: self.secret_name(name), recipe: recipe.clone() };
+            let spec = SecretSpec { name: self.secret_name(name), recipe: Some(recipe.clone()), given: None };
             let network = self.network_id();
             self.want_protected(id, Noun::Secret, &spec, [network]);
         }
@@ -215,6 +218,9 @@ impl Lowering<'_> {
     }
 
     fn database(&mut self, database: &Database) {
+        if let Some(postgres) = &database.postgres {
+            return self.postgres(database, postgres);
+        }
         if database.kind != "sqlite" {
             let cause = format!("a `{}` database is not to be had from local processes yet", database.kind);
             return self.problem("kind", cause, "set `database: { kind: sqlite }`");

@@ -174,7 +174,7 @@ impl Lowering<'_> {
                     return None;
                 };
                 let name = self.secret_name("dns-key");
-                let spec = SecretSpec { name, recipe: SecretRecipe::Given(dns.secret.clone()) };
+                let spec = SecretSpec { name, recipe: Some(SecretRecipe::Given(dns.secret.clone())), given: None };
                 let network = self.network_id();
                 self.want(secret.clone(), Noun::Secret, &spec, [network.clone()]);
                 let path = "config/dns-key";

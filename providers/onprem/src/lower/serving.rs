@@ -7,7 +7,7 @@ use textnlp_provider::component::{Endpoint, Program, Workload};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::recovery::reached;
-use super::{API_KEY, DATABASE_FILE, JWT_KEY, Lowering, label_of};
+use super::{API_KEY, JWT_KEY, Lowering, label_of};
 use crate::layout::SOCKET_PATH_MAX;
 use crate::table::Noun;
 
@@ -61,7 +61,7 @@ impl Lowering<'_> {
         else {
             return;
         };
-        let database = ResourceId::of(&self.site.name, &workload.database);
+        let Some(store) = self.store_of(workload) else { return };
         let cluster = ResourceId::of(&self.site.name, &workload.cluster);
         let bin = format!("bin/{name}");
         let jwt_path = self::jwt_file(&name);
@@ -94,7 +94,7 @@ impl Lowering<'_> {
                 return;
             };
             let config_file = format!("config/{unit}.yaml");
-            let mut filled = self.fill(&config, &listen, &metrics, &jwt_path);
+            let mut filled = self.fill(&config, &listen, &metrics, &jwt_path, &store.settings);
             if let Some((_, socket)) = &watch {
                 filled["textnlp"]["replication"] = json!({ "watch": socket });
             }
@@ -105,23 +105,30 @@ impl Lowering<'_> {
                 [network.clone()],
             );
             if number == 0 {
-                let spec = json!({
-                    "database": DATABASE_FILE,
-                    "version": OutputRef::new(database.clone(), "schema"),
+                let mut spec = json!({
+                    "database": store.named,
+                    "version": store.schema,
                     "program": bin,
                     "program_sha256": digest,
                     "config": config_file,
                 });
-                self.want(schema.clone(), Noun::Schema, &spec, [program.clone(), config_id.clone()]);
+                if store.served {
+                    spec["served"] = json!(true);
+                }
+                let needs = [program.clone(), config_id.clone()].into_iter().chain(store.needs.clone());
+                self.want(schema.clone(), Noun::Schema, &spec, needs);
                 if workload.first_key {
                     let mut spec = json!({
-                        "database": DATABASE_FILE,
+                        "database": store.named,
                         "public_id": OutputRef::new(api_key.clone(), "public_id"),
                         "sha256": OutputRef::new(api_key.clone(), "sha256"),
                         "name": "first",
                         "program": bin,
                         "config": config_file,
                     });
+                    if store.served {
+                        spec["served"] = json!(true);
+                    }
                     let mut needs = vec![schema.clone(), program.clone(), config_id.clone()];
                     if let Some((process, _)) = &watch {
                         spec["replicated"] = json!(true);
@@ -132,6 +139,9 @@ impl Lowering<'_> {
             }
             let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
             inputs.insert("jwt-key".to_owned(), json!(OutputRef::new(jwt_file.clone(), "sha256")));
+            for (name, file) in &store.files {
+                inputs.insert(name.clone(), json!(OutputRef::new(file.clone(), "sha256")));
+            }
             for (label, id) in &models {
                 inputs.insert(format!("model-{label}"), json!(OutputRef::new(id.clone(), "digest")));
             }
@@ -282,7 +292,7 @@ impl Lowering<'_> {
         names.into_iter().filter_map(|label| self.part_of(store, &label).map(|id| (label, id))).collect()
     }
 
-    fn unix(&mut self, name: &str) -> Option<String> {
+    pub(super) fn unix(&mut self, name: &str) -> Option<String> {
         let path = self.folder.socket(name);
         if path.as_str().len() > SOCKET_PATH_MAX {
             let cause = format!("the socket {path} has a path longer than {SOCKET_PATH_MAX} bytes");
@@ -293,7 +303,14 @@ impl Lowering<'_> {
     }
 
     /// The server's configuration with what only this provider knows.
-    fn fill(&self, config: &Map<String, Value>, listen: &str, metrics: &str, jwt_path: &str) -> Value {
+    fn fill(
+        &self,
+        config: &Map<String, Value>,
+        listen: &str,
+        metrics: &str,
+        jwt_path: &str,
+        database: &Map<String, Value>,
+    ) -> Value {
         let mut tree = config.clone();
         let mut set = |section: &str, field: &str, value: Value| {
             let section = tree.entry(section).or_insert_with(|| json!({}));
@@ -304,7 +321,9 @@ impl Lowering<'_> {
         set("api", "listen", json!(listen));
         set("api", "metrics_listen", json!(metrics));
         set("models", "cache_dir", json!(self.folder.join("models")));
-        set("database", "url", json!(format!("sqlite://{}", self.folder.join(DATABASE_FILE))));
+        for (field, value) in database {
+            set("database", field, value.clone());
+        }
         set("security", "jwt_private_key_file", json!(self.folder.join(jwt_path)));
         // The gateway owns the port; a server that listens on a socket has none.
         if let Some(Value::Object(api)) = tree.get_mut("api") {

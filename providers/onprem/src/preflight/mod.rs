@@ -3,6 +3,7 @@
 mod devices;
 mod host;
 mod ports;
+mod postgres;
 mod software;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -46,6 +47,9 @@ pub(crate) async fn preflight(options: &Options, wanted: &[Wanted]) -> Result<Ve
             Some(Noun::Model) => model(one, options, &folder, &mut needed, &mut problems).await,
             Some(Noun::Process) => ports::check(one, &folder, &mut problems),
             Some(Noun::Certificate) => certificate(one, &mut problems),
+            Some(Noun::Postgres) => postgres::check_own(one, &folder, &mut problems),
+            Some(Noun::File) => postgres::check_port(one, &folder, &mut problems),
+            Some(Noun::Schema) => postgres::check_others(one, wanted, &folder, &mut problems).await,
             _ => {}
         }
     }
@@ -65,7 +69,7 @@ struct Needed {
 pub(crate) fn in_the_way(wanted: &Wanted, folder: &SiteFolder) -> Option<Utf8PathBuf> {
     let spec = &wanted.spec;
     let path = match Noun::of(&wanted.kind)? {
-        Noun::Program | Noun::File | Noun::Model | Noun::Database | Noun::Control => {
+        Noun::Program | Noun::File | Noun::Model | Noun::Database | Noun::Postgres | Noun::Control => {
             folder.join(spec.get("path")?.as_str()?)
         }
         Noun::Authority => folder.join(spec.get("certificate_file")?.as_str()?),

@@ -71,7 +71,11 @@ async fn migrate(folder: SiteFolder, spec: SchemaSpec, subject: String) -> Resul
     })?;
     let mut facts = Map::new();
     facts.insert("version".to_owned(), json!(version));
-    facts.insert("database".to_owned(), json!(identity(&folder.join(&spec.database))));
+    let identity = match spec.served {
+        true => answer.get("made").cloned().unwrap_or_default(),
+        false => json!(identity(&folder.join(&spec.database))),
+    };
+    facts.insert("database".to_owned(), identity);
     Ok(facts)
 }
 
@@ -90,8 +94,11 @@ fn identity(path: &Utf8Path) -> Option<String> {
     Some(format!("{}.{}", found.ino(), born.unwrap_or_default().as_nanos()))
 }
 
-pub(super) fn look_at_schema(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
+pub(super) async fn look_at_schema(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
     let spec: SchemaSpec = marker.spec.typed().map_err(|error| unreadable(marker, error))?;
+    if spec.served {
+        return look_at_served_schema(folder, marker, &spec).await;
+    }
     let path = folder.inside(&spec.database)?;
     if is_empty(&path)? {
         return Ok(Seen::Absent);
@@ -102,6 +109,35 @@ pub(super) fn look_at_schema(folder: &SiteFolder, marker: &Marker) -> Result<See
         look.drift("database", "another file lies in its place");
     }
     Ok(Seen::There(look))
+}
+
+/// A server's schema is what the server says.
+async fn look_at_served_schema(folder: &SiteFolder, marker: &Marker, spec: &SchemaSpec) -> Result<Seen> {
+    let mut look = Look::default();
+    look.output("version", marker.facts.get("version").cloned().unwrap_or_default());
+    let (program, config) = (folder.join(&spec.program), folder.join(&spec.config));
+    if !program.is_file() || !config.is_file() {
+        look.trouble = Some("nobody can ask the database at the moment".to_owned());
+        return Ok(Seen::There(look));
+    }
+    let found = ask_database(&program, &config, marker.resource.as_str()).await?;
+    if let Some(problem) = found["problems"].as_array().and_then(|problems| problems.first()) {
+        let cause = problem["cause"].as_str().unwrap_or_default();
+        return Err(Error::new(Sort::Unavailable, "ask the database of", marker.resource.to_string()).because(cause));
+    }
+    if found["schema"] == 0 {
+        return Ok(Seen::Absent);
+    }
+    if marker.complete && marker.facts.get("database") != Some(&found["made"]) {
+        look.drift("database", "another one is in its place");
+    }
+    Ok(Seen::There(look))
+}
+
+/// What the server program says of the database of a configuration; see `serve --role database`.
+pub(crate) async fn ask_database(program: &Utf8Path, config: &Utf8Path, subject: &str) -> Result<Value> {
+    let arguments = ["serve", "--role", "database", "--config", config.as_str()].map(str::to_owned);
+    ask(program, &arguments, Input::Text(String::new()), KEYS_WITHIN, subject).await
 }
 
 pub(super) async fn put_key(work: &Work<'_>) -> Result<Progress> {
@@ -170,7 +206,7 @@ pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
         return Ok(());
     }
     let there = |path: &str| std::fs::symlink_metadata(work.folder.join(path)).is_ok();
-    if !there(&spec.database) || !there(&spec.program) || !there(&spec.config) {
+    if (!spec.served && !there(&spec.database)) || !there(&spec.program) || !there(&spec.config) {
         return Ok(());
     }
     let command = json!({ "do": "revoke", "public_id": spec.public_id });
@@ -180,8 +216,7 @@ pub(super) async fn revoke_key(work: &Work<'_>) -> Result<()> {
 
 pub(super) async fn look_at_key(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
     let spec: ApiKeySpec = marker.spec.typed().map_err(|error| unreadable(marker, error))?;
-    let path = folder.inside(&spec.database)?;
-    if is_empty(&path)? {
+    if !spec.served && is_empty(&folder.inside(&spec.database)?)? {
         return Ok(Seen::Absent);
     }
     let mut look = Look::default();
@@ -244,21 +279,27 @@ fn config_as_applied(folder: &SiteFolder, marker: &Marker, spec: &ApiKeySpec) ->
     if file.lineage != marker.lineage {
         return None;
     }
-    let database = document.get_mut("textnlp")?.get_mut("database")?.as_object_mut()?;
-    database.insert("url".to_owned(), json!(format!("sqlite://{}", folder.join(&spec.database))));
+    if !spec.served {
+        let database = document.get_mut("textnlp")?.get_mut("database")?.as_object_mut()?;
+        database.insert("url".to_owned(), json!(format!("sqlite://{}", folder.join(&spec.database))));
+    }
     Some(document)
 }
 
 /// A file that is nowhere: the child reads it through our open descriptor.
-struct Lent {
-    path: Utf8PathBuf,
+pub(crate) struct Lent {
+    pub(crate) path: Utf8PathBuf,
     _file: File,
 }
 
-fn lend(document: &Value) -> std::io::Result<Lent> {
-    let text = serde_yaml::to_string(document).map_err(std::io::Error::other)?;
+pub(crate) fn lend(document: &Value) -> std::io::Result<Lent> {
+    lend_bytes(serde_yaml::to_string(document).map_err(std::io::Error::other)?.as_bytes())
+}
+
+/// See [`Lent`].
+pub(crate) fn lend_bytes(bytes: &[u8]) -> std::io::Result<Lent> {
     let mut file = File::from(rustix::fs::memfd_create("server.yaml", rustix::fs::MemfdFlags::CLOEXEC)?);
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&file));
     Ok(Lent { path: path.into(), _file: file })
 }

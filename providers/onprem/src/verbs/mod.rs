@@ -8,6 +8,7 @@ mod database;
 mod directory;
 mod file;
 mod model;
+pub(crate) mod postgres;
 mod process;
 mod program;
 mod secret;
@@ -31,6 +32,7 @@ use crate::layout::SiteFolder;
 use crate::marker::Marker;
 use crate::supervise;
 use crate::table::Noun;
+pub(crate) use child::{ask_database, lend, lend_bytes};
 
 /// One operation on one object, with what is known of it.
 pub(crate) struct Work<'a> {
@@ -146,6 +148,7 @@ impl<'a> Work<'a> {
             Noun::Program => program::put(self).await,
             Noun::File => file::put(self).await,
             Noun::Database => database::put(self).await,
+            Noun::Postgres => postgres::put(self).await,
             Noun::Control => control::put(self).await,
             Noun::Schema => child::put_schema(self).await,
             Noun::ApiKey => child::put_key(self).await,
@@ -183,6 +186,7 @@ impl<'a> Work<'a> {
             Noun::Program => program::remove(self)?,
             Noun::File => file::remove(self)?,
             Noun::Database => database::remove(self)?,
+            Noun::Postgres => postgres::remove(self)?,
             Noun::Control => control::remove(self)?,
             // The tables go with the database.
             Noun::Schema => {}
@@ -292,7 +296,7 @@ impl<'a> Work<'a> {
     /// The object before it is removed: as seen, else as it was written down.
     pub(crate) async fn last_seen(&self) -> Result<Object> {
         // Looking at a changed model reads it whole, looking at a key asks a program: with the removal more than one call may take.
-        let looks = !matches!(self.noun, Noun::Model | Noun::ApiKey);
+        let looks = !matches!(self.noun, Noun::Model | Noun::Schema | Noun::ApiKey);
         if let Some(marker) = self.marker.as_ref().filter(|_| looks) {
             let supervisor = Supervisor::of(&self.folder).await;
             if let Observed::Present(object) = look(self.onprem, &self.folder, marker, &supervisor).await {
@@ -340,8 +344,9 @@ pub(crate) async fn look(onprem: &OnPrem, folder: &SiteFolder, marker: &Marker, 
         Noun::Program => program::look(folder, marker).await,
         Noun::File => file::look(folder, marker),
         Noun::Database => database::look(folder, marker),
+        Noun::Postgres => postgres::look(folder, marker),
         Noun::Control => control::look(folder, marker),
-        Noun::Schema => child::look_at_schema(folder, marker),
+        Noun::Schema => child::look_at_schema(folder, marker).await,
         Noun::ApiKey => child::look_at_key(folder, marker).await,
         Noun::Process => process::look(folder, marker, supervisor),
     };

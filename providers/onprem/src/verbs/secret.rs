@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_provider::component::SecretRecipe;
+use textnlp_provider::component::{Given, SecretRecipe};
 use textnlp_provider::{Error, Progress, Result, Secret, SecretName, SecretRef, SecretVersion, Sort};
 
 use super::{Look, Seen, Work};
@@ -16,8 +16,9 @@ const RANDOM_MAX: u32 = 4096;
 
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let spec: SecretSpec = work.spec()?;
-    let version = match &spec.recipe {
-        SecretRecipe::Given(reference) => given_version(work, &spec.name, reference).await?,
+    let version = match (&spec.recipe, &spec.given) {
+        (_, Some(given)) => SecretVersion(given.version.clone()),
+        (Some(SecretRecipe::Given(reference)), None) => given_version(work, &spec.name, reference).await?,
         _ => kept_version(work, &spec.name).await?,
     };
     let cloud_id = work.folder.cloud_id(&format!("secrets/{}", spec.name))?;
@@ -26,12 +27,17 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     work.claim(&cloud_id, facts.clone())?;
     let there = work.onprem.options().secrets.versions(&spec.name).await?.contains(&version);
     if !there {
-        let value = match spec.recipe.clone() {
-            SecretRecipe::Given(reference) => given(work, &reference)?.clone(),
-            recipe => {
-                let made = tokio::task::spawn_blocking(move || generate(&recipe)).await;
-                made.map_err(|error| work.fails(error))?.map_err(|why| work.invalid(why))?
-            }
+        let value = if let (Some(SecretRecipe::Given(reference)), None) = (&spec.recipe, &spec.given) {
+            given(work, reference)?.clone()
+        } else {
+            let (spec, environment) = (spec.clone(), work.op.environment.to_string());
+            let make = move || match (&spec.recipe, &spec.given) {
+                (Some(recipe), None) => generate(recipe),
+                (None, Some(given)) => taken(given, &environment),
+                _ => Err("it has either a `recipe` or is `given`".to_owned()),
+            };
+            let made = tokio::task::spawn_blocking(make).await.map_err(|error| work.fails(error))?;
+            made.map_err(|why| work.invalid(why))?
         };
         work.onprem.options().secrets.put(&spec.name, &version, &value).await?;
     }
@@ -101,12 +107,12 @@ pub(super) async fn look(onprem: &OnPrem, marker: &Marker) -> Result<Seen> {
     };
     let mut look = Look::default();
     look.output("secret", json!(secret));
-    if let SecretRecipe::Given(reference) = &spec.recipe
+    if let Some(SecretRecipe::Given(reference)) = &spec.recipe
         && onprem.options().given.get(reference).is_some_and(|given| given.expose() != value.expose())
     {
         look.drift("value", format!("`{reference}` says something else"));
     }
-    match outputs(&spec.recipe, &value) {
+    match spec.recipe.as_ref().map_or(Ok(Vec::new()), |recipe| outputs(recipe, &value)) {
         Ok(public) => look.outputs.extend(public),
         Err(why) => drop(look.drift("value", why)),
     }
@@ -133,6 +139,15 @@ fn outputs(recipe: &SecretRecipe, value: &Secret) -> Result<Vec<(String, Value)>
         }
         SecretRecipe::Password(_) | SecretRecipe::Random(_) | SecretRecipe::Given(_) => Vec::new(),
     })
+}
+
+/// A secret of a person's, as it was when the plan was made.
+fn taken(given: &Given, environment: &str) -> Result<Secret, String> {
+    let value = given.read().ok_or_else(|| format!("`{}` is not there any more", given.source))?;
+    if given.mark(environment, value.expose()) != given.version {
+        return Err(format!("`{}` is not what it was when this was planned: plan again", given.source));
+    }
+    Ok(value)
 }
 
 fn generate(recipe: &SecretRecipe) -> Result<Secret, String> {

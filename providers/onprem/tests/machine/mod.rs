@@ -111,7 +111,10 @@ impl Machine {
                     max_cache_bytes: 1 << 30,
                 }),
             ),
-            part("database", Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None })),
+            part(
+                "database",
+                Part::Database(Database { kind: "sqlite".to_owned(), hosting: None, schema: None, postgres: None }),
+            ),
             part("cache", Part::Cache(Cache { kind: "memory".to_owned() })),
             part(
                 "server",
@@ -122,6 +125,7 @@ impl Machine {
                     cluster: name("cluster"),
                     models: name("models"),
                     database: name("database"),
+                    stored: Database { kind: "sqlite".to_owned(), hosting: None, schema: None, postgres: None },
                     secrets: name("secrets"),
                     first_key: true,
                     watch: None,

@@ -1,0 +1,270 @@
+//! A PostgreSQL of somebody else's, by its address, or one that runs here: a primary and the copies that follow it.
+
+use serde_json::{Map, Value, json};
+use textnlp_provider::component::{Database, DatabaseAddress, Given, Postgres, Workload};
+use textnlp_provider::{ComponentName, OutputRef, ResourceId};
+
+use super::{DATABASE_FILE, Lowering};
+use crate::layout::SOCKET_PATH_MAX;
+use crate::spec::{PostgresSpec, SecretSpec};
+use crate::table::Noun;
+
+/// The number in the name of the server's socket, where no port is asked for.
+const PORT: u16 = 5432;
+/// Where a restored dump waits for the server that it is read back into.
+pub(crate) const DUMP: &str = "data/postgres.dump";
+/// The most copies that one machine is asked to run.
+const COPIES_MAX: u32 = 3;
+/// Connections beyond those of the service: the keeper, copies, commands, people.
+const SPARE_CONNECTIONS: u32 = 20;
+/// PostgreSQL writes what is in memory to disk before it stops.
+const GRACE_MS: u64 = 60_000;
+/// The role of the service; what is made has it, see `server/src/postgres`.
+const SERVICE: &str = "textnlp";
+/// The names of the generated passwords within the secrets of a site.
+const PASSWORD: &str = "database-password";
+const REPLICATION_PASSWORD: &str = "replication-password";
+
+/// How a workload's replicas reach their database.
+pub(super) struct StoreOf {
+    /// What tells it from another one: a file's path, or the component.
+    pub(super) named: String,
+    /// Whether it is a server.
+    pub(super) served: bool,
+    /// Which schema is wanted.
+    pub(super) schema: Value,
+    /// `database:` of the server's configuration.
+    pub(super) settings: Map<String, Value>,
+    /// Files whose change is a restart.
+    pub(super) files: Vec<(String, ResourceId)>,
+    /// What must be there first.
+    pub(super) needs: Vec<ResourceId>,
+}
+
+/// A file with a secret of the database's.
+fn secret_file(database: &ComponentName, what: &str) -> String {
+    format!("certs/{database}-{what}")
+}
+
+impl Lowering<'_> {
+    pub(super) fn store_of(&mut self, workload: &Workload) -> Option<StoreOf> {
+        let name = &workload.database;
+        let Some(postgres) = &workload.stored.postgres else {
+            let database = ResourceId::of(&self.site.name, name);
+            let settings = json!({ "url": format!("sqlite://{}", self.folder.join(DATABASE_FILE)) });
+            return Some(StoreOf {
+                named: DATABASE_FILE.to_owned(),
+                served: false,
+                schema: json!(OutputRef::new(database, "schema")),
+                settings: map(settings),
+                files: Vec::new(),
+                needs: Vec::new(),
+            });
+        };
+        let mut settings = Map::new();
+        let mut files = Vec::new();
+        let mut needs = Vec::new();
+        let mut file = |this: &mut Self, field: &str, what: &str| -> Option<()> {
+            let id = this.part_of(name, &format!("{what}-file"))?;
+            settings.insert(field.to_owned(), json!(this.folder.join(&secret_file(name, what))));
+            files.push((format!("database-{what}"), id.clone()));
+            needs.push(id);
+            Some(())
+        };
+        match &postgres.address {
+            Some(DatabaseAddress::Secret(_)) => file(self, "url_file", "url")?,
+            Some(DatabaseAddress::Url(url, password)) => {
+                if password.is_some() {
+                    file(self, "password_file", "password")?;
+                }
+                settings.insert("url".to_owned(), json!(url));
+            }
+            None => {
+                file(self, "password_file", "password")?;
+                let folder = self.folder.join(&home(0)).join("run").as_str().replace('/', "%2F");
+                let port = postgres.port.unwrap_or(PORT);
+                let url = format!("postgresql://{SERVICE}@{folder}:{port}/{}", postgres.name);
+                settings.insert("url".to_owned(), json!(url));
+                needs.push(self.part_of(name, "server-0")?);
+            }
+        }
+        if let Some(file) = &postgres.ca_file {
+            settings.insert("ca_file".to_owned(), json!(file));
+        }
+        let schema = json!(workload.stored.schema);
+        Some(StoreOf { named: name.to_string(), served: true, schema, settings, files, needs })
+    }
+
+    pub(super) fn postgres(&mut self, database: &Database, postgres: &Postgres) {
+        if let Some(file) = postgres.ca_file.as_ref().filter(|file| !file.starts_with('/')) {
+            let cause = format!("`{file}` is not an absolute path, and the servers begin elsewhere");
+            return self.problem("network.private_ca", cause, "write the whole path");
+        }
+        match (&postgres.address, database.hosting.as_deref()) {
+            (Some(DatabaseAddress::Secret(given)), _) => self.given("url", given),
+            (Some(DatabaseAddress::Url(_, Some(given))), _) => self.given("password", given),
+            (Some(DatabaseAddress::Url(_, None)), _) => {}
+            (None, Some("cluster")) => self.own_postgres(database, postgres),
+            (None, hosting) => {
+                let cause = format!("nobody runs a `{}` PostgreSQL on a machine", hosting.unwrap_or("managed"));
+                self.problem(
+                    "hosting",
+                    cause,
+                    "write `hosting: cluster`, or the address of one that somebody else runs",
+                );
+            }
+        }
+    }
+
+    /// A secret that a person keeps, and the file that the servers read it from.
+    fn given(&mut self, what: &str, given: &Given) {
+        let (Some(secret), Some(file)) = (self.part(what), self.part(&format!("{what}-file"))) else { return };
+        let network = self.network_id();
+        let name = self.secret_name(&format!("{}-{what}", self.component.name));
+        let spec = SecretSpec { name, recipe: None, given: Some(given.clone()) };
+        self.want(secret.clone(), Noun::Secret, &spec, [network.clone()]);
+        let path = secret_file(&self.component.name, what);
+        self.want(file, Noun::File, &json!({ "path": path, "secret": OutputRef::new(secret, "secret") }), [network]);
+    }
+
+    fn own_postgres(&mut self, database: &Database, postgres: &Postgres) {
+        if postgres.replicas > COPIES_MAX {
+            let cause = format!("{} copies on one machine are of no use", postgres.replicas);
+            return self.problem("replicas", cause, format!("choose 0 to {COPIES_MAX}"));
+        }
+        let name = self.component.name.clone();
+        let port = postgres.port.unwrap_or(PORT);
+        let socket = self.folder.join(&home(0)).join(format!("run/.s.PGSQL.{port}"));
+        // Copies have a longer name.
+        if socket.as_str().len() + 2 > SOCKET_PATH_MAX {
+            let cause = format!("the database's socket {socket} has a path of more than {} bytes", SOCKET_PATH_MAX - 2);
+            return self.problem("path", cause, "choose a shorter `--state-dir`");
+        }
+        let (Some(password), Some(program), Some(secret)) =
+            (self.part("password-file"), self.part("program"), self.part_of(&postgres.secrets, PASSWORD))
+        else {
+            return;
+        };
+        let network = self.network_id();
+        let path = secret_file(&name, "password");
+        let spec = json!({ "path": path, "secret": OutputRef::new(secret, "secret") });
+        self.want(password.clone(), Noun::File, &spec, [network.clone()]);
+        let mut secrets = vec![("database-password", password)];
+        if postgres.replicas > 0 {
+            let (Some(file), Some(secret)) =
+                (self.part("replication-file"), self.part_of(&postgres.secrets, REPLICATION_PASSWORD))
+            else {
+                return;
+            };
+            let path = secret_file(&name, "replication");
+            let spec = json!({ "path": path, "secret": OutputRef::new(secret, "secret") });
+            self.want(file.clone(), Noun::File, &spec, [network]);
+            secrets.push(("replication-password", file));
+        }
+        let bin = format!("bin/{name}");
+        if self.program(&program, &postgres.program, &bin).is_none() {
+            return;
+        }
+        for number in 0..=postgres.replicas {
+            self.postgres_server(number, database, postgres, &program, &bin, &secrets);
+        }
+    }
+
+    /// One server: its folder, its configuration, its process. Number 0 is the primary.
+    fn postgres_server(
+        &mut self,
+        number: u32,
+        database: &Database,
+        postgres: &Postgres,
+        program: &ResourceId,
+        bin: &str,
+        secrets: &[(&str, ResourceId)],
+    ) {
+        let name = self.component.name.clone();
+        let unit = format!("{name}-{number}");
+        let (Some(config_id), Some(process), Some(primary)) =
+            (self.part(&format!("config-{number}")), self.part(&format!("server-{number}")), self.part("server-0"))
+        else {
+            return;
+        };
+        let folder = match number {
+            0 => Some(self.id()),
+            copy => self.part(&format!("copy-{copy}")),
+        };
+        let (Some(folder), Some(listen)) = (folder, self.unix(&unit)) else { return };
+        let network = self.network_id();
+        let spec = PostgresSpec {
+            path: home(number),
+            version: postgres.version,
+            schema: database.schema.filter(|_| number == 0),
+            follows: number > 0,
+        };
+        // What a copy holds is copied again.
+        match number {
+            0 => self.want_protected(folder.clone(), Noun::Postgres, &spec, [network.clone()]),
+            _ => self.want(folder.clone(), Noun::Postgres, &spec, [network.clone()]),
+        }
+        let copy = |number: u32| format!("copy_{number}");
+        let mut document = json!({
+            "listen": listen,
+            "programs": OutputRef::new(folder.clone(), "programs"),
+            "folder": OutputRef::new(folder.clone(), "folder"),
+            "user": OutputRef::new(folder, "user"),
+            "port": postgres.port.unwrap_or(PORT),
+            "loopback": postgres.port.is_some() && number == 0,
+            "database": postgres.name,
+            "password_file": self.folder.join(&secret_file(&name, "password")),
+            "max_connections": postgres.connections.saturating_add(SPARE_CONNECTIONS),
+        });
+        if postgres.replicas > 0 {
+            document["replication_password_file"] = json!(self.folder.join(&secret_file(&name, "replication")));
+        }
+        let mut needs = vec![ResourceId::of(&self.site.name, &postgres.cluster)];
+        if number == 0 {
+            document["dump"] = json!(self.folder.join(DUMP));
+            document["copies"] = json!((1..=postgres.replicas).map(copy).collect::<Vec<_>>());
+        } else {
+            // The path is the primary's own: its server's user need not see ours.
+            let socket_folder = OutputRef::new(self.id(), "sockets");
+            document["primary"] =
+                json!({ "socket_folder": socket_folder, "port": postgres.port.unwrap_or(PORT), "name": copy(number) });
+            needs.push(primary);
+        }
+        let config_file = format!("config/{unit}.yaml");
+        let spec = json!({ "path": config_file, "document": { "postgres": document } });
+        self.want(config_id.clone(), Noun::File, &spec, [network]);
+        let inputs: Map<String, Value> = secrets
+            .iter()
+            .map(|(name, id)| ((*name).to_owned(), json!(OutputRef::new(id.clone(), "sha256"))))
+            .collect();
+        let spec = json!({
+            "unit": unit,
+            "program": bin,
+            "program_sha256": OutputRef::new(program.clone(), "sha256"),
+            "arguments": ["serve", "--role", "postgres"],
+            "config": config_file,
+            "config_sha256": OutputRef::new(config_id, "sha256"),
+            "on_config": "restart",
+            "inputs": inputs,
+            "watch": [],
+            "listen": listen,
+            "metrics_listen": listen,
+            "ready": { "socket": unit, "path": "/ready" },
+            "stop_grace_ms": GRACE_MS,
+            "state": "running",
+        });
+        self.want(process, Noun::Process, &spec, needs);
+    }
+}
+
+/// The folder of a server.
+fn home(number: u32) -> String {
+    if number == 0 { "data/postgres".to_owned() } else { format!("data/postgres-{number}") }
+}
+
+fn map(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}

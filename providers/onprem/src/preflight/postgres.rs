@@ -1,0 +1,124 @@
+//! Whether a PostgreSQL can be run here, or the one that somebody else runs can be used.
+
+use serde_json::Value;
+use textnlp_provider::{Problem, Wanted};
+
+use crate::layout::SiteFolder;
+use crate::spec::{FileSpec, PostgresSpec, ProgramSpec, SchemaSpec, SecretSpec};
+use crate::table::Noun;
+use crate::verbs::{ask_database, lend, lend_bytes, postgres};
+
+/// A server of our own: its programs, whom it runs as, its port.
+pub(super) fn check_own(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) {
+    let Ok(spec) = wanted.spec.typed::<PostgresSpec>() else { return };
+    if folder.join(&spec.path).join("data/PG_VERSION").is_file() || spec.follows {
+        return;
+    }
+    let place = wanted.id.as_str();
+    let elsewhere = "or name one that somebody else runs with `database.url`";
+    if postgres::newest(spec.version).is_none() {
+        problems.push(Problem::new(place, postgres::missing(spec.version), format!("install it, {elsewhere}")));
+    }
+    match postgres::user() {
+        Ok(None) => {}
+        Ok(Some(user)) => {
+            let existing = camino::Utf8Path::new(postgres::ELSEWHERE).ancestors().find(|path| path.is_dir());
+            let existing = existing.unwrap_or(camino::Utf8Path::new("/"));
+            if rustix::fs::access(existing.as_std_path(), rustix::fs::Access::WRITE_OK).is_err() {
+                let cause =
+                    format!("PostgreSQL runs as {}, and its folder {} cannot be made", user.name, postgres::ELSEWHERE);
+                problems.push(Problem::new(place, cause, format!("make it writable, {elsewhere}")));
+            }
+        }
+        Err(why) => {
+            problems.push(Problem::new(place, why, "add a system user `postgres`, or run this as a user of your own"))
+        }
+    }
+}
+
+/// The port of a server of our own, where one is asked for.
+pub(super) fn check_port(wanted: &Wanted, folder: &SiteFolder, problems: &mut Vec<Problem>) {
+    let Some(postgres) = wanted.spec.get("document").and_then(|document| document.get("postgres")) else { return };
+    let Some(port) = postgres["port"].as_u64().and_then(|port| u16::try_from(port).ok()) else { return };
+    let unit = wanted
+        .spec
+        .get("path")
+        .and_then(Value::as_str)
+        .and_then(|path| path.strip_prefix("config/")?.strip_suffix(".yaml"));
+    let runs = unit.is_some_and(|unit| matches!(crate::lock::holder(&folder.lock(unit)), Ok(Some(_))));
+    if postgres["loopback"] != true || runs {
+        return;
+    }
+    if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+        let cause = format!("127.0.0.1:{port} cannot be bound: {error}");
+        problems.push(Problem::new(
+            format!("{}: port", wanted.id),
+            cause,
+            "choose another `database.port`, or leave it out",
+        ));
+    }
+}
+
+/// A server of somebody else's: everything that stands in the way is told by the server program, which is the one that will use it.
+pub(super) async fn check_others(wanted: &Wanted, all: &[Wanted], folder: &SiteFolder, problems: &mut Vec<Problem>) {
+    let Ok(spec) = wanted.spec.typed::<SchemaSpec>() else { return };
+    if !spec.served {
+        return;
+    }
+    let of_site = || all.iter().filter(|other| other.site == wanted.site);
+    let named = |noun: Noun, path: &str| {
+        of_site().find(|other| {
+            Noun::of(&other.kind) == Some(noun) && other.spec.get("path").and_then(Value::as_str) == Some(path)
+        })
+    };
+    let program = named(Noun::Program, &spec.program).and_then(|program| program.spec.typed::<ProgramSpec>().ok());
+    let config = named(Noun::File, &spec.config).and_then(|file| file.spec.typed::<FileSpec>().ok());
+    let (Some(program), Some(mut document)) = (program, config.and_then(|config| config.document)) else { return };
+    let database = &mut document["textnlp"]["database"];
+    let connections = database["pool_size"].as_u64().unwrap_or(0) + database["max_overflow"].as_u64().unwrap_or(0);
+    // Secrets are lent to the program without touching a disk.
+    let mut lent = Vec::new();
+    for field in ["url_file", "password_file"] {
+        let Some(path) = database[field].as_str() else { continue };
+        let file = of_site().find(|other| {
+            let relative = other.spec.get("path").and_then(Value::as_str);
+            Noun::of(&other.kind) == Some(Noun::File) && relative.is_some_and(|relative| folder.join(relative) == path)
+        });
+        let secret = file.and_then(|file| file.spec.outputs_needed().first());
+        let secret = secret.and_then(|output| of_site().find(|other| other.id == output.resource));
+        // What is generated is of a server of our own, which is still to come; what is not there has been told.
+        let given = secret.and_then(|secret| secret.spec.typed::<SecretSpec>().ok()).and_then(|spec| spec.given);
+        let Some(value) = given.and_then(|given| given.read()) else { return };
+        let Ok(place) = lend_bytes(value.expose()) else { return };
+        database[field] = Value::from(place.path.as_str());
+        lent.push(place);
+    }
+    let Ok(config) = lend(&document) else { return };
+    let place = format!("{}: database", wanted.id);
+    let found = match ask_database(&program.source, &config.path, wanted.id.as_str()).await {
+        Ok(found) => found,
+        Err(error) => {
+            let fix = "look whether the server program runs here";
+            return problems.push(Problem::new(place, crate::verbs::said(&error), fix));
+        }
+    };
+    let told = |list: &str| found[list].as_array().cloned().unwrap_or_default();
+    let text = |told: &Value, field: &str| told[field].as_str().unwrap_or_default().to_owned();
+    for told in told("problems") {
+        problems.push(Problem::new(place.clone(), text(&told, "cause"), text(&told, "fix")));
+    }
+    for told in told("notes") {
+        problems.push(Problem::warning(place.clone(), text(&told, "cause"), text(&told, "fix")));
+    }
+    let replicas =
+        of_site().filter(|other| other.spec.get("arguments") == Some(&serde_json::json!(["serve"]))).count() as u64;
+    let most = found["connections"].as_u64().unwrap_or(u64::MAX);
+    if replicas * connections > most {
+        let cause = format!(
+            "{replicas} replicas open up to {} connections, and the server gives {most}",
+            replicas * connections
+        );
+        let fix = "lower `database.pool_size` and `database.max_overflow`, or raise the server's max_connections";
+        problems.push(Problem::warning(place, cause, fix));
+    }
+}

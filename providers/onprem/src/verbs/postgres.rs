@@ -1,0 +1,289 @@
+//! The folder of a PostgreSQL: made once, by the programs that are installed, for whom they will run as. What is in it belongs to
+//! `serve --role postgres`.
+//!
+//! PostgreSQL refuses to run as root. Where we are root its folder lies outside the site's, which nobody else may enter, and a link
+//! leads there.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use textnlp_provider::{Error, Progress, Result, Sort};
+
+use super::{Look, Seen, Work};
+use crate::files;
+use crate::jobs::Standing;
+use crate::layout::SiteFolder;
+use crate::marker::Marker;
+use crate::spec::PostgresSpec;
+
+/// Where the folders are, where we are root.
+pub(crate) const ELSEWHERE: &str = "/var/lib/textnlp-deploy";
+/// The oldest version that the server works with.
+const OLDEST: u32 = 15;
+/// See `server/src/postgres`.
+const OWNER: &str = "textnlp_owner";
+
+/// Whom a server runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) name: &'static str,
+    pub(crate) ids: (u32, u32),
+}
+
+/// The user for servers where we are root: that of PostgreSQL's package, else one that owns nothing. The error is what is missing.
+pub(crate) fn user() -> std::result::Result<Option<User>, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let users = std::fs::read_to_string("/etc/passwd").map_err(|error| format!("read /etc/passwd: {error}"))?;
+    let ids = |name: &str| {
+        users.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            (fields.first() == Some(&name)).then_some(())?;
+            Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
+        })
+    };
+    let found = ["postgres", "nobody"].into_iter().find_map(|name| Some(User { name, ids: ids(name)? }));
+    let found = found.filter(|user| user.ids.0 != 0);
+    found
+        .map(Some)
+        .ok_or_else(|| "PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody".to_owned())
+}
+
+/// Where a version's programs are: Debian's place, Red Hat's, then wherever the shell finds them.
+pub(crate) fn programs(version: u32) -> Option<Utf8PathBuf> {
+    let mut places = vec![format!("/usr/lib/postgresql/{version}/bin"), format!("/usr/pgsql-{version}/bin")];
+    if let Some(place) = std::env::var("TEXTNLP_POSTGRES_BIN").ok().filter(|place| version_in(place) == Some(version)) {
+        places.insert(0, place);
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    places.extend(path.split(':').filter(|place| version_in(place) == Some(version)).map(str::to_owned));
+    places
+        .into_iter()
+        .map(Utf8PathBuf::from)
+        .find(|place| place.join("initdb").is_file() && place.join("postgres").is_file())
+}
+
+/// The newest version that is installed, from `least` on.
+pub(crate) fn newest(least: u32) -> Option<u32> {
+    // Nobody has a version that comes out in twenty years.
+    (least..least + 20).rev().find(|version| programs(*version).is_some())
+}
+
+fn version_in(place: &str) -> Option<u32> {
+    let program = Utf8Path::new(place).join("postgres");
+    if !program.is_file() {
+        return None;
+    }
+    let said = std::process::Command::new(program).arg("--version").env_clear().stdin(Stdio::null()).output().ok()?;
+    // `postgres (PostgreSQL) 15.14 (Debian …)`
+    let said = String::from_utf8(said.stdout).ok()?;
+    said.split_whitespace().find_map(|word| word.split('.').next()?.parse().ok())
+}
+
+pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
+    let spec: PostgresSpec = work.spec()?;
+    let link = work.folder.join(&spec.path);
+    work.refuse_strangers(&link)?;
+    let cloud_id = work.folder.cloud_id(&spec.path)?;
+    let user = user().map_err(|why| work.invalid(why))?;
+    // Whatever is in the folder of an operation that did not come to its end is not whole.
+    let is_whole = work.marker.as_ref().is_some_and(|marker| marker.complete) && is_made(&link);
+    if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
+        let mut facts = Map::new();
+        facts.insert("whole".to_owned(), json!(is_whole));
+        work.claim(&cloud_id, facts)?;
+    }
+    let is_whole = is_whole || work.marker.as_ref().and_then(|marker| marker.facts.get("whole")) == Some(&json!(true));
+    let unique = format!("{} {} {}", link, work.op.lineage, work.op.id);
+    let name = format!("{}-{}", work.op.site, &hex::encode(Sha256::digest(unique))[..16]);
+    let folder = home(&name, &link, user.as_ref()).map_err(work.io(&link))?;
+    if spec.follows || (is_whole && is_made(&link)) {
+        let marker = work.complete(&cloud_id, Map::new())?;
+        return work.done(&marker).await;
+    }
+    let version = newest(spec.version).ok_or_else(|| work.invalid(missing(spec.version)))?;
+    let programs = programs(version).ok_or_else(|| work.invalid(missing(spec.version)))?;
+    let subject = work.op.resource.to_string();
+    let make = move |_| async move {
+        let made = tokio::task::spawn_blocking(move || make(&programs, &folder, user.as_ref()));
+        let made = made.await.map_err(std::io::Error::other).and_then(|made| made);
+        made.map_err(|error| Error::new(Sort::Unavailable, "make PostgreSQL for", subject).because(error))?;
+        Ok(Map::new())
+    };
+    match work.onprem.jobs().look(work.op, make).await? {
+        Standing::GoesOn(_) => Ok(work.pending(json!({ "step": "make" }), "makes an empty PostgreSQL")),
+        Standing::Ended(facts) => {
+            let marker = work.complete(&cloud_id, facts)?;
+            work.done(&marker).await
+        }
+    }
+}
+
+/// What to do where no PostgreSQL is installed.
+pub(crate) fn missing(version: u32) -> String {
+    format!(
+        "PostgreSQL {version} or newer is not installed: on Debian and Ubuntu, apt-get install postgresql-{version}"
+    )
+}
+
+/// The folder itself, made where it is not there: where a link leads already, else a new one of this name.
+fn home(name: &str, link: &Utf8Path, user: Option<&User>) -> std::io::Result<Utf8PathBuf> {
+    if let Some(parent) = link.parent() {
+        files::make_folder(parent)?;
+    }
+    let folder = match user {
+        None => link.to_owned(),
+        Some(_) => {
+            std::fs::create_dir_all(ELSEWHERE)?;
+            std::fs::set_permissions(ELSEWHERE, std::fs::Permissions::from_mode(0o711))?;
+            let there = link.read_link_utf8().ok().filter(|there| there.starts_with(ELSEWHERE));
+            there.unwrap_or_else(|| Utf8Path::new(ELSEWHERE).join(name))
+        }
+    };
+    match std::fs::create_dir(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        _ => std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700))?,
+    }
+    if let Some(user) = user {
+        chown(&folder, Some(user.ids.0), Some(user.ids.1))?;
+        match symlink(&folder, link) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && link.read_link_utf8()? == folder => {}
+            other => other?,
+        }
+    }
+    Ok(folder)
+}
+
+fn make(programs: &Utf8Path, folder: &Utf8Path, user: Option<&User>) -> std::io::Result<()> {
+    let (data, beside) = (folder.join("data"), folder.join("data.new"));
+    files::remove_tree(&beside)?;
+    let mut initdb = std::process::Command::new(programs.join("initdb"));
+    // Whom it lets in says the keeper's own file.
+    initdb.args([
+        "-U",
+        OWNER,
+        "-A",
+        "peer",
+        "--auth-host=reject",
+        "-E",
+        "UTF8",
+        "--locale=C",
+        "--data-checksums",
+        "-D",
+    ]);
+    initdb
+        .arg(&beside)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::null());
+    if let Some(user) = user {
+        initdb.uid(user.ids.0).gid(user.ids.1);
+    }
+    let said = initdb.output()?;
+    if !said.status.success() {
+        let why = String::from_utf8_lossy(&said.stderr).trim().replace('\n', "; ");
+        return Err(std::io::Error::other(format!("initdb: {why}")));
+    }
+    files::remove_tree(&data)?;
+    std::fs::rename(&beside, &data)?;
+    files::flush_folder(folder)
+}
+
+/// An empty PostgreSQL beside everything, for a proof: its folder, its programs, and whom it runs as. It goes with this.
+#[derive(Debug)]
+pub struct Beside {
+    /// The folder.
+    pub folder: Utf8PathBuf,
+    /// Its programs.
+    pub programs: Utf8PathBuf,
+    /// User and group, where it cannot run as whoever we are.
+    pub user: Option<(u32, u32)>,
+}
+
+impl Beside {
+    /// Makes one: in `place`, or outside where nobody else may enter that. Takes seconds. The error says what is missing.
+    pub fn make(place: &Utf8Path) -> std::result::Result<Self, String> {
+        let version = newest(OLDEST).ok_or_else(|| missing(OLDEST))?;
+        let programs = programs(version).ok_or_else(|| missing(OLDEST))?;
+        let user = user()?;
+        let name = format!("verify-{}", &hex::encode(Sha256::digest(place.as_str()))[..16]);
+        let folder = home(&name, &place.join("postgres"), user.as_ref()).map_err(|error| error.to_string())?;
+        let beside = Self { folder, programs, user: user.as_ref().map(|user| user.ids) };
+        make(&beside.programs, &beside.folder, user.as_ref()).map_err(|error| error.to_string())?;
+        Ok(beside)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // What cannot be removed is empty of secrets that are not elsewhere.
+        let _ = files::remove_tree(&self.folder);
+    }
+}
+
+fn is_made(link: &Utf8Path) -> bool {
+    version_of(link).is_some()
+}
+
+/// The version that made what is in a folder.
+fn version_of(link: &Utf8Path) -> Option<u32> {
+    std::fs::read_to_string(link.join("data/PG_VERSION")).ok()?.trim().parse().ok()
+}
+
+pub(super) fn remove(work: &Work<'_>) -> Result<()> {
+    let spec: PostgresSpec = work.applied()?;
+    let link = work.folder.join(&spec.path);
+    // The next database begins empty.
+    if !spec.follows {
+        let dump = work.folder.join(crate::lower::DUMP);
+        files::remove_file(&dump).map_err(work.io(&dump))?;
+    }
+    if let Ok(folder) = link.read_link_utf8() {
+        // A link that somebody else has put there leads to nothing of ours.
+        if folder.starts_with(ELSEWHERE) {
+            files::remove_tree(&folder).map_err(work.io(&folder))?;
+        }
+        return files::remove_file(&link).map_err(work.io(&link));
+    }
+    files::remove_tree(&link).map_err(work.io(&link))
+}
+
+pub(super) fn look(site: &SiteFolder, marker: &Marker) -> Result<Seen> {
+    let spec: PostgresSpec = marker
+        .spec
+        .typed()
+        .map_err(|error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error))?;
+    let link = site.join(&spec.path);
+    let found = match std::fs::metadata(&link) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::Absent),
+        Err(error) => return Err(Error::io("look at", link.as_str(), error)),
+    };
+    let version = version_of(&link);
+    if version.is_none() && !spec.follows {
+        return Ok(Seen::Absent);
+    }
+    let folder = link.canonicalize_utf8().map_err(|error| Error::io("look at", link.as_str(), error))?;
+    let mut look = Look::default();
+    let used = version.or_else(|| newest(spec.version));
+    match used.and_then(programs) {
+        Some(programs) => drop(look.output("programs", programs.as_str())),
+        None => look.trouble = Some(missing(used.unwrap_or(spec.version))),
+    }
+    let user = (found.uid() != rustix::process::geteuid().as_raw()).then(|| json!([found.uid(), found.gid()]));
+    look.output("folder", folder.as_str()).output("sockets", folder.join("run").as_str());
+    look.output("user", user.unwrap_or(Value::Null))
+        .output("version", json!(version))
+        .output("schema", json!(spec.schema));
+    if found.permissions().mode() & 0o077 != 0 {
+        look.drift("mode", "others may enter it");
+    }
+    Ok(Seen::There(look))
+}

@@ -1,0 +1,219 @@
+//! Where SQLite and PostgreSQL differ: how one connects, how a change begins, what an error means.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use camino::Utf8Path;
+use sha2::{Digest, Sha256};
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::{AnyConnection, Connection, Executor, Row};
+use url::Url;
+
+use super::{ACQUIRE, Store, StoreError};
+use crate::config::{Database, DatabaseAt, PostgresAt};
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Sqlite,
+    Postgres,
+}
+
+/// The most reading connections of SQLite: each is a thread, and reads do not get faster with more of them.
+const MAX_READERS: u32 = 16;
+
+/// How long SQLite waits for another process's write; WAL with `NORMAL` loses nothing but the last commits, and those only when the machine
+/// itself goes down.
+const SQLITE_BEGIN: &str = "PRAGMA busy_timeout = 500; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; \
+                            PRAGMA foreign_keys = ON";
+
+/// What a connection of ours may see, and how long the server lets it wait and work. Without the first it would see no tenant's rows.
+const POSTGRES_BEGIN: &str = "SELECT set_config('textnlp.tenant', '*', false), set_config('lock_timeout', '5s', false), \
+                              set_config('statement_timeout', '12s', false), \
+                              set_config('idle_in_transaction_session_timeout', '60s', false), pg_is_in_recovery()";
+
+/// A connection that nobody used for so long is asked whether it lives before it is used.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// How long an idle connection may take to say that it lives.
+const PING: Duration = Duration::from_secs(1);
+
+impl Dialect {
+    /// Begins a change about something. `durable` ones are on disk when they are acknowledged.
+    pub(super) fn begin(self, about: &str, durable: bool) -> String {
+        match self {
+            // IMMEDIATE takes the write lock at once: a deferred transaction that read first cannot wait for it later.
+            Self::Sqlite => "BEGIN IMMEDIATE".to_owned(),
+            Self::Postgres => {
+                let digest = Sha256::digest(about.as_bytes());
+                let number = digest.iter().take(8).fold(0u64, |number, byte| number << 8 | u64::from(*byte)) as i64;
+                let commit = if durable { "" } else { "SET LOCAL synchronous_commit = off; " };
+                format!("BEGIN; {commit}SELECT pg_advisory_xact_lock({number})")
+            }
+        }
+    }
+
+    /// Holds a transaction to one tenant's rows.
+    pub(super) fn narrow(self) -> Option<&'static str> {
+        match self {
+            Self::Sqlite => None,
+            Self::Postgres => Some("SELECT set_config('textnlp.tenant', $1, true)"),
+        }
+    }
+
+    /// Lifts the bounds of a session from a transaction.
+    pub(super) fn take_time(self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite => &[],
+            Self::Postgres => &["SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0"],
+        }
+    }
+
+    /// Counts the tables of a name.
+    pub(super) fn table(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = $1",
+            Self::Postgres => {
+                "SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema() AND table_name = $1"
+            }
+        }
+    }
+
+    /// What an error means for whoever asked.
+    pub(super) fn sort(self, error: sqlx::Error) -> StoreError {
+        let code = error.as_database_error().and_then(|inner| inner.code()).unwrap_or_default().into_owned();
+        match (self, &error) {
+            (_, sqlx::Error::PoolTimedOut) => StoreError::Busy(error),
+            // Primary result codes: 5 busy, 6 locked, 13 full. Extended codes hold them in the lowest byte.
+            (Self::Sqlite, _) => match code.parse::<u32>().map(|code| code & 0xff) {
+                Ok(5 | 6) => StoreError::Busy(error),
+                Ok(13) => StoreError::Full(error),
+                _ => StoreError::Failed(error),
+            },
+            // A certificate that is not trusted comes as data that is not valid.
+            (Self::Postgres, sqlx::Error::Io(io)) if io.kind() == std::io::ErrorKind::InvalidData => {
+                StoreError::Failed(error)
+            }
+            (Self::Postgres, sqlx::Error::Io(_) | sqlx::Error::BeginFailed) => StoreError::Away(error),
+            (Self::Postgres, _) => match code.as_str() {
+                // Serialization, deadlock, a lock or a statement that took too long, too many connections.
+                "40001" | "40P01" | "55P03" | "57014" | "53300" => StoreError::Busy(error),
+                // It is stopping, crashed, starting, a replica by now, or gone in the middle.
+                "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "25P03" => StoreError::Away(error),
+                code if code.starts_with("08") => StoreError::Away(error),
+                "53100" => StoreError::Full(error),
+                _ => StoreError::Failed(error),
+            },
+        }
+    }
+}
+
+/// Since when connections are worth something: those made before the database went away are not.
+#[derive(Debug, Default)]
+pub(super) struct Trust(Mutex<Option<Instant>>);
+
+impl Trust {
+    pub(super) fn is_lost(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether a connection of this age was made since.
+    fn covers(&self, age: Duration) -> bool {
+        let lost = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.is_none_or(|lost| age < lost.elapsed())
+    }
+}
+
+pub(super) async fn open(database: &Database) -> Result<Store, StoreError> {
+    sqlx::any::install_default_drivers();
+    match &database.at {
+        DatabaseAt::File(file) => open_sqlite(file, database).await,
+        DatabaseAt::Server(server) => open_postgres(server, database).await,
+    }
+}
+
+async fn open_sqlite(file: &Utf8Path, database: &Database) -> Result<Store, StoreError> {
+    let io = |error| StoreError::Failed(sqlx::Error::Io(error));
+    if let Some(folder) = file.parent().filter(|folder| !folder.as_str().is_empty()) {
+        tokio::fs::create_dir_all(folder).await.map_err(io)?;
+    }
+    let path = std::path::absolute(file).map_err(io)?;
+    let encoded = Url::from_file_path(&path).map_err(|()| StoreError::Address(format!("{file} is no path")))?;
+    let options = options(&format!("sqlite://{}?mode=rwc", encoded.path()))?;
+    let sort = |error| Dialect::Sqlite.sort(error);
+    let pool = || {
+        AnyPoolOptions::new()
+            .acquire_timeout(ACQUIRE)
+            .after_connect(|connection, _| Box::pin(async move { connection.execute(SQLITE_BEGIN).await.map(drop) }))
+    };
+    first(&options, SQLITE_BEGIN).await.map_err(sort)?;
+    let writes = pool().max_connections(1).connect_with(options.clone()).await.map_err(sort)?;
+    let reads = pool()
+        .max_connections((database.pool_size + database.max_overflow).min(MAX_READERS))
+        .min_connections(0)
+        .idle_timeout(Duration::from_secs(60))
+        .connect_lazy_with(options);
+    private(file);
+    Ok(Store { dialect: Dialect::Sqlite, reads, writes, trust: Default::default() })
+}
+
+/// Key digests and usage are nobody else's business.
+fn private(file: &Utf8Path) {
+    use std::os::unix::fs::PermissionsExt;
+    if let Err(error) = std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)) {
+        tracing::warn!(%file, %error, "the database's file mode could not be set");
+    }
+}
+
+async fn open_postgres(server: &PostgresAt, database: &Database) -> Result<Store, StoreError> {
+    let options = options(server.url().map_err(StoreError::Address)?.as_str())?;
+    first(&options, POSTGRES_BEGIN).await.map_err(|error| Dialect::Postgres.sort(error))?;
+    let trust = Arc::new(Trust::default());
+    let of_pool = trust.clone();
+    let pool = AnyPoolOptions::new()
+        .acquire_timeout(ACQUIRE)
+        .max_connections(database.pool_size + database.max_overflow)
+        .min_connections(0)
+        .idle_timeout(Duration::from_secs(600))
+        // An hour: a server that is found by name may have moved.
+        .max_lifetime(Duration::from_secs(3600))
+        .test_before_acquire(false)
+        .before_acquire(move |connection, about| {
+            let trust = of_pool.clone();
+            Box::pin(async move {
+                if !trust.covers(about.age) {
+                    return Ok(false);
+                }
+                Ok(about.idle_for < IDLE || matches!(tokio::time::timeout(PING, connection.ping()).await, Ok(Ok(()))))
+            })
+        })
+        .after_connect(|connection, _| Box::pin(greet(connection)))
+        .connect_lazy_with(options);
+    Ok(Store { dialect: Dialect::Postgres, reads: pool.clone(), writes: pool, trust })
+}
+
+/// Makes a connection ours. A replica is no place for us: it refuses every change.
+async fn greet(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    let row = connection.fetch_one(POSTGRES_BEGIN).await?;
+    if row.try_get::<bool, _>(4)? {
+        return Err(sqlx::Error::Io(std::io::Error::new(
+            std::io::ErrorKind::ConnectionRefused,
+            "it is a replica, which takes no changes",
+        )));
+    }
+    Ok(())
+}
+
+/// One connection outside the pool, which would try again and then say no more than that it took too long.
+async fn first(options: &AnyConnectOptions, begin: &'static str) -> Result<(), sqlx::Error> {
+    let timed_out = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    let connect = tokio::time::timeout(ACQUIRE, AnyConnection::connect_with(options));
+    let mut connection = connect.await.map_err(timed_out)??;
+    connection.execute(begin).await?;
+    connection.close().await
+}
+
+fn options(url: &str) -> Result<AnyConnectOptions, StoreError> {
+    // The driver's own message would repeat the address, and with it a password.
+    url.parse().map_err(|_| StoreError::Address("the database's address is no URL".to_owned()))
+}

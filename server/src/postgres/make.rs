@@ -1,0 +1,196 @@
+//! What is made of a running server, and what is seen of it, as its owner, over its socket.
+
+use std::time::Duration;
+
+use camino::Utf8Path;
+use serde::Serialize;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
+
+use super::config::{OWNER, REPLICATION, SERVICE};
+use super::{Config, Error, programs};
+
+/// What is seen of a server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Seen {
+    /// `primary`, or `copy`.
+    pub(super) role: &'static str,
+    /// Whether a copy is connected to its primary; a primary always is.
+    pub(super) follows: bool,
+    /// Where its log ends: what was written, or, of a copy, what it has replayed.
+    pub(super) at: String,
+    /// How old the last change is that a copy has replayed, while there is more to come.
+    pub(super) behind_ms: i64,
+    /// Connections of clients.
+    pub(super) connections: i64,
+    /// The database on disk.
+    pub(super) bytes: i64,
+    /// Who follows a primary.
+    pub(super) copies: Vec<Follower>,
+}
+
+/// A copy as its primary sees it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Follower {
+    pub(super) name: String,
+    pub(super) connected: bool,
+    /// Bytes of the log that it has not replayed.
+    pub(super) behind_bytes: i64,
+    pub(super) behind_ms: i64,
+}
+
+/// A question takes a moment.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// Looks at the server, and keeps the slots of a primary to those of its copies.
+pub(super) async fn look(config: &Config) -> Result<Seen, Error> {
+    let asked = async {
+        let mut server = connect(config).await?;
+        if config.primary.is_none() {
+            // A copy that is taken away lets go of its slot when it ends, which is later than our start.
+            slots(&mut server, &config.copies).await?;
+        }
+        let seen = seen(&mut server, &config.database).await?;
+        server.close().await?;
+        Ok(seen)
+    };
+    let timed_out = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(WITHIN, asked).await.map_err(timed_out).flatten().map_err(Error::Make)
+}
+
+/// Makes a primary what the configuration says. A database that is made from a dump takes its time.
+pub(super) async fn make(config: &Config) -> Result<(), Error> {
+    if config.primary.is_some() {
+        return Ok(());
+    }
+    let mut server = connect(config).await.map_err(Error::Make)?;
+    let read = |file: &Utf8Path| {
+        let path = file.to_owned();
+        std::fs::read_to_string(file).map_err(|source| Error::Folder { path, source })
+    };
+    let password = read(&config.password_file)?;
+    let replication = config.replication_password_file.as_deref().map(read).transpose()?;
+    roles(&mut server, password.trim(), replication.as_deref().map(str::trim)).await.map_err(Error::Make)?;
+    database(&mut server, config).await?;
+    server.close().await.map_err(Error::Make)
+}
+
+async fn connect(config: &Config) -> Result<PgConnection, sqlx::Error> {
+    PgConnectOptions::new_without_pgpass()
+        .socket(config.run())
+        .port(config.port)
+        .username(OWNER)
+        .database("postgres")
+        .ssl_mode(PgSslMode::Disable)
+        .application_name("textnlp-keeper")
+        .connect()
+        .await
+}
+
+async fn roles(server: &mut PgConnection, password: &str, replication: Option<&str>) -> Result<(), sqlx::Error> {
+    // A statement that fails is logged with its text, and this one holds a password.
+    sqlx::query("SET log_min_error_statement = panic").execute(&mut *server).await?;
+    let wanted = [(SERVICE, "", Some(password)), (REPLICATION, " REPLICATION", replication)];
+    for (role, rights, password) in wanted {
+        let Some(password) = password else { continue };
+        let there =
+            sqlx::query("SELECT 1 FROM pg_roles WHERE rolname = $1").bind(role).fetch_optional(&mut *server).await?;
+        if there.is_none() {
+            sqlx::query(AssertSqlSafe(format!("CREATE ROLE {role} LOGIN{rights}"))).execute(&mut *server).await?;
+        }
+        let password = password.replace('\'', "''");
+        sqlx::query(AssertSqlSafe(format!("ALTER ROLE {role} PASSWORD '{password}'"))).execute(&mut *server).await?;
+    }
+    Ok(())
+}
+
+async fn database(server: &mut PgConnection, config: &Config) -> Result<(), Error> {
+    let is_there = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1").bind(&config.database);
+    if is_there.fetch_optional(&mut *server).await.map_err(Error::Make)?.is_some() {
+        return Ok(());
+    }
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    // Under another name until it is whole.
+    let half = format!("{}_half", config.database);
+    let (name, half_name) = (quoted(&config.database), quoted(&half));
+    let mut run =
+        async |text: String| sqlx::query(AssertSqlSafe(text)).execute(&mut *server).await.map_err(Error::Make);
+    run(format!("DROP DATABASE IF EXISTS {half_name}")).await?;
+    run(format!("CREATE DATABASE {half_name} OWNER {SERVICE} ENCODING 'UTF8' TEMPLATE template0")).await?;
+    let dump = config.dump.as_ref().filter(|dump| dump.is_file());
+    if let Some(dump) = dump {
+        let program = config.programs.join("pg_restore");
+        let folder = config.run().as_str().replace('/', "%2F");
+        let address = format!("postgresql://{OWNER}@{folder}:{}/?sslmode=disable", config.port);
+        let address = address.parse().map_err(|_| Error::Restore(format!("{address} is no address")))?;
+        let (role, into) = (format!("--role={SERVICE}"), format!("--dbname={half}"));
+        let arguments = ["--exit-on-error", "--no-owner", "--no-privileges", &role, &into, dump.as_str()];
+        tracing::info!(%dump, "the database is made from a dump");
+        programs::run(&program, &address, &arguments).await.map_err(Error::Restore)?;
+    }
+    run(format!("ALTER DATABASE {half_name} RENAME TO {name}")).await?;
+    if let Some(dump) = dump {
+        // It would not be read again; it holds what the database holds.
+        std::fs::remove_file(dump).map_err(|source| Error::Folder { path: dump.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// A slot for every copy keeps what it has not fetched yet; one that waited for too much is of no use and is made anew.
+async fn slots(server: &mut PgConnection, copies: &[String]) -> Result<(), sqlx::Error> {
+    let there = sqlx::query(
+        "SELECT slot_name::text, active, wal_status = 'lost' FROM pg_replication_slots WHERE slot_type = 'physical'",
+    )
+    .fetch_all(&mut *server)
+    .await?;
+    let mut kept = Vec::new();
+    for row in there {
+        let (name, active, lost): (String, bool, Option<bool>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let wanted = copies.contains(&name);
+        if active || (wanted && lost != Some(true)) {
+            kept.push(name);
+        } else {
+            sqlx::query("SELECT pg_drop_replication_slot($1)").bind(name).execute(&mut *server).await?;
+        }
+    }
+    for name in copies.iter().filter(|name| !kept.contains(name)) {
+        sqlx::query("SELECT pg_create_physical_replication_slot($1, true)").bind(name).execute(&mut *server).await?;
+    }
+    Ok(())
+}
+
+const SEEN: &str = "SELECT pg_is_in_recovery(), \
+     EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
+     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END::text, \
+     CASE WHEN pg_is_in_recovery() AND pg_last_wal_replay_lsn() IS DISTINCT FROM pg_last_wal_receive_lsn() \
+          THEN coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000, 0) ELSE 0 END::bigint, \
+     (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), \
+     coalesce((SELECT pg_database_size(oid) FROM pg_database WHERE datname = $1), 0)";
+
+const FOLLOWERS: &str = "SELECT slot_name::text, coalesce(r.state = 'streaming', false), \
+     coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), coalesce(r.replay_lsn, s.restart_lsn)), 0)::bigint, \
+     coalesce(extract(epoch FROM r.replay_lag) * 1000, 0)::bigint \
+     FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE slot_type = 'physical' ORDER BY 1";
+
+async fn seen(server: &mut PgConnection, database: &str) -> Result<Seen, sqlx::Error> {
+    let row = sqlx::query(SEEN).bind(database).fetch_one(&mut *server).await?;
+    let is_copy: bool = row.try_get(0)?;
+    let followers = if is_copy { Vec::new() } else { sqlx::query(FOLLOWERS).fetch_all(&mut *server).await? };
+    let follower = |row: &sqlx::postgres::PgRow| -> Result<Follower, sqlx::Error> {
+        Ok(Follower {
+            name: row.try_get(0)?,
+            connected: row.try_get(1)?,
+            behind_bytes: row.try_get(2)?,
+            behind_ms: row.try_get(3)?,
+        })
+    };
+    Ok(Seen {
+        role: if is_copy { "copy" } else { "primary" },
+        follows: !is_copy || row.try_get(1)?,
+        at: row.try_get::<Option<String>, _>(2)?.unwrap_or_default(),
+        behind_ms: row.try_get(3)?,
+        connections: row.try_get(4)?,
+        bytes: row.try_get(5)?,
+        copies: followers.iter().map(follower).collect::<Result<_, _>>()?,
+    })
+}

@@ -1,0 +1,64 @@
+//! The same server on a real PostgreSQL.
+
+use serde_json::json;
+use textnlp_server::{Server, keys};
+
+use super::support::{Client, Setup, start, until};
+
+#[path = "../support/postgres.rs"]
+mod cluster;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_share_keys_rates_budgets_and_tickets_and_a_restart_forgets_nothing() {
+    let Some(cluster) = cluster::shared() else { return };
+    let name = cluster.database();
+    let url = cluster.url(&name);
+    let site =
+        start(Setup { database: Some(&url), security: "rate_limit: 4/hour", ..Setup::default() }).await.ready().await;
+    let other = Server::start(site.config.clone()).await.unwrap();
+    let there = Client::new(other.address());
+    until("it is ready", async || there.send("GET", "/ready", &[], b"").await.status == 200).await;
+    let key = [("x-api-key", site.key.as_str())];
+    let ask = json!({ "prompt": "Once", "max_tokens": 5, "ignore_end": true });
+    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 200);
+    assert_eq!(there.send("POST", "/v1/generate", &key, ask.to_string().as_bytes()).await.status, 200);
+
+    let ticket = site.client.send("POST", "/v1/stream/tickets", &key, ask.to_string().as_bytes()).await.json();
+    let stream = ticket["url"].as_str().unwrap();
+    assert_eq!(there.send("GET", stream, &[], b"").await.status, 200);
+    assert_eq!(site.client.send("GET", stream, &[], b"").await.status, 401, "once, at any replica");
+
+    let issue = json!({ "api_key": site.key, "token_limit": 12 }).to_string();
+    let token = site.client.send("POST", "/auth/token", &[], issue.as_bytes()).await.json();
+    let token = token["token"].as_str().unwrap().to_owned();
+    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 429, "four were counted, wherever they came in");
+    let row = cluster.sql(&name, "SELECT token_limit, used, reserved FROM token_budgets");
+    assert_eq!(row, "12|0|0", "{token}");
+
+    let public = site.key.split('_').nth(1).unwrap();
+    let store = site.server.as_ref().unwrap().store();
+    until("usage is written", async || store.usage_of("default", public, 0).await.unwrap().1 >= 3 * 9).await;
+    let text = cluster.sql(&name, "SELECT count(*) FROM api_usage u WHERE u::text LIKE '%Once%'");
+    assert_eq!(text, "0", "no text of anybody is kept");
+    other.drain().await;
+    let again = keys(&site.config, r#"{"do":"list"}"#).await.unwrap();
+    assert_eq!(again["keys"][0]["public_id"], public);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_crashes_under_a_running_server_is_used_again_when_it_is_back() {
+    if !cluster::is_installed() {
+        return;
+    }
+    let cluster = cluster::Cluster::start("");
+    let url = cluster.url(&cluster.database());
+    let site = start(Setup { database: Some(&url), ..Setup::default() }).await.ready().await;
+    let ask = json!({ "prompt": "x", "max_tokens": 3 });
+    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 200);
+    cluster.control(&["-m", "immediate", "stop"]);
+    let reply = site.post("/v1/generate", ask.clone()).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (503, "storage_unavailable"), "{}", reply.text());
+    assert!(reply.header("retry-after").is_some());
+    cluster.control(&["start"]);
+    until("it answers again", async || site.post("/v1/generate", ask.clone()).await.status == 200).await;
+}

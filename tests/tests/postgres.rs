@@ -1,0 +1,137 @@
+//! PostgreSQL as an operator meets it: one that somebody else runs, and one that runs here with a copy. The real program and real servers.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+use textnlp_tests::{Said, Sandbox, counts, eventually, http};
+
+#[path = "../../server/tests/support/postgres.rs"]
+mod postgres;
+
+/// Runs the program with `DATABASE_URL` set.
+fn run(sandbox: &Sandbox, url: &str, args: &[&str]) -> Said {
+    textnlp_tests::said(sandbox.command(args).env("DATABASE_URL", url).output().unwrap())
+}
+
+/// The status of a small request.
+fn generate(sandbox: &Sandbox, key: &str) -> u16 {
+    let body = json!({ "prompt": "Once", "max_tokens": 3 }).to_string();
+    let answer = http::ask(sandbox.port, "POST", "/v1/generate", &[("x-api-key", key)], body.as_bytes());
+    answer.map_or(0, |answer| answer.status)
+}
+
+const EXTERNAL: [&str; 4] = ["--set", "database.kind=postgres", "--set", "database.url=secret:env:DATABASE_URL"];
+
+fn with<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    args.iter().chain(more).copied().collect()
+}
+
+#[test]
+fn a_database_that_somebody_else_runs_is_asked_first_and_left_as_it_is() {
+    let Some(cluster) = postgres::shared() else { return };
+    let sandbox = Sandbox::new("pg");
+    let name = cluster.database();
+    let url = cluster.url(&name);
+    let up = with(&["up", "--env", "development", "--yes", "--no-gate", "-o", "json"], &EXTERNAL);
+
+    let missing = sandbox.run(&up).expect(2);
+    assert!(missing.out.contains("the variable `DATABASE_URL` is not set"), "{}", missing.out);
+    cluster.sql("postgres", "CREATE ROLE stranger LOGIN");
+    let stranger = url.replace("textnlp@", "stranger@");
+    let refused = run(&sandbox, &stranger, &up);
+    assert!(
+        refused.exit != 0 && refused.out.contains("stranger may not create tables in schema public"),
+        "{}",
+        refused.out
+    );
+    assert!(!sandbox.site("development").join("run").exists(), "nothing was begun");
+
+    let done = run(&sandbox, &url, &up).expect(0).json();
+    assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
+    let key = sandbox.first_key("development");
+    assert_eq!(cluster.sql(&name, "SELECT count(*) FROM api_keys"), "1");
+    let again = run(&sandbox, &url, &up).expect(0).json();
+    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
+    let status = run(&sandbox, &url, &["status", "--env", "development", "-o", "json"]).expect(0).json();
+    assert_eq!((status["ready"].as_bool(), status["drift"].as_array().map(Vec::len)), (Some(true), Some(0)));
+
+    // The address is nowhere but where secrets are.
+    let state = sandbox.state("development");
+    for file in sandbox.files(&state).iter().filter(|file| !file.starts_with("secrets/") && !file.contains("/certs/")) {
+        let text = std::fs::read(state.join(file)).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&text).contains(&url), "{file} holds the address");
+    }
+
+    // Another address is seen as a change by its mark, and rolls the servers.
+    let moved = format!("{url}?application_name=moved");
+    let plan = run(&sandbox, &moved, &with(&["plan", "--env", "development"], &EXTERNAL)).expect(0);
+    assert!(plan.out.contains("here/database/url") && !plan.out.contains("moved"), "{}", plan.out);
+    run(&sandbox, &moved, &up).expect(0);
+    assert_eq!(generate(&sandbox, &key), 200);
+    let used = cluster.sql("postgres", "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'moved'");
+    assert_eq!(used, "t");
+
+    run(&sandbox, &moved, &["down", "--env", "development", "--yes"]).expect(0);
+    assert_eq!(
+        cluster.sql(&name, "SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL"),
+        "1",
+        "its key opens nothing"
+    );
+}
+
+#[test]
+fn a_database_of_our_own_survives_its_keeper_and_a_down_and_its_copy_follows() {
+    if !postgres::is_installed() {
+        return;
+    }
+    let sandbox = Sandbox::new("pg");
+    let own = ["--set", "database.kind=postgres", "--set", "database.replicas=1", "--set", "data=protected"];
+    let up = with(&["up", "--env", "development", "--yes", "--no-gate", "-o", "json"], &own);
+    sandbox.run(&up).expect(0);
+    let key = sandbox.first_key("development");
+    assert_eq!(generate(&sandbox, &key), 200);
+    let again = sandbox.run(&up).expect(0).json();
+    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
+
+    let home = sandbox.site("development").join("data/postgres").canonicalize_utf8().unwrap();
+    let pid = || -> u32 {
+        let file = std::fs::read_to_string(home.join("data/postmaster.pid")).unwrap_or_default();
+        file.lines().next().and_then(|line| line.parse().ok()).unwrap_or_default()
+    };
+    if postgres::user().is_some() {
+        let user = std::fs::metadata(format!("/proc/{}", pid())).unwrap();
+        assert_ne!(std::os::unix::fs::MetadataExt::uid(&user), 0, "it does not run as root");
+    }
+
+    // What is written here is there.
+    let copy = |unit: &str| -> Value {
+        let socket = sandbox.site("development").join(format!("run/{unit}.sock"));
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        stream.write_all(http::head("GET", "/v1/status", &[], 0).as_bytes()).unwrap();
+        http::read(stream).unwrap().json()
+    };
+    eventually("the copy follows", || {
+        let copies = copy("database-0")["database"]["copies"].clone();
+        (copies[0]["connected"] == true && copies[0]["behind_bytes"] == 0).then_some(())
+    });
+    assert_eq!(copy("database-1")["database"]["role"], "copy");
+
+    // Its keeper is killed: the server goes with it, the supervisor brings both back, and the replicas go on with what was stored.
+    let (keeper, server) = (sandbox.pid("config/database-0.yaml").unwrap(), pid());
+    sandbox.kill(keeper);
+    eventually("another server runs", || (pid() != server && pid() != 0).then_some(()));
+    eventually("it answers again", || (generate(&sandbox, &key) == 200).then_some(()));
+    assert!(!std::path::Path::new(&format!("/proc/{server}")).exists(), "the old one is gone");
+
+    let down = sandbox.run(&["down", "--env", "development", "--yes", "-o", "json"]).expect(0).json();
+    let retained = down["retained"].to_string();
+    assert!(retained.contains("here/database"), "{retained}");
+    assert!(home.join("data/PG_VERSION").exists());
+    assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
+    sandbox.run(&up).expect(0);
+    assert_eq!(generate(&sandbox, &key), 200, "what was stored is there, its key too");
+
+    sandbox.run(&["down", "--env", "development", "--delete-data", "development", "--yes"]).expect(0);
+    assert!(!home.exists(), "{home}");
+}
