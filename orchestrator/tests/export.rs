@@ -29,7 +29,7 @@ fn holding(name: &str, needs: &[&str], spec: Value) -> (ResourceId, Holding) {
         protected: name.ends_with("db"),
         tainted: false,
     };
-    (id, Holding { current: Some(recorded), old: Vec::new(), since: Timestamp::UNIX_EPOCH, by: None })
+    (id, Holding { current: Some(recorded), sha256: None, old: Vec::new(), since: Timestamp::UNIX_EPOCH, by: None })
 }
 
 fn document() -> Value {

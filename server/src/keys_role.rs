@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::auth::{SCOPES, key, tenant};
-use crate::config::{Address, Config, Rate, nearest};
+use crate::config::{Address, Config, Database, DatabaseAt, Rate, nearest};
 use crate::control::keys as replicated;
 use crate::control::keys::NotDone;
 use crate::database::{ApiKey, KeyPut, Store, StoreError, now_ms};
@@ -123,7 +123,8 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
         // For copies of several sites: all hold what the primary's database held, revocations too.
         Some("take") => {
             let Some(from) = text("from") else { return wrong("`from` is missing", "the path of another database") };
-            let other = Store::open(&crate::config::Database { file: from.into(), ..config.database.clone() }).await?;
+            let other = Database { at: DatabaseAt::File(from.into()), ..config.database.clone() };
+            let other = Store::open(&other).await?;
             let all = other.keys().await?;
             for key in &all {
                 store.mirror_key(key).await?;

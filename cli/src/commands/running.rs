@@ -1,8 +1,6 @@
 //! The running environment, as its journal knows it: address, key, certificate authority, program.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};

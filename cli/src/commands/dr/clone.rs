@@ -70,6 +70,16 @@ impl Cloned {
 
     async fn fill(&self, sites: &Sites) -> Result<(), Failure> {
         let chosen = &sites.chosen;
+        if chosen.loaded.environment.state.store != "local" {
+            let error = anyhow::anyhow!(
+                "the state lies in {}, where a clone would be written too",
+                chosen.loaded.environment.state.store
+            );
+            return Err(Failure::refused("not_available", error).hint(format!(
+                "drill what runs: --live {}, or `dr: {{ drill: live }}` in the environment",
+                chosen.name
+            )));
+        }
         let state = self.root.join(&self.name);
         private(&state)?;
         let until = Timestamp::now() + LASTS;
@@ -96,7 +106,7 @@ impl Cloned {
         let text = written(&chosen.loaded.to_yaml(false))?;
         std::fs::write(&file, text).with_context(|| format!("write {file}"))?;
         let deployment = Deployment::wanted(&self.session, self.session.load_to_run(quiet())?, quiet()).await?;
-        let arrival = up::go(&deployment, Ask { purpose: Purpose::Up, delete_data: false }, quiet()).await?;
+        let arrival = up::go(&deployment, Ask { purpose: Purpose::Up, delete_data: false }, None, quiet()).await?;
         if !arrival.is_complete() {
             return Err(up::incomplete(&arrival, "up", &self.session, &chosen.name));
         }
@@ -109,7 +119,8 @@ impl Cloned {
         let by = operator(&self.session);
         let gathered = backup::gather(&sites.again, &chosen.name, &chosen.folder, false, &by, PATIENCE).await?;
         let Gathered { manifest, items, .. } = &gathered;
-        let file = LineageFile { format: 1, lineage, environment: chosen.name.clone(), sites: BTreeMap::new() };
+        let (environment, sites) = (chosen.name.clone(), BTreeMap::new());
+        let file = LineageFile { format: 1, lineage, environment, sites, moved: None };
         let path = state.join("lineage.json");
         let text = serde_json::to_vec_pretty(&file).context("write the lineage")?;
         std::fs::write(&path, text).with_context(|| format!("write {path}"))?;
