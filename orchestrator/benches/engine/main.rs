@@ -145,7 +145,7 @@ async fn up(world: &World, path: &Utf8PathBuf, wanted: &[Wanted]) -> Arrival {
     let sites = world.site(wanted, &Fuse::default());
     let environment = environment();
     let road = world.road(Arc::new(Folder::at(path.clone())), &sites, &environment, &Quiet);
-    let road = Road { clock: Arc::new(SystemClock::default()), ..road };
+    let road = Road { clock: Arc::new(SystemClock), ..road };
     let arrival = travel(&road, Ask { ..UP }, &mut |_| true, &CancellationToken::new()).await.unwrap();
     assert!(arrival.is_complete(), "{:?}", arrival.outcome.failed);
     arrival
