@@ -20,7 +20,7 @@ use crate::deployment::state_failed;
 use crate::report::Failure;
 
 /// What is copied as it is, from the state folder: files and whole folders.
-const AS_IT_IS: [&str; 5] = ["lineage.json", "lease.json", "journal", "secrets", keep::FOLDER];
+const AS_IT_IS: [&str; 6] = ["lineage.json", "lease.json", "journal", "releases", "secrets", keep::FOLDER];
 /// The folder of all that within a copy.
 pub const STATE: &str = "state";
 /// No file of a state but a journal is near this size, and journals of this size are none of ours.
