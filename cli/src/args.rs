@@ -370,6 +370,9 @@ pub enum Release {
     /// Writes what is here into the lock: the next `up` rolls to it
     Set,
     /// Every release that `up` applied here: when, by whom, why, and the digests
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy release history --env staging\n  \
+        textnlp-deploy release history --env staging -o json   with whole digests")]
     History,
     /// What differs between two releases
     #[command(after_help = "Examples:\n  \

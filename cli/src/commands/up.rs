@@ -173,8 +173,8 @@ pub fn incomplete(arrival: &Arrival, verb: &str, session: &Session, environment:
     Failure::new(Exit::Failed, "apply_failed", error).hint(hint).resource(first.resource.to_string())
 }
 
-/// Writes down which release was applied, and the release lock after the first `up`; later ones honour it. Models are locked by the digests that were delivered, for as long as
-/// their source stays the same.
+/// Writes down which release was applied, and the release lock after the first `up`; later ones honour it. Models are locked by the
+/// digests that were delivered, for as long as their source stays the same.
 async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<(), Failure> {
     let Some(release) = &deployment.release else { return Ok(()) };
     if arrival.plan.is_none() {
@@ -187,14 +187,17 @@ async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<
     let fresh: Vec<_> =
         models.iter().filter(|m| !lock.models.contains_key(&m.name) || !lock.holds(&m.name, m.source())).collect();
     let is_new = there.is_none() || !fresh.is_empty();
-    let state = deployment.state().await?;
-    for site in deployment.sites.keys().filter(|_| is_new) {
-        for (id, holding) in state.holdings(site)? {
-            let digest = holding.current.as_ref().and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
-            let model = id.as_str().rsplit('/').next().and_then(|name| fresh.iter().find(|m| m.name == name));
-            if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, model) {
-                lock.models.insert(model.name.clone(), digest);
-                lock.sources.insert(model.name.clone(), model.source().to_owned());
+    if is_new {
+        let state = deployment.state().await?;
+        for site in deployment.sites.keys() {
+            for (id, holding) in state.holdings(site)? {
+                let digest =
+                    holding.current.as_ref().and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
+                let model = id.as_str().rsplit('/').next().and_then(|name| fresh.iter().find(|m| m.name == name));
+                if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, model) {
+                    lock.models.insert(model.name.clone(), digest);
+                    lock.sources.insert(model.name.clone(), model.source().to_owned());
+                }
             }
         }
     }

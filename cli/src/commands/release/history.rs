@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
+use textnlp_orchestrator::environment;
 use textnlp_orchestrator::release::{Applied, History, Lock};
 
 use super::{here, locked, recorded, unreadable};
@@ -114,11 +115,16 @@ pub async fn keep_replaced(deployment: &Deployment<'_>, console: Console) -> Res
     Ok(())
 }
 
-/// Writes down that a release was applied, unless the newest entry says so already.
+/// Writes down that a release was applied everywhere, unless the newest entry says so already.
 pub async fn keep_applied(deployment: &Deployment<'_>, lock: &Lock) -> Result<(), Failure> {
     let (session, chosen) = (deployment.session, &deployment.chosen);
     let Some(release) = &deployment.release else { return Ok(()) };
-    let models = chosen.loaded.environment.models.iter();
+    let environment = &chosen.loaded.environment;
+    if deployment.sites.len() < environment::places(environment).len() {
+        // With `--site`, other sites still run what they ran.
+        return Ok(());
+    }
+    let models = environment.models.iter();
     let of = |name: &String| release.lock.models.get(name).or_else(|| lock.models.get(name)).cloned();
     let ran = Lock {
         // A lock keeps what it said of the configuration; what ran is today's, with the digests that it pins.

@@ -7,7 +7,7 @@ use textnlp_orchestrator::release::{self, History, Lock, Recorded};
 use textnlp_provider::component::Program;
 
 use super::{locked, recorded};
-use crate::again::quoted;
+use crate::again::{Again, quoted};
 use crate::args::{Global, Promote};
 use crate::commands::{gate, running};
 use crate::deployment::{artifacts, short};
@@ -54,11 +54,14 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     let (path, before) = locked(&to, &target)?;
     let changed = before.map(|before| before.differences(&lock));
     lock.write(&path)?;
-    let mut next = to.again().same("up", &target.name);
-    if artifacts(&to, &target.loaded.environment, console)?.program.digest != lock.server {
+    let here = artifacts(&to, &target.loaded.environment, console)?.program;
+    let next = if here.digest == lock.server {
+        to.again().same("up", &target.name)
+    } else {
         let file = program_of(&from, &source, &lock).await?.map_or_else(|| "FILE".to_owned(), |p| quoted(&p.path));
-        let _ = write!(next, " --server {file}");
-    }
+        let again = Again::of(&Global { server: None, ..to.global.clone() });
+        format!("{} --server {file}", again.same("up", &target.name))
+    };
     let mut text = format!("wrote {path}: what {} has proven\n  server {}", source.name, short(&lock.server));
     for (name, digest) in &lock.models {
         let _ = write!(text, "\n  model {name} {}", short(digest));
