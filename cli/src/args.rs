@@ -157,9 +157,13 @@ pub enum Command {
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Key(Key),
-    /// What runs, by digest
+    /// What runs, by digest: the lock, its history, and what differs
     #[command(subcommand)]
     Release(Release),
+    /// Makes the release that one environment has proven the next one's
+    Promote(Promote),
+    /// Sets the lock back to an earlier release
+    Rollback(Rollback),
     /// Lists, pulls and inspects models
     #[command(subcommand)]
     Model(Model),
@@ -377,6 +381,93 @@ pub enum Release {
     Show,
     /// Writes what is here into the lock: the next `up` rolls to it
     Set,
+    /// Every release that `up` applied here: when, by whom, why, and the digests
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy release history --env staging\n  \
+        textnlp-deploy release history --env staging -o json   with whole digests")]
+    History,
+    /// What differs between two releases
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy release diff --env staging          the lock, and what is here\n  \
+        textnlp-deploy release diff 3 --env staging        release 3 of the history, and the lock\n  \
+        textnlp-deploy release diff 3 here --env staging   release 3, and what is here")]
+    Diff {
+        /// A number of the history, `lock` or `here` [default: lock]
+        #[arg(value_name = "A")]
+        left: Option<Side>,
+        /// The same [default: the lock for a number, else what is here]
+        #[arg(value_name = "B")]
+        right: Option<Side>,
+    },
+}
+
+/// One side of a comparison of releases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// An entry of the history.
+    Entry(u64),
+    /// The lock.
+    Lock,
+    /// What is here.
+    Here,
+}
+
+impl std::str::FromStr for Side {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "lock" => Ok(Side::Lock),
+            "here" => Ok(Side::Here),
+            number => {
+                number.parse().map(Side::Entry).map_err(|_| "a number of the history, `lock` or `here`".to_owned())
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Side::Entry(number) => write!(f, "release {number}"),
+            Side::Lock => f.write_str("the lock"),
+            Side::Here => f.write_str("here"),
+        }
+    }
+}
+
+/// See [`Command::Promote`].
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The digests of server, models, templates and schema go over; the configuration stays the target's own. Refused with 3 and every\n\
+                        blocker when the gate of the source was not measured open for exactly the release that runs there.\n\n\
+                        Example:\n  \
+        textnlp-deploy up --env staging                          runs it, and measures its gate\n  \
+        textnlp-deploy promote --from staging --to pilot\n  \
+        textnlp-deploy up --env pilot"
+)]
+pub struct Promote {
+    /// Where the release was proven
+    #[arg(long, value_name = "ENV")]
+    pub from: String,
+    /// Whose lock is written
+    #[arg(long, value_name = "ENV")]
+    pub to: String,
+}
+
+/// See [`Command::Rollback`].
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Changes the lock alone; the `up` that is printed rolls to it. Refused with 4 when the server or a model of that release is not here\n\
+                        any more, or the database has a schema that its server does not work with.\n\n\
+                        Examples:\n  \
+        textnlp-deploy rollback --env staging            to the newest release that is another than the lock's\n  \
+        textnlp-deploy rollback --env staging --to 3     to that one of `release history`"
+)]
+pub struct Rollback {
+    /// The number in the history [default: the newest release that is another than the lock's]
+    #[arg(long, value_name = "N")]
+    pub to: Option<u64>,
 }
 
 /// See [`Command::Model`].

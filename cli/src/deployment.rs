@@ -16,7 +16,7 @@ use textnlp_orchestrator::environment::model::Address;
 use textnlp_orchestrator::environment::{self, Environment, PlaceOf};
 use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::plan::Purpose;
-use textnlp_orchestrator::release::{Artifacts, Lock, Release};
+use textnlp_orchestrator::release::{Artifacts, History, Lock, Release};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
 use textnlp_orchestrator::state::{Locked, Operator, Place, State, StateError, Store};
 use textnlp_provider::component::{Given, Program};
@@ -184,9 +184,10 @@ async fn resolve(
     match Release::locked(environment, &lock, &here) {
         Ok(release) => Ok(release),
         Err(difference) => {
-            // The locked program may still be where the last `up` put it.
+            // The locked program may still be where the last `up` put it, or was kept when it was replaced.
             let kept =
                 running::program(session, &chosen.name, &chosen.folder).await?.filter(|p| p.digest == lock.server);
+            let kept = kept.or_else(|| History::at(&chosen.folder).program(&lock.server));
             let Some(program) = kept else {
                 let error =
                     anyhow::Error::new(*difference).context("the release lock names a server program that is not here");
@@ -210,10 +211,7 @@ async fn resolve(
 pub fn artifacts(session: &Session, environment: &Environment, console: Console) -> Result<Artifacts, Failure> {
     let path = server_program(session, console)?;
     let digest = file_digest(&path)?;
-    let cache = match clouds::model_folder(environment)? {
-        Some(folder) => folder,
-        None => session.model_cache()?,
-    };
+    let cache = model_cache(session, environment)?;
     let models = environment
         .models
         .iter()
@@ -243,6 +241,27 @@ fn given(environment: &Environment) -> BTreeMap<String, String> {
         Some((given.source.clone(), given.mark(environment.environment.as_str(), value.expose())))
     });
     marked.collect()
+}
+
+/// Whether `up` can deliver a model by its digest: the cache has it, its source holds it, or it is fetched and proven by its digest.
+pub fn model_can_come(
+    session: &Session,
+    environment: &Environment,
+    source: &str,
+    digest: &str,
+    console: Console,
+) -> Result<bool, Failure> {
+    let cache = model_cache(session, environment)?;
+    let cached =
+        cache.is_dir().then(|| ModelStore::open(&cache).ok()?.open_model(&digest.parse().ok()?).ok()?).flatten();
+    Ok(cached.is_some() || at_hand(&cache, source, console).is_none_or(|found| found == digest))
+}
+
+fn model_cache(session: &Session, environment: &Environment) -> Result<Utf8PathBuf, Failure> {
+    match clouds::model_folder(environment)? {
+        Some(folder) => Ok(folder),
+        None => session.model_cache(),
+    }
 }
 
 /// The digest of a model that this program carries or that lies on this machine, as it is now; of others it is known once they

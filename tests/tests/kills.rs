@@ -68,6 +68,7 @@ fn down_is_right(sandbox: &Sandbox, story: &str) {
     let known = [
         "journal/",
         "reports/",
+        "releases/",
         "evidence/",
         "lease.json",
         "lineage.json",

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_orchestrator::clock::{Clock, SystemClock};
+use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::{self, Check, IssuedKey, KeyIssuer, KeyRequest, Outside};
 use textnlp_orchestrator::load::{HttpWire, Key, Wire};
@@ -74,6 +75,22 @@ impl Kept {
         json!({ "state": self.gate.state(), "checks": self.checks, "blockers": self.gate.blockers(), "at": self.at, "reused": self.reused })
     }
 
+    /// Whether this was measured of this release, as the environment is today.
+    pub fn is_of(&self, lock: &Lock, environment: &Environment) -> bool {
+        self.release == measured(Some(lock), environment)
+    }
+
+    /// When it was measured.
+    pub fn at(&self) -> jiff::Timestamp {
+        self.at
+    }
+
+    /// What stands in the way of what comes after; empty when the gate is open.
+    pub fn blockers(&self) -> Vec<String> {
+        let say = |blocker: &String| format!("the {} gate is {}: {blocker}", self.phase, self.gate.state());
+        self.gate.blockers().iter().map(say).collect()
+    }
+
     /// The report for a browser.
     pub fn report_file(&self) -> &str {
         self.report.as_str()
@@ -135,11 +152,8 @@ pub async fn measure(
     let folder = &deployment.chosen.folder;
     let lock =
         Lock::read(&deployment.lock_path).map_err(|e| broken_lock(e, deployment.session, &deployment.chosen.name))?;
-    let mut release = lock.map(|l| l.to_bytes()).unwrap_or_default();
-    // What the gate demands, and what the environment says today, are part of what was proven.
-    release.extend(textnlp_orchestrator::release::configuration_digest(environment).into_bytes());
-    let release = digest(&release);
-    let file = folder.join("evidence").join("gate.json");
+    let release = measured(lock.as_ref(), environment);
+    let file = evidence(folder);
     // What lies on an air-gapped site's disk, and how far sites are behind, changes without a new release; looking again takes seconds.
     let again = again || matches!(environment.phase, Phase::AirGapped | Phase::MultiRegion);
     if !again && let Some(kept) = read(&file).filter(|k| k.release == release && matches!(k.gate, gate::Gate::Open)) {
@@ -265,6 +279,22 @@ impl KeyIssuer for Issuer {
             .map(|_| ())
             .map_err(|f| format!("{:#}", f.error))
     }
+}
+
+/// The evidence that was recorded last in this state folder.
+pub fn kept(folder: &Utf8Path) -> Option<Kept> {
+    read(&evidence(folder))
+}
+
+fn evidence(folder: &Utf8Path) -> Utf8PathBuf {
+    folder.join("evidence").join("gate.json")
+}
+
+/// What a measurement is of. What the gate demands, and what the environment says today, are part of what was proven.
+fn measured(lock: Option<&Lock>, environment: &Environment) -> String {
+    let mut release = lock.map(Lock::to_bytes).unwrap_or_default();
+    release.extend(textnlp_orchestrator::release::configuration_digest(environment).into_bytes());
+    digest(&release)
 }
 
 fn read(file: &Utf8PathBuf) -> Option<Kept> {

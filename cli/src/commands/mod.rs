@@ -72,6 +72,8 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::SupportBundle(args) => support::support_bundle(session, &args, console).await,
         Command::Key(command) => key::key(session, &command, console).await,
         Command::Release(command) => release::release(session, &command, console),
+        Command::Promote(args) => release::promote(session, &args, console).await,
+        Command::Rollback(args) => release::rollback(session, &args, console).await,
         Command::Model(command) => model::model(session, &command, console).await,
         Command::Bundle(verb) => bundle::bundle(session, &verb, console).await,
         Command::Dr(verb) => dr::dr(session, &verb, console).await,

@@ -1,6 +1,6 @@
 //! The running environment, as its journal knows it: address, key, certificate authority, program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -180,6 +180,39 @@ pub async fn program(
         }
     }
     Ok(None)
+}
+
+/// The schema that the database of what runs has; the newest of several sites'. `None` when there is no database here.
+pub async fn schema(
+    session: &Session,
+    environment: &EnvironmentName,
+    folder: &Utf8Path,
+) -> Result<Option<u32>, Failure> {
+    let state = state(&session.again(), environment, folder).await?;
+    let mut newest = None;
+    for site in state.sites() {
+        let known = Recorded::of(state.holdings(site)?);
+        let version =
+            known.outputs(&format!("{}/schema", names::SERVER)).and_then(|outputs| outputs.get("version")?.as_u64());
+        newest = newest.max(version.and_then(|version| u32::try_from(version).ok()));
+    }
+    Ok(newest)
+}
+
+/// The digests of the models that were delivered.
+pub async fn models(
+    session: &Session,
+    environment: &EnvironmentName,
+    folder: &Utf8Path,
+) -> Result<BTreeSet<String>, Failure> {
+    let state = state(&session.again(), environment, folder).await?;
+    let mut found = BTreeSet::new();
+    for site in state.sites() {
+        let holdings = state.holdings(site)?;
+        let models = holdings.iter().filter(|(id, _)| id.component() == names::MODELS);
+        found.extend(models.filter_map(|(_, holding)| text(&holding.current.as_ref()?.outputs, "digest")));
+    }
+    Ok(found)
 }
 
 /// How clients reach what runs.

@@ -11,7 +11,7 @@ use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::road::{Arrival, Ask, travel, travel_as_planned};
 use textnlp_provider::EnvironmentName;
 
-use super::{backup, gate, running};
+use super::{backup, gate, release, running};
 use crate::again;
 use crate::args::Up;
 use crate::client::Client;
@@ -38,6 +38,7 @@ pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: 
     let (name, phase) = (chosen.name.clone(), chosen.loaded.environment.phase);
     let deployment = Deployment::wanted(session, chosen, console).await?;
     let ask = Ask { purpose: Purpose::Up, delete_data: false };
+    release::keep_replaced(&deployment, console).await?;
     let arrival = go(&deployment, ask, saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
@@ -179,8 +180,8 @@ pub fn incomplete(arrival: &Arrival, verb: &str, session: &Session, environment:
     Failure::new(Exit::Failed, "apply_failed", error).hint(hint).resource(first.resource.to_string())
 }
 
-/// Writes the release lock after the first `up`; later ones honour it. Models are locked by the digests that were delivered, for as long as
-/// their source stays the same.
+/// Writes down which release was applied, and the release lock after the first `up`; later ones honour it. Models are locked by the
+/// digests that were delivered, for as long as their source stays the same.
 async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<(), Failure> {
     let Some(release) = &deployment.release else { return Ok(()) };
     if arrival.plan.is_none() {
@@ -192,21 +193,26 @@ async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<
     let models = &deployment.chosen.loaded.environment.models;
     let fresh: Vec<_> =
         models.iter().filter(|m| !lock.models.contains_key(&m.name) || !lock.holds(&m.name, m.source())).collect();
-    if there.is_some() && fresh.is_empty() {
-        return Ok(());
-    }
-    let state = deployment.state().await?;
-    for site in deployment.sites.keys() {
-        for (id, holding) in state.holdings(site)? {
-            let digest = holding.current.as_ref().and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
-            let model = id.as_str().rsplit('/').next().and_then(|name| fresh.iter().find(|m| m.name == name));
-            if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, model) {
-                lock.models.insert(model.name.clone(), digest);
-                lock.sources.insert(model.name.clone(), model.source().to_owned());
+    let is_new = there.is_none() || !fresh.is_empty();
+    if is_new {
+        let state = deployment.state().await?;
+        for site in deployment.sites.keys() {
+            for (id, holding) in state.holdings(site)? {
+                let digest =
+                    holding.current.as_ref().and_then(|r| r.outputs.get("digest")?.as_str().map(str::to_owned));
+                let model = id.as_str().rsplit('/').next().and_then(|name| fresh.iter().find(|m| m.name == name));
+                if let (names::MODELS, Some(digest), Some(model)) = (id.component(), digest, model) {
+                    lock.models.insert(model.name.clone(), digest);
+                    lock.sources.insert(model.name.clone(), model.source().to_owned());
+                }
             }
         }
     }
-    lock.write(&deployment.lock_path)?;
+    // First, so that no lock was ever applied that the history does not know.
+    release::keep_applied(deployment, &lock).await?;
+    if is_new {
+        lock.write(&deployment.lock_path)?;
+    }
     Ok(())
 }
 

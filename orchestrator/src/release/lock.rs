@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
@@ -132,14 +133,16 @@ impl Lock {
             return Ok(());
         }
         let beside = path.with_extension(format!("lock.{}", std::process::id()));
+        let folder = path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
         let written = (|| {
+            // Without `environments/`, a lock lies with a state that may have to be made yet.
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
             let mut file = std::fs::File::create(&beside)?;
             file.write_all(&bytes)?;
             file.sync_all()?;
             std::fs::rename(&beside, path)?;
             // The rename is durable once its folder is.
-            std::fs::File::open(path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new(".")))?
-                .sync_all()
+            std::fs::File::open(folder)?.sync_all()
         })();
         written.map_err(|error| {
             // What was begun beside it is of no use to anybody; the error that counts is the one above.
@@ -151,6 +154,11 @@ impl Lock {
     /// Whether the digest of a model still holds: its source is the one that was locked.
     pub fn holds(&self, name: &str, source: &str) -> bool {
         self.sources.get(name).is_none_or(|locked| locked == source)
+    }
+
+    /// Whether both run the same bytes; what the environments say may differ.
+    pub fn runs_the_same(&self, other: &Lock) -> bool {
+        self.differences(other).iter().all(|difference| difference.what == "configuration")
     }
 
     /// In what `here` differs from this lock.

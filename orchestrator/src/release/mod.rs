@@ -3,7 +3,9 @@
 //! An environment says what is wanted; the lock says which server, models, templates, configuration and database schema
 //! that was when it was last released. `up` honours the lock, so a newer tool does not roll every environment.
 
+mod history;
 mod lock;
+mod promote;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use textnlp_provider::component::Program;
 
+pub use history::{Applied, Entry, History, HistoryError, MOST, PROGRAMS, Recorded, runs_on};
 pub use lock::{Difference, Lock, LockError};
+pub use promote::promote;
 
 use crate::environment::Environment;
 

@@ -62,10 +62,10 @@ impl Store {
         Ok(version.get::<i64, _>(0) as u32)
     }
 
-    /// Brings the schema to a version (the newest when `None`), all or nothing. Safe from several processes at once, and when
-    /// repeated.
-    pub async fn migrate(&self, to: Option<u32>) -> Result<Migrated, StoreError> {
-        let to = to.unwrap_or(newest_schema());
+    /// Brings the schema to a version, all or nothing; `None` is the newest, and leaves one alone that is a step newer. Safe from
+    /// several processes at once, and when repeated.
+    pub async fn migrate(&self, wanted: Option<u32>) -> Result<Migrated, StoreError> {
+        let to = wanted.unwrap_or(newest_schema());
         if to > newest_schema() {
             return Err(StoreError::Schema(format!("this program knows schemas up to {}, not {to}", newest_schema())));
         }
@@ -84,6 +84,10 @@ impl Store {
                 let name = migration.name;
                 return Err(StoreError::Schema(format!("migration {name} is not the one that made this database")));
             }
+        }
+        // What a later server left behind is worked with as it is: that is the way back to this one.
+        if wanted.is_none() && from == to + 1 {
+            return Ok(Migrated { from, to: from });
         }
         if to < from {
             return Err(StoreError::Schema(format!(
@@ -160,7 +164,15 @@ mod tests {
         };
         ahead(newest_schema() + 1).await.unwrap();
         store.prepare().await.unwrap();
+        let next = newest_schema() + 1;
+        assert_eq!(
+            store.migrate(None).await.unwrap(),
+            Migrated { from: next, to: next },
+            "nothing to do, nothing undone"
+        );
+        assert!(store.migrate(Some(newest_schema())).await.unwrap_err().to_string().contains("only goes forward"));
         ahead(newest_schema() + 2).await.unwrap();
+        assert!(store.migrate(None).await.is_err());
         assert!(store.prepare().await.unwrap_err().to_string().contains("newer server"));
     }
 

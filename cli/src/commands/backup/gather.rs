@@ -21,7 +21,7 @@ use crate::report::Failure;
 use crate::stores;
 
 /// What is copied as it is, from the state folder: files and whole folders.
-const AS_IT_IS: [&str; 4] = [clouds::SECRETS, keep::FOLDER, "dr/drills", "dr/drill-report.pub"];
+const AS_IT_IS: [&str; 5] = [clouds::SECRETS, keep::FOLDER, "releases", "dr/drills", "dr/drill-report.pub"];
 /// What is copied of the state itself.
 const STATE_PARTS: [&str; 4] = ["lineage.json", "lease.json", "hold.json", "journal"];
 /// The folder of all that within a copy.

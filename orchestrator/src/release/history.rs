@@ -1,0 +1,287 @@
+//! Every release that an `up` brought to its end, oldest first, and the server programs to go back to.
+//!
+//! Entries lie in `releases/` of the state folder, one file each: the SHA-256 of the rest, then the entry. A file appears whole or not at all, and
+//! one that was damaged later is skipped by name. `programs/` holds the server programs that were replaced last.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use textnlp_provider::component::Program;
+
+use super::{Lock, digest};
+
+/// Releases that are remembered; the oldest are dropped.
+pub const MOST: usize = 100;
+/// Server programs that are kept to go back to.
+pub const PROGRAMS: usize = 3;
+/// A lock has its own bound; the rest is a few lines.
+const ENTRY_BYTES: u64 = 2_000_000;
+const SUFFIX: &str = ".release";
+/// What is being written; a killed run leaves it behind.
+const UNFINISHED: &str = ".new";
+
+/// A release that was applied, without its number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// When, by the clock of the machine that applied it.
+    pub at: Timestamp,
+    /// The operator.
+    pub by: String,
+    /// Why, as the operator said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Name and version of the tool.
+    pub tool: String,
+    /// The schema that the database had then; `None` when there was none to see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<u32>,
+    /// What ran, with the configuration of that day.
+    pub lock: Lock,
+}
+
+/// One entry of the history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// Its number, counted from 1.
+    pub number: u64,
+    /// What was applied.
+    #[serde(flatten)]
+    pub applied: Applied,
+}
+
+/// What could be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Oldest first.
+    pub entries: Vec<Entry>,
+    /// A line for each file that is no entry, with the reason.
+    pub skipped: Vec<String>,
+    newest: u64,
+}
+
+/// Why the history could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {path}")]
+pub struct HistoryError {
+    action: &'static str,
+    path: Utf8PathBuf,
+    source: io::Error,
+}
+
+/// The history of one environment, in its state folder.
+#[derive(Debug, Clone)]
+pub struct History {
+    releases: Utf8PathBuf,
+    programs: Utf8PathBuf,
+}
+
+impl History {
+    /// The history in this state folder. Nothing is made until something is kept.
+    pub fn at(state: &Utf8Path) -> Self {
+        Self { releases: state.join("releases"), programs: state.join("programs") }
+    }
+
+    /// Everything that can be read.
+    pub fn read(&self) -> Result<Recorded, HistoryError> {
+        let mut recorded = Recorded::default();
+        let mut numbers: Vec<_> =
+            names(&self.releases)?.iter().filter_map(|name| name.strip_suffix(SUFFIX)?.parse::<u64>().ok()).collect();
+        numbers.sort_unstable();
+        for number in numbers {
+            recorded.newest = number;
+            match self.entry(number) {
+                Ok(applied) => recorded.entries.push(Entry { number, applied }),
+                Err(why) => recorded.skipped.push(format!("{}: {why}", self.file(number))),
+            }
+        }
+        Ok(recorded)
+    }
+
+    /// Remembers a release, durably when this returns, and says its number; `None` when the newest entry is the same release.
+    pub fn keep(&self, applied: &Applied) -> Result<Option<u64>, HistoryError> {
+        let recorded = self.read()?;
+        let is_same = |newest: &Entry| newest.applied.lock == applied.lock && newest.applied.schema == applied.schema;
+        if recorded.entries.last().is_some_and(is_same) {
+            return Ok(None);
+        }
+        make_folder(&self.releases)?;
+        let body = serde_json::to_string_pretty(applied).expect("an entry is plain data with text keys");
+        let fresh = unfinished(&self.releases);
+        let mut number = recorded.newest + 1;
+        let written = (|| {
+            let mut file = create(&fresh, 0o600)?;
+            file.write_all(format!("{}\n{body}\n", digest(format!("{body}\n").as_bytes())).as_bytes())?;
+            file.sync_all()?;
+            // Two runs may end at once: a number is taken by the first one that links it.
+            loop {
+                match std::fs::hard_link(&fresh, self.file(number)) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                    linked => break linked,
+                }
+            }?;
+            File::open(&self.releases)?.sync_all()
+        })();
+        let removed = std::fs::remove_file(&fresh);
+        written.and(removed).map_err(|e| failed("write", &self.file(number), e))?;
+        self.drop_oldest();
+        Ok(Some(number))
+    }
+
+    /// Keeps a copy of a server program that is about to be replaced, if its bytes are still those of its digest.
+    pub fn keep_program(&self, program: &Program) -> Result<(), HistoryError> {
+        let target = self.program_file(&program.digest);
+        if target.is_file() {
+            return Ok(());
+        }
+        make_folder(&self.programs)?;
+        let fresh = unfinished(&self.programs);
+        let copied = (|| {
+            let mut file = create(&fresh, 0o700)?;
+            if copy_hashed(File::open(&program.path)?, &mut file)? != program.digest {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "its bytes are not those of its digest"));
+            }
+            file.sync_all()?;
+            std::fs::rename(&fresh, &target)?;
+            File::open(&self.programs)?.sync_all()
+        })();
+        copied.map_err(|error| {
+            // The error that counts is the one above.
+            let _ = std::fs::remove_file(&fresh);
+            failed("copy program to", &target, error)
+        })?;
+        self.drop_programs();
+        Ok(())
+    }
+
+    /// The kept server program of a digest; `None` when there is none, or its bytes are others by now.
+    pub fn program(&self, digest: &str) -> Option<Program> {
+        let path = self.program_file(digest);
+        let found = copy_hashed(File::open(&path).ok()?, &mut io::sink()).ok()?;
+        (found == digest).then(|| Program { path: path.into_string(), digest: digest.to_owned() })
+    }
+
+    fn file(&self, number: u64) -> Utf8PathBuf {
+        self.releases.join(format!("{number:06}{SUFFIX}"))
+    }
+
+    fn program_file(&self, digest: &str) -> Utf8PathBuf {
+        self.programs.join(digest.strip_prefix("sha256:").unwrap_or(digest))
+    }
+
+    fn entry(&self, number: u64) -> Result<Applied, String> {
+        let mut text = String::new();
+        let file = File::open(self.file(number)).map_err(|e| e.to_string())?;
+        file.take(ENTRY_BYTES).read_to_string(&mut text).map_err(|e| e.to_string())?;
+        let (sum, body) = text.split_once('\n').ok_or("it was cut")?;
+        if digest(body.as_bytes()) != sum {
+            return Err("it was cut or changed".to_owned());
+        }
+        serde_json::from_str(body).map_err(|e| e.to_string())
+    }
+
+    /// What cannot be removed now is tried again by the next run.
+    fn drop_oldest(&self) {
+        let mut kept: Vec<_> = names(&self.releases).unwrap_or_default();
+        drop_unfinished(&self.releases, &kept);
+        kept.retain(|name| name.ends_with(SUFFIX));
+        kept.sort();
+        for name in &kept[..kept.len().saturating_sub(MOST)] {
+            let _ = std::fs::remove_file(self.releases.join(name));
+        }
+    }
+
+    fn drop_programs(&self) {
+        let names = names(&self.programs).unwrap_or_default();
+        drop_unfinished(&self.programs, &names);
+        let mut kept: Vec<_> = names
+            .iter()
+            .filter(|name| !name.ends_with(UNFINISHED))
+            .filter_map(|name| {
+                let path = self.programs.join(name);
+                Some((std::fs::metadata(&path).ok()?.modified().ok()?, path))
+            })
+            .collect();
+        kept.sort();
+        for (_, path) in &kept[..kept.len().saturating_sub(PROGRAMS)] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Recorded {
+    /// The entry of a number.
+    pub fn get(&self, number: u64) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.number == number)
+    }
+
+    /// The newest release that runs other bytes than this lock: where a rollback goes when nobody says where to.
+    pub fn before(&self, lock: &Lock) -> Option<&Entry> {
+        self.entries.iter().rev().find(|entry| !entry.applied.lock.runs_the_same(lock))
+    }
+
+    /// The schema that a server program brings, as far as is known: it also runs on the next one, so the lowest it was seen with.
+    pub fn schema_of(&self, server: &str) -> Option<u32> {
+        let of_it = self.entries.iter().filter(|entry| entry.applied.lock.server == server);
+        of_it.filter_map(|entry| entry.applied.schema).min()
+    }
+}
+
+/// Whether a server that brings this schema can work with a database: with its own, and with the next.
+pub fn runs_on(server: u32, database: u32) -> bool {
+    database <= server.saturating_add(1)
+}
+
+fn failed(action: &'static str, path: &Utf8Path, source: io::Error) -> HistoryError {
+    HistoryError { action, path: path.to_owned(), source }
+}
+
+fn names(folder: &Utf8Path) -> Result<Vec<String>, HistoryError> {
+    let listed = folder.read_dir_utf8().and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| entry.file_name().to_owned())).collect::<io::Result<Vec<_>>>()
+    });
+    match listed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed.map_err(|e| failed("list", folder, e)),
+    }
+}
+
+fn make_folder(folder: &Utf8Path) -> Result<(), HistoryError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| failed("make", folder, e))
+}
+
+fn create(path: &Utf8Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)
+}
+
+/// A name that no other run uses.
+fn unfinished(folder: &Utf8Path) -> Utf8PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    folder.join(format!("{}-{}{UNFINISHED}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn drop_unfinished(folder: &Utf8Path, names: &[String]) {
+    for name in names {
+        let pid = name.strip_suffix(UNFINISHED).and_then(|name| name.split('-').next());
+        if pid.is_some_and(|pid| !Utf8Path::new("/proc").join(pid).exists()) {
+            let _ = std::fs::remove_file(folder.join(name));
+        }
+    }
+}
+
+fn copy_hashed(mut from: File, to: &mut dyn Write) -> io::Result<String> {
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        let read = from.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(format!("sha256:{}", hex::encode(hash.finalize())));
+        }
+        hash.update(&buffer[..read]);
+        to.write_all(&buffer[..read])?;
+    }
+}
