@@ -150,6 +150,7 @@ fn live(folder: &Utf8Path, sets: &[String], key: &textnlp_provider::Secret) -> W
         program: Program { path: "/opt/textnlp-server".to_owned(), digest: digest.clone() },
         models: BTreeMap::from([("textnlp-tiny".to_owned(), digest.clone())]),
         templates: Some(digest),
+        given: BTreeMap::new(),
         schema: Some(3),
     };
     let parts = components(environment, &Release::resolve(environment, &artifacts));
