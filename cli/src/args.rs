@@ -439,8 +439,9 @@ impl std::fmt::Display for Side {
 /// See [`Command::Promote`].
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The digests of server, models, templates and schema go over; the configuration stays the target's own. Refused with 3 and every\n\
-                        blocker when the gate of the source was not measured open for exactly the release that runs there.\n\n\
+    after_help = "The digests of server, models, templates and schema go over; the configuration stays the target's own.\n\
+                        Refused with 3 and every blocker when the gate of the source was not measured open for exactly\n\
+                        the release that runs there.\n\n\
                         Example:\n  \
         textnlp-deploy up --env staging                          runs it, and measures its gate\n  \
         textnlp-deploy promote --from staging --to pilot\n  \
@@ -458,14 +459,14 @@ pub struct Promote {
 /// See [`Command::Rollback`].
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Changes the lock alone; the `up` that is printed rolls to it. Refused with 4 when the server or a model of that release is not here\n\
-                        any more, or the database has a schema that its server does not work with.\n\n\
+    after_help = "Changes the lock alone; the `up` that is printed rolls to it. Refused with 4 when the server or a model\n\
+                        of that release is not here any more, or the database has a schema that its server does not work with.\n\n\
                         Examples:\n  \
-        textnlp-deploy rollback --env staging            to the newest release that is another than the lock's\n  \
+        textnlp-deploy rollback --env staging            to the newest release other than the lock's\n  \
         textnlp-deploy rollback --env staging --to 3     to that one of `release history`"
 )]
 pub struct Rollback {
-    /// The number in the history [default: the newest release that is another than the lock's]
+    /// The number in the history [default: the newest release other than the lock's]
     #[arg(long, value_name = "N")]
     pub to: Option<u64>,
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment;
-use textnlp_orchestrator::release::{Applied, History, Lock};
+use textnlp_orchestrator::release::{Applied, Entry, History, Lock};
 
 use super::{here, locked, recorded, unreadable};
 use crate::args::Side;
@@ -20,9 +20,11 @@ pub fn history(session: &Session, chosen: &Chosen, console: Console) -> Result<S
     let (_, locked) = locked(session, chosen)?;
     let mut lines = Vec::new();
     let mut documents = Vec::new();
+    let same = |entry: &&Entry| locked.as_ref().is_some_and(|locked| locked.runs_the_same(&entry.applied.lock));
+    let newest = recorded.entries.iter().rev().find(same).map(|entry| entry.number);
     for entry in &recorded.entries {
         let Applied { at, by, reason, lock, .. } = &entry.applied;
-        let is_locked = locked.as_ref().is_some_and(|locked| locked.runs_the_same(lock));
+        let is_locked = newest == Some(entry.number);
         let mut line = format!("{:>4}  {}  {by}", entry.number, at.strftime("%Y-%m-%d %H:%M"));
         let _ = write!(line, "  server {}", short(&lock.server));
         for (name, digest) in &lock.models {
