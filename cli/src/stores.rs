@@ -3,6 +3,7 @@
 //! A state in an object store leaves `store.json` in the environment's folder on each machine that has put it up: commands that know
 //! the folder and not the file find the state by it.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -156,7 +157,8 @@ pub fn recorded(folder: &Utf8Path) -> Result<Option<Located>, Failure> {
     let path = folder.join(POINTER);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        // A file in the place of a folder is told by whoever writes there first.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
         Err(error) => {
             let error = anyhow::Error::new(error).context(format!("read {path}"));
             return Err(Failure::new(Exit::Failed, "state", error).hint(

@@ -21,20 +21,34 @@ use crate::bucket::Bucket;
 use crate::conformance::{objects, on};
 use crate::world::{DOWN_WITH_DATA, UP, World};
 
-/// Two environments, because a database is told by its address or by its parts.
-const PLANTED: [&[(&str, &str)]; 2] = [
-    &[
-        ("state.encryption_key", ""),
-        ("database.url", "database.hosting=external"),
-        ("cache.url", "cache.hosting=external"),
-        ("network.proxy.http", ""),
-        ("network.proxy.https", ""),
-        ("registry.password", "registry.url=registry.example.com"),
-        ("monitoring.receivers.oncall", ""),
-        ("prerequisites.external_keys.weather", ""),
-        ("server.security.jwt_secret", ""),
-    ],
-    &[("database.password", "database.hosting=external database.host=db.example.com database.user=ada")],
+/// Where a secret is planted, and what has to be said besides.
+type Plant = (&'static str, &'static str);
+
+/// Several environments, because a database is told by its address or by its parts, and only several sites have a name to move.
+const PLANTED: [(&str, &[Plant]); 3] = [
+    (
+        "pilot",
+        &[
+            ("state.encryption_key", ""),
+            ("database.url", "database.hosting=external"),
+            ("cache.url", "cache.hosting=external"),
+            ("network.proxy.http", ""),
+            ("network.proxy.https", ""),
+            ("registry.password", "registry.url=registry.example.com"),
+            ("monitoring.receivers.oncall", ""),
+            ("prerequisites.external_keys.weather", ""),
+            ("server.security.jwt_secret", ""),
+        ],
+    ),
+    ("pilot", &[("database.password", "database.hosting=external database.host=db.example.com database.user=ada")]),
+    (
+        "multi-region",
+        &[(
+            "dns.key.secret",
+            "dns.server=192.0.2.53 dns.zone=example.com dns.key.name=textnlp traffic.domain=textnlp.example.com \
+             dns.addresses.primary=[192.0.2.1] dns.addresses.secondary=[192.0.2.2] dns.addresses.tertiary=[192.0.2.3]",
+        )],
+    ),
 ];
 
 /// Where secrets may stand, as the schema of environments says.
@@ -100,7 +114,7 @@ fn every_position_for_a_secret_is_planted() {
         Some(parent) => planted.rsplit_once('.').is_some_and(|(above, _)| above == parent),
         None => planted == position,
     };
-    let planted: Vec<&str> = PLANTED.iter().flat_map(|set| set.iter().map(|(path, _)| *path)).collect();
+    let planted: Vec<&str> = PLANTED.iter().flat_map(|(_, set)| set.iter().map(|(path, _)| *path)).collect();
     let missing: Vec<String> =
         positions().into_iter().filter(|position| !planted.iter().any(|planted| is_under(planted, position))).collect();
     assert!(missing.is_empty(), "plant a secret there too: {missing:?}");
@@ -108,7 +122,7 @@ fn every_position_for_a_secret_is_planted() {
 
 #[test]
 fn no_byte_of_any_store_plan_event_or_report_holds_a_secret() {
-    for (round, planted) in PLANTED.iter().enumerate() {
+    for (round, (environment, planted)) in PLANTED.iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();
         std::fs::create_dir(folder.join("secrets")).unwrap();
@@ -125,7 +139,7 @@ fn no_byte_of_any_store_plan_event_or_report_holds_a_secret() {
             sets.extend(besides.split_whitespace().map(str::to_owned));
             sets.push(format!("{path}=secret:file:{file}"));
         }
-        let written = live(&folder, &sets, &key);
+        let written = live(environment, &folder, &sets, &key);
         // The search finds what is there.
         assert!(written.holds("secret:file:").is_some() && written.holds("memory.database").is_some());
         for canary in &canaries {
@@ -136,10 +150,9 @@ fn no_byte_of_any_store_plan_event_or_report_holds_a_secret() {
 }
 
 /// A whole life in both kinds of stores: up, a look, a change, down.
-fn live(folder: &Utf8Path, sets: &[String], key: &textnlp_provider::Secret) -> Written {
+fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::Secret) -> Written {
     let overrides = Overrides { sets: sets.to_vec(), ..Overrides::default() };
-    let loaded =
-        Library::built_in().load("pilot", &overrides, &Catalogue::default()).unwrap_or_else(|e| panic!("{e:?}"));
+    let loaded = Library::built_in().load(name, &overrides, &Catalogue::default()).unwrap_or_else(|e| panic!("{e:?}"));
     let mut written = Written::default();
     written.add("the file, resolved", loaded.to_yaml(true));
     written.add("the report", format!("{:?}", loaded.report));
@@ -178,7 +191,7 @@ fn live(folder: &Utf8Path, sets: &[String], key: &textnlp_provider::Secret) -> W
         for store in stores {
             let events = Mutex::new(Vec::new());
             let listener = |event: Event| events.lock().unwrap().push(event);
-            let asks: [Ask; 3] = [UP, UP, DOWN_WITH_DATA];
+            let asks: [Ask; 3] = [UP, Ask { delete_data: true, ..UP }, DOWN_WITH_DATA];
             for (i, ask) in asks.into_iter().enumerate() {
                 let mut sites = sites.clone();
                 if i == 1 {
