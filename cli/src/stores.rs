@@ -211,10 +211,9 @@ pub fn remember(located: &Located, folder: &Utf8Path) -> anyhow::Result<()> {
     let path = folder.join(POINTER);
     if located.is_local() {
         return match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(anyhow::Error::new(error).context(format!("remove {path}")))
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(()),
+            Err(error) => Err(anyhow::Error::new(error).context(format!("remove {path}"))),
         };
     }
     let text = serde_json::to_vec_pretty(located).context("write where the state is")?;
