@@ -2,9 +2,6 @@
 
 use std::fs::File;
 
-use crate::rules::MOST_CHUNK;
-use crate::weights;
-
 /// No boundary before this many bytes.
 const LEAST: usize = 16 << 10;
 const AVERAGE: usize = 128 << 10;
@@ -26,12 +23,7 @@ pub(crate) enum Cuts {
 impl Cuts {
     /// Looks at the name, and for weights at the header. A header that lies gives [`Cuts::Gear`].
     pub(crate) fn plan(path: &str, file: &File, size: u64) -> Cuts {
-        let starts = match path.rsplit('.').next() {
-            Some("safetensors") => weights::safetensors(file, size),
-            Some("gguf") => weights::gguf(file, size),
-            _ => None,
-        };
-        starts.map_or(Cuts::Gear, |starts| Cuts::Fixed(pieces(&starts, size)))
+        textnlp_models::cuts(path, file, size).map_or(Cuts::Gear, Cuts::Fixed)
     }
 
     /// At most so many chunks.
@@ -42,21 +34,6 @@ impl Cuts {
             Cuts::Gear => size / SPARSE + 2,
         }
     }
-}
-
-/// Cuts at each start and then every [`MOST_CHUNK`].
-fn pieces(starts: &[u64], size: u64) -> Vec<u32> {
-    let mut pieces = Vec::new();
-    let mut from = 0;
-    for to in starts.iter().copied().chain([size]) {
-        while from < to {
-            // The smaller of the two fits into 32 bits.
-            let piece = u32::try_from(to - from).unwrap_or(MOST_CHUNK).min(MOST_CHUNK);
-            pieces.push(piece);
-            from += u64::from(piece);
-        }
-    }
-    pieces
 }
 
 /// The length of the next chunk: `window` holds the next [`MOST`] bytes of the file, or all that is left; it begins at `offset`, and
@@ -174,12 +151,5 @@ pub(crate) mod tests {
             bytes.len()
         );
         assert_eq!(sizes.iter().sum::<usize>(), bytes.len());
-    }
-
-    #[test]
-    fn tensors_begin_chunks() {
-        assert_eq!(pieces(&[100, 200, 10 << 20], (10 << 20) + 1)[..3], [100, 100, MOST_CHUNK]);
-        assert_eq!(pieces(&[], 3), [3]);
-        assert_eq!(pieces(&[], 0), Vec::<u32>::new());
     }
 }

@@ -64,11 +64,5 @@ pub(crate) fn content_digest(items: &[Item], files: &[File]) -> Digest {
         hasher.update(item.identity().hex());
         hasher.update("\n");
     }
-    digest_from(hasher.finalize().into())
-}
-
-/// The crate that owns [`Digest`] makes it from a text only.
-pub(crate) fn digest_from(bytes: [u8; 32]) -> Digest {
-    // 64 hexadecimal digits are always a digest; the other branch is never taken.
-    hex::encode(bytes).parse().unwrap_or_else(|_| Digest::of(&bytes))
+    Digest::from(<[u8; 32]>::from(hasher.finalize()))
 }

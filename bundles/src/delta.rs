@@ -8,12 +8,12 @@ use textnlp_models::Digest;
 
 use crate::contents::{Contents, content_digest};
 use crate::error::{Error, Result};
-use crate::flow::{Drive, Event};
-use crate::layout::{BLOCK, Layout, Outline, Role};
+use crate::flow::{self, Ahead, Batch, Drive, Event, Sheet, Whole, WriteBehind};
+use crate::layout::{BLOCK, Layout, Outline};
 use crate::listing;
 use crate::manifest::{Chunk, Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Manifest};
-use crate::open::Bundle;
-use crate::pack::{Inputs, Scan, head, padded};
+use crate::open::{Bundle, chunk_damage};
+use crate::pack::{Inputs, Journal, Scan, Writing, head, padded, tail};
 use crate::rules::order;
 use crate::volumes::Volumes;
 
@@ -61,16 +61,20 @@ pub fn make_delta(
         Target::Bundle(bundle) => {
             bundle.sound()?;
             let wanted = Contents::try_from(*bundle)?;
-            let read = |file: usize, index: usize, at: u64, chunk: &Chunk| {
-                bundle.chunk_at(bundle.layout.members[file + 3].data_at + at, chunk, &wanted.files[file].path, index)
+            let volumes = bundle.volumes("reading single chunks")?;
+            let place = |file: usize, at: u64| bundle.layout.members[file + 3].data_at + at;
+            let read = |file: usize, at: u64, buffer: &mut [u8]| volumes.read_at(buffer, place(file, at));
+            let other = |(file, index, at, chunk): &Carried| Error::Damaged {
+                damages: vec![chunk_damage(&wanted.files[*file].path, *index, place(*file, *at), chunk.size)],
             };
             let made = Making { base, wanted: &wanted, scope, drive };
-            made.write(&bundle.manifest().version, bundle.manifest().epoch, out, read)
+            made.write(&bundle.manifest().version, bundle.manifest().epoch, out, read, other)
         }
         Target::Inputs(inputs) => {
             let scan = Scan::of(inputs, drive)?;
             let made = Making { base, wanted: &scan.contents, scope, drive };
-            made.write(&inputs.version, inputs.epoch, out, |file, _, at, chunk| scan.chunk(file, at, chunk))
+            let read = |file: usize, at: u64, buffer: &mut [u8]| scan.read(file, at, buffer);
+            made.write(&inputs.version, inputs.epoch, out, read, |(file, ..)| scan.changed(*file))
         }
     }
 }
@@ -101,7 +105,8 @@ impl Making<'_> {
         version: &str,
         epoch: u64,
         out: &Utf8Path,
-        read: impl Fn(usize, usize, u64, &Chunk) -> Result<Vec<u8>>,
+        read: impl Fn(usize, u64, &mut [u8]) -> Result<()> + Sync,
+        other: impl Fn(&Carried) -> Error,
     ) -> Result<Made> {
         let result = self.result()?;
         let (delta, carried) = self.delta(&result);
@@ -113,28 +118,60 @@ impl Making<'_> {
         let layout = Layout::new(&Outline::of(&manifest), reserve);
         let volumes = Volumes::partial(out, layout.total, None)?;
         volumes.lock()?;
+        // What is written is known beforehand, by its digests: they name the work, wherever the bytes come from.
+        let work = format!("delta {reserve} {}", Digest::of(&manifest.to_bytes()?));
+        let (mut journal, progress) = Journal::open(out, &work, volumes.has_length(layout.total), &|_| true)?;
+        volumes.set_length(layout.total)?;
         let total: u64 = carried.iter().map(|(.., chunk)| u64::from(chunk.size)).sum();
         (self.drive.progress)(Event::Start { what: "delta", bytes: total, files: result.changed.len() });
         for member in &layout.members {
             volumes.write_at(&layout.header(member, &manifest.files), member.header_at)?;
             let end = member.data_at + member.size;
             volumes.write_at(&[0; BLOCK as usize][..(member.end() - end) as usize], end)?;
-            if member.role != Role::Chunks {
-                continue;
-            }
-            let mut at = member.data_at;
-            for (file, index, offset, chunk) in &carried {
-                self.drive.check(|| format!("writing {out}"))?;
-                volumes.write_at(&read(*file, *index, *offset, chunk)?, at)?;
-                at += u64::from(chunk.size);
-                (self.drive.progress)(Event::Bytes { done: at - member.data_at });
-            }
         }
+        // The carried chunks are one file to the journal, and none whose digest is taken.
+        let (mut next, mut done) = (progress.files.first().map_or(0, |file| file.chunks.len()), progress.bytes());
+        if done > 0 {
+            (self.drive.progress)(Event::Resume { bytes: done });
+        }
+        let mut writing = Writing { layout: &layout, volumes: &volumes, file: 0, offset: done };
+        let (mut at, mut tail) = (done, tail(&layout, &volumes, 0, done)?);
+        let source = |batch: &mut Batch| -> Result<()> {
+            self.drive.check(|| format!("writing {out}"))?;
+            while let Some((file, _, offset, chunk)) = carried.get(next) {
+                let size = chunk.size as usize;
+                if !batch.fits(size) {
+                    break;
+                }
+                read(*file, *offset, &mut batch.room(at)[..size])?;
+                batch.before(&tail);
+                batch.take(0, next, size, next == 0, next + 1 == carried.len());
+                batch.known();
+                tail.follow(batch.last());
+                (next, at) = (next + 1, at + size as u64);
+            }
+            Ok(())
+        };
+        WriteBehind::beside(|behind| {
+            let write = |sheet: &Sheet| writing.put(sheet, behind);
+            flow::run_beside(self.drive.threads, Ahead::Little, Whole::No, source, write, |batch| {
+                for piece in &batch.pieces {
+                    let wanted = &carried[piece.chunk];
+                    if piece.digest != wanted.3.digest {
+                        return Err(other(wanted));
+                    }
+                    done += piece.size as u64;
+                }
+                journal.add(batch)?;
+                (self.drive.progress)(Event::Bytes { done });
+                Ok(())
+            })
+        })?;
         volumes.write_at(&[0; 2 * BLOCK as usize], layout.total - 2 * BLOCK)?;
         head(&manifest, &layout, &volumes, reserve)?;
-        volumes.set_length(layout.total)?;
         volumes.sync()?;
         volumes.publish()?;
+        journal.remove()?;
         Ok(Made { path: out.to_owned(), bytes: layout.total, carried: total, manifest })
     }
 

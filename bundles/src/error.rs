@@ -77,7 +77,7 @@ pub enum Error {
     /// Files that are not, byte for byte, what their digests promise; nothing took its name.
     #[error("{} is not what was stored under its digest", paths.join(", "))]
     NotAsPromised {
-        /// Paths in the bundle, all of them.
+        /// Paths in the bundle, as far as they were read.
         paths: Vec<String>,
     },
     /// Inputs that cannot become a bundle; every problem is listed.

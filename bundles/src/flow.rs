@@ -7,19 +7,17 @@ use std::sync::{Arc, Mutex};
 
 use sha2::digest::common::hazmat::SerializableState;
 use sha2::{Digest as _, Sha256};
+use textnlp_models::{Digest, sha};
 
 use crate::error::{Error, Result};
 use crate::rules::MOST_CHUNK;
-use crate::sha;
 
-/// A batch takes pieces until it holds this many bytes; the last may be a whole chunk.
-pub(crate) const ENOUGH: usize = 1 << 20;
 /// Bytes of a file stand in a batch as they stand on pages, so that they can go to the disk from there.
 pub(crate) const PAGE: usize = 4096;
+/// A batch holds no more bytes than the longest chunk.
+const MOST: usize = MOST_CHUNK as usize;
 /// With room for where the buffer's first page begins, for what lies on the first bytes' page before them, and on the last's after them.
-const CAPACITY: usize = ENOUGH + MOST_CHUNK as usize + 3 * PAGE;
-/// Batches on their way at most: 40 MiB.
-const ON_THE_WAY: usize = 8;
+const CAPACITY: usize = MOST + 3 * PAGE;
 /// A piece takes forty bytes; a batch of one-byte chunks may not become the larger part.
 const MOST_PIECES: usize = 8192;
 
@@ -83,6 +81,24 @@ impl Drive<'_> {
     }
 }
 
+/// How far reading goes ahead of the sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// Two batches: after a kill at most eight MiB are read again.
+    Little,
+    /// Eight, for what begins anew in any case.
+    Far,
+}
+
+impl Ahead {
+    fn batches(self) -> usize {
+        match self {
+            Ahead::Little => 2,
+            Ahead::Far => 8,
+        }
+    }
+}
+
 /// One chunk on its way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Piece {
@@ -95,26 +111,29 @@ pub(crate) struct Piece {
     pub(crate) first: bool,
     /// Whether the file ends with it.
     pub(crate) last: bool,
+    /// Whether the file's digest is known otherwise, and not taken.
+    pub(crate) known: bool,
     /// Filled in on the way.
     pub(crate) digest: [u8; 32],
 }
 
 /// Some pieces, and the buffer that holds them.
 pub(crate) struct Batch {
-    data: Box<[u8]>,
+    /// Shared with whoever writes it meanwhile, and only read then.
+    data: Arc<Vec<u8>>,
     /// The first that begins a page.
     begin: usize,
     used: usize,
     pub(crate) pieces: Vec<Piece>,
     /// Files that ended in this batch, with the digests of all their bytes; empty where these are not asked for.
-    pub(crate) ends: Vec<(usize, [u8; 32])>,
+    pub(crate) ends: Vec<(usize, Digest)>,
     /// The whole-file digest's state after the last piece, when that piece does not end its file.
     pub(crate) state: Option<Vec<u8>>,
 }
 
 impl Batch {
     fn new() -> Batch {
-        let data = vec![0; CAPACITY].into_boxed_slice();
+        let data = Arc::new(vec![0; CAPACITY]);
         let begin = data.as_ptr().align_offset(PAGE).min(PAGE);
         Batch { data, begin, used: begin, pieces: Vec::new(), ends: Vec::new(), state: None }
     }
@@ -126,49 +145,75 @@ impl Batch {
         self.state = None;
     }
 
-    /// Whether it should be sent off.
-    pub(crate) fn full(&self) -> bool {
-        self.used >= self.begin + ENOUGH || self.pieces.len() >= MOST_PIECES
+    /// Whether it takes another piece of so many bytes; an empty one takes any.
+    pub(crate) fn fits(&self, size: usize) -> bool {
+        self.pieces.is_empty() || (self.used - self.begin + PAGE + size <= MOST && self.pieces.len() < MOST_PIECES)
     }
 
     /// Room for the next piece, of at most `MOST_CHUNK` bytes, which begins at this offset of its file.
     pub(crate) fn room(&mut self, offset: u64) -> &mut [u8] {
         let on_page = (offset % PAGE as u64) as usize;
         self.used += (PAGE + on_page - (self.used - self.begin) % PAGE) % PAGE;
-        &mut self.data[self.used..]
+        let used = self.used;
+        &mut self.bytes_mut()[used..]
     }
 
-    /// Takes the first bytes of the room as a piece.
+    /// The pages on which the next piece will lie, and where it begins on the first. What lies before it there is another piece's.
+    pub(crate) fn room_on_pages(&mut self, offset: u64, size: usize) -> (&mut [u8], usize) {
+        self.room(offset);
+        let head = (offset % PAGE as u64) as usize;
+        let end = self.begin + (self.used - self.begin + size).next_multiple_of(PAGE);
+        let used = self.used;
+        (&mut self.bytes_mut()[used - head..end], head)
+    }
+
+    /// Nobody else holds the buffer while pieces are added; if somebody did, this would be a copy.
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        Arc::make_mut(&mut self.data).as_mut_slice()
+    }
+
+    /// Takes the first bytes of the room as a piece, and fills the rest of its last page with zeros.
     pub(crate) fn take(&mut self, file: usize, chunk: usize, size: usize, first: bool, last: bool) {
-        self.pieces.push(Piece { file, chunk, start: self.used, size, first, last, digest: [0; 32] });
+        let known = false;
+        self.pieces.push(Piece { file, chunk, start: self.used, size, first, last, known, digest: [0; 32] });
         self.used += size;
+        let (used, end) = (self.used, self.begin + (self.used - self.begin).next_multiple_of(PAGE));
+        self.bytes_mut()[used..end].fill(0);
+    }
+
+    /// The bytes of the last piece.
+    pub(crate) fn last(&self) -> &[u8] {
+        self.pieces.last().map_or(&[], |piece| self.bytes(piece))
+    }
+
+    /// Puts what the first piece has before it on its first page in front of it.
+    pub(crate) fn before(&mut self, tail: &Tail) {
+        if self.pieces.is_empty() {
+            let begin = self.begin;
+            self.bytes_mut()[begin..begin + tail.0.len()].copy_from_slice(&tail.0);
+        }
+    }
+
+    /// What is there to be written.
+    fn sheet(&self) -> Sheet {
+        let mut stretches: Vec<(usize, Range<usize>)> = Vec::new();
+        for piece in &self.pieces {
+            let end = piece.start + piece.size;
+            match stretches.last_mut() {
+                Some((file, bytes)) if *file == piece.file => bytes.end = end,
+                _ => stretches.push((piece.file, piece.start..end)),
+            }
+        }
+        Sheet { data: self.data.clone(), begin: self.begin, stretches }
+    }
+
+    /// The file of the last piece is one whose digest is known.
+    pub(crate) fn known(&mut self) {
+        self.pieces.iter_mut().rev().take(1).for_each(|piece| piece.known = true);
     }
 
     pub(crate) fn bytes(&self, piece: &Piece) -> &[u8] {
         &self.data[piece.start..piece.start + piece.size]
-    }
-
-    /// Of each file the bytes of its pieces here, which are neighbours.
-    pub(crate) fn stretches(&self) -> Vec<(usize, Range<usize>)> {
-        let mut found: Vec<(usize, Range<usize>)> = Vec::new();
-        for piece in &self.pieces {
-            let end = piece.start + piece.size;
-            match found.last_mut() {
-                Some((file, bytes)) if *file == piece.file => bytes.end = end,
-                _ => found.push((piece.file, piece.start..end)),
-            }
-        }
-        found
-    }
-
-    /// The bytes of neighbouring pieces of one file, with the rest of their first and last page: `before` stands in front of them, zeros
-    /// behind. What the pages of other pieces hold stays as it is.
-    pub(crate) fn pages(&mut self, bytes: Range<usize>, before: &[u8]) -> &[u8] {
-        let first = bytes.start - before.len();
-        self.data[first..bytes.start].copy_from_slice(before);
-        let end = self.begin + (bytes.end - self.begin).next_multiple_of(PAGE);
-        self.data[bytes.end..end].fill(0);
-        &self.data[first..end]
     }
 
     /// Takes the digests that are asked for: of the pieces, and, with the state that the batch before left, of the files they are of.
@@ -191,14 +236,56 @@ impl Batch {
         });
         let Some(whole) = whole else { return };
         let mut stretches = stretches.into_iter();
-        for piece in pieces.iter().filter(|piece| piece.last) {
+        for piece in pieces.iter().filter(|piece| piece.last && !piece.known) {
             let longer = if piece.first { None } else { stretches.next() };
-            ends.push((piece.file, longer.map_or(piece.digest, |stretch| stretch.hash.finalize().into())));
+            let digest = longer.map_or(piece.digest, |stretch| stretch.hash.finalize().into());
+            ends.push((piece.file, Digest::from(digest)));
         }
         *state = stretches.next().map(|open| {
             *whole = open.hash;
             whole.serialize().to_vec()
         });
+    }
+}
+
+/// The bytes of a batch, for somebody who writes them while they are hashed.
+pub(crate) struct Sheet {
+    data: Arc<Vec<u8>>,
+    begin: usize,
+    /// Of each file the bytes of its pieces, which are neighbours.
+    pub(crate) stretches: Vec<(usize, Range<usize>)>,
+}
+
+impl Sheet {
+    /// Neighbouring bytes of a file, with so many that lie before them on their first page, and zeros up to the end of their last.
+    pub(crate) fn pages(&self, bytes: &Range<usize>, before: usize) -> &[u8] {
+        let end = self.begin + (bytes.end - self.begin).next_multiple_of(PAGE);
+        &self.data[bytes.start - before..end]
+    }
+}
+
+/// What a file has so far on its last page.
+#[derive(Debug, Default)]
+pub(crate) struct Tail(Vec<u8>);
+
+impl Tail {
+    pub(crate) fn of(bytes: Vec<u8>) -> Tail {
+        Tail(bytes)
+    }
+
+    /// These bytes follow.
+    pub(crate) fn follow(&mut self, bytes: &[u8]) {
+        let after = self.0.len() + bytes.len();
+        if after >= PAGE {
+            self.0.clear();
+            self.0.extend_from_slice(&bytes[bytes.len() - after % PAGE..]);
+        } else {
+            self.0.extend_from_slice(bytes);
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
     }
 }
 
@@ -225,10 +312,10 @@ struct Stretch {
     hash: Sha256,
 }
 
-/// Of all files but those of one piece, whose digest is the piece's. The first goes on with `whole` where its file began earlier.
+/// Of all files but those whose digest is known, and those of one piece, whose digest is the piece's. The first goes on with `whole` where its file began earlier.
 fn stretches(pieces: &[Piece], whole: &mut Sha256) -> Vec<Stretch> {
     let mut stretches: Vec<Stretch> = Vec::new();
-    for piece in pieces.iter().filter(|piece| !(piece.first && piece.last)) {
+    for piece in pieces.iter().filter(|piece| !(piece.known || piece.first && piece.last)) {
         let end = piece.start + piece.size;
         match stretches.last_mut() {
             Some(stretch) if !piece.first => stretch.bytes.end = end,
@@ -248,9 +335,17 @@ fn claim(slot: &Slot) -> Option<Batch> {
     slot.lock().ok()?.take()
 }
 
+/// Whether it is unclaimed, and a file's digest is asked for.
+fn asks(slot: &Slot) -> bool {
+    let asked = |batch: &Batch| batch.pieces.iter().any(|piece| !piece.known);
+    slot.lock().is_ok_and(|batch| batch.as_ref().is_some_and(asked))
+}
+
 /// Whether, and from where, whole files are hashed beside their chunks.
 pub(crate) enum Whole {
     No,
+    /// Those with few of the bytes; the digests of the others are known.
+    Few(Box<Sha256>),
     Yes(Box<Sha256>),
 }
 
@@ -258,7 +353,7 @@ impl Whole {
     fn hash(&mut self) -> Option<&mut Sha256> {
         match self {
             Whole::No => None,
-            Whole::Yes(hash) => Some(hash),
+            Whole::Few(hash) | Whole::Yes(hash) => Some(hash),
         }
     }
 }
@@ -272,8 +367,21 @@ pub(crate) fn restore(state: &[u8]) -> Option<Sha256> {
 /// Fills batches with `source` until it leaves one empty, hashes them, and gives them to `sink` in order. The first error ends all.
 pub(crate) fn run(
     threads: usize,
+    ahead: Ahead,
+    whole: Whole,
+    source: impl FnMut(&mut Batch) -> Result<()> + Send,
+    sink: impl FnMut(&mut Batch) -> Result<()>,
+) -> Result<()> {
+    run_beside(threads, ahead, whole, source, |_| Ok(()), sink)
+}
+
+/// The same, with `write` beside the hashing: it gets each batch's bytes in order, and `sink` the batch when both are done with it.
+pub(crate) fn run_beside(
+    threads: usize,
+    ahead: Ahead,
     whole: Whole,
     mut source: impl FnMut(&mut Batch) -> Result<()> + Send,
+    mut write: impl FnMut(&Sheet) -> Result<()> + Send,
     mut sink: impl FnMut(&mut Batch) -> Result<()>,
 ) -> Result<()> {
     if threads <= 1 {
@@ -286,19 +394,23 @@ pub(crate) fn run(
                 return Ok(());
             }
             batch.hash(true, whole.hash());
+            write(&batch.sheet())?;
             sink(&mut batch)?;
         }
     }
     // A file's digest takes one piece after another, so one thread takes it. The others take those of the pieces; what they have not come
-    // to when it is that thread's turn, it takes beside the file's.
-    let ordered = matches!(whole, Whole::Yes(_));
-    let others = if ordered { threads - 1 } else { threads };
-    // Reading, hashing pieces, hashing files and the sink: four stages that hand one another the buffers. When any ends early its
+    // to when it is that thread's turn, it takes beside the file's. Where no file's digest is asked for, it waits.
+    let ordered = !matches!(whole, Whole::No);
+    let others = if matches!(whole, Whole::Yes(_)) { threads - 1 } else { threads };
+    let on_the_way = ahead.batches();
+    // Reading, hashing pieces, hashing files, writing and the sink: stages that hand one another the buffers. When any ends early its
     // channels close, and the others end.
-    let (to_hash, hash_in) = mpsc::sync_channel::<(Slot, SyncSender<Batch>)>(ON_THE_WAY);
-    let (to_order, order_in) = mpsc::sync_channel::<(Slot, Receiver<Batch>)>(ON_THE_WAY);
-    let (to_sink, sink_in) = mpsc::sync_channel::<Batch>(ON_THE_WAY);
-    let (recycle, empty) = mpsc::sync_channel::<Batch>(ON_THE_WAY);
+    let (to_hash, hash_in) = mpsc::sync_channel::<(Slot, SyncSender<Batch>)>(on_the_way);
+    let (to_order, order_in) = mpsc::sync_channel::<(Slot, Receiver<Batch>)>(on_the_way);
+    let (to_write, write_in) = mpsc::sync_channel::<Sheet>(on_the_way);
+    let (to_written, written) = mpsc::sync_channel::<()>(on_the_way);
+    let (to_sink, sink_in) = mpsc::sync_channel::<Batch>(on_the_way);
+    let (recycle, empty) = mpsc::sync_channel::<Batch>(on_the_way);
     let hash_in = Mutex::new(hash_in);
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || -> Result<()> {
@@ -306,7 +418,7 @@ pub(crate) fn run(
             loop {
                 let mut batch = match empty.try_recv() {
                     Ok(batch) => batch,
-                    Err(_) if made < ON_THE_WAY => {
+                    Err(_) if made < on_the_way => {
                         made += 1;
                         Batch::new()
                     }
@@ -321,21 +433,35 @@ pub(crate) fn run(
                     return Ok(());
                 }
                 let (done, ready) = mpsc::sync_channel(1);
+                let sheet = batch.sheet();
                 let slot = Slot::new(Mutex::new(Some(batch)));
-                if to_hash.send((slot.clone(), done)).is_err() || to_order.send((slot, ready)).is_err() {
+                if to_write.send(sheet).is_err()
+                    || to_hash.send((slot.clone(), done)).is_err()
+                    || to_order.send((slot, ready)).is_err()
+                {
                     return Ok(());
                 }
             }
+        });
+        let writer = scope.spawn(move || -> Result<()> {
+            while let Ok(sheet) = write_in.recv() {
+                write(&sheet)?;
+                drop(sheet);
+                if to_written.send(()).is_err() {
+                    break;
+                }
+            }
+            Ok(())
         });
         for _ in 0..others {
             let hash_in = &hash_in;
             scope.spawn(move || {
                 loop {
                     // The lock is held while waiting for the next batch only. Weights fill a batch with one piece, so that only a second
-                    // batch, when it is there already, brings something to hash beside it.
+                    // batch, when it is there already, brings something to hash beside it. Of two in all, another thread takes it.
                     let mut next = match hash_in.lock() {
                         Ok(queue) => match queue.recv() {
-                            Ok(first) => [Some(first), queue.try_recv().ok()],
+                            Ok(first) => [Some(first), (on_the_way > 2).then(|| queue.try_recv().ok()).flatten()],
                             Err(_) => return,
                         },
                         Err(_) => return,
@@ -356,7 +482,7 @@ pub(crate) fn run(
         scope.spawn(move || {
             let mut whole = whole;
             while let Ok((slot, ready)) = order_in.recv() {
-                let unclaimed = if ordered { claim(&slot) } else { None };
+                let unclaimed = if ordered && asks(&slot) { claim(&slot) } else { None };
                 let with_pieces = unclaimed.is_some();
                 let Some(mut batch) = unclaimed.or_else(|| ready.recv().ok()) else { return };
                 batch.hash(with_pieces, whole.hash());
@@ -367,6 +493,10 @@ pub(crate) fn run(
         });
         let mut result = Ok(());
         while let Ok(mut batch) = sink_in.recv() {
+            // A writer that ended has an error to tell.
+            if written.recv().is_err() {
+                break;
+            }
             result = sink(&mut batch);
             if result.is_err() {
                 break;
@@ -374,10 +504,11 @@ pub(crate) fn run(
             // The reader may be at its end already.
             let _ = recycle.try_send(batch);
         }
-        drop((sink_in, recycle));
-        // The sink's error came first in the order of the archive; a panic in the reader goes on in the caller.
+        drop((sink_in, written, recycle));
+        // The errors in the order of the archive: the sink's came first. A panic goes on in the caller.
+        let wrote = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        result.and(read)
+        result.and(wrote).and(read)
     })
 }
 

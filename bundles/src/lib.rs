@@ -35,10 +35,8 @@ mod unpack;
 mod verify;
 
 mod chunk;
-mod sha;
 mod volumes;
 mod walk;
-mod weights;
 
 pub use contents::Contents;
 pub use delta::{Made, Scope, Target, make_delta};

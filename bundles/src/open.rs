@@ -9,6 +9,7 @@ use textnlp_models::Digest;
 
 use crate::contents::{Contents, content_digest};
 use crate::error::{Damage, Error, Result};
+use crate::flow::Batch;
 use crate::layout::{
     self, BLOCK, Layout, MANIFEST_NAME, Member, Outline, Role, SIGNATURE, SIGNATURE_NAME, SUMS_NAME, checksum,
     claimed_size,
@@ -403,6 +404,15 @@ impl Feed {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Fills the batch's room for a piece that begins at `inside` of its file and at `offset` of the archive.
+    pub(crate) fn read_piece(&mut self, batch: &mut Batch, inside: u64, size: usize, offset: u64) -> Result<()> {
+        let (pages, head) = batch.room_on_pages(inside, size);
+        match self {
+            Feed::Volumes(volumes) => volumes.read_on_pages(pages, head, size, offset),
+            Feed::Stream { .. } => self.read_at(&mut pages[head..head + size], offset),
         }
     }
 

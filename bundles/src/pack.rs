@@ -10,22 +10,22 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 use textnlp_models::Digest;
 
 use crate::chunk::{self, Cuts};
-use crate::contents::{Contents, content_digest, digest_from};
+use crate::contents::{Contents, content_digest};
 use crate::error::{Error, Result};
-use crate::flow::{self, Batch, Drive, Event, PAGE, Whole, WriteBehind};
+use crate::flow::{self, Ahead, Batch, Drive, Event, PAGE, Sheet, Tail, Whole, WriteBehind};
 use crate::layout::{self, BLOCK, Layout, Outline, Role, SIGNATURE, round_up};
 use crate::manifest::{Chunk, FORMAT, File, Item, Kind, Manifest};
 use crate::rules::{MOST_CHUNK, MOST_MANIFEST};
 use crate::volumes::Volumes;
 use inputs::{Known, look};
-use journal::{Journal, Progress};
+use journal::Progress;
 
 pub use inputs::{Content, Input};
-pub(crate) use journal::boot;
+pub(crate) use journal::{Journal, boot};
 
 /// What a full bundle is made of.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +40,10 @@ pub struct Inputs {
     pub files: Vec<Input>,
     /// What files must be, by their paths. When one is something else, nothing takes the bundle's name.
     pub promised: BTreeMap<String, Digest>,
+    /// The chunks of promised files, taken from the same bytes as the digest. Such a file is hashed once, by chunks: the same chunks are the
+    /// same bytes, so it has the digest; others are refused as any broken promise. Whoever may write here may make a bundle lie about a
+    /// file's digest, which [`VerifyOptions::whole_files`](crate::VerifyOptions::whole_files) finds.
+    pub recorded: BTreeMap<String, Vec<Chunk>>,
 }
 
 /// How it is written.
@@ -72,7 +76,7 @@ pub struct Packed {
 /// `out.partial.journal`; running it again with the same inputs goes on from them.
 pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Result<Packed> {
     let begun = Instant::now();
-    let known = look(&inputs.files)?;
+    let known = look(inputs)?;
     let mut manifest = skeleton(inputs, &known)?;
     let reserve = reserve(&manifest, &known)?;
     let layout = Layout::new(&Outline::of(&manifest), reserve);
@@ -82,7 +86,8 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
     let fingerprint = inputs::fingerprint(&manifest, &known, reserve, options.volume_size);
     // A run that was killed while it named its volumes left some of them only; then the work begins anew.
     let kept = volumes.has_length(layout.total);
-    let (mut journal, progress) = Journal::open(out, &fingerprint, kept)?;
+    let (mut journal, progress) =
+        Journal::open(out, &fingerprint, kept, &|file| known.get(file).is_some_and(|known| known.recorded.is_some()))?;
     volumes.set_length(layout.total)?;
     let drive = &options.drive;
     (drive.progress)(Event::Start {
@@ -95,12 +100,16 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
     if resumed > 0 {
         (drive.progress)(Event::Resume { bytes: resumed });
     }
-    content(&mut manifest, &known, &layout, &volumes, &mut journal, progress, drive)?;
-    if let Err(error) = as_promised(&manifest, &inputs.promised) {
-        // Going on from there would end here again.
-        volumes.discard()?;
-        journal.remove()?;
-        return Err(error);
+    let made = content(&mut manifest, &known, &layout, &volumes, &mut journal, progress, drive)
+        .and_then(|()| as_promised(&manifest, &inputs.promised));
+    match made {
+        Err(error @ Error::NotAsPromised { .. }) => {
+            // Going on from there would end here again.
+            volumes.discard()?;
+            journal.remove()?;
+            return Err(error);
+        }
+        other => other?,
     }
     head(&manifest, &layout, &volumes, reserve)?;
     volumes.sync()?;
@@ -191,25 +200,28 @@ fn content(
         known,
         at: next,
         offset,
+        tail: tail(layout, volumes, next, offset)?,
         index: manifest.files.get(next).map_or(0, |f| f.chunks.len()),
         open: None,
         drive,
     };
     let mut done: u64 = known[..next].iter().map(|known| known.size).sum::<u64>() + offset;
-    let mut writing = Writing::resume(layout, volumes, next, offset)?;
+    let mut writing = Writing { layout, volumes, file: next, offset };
     WriteBehind::beside(|behind| {
-        flow::run(
+        flow::run_beside(
             drive.threads,
-            Whole::Yes(Box::new(state.unwrap_or_default())),
+            Ahead::Little,
+            whole(known, state),
             |batch| source.fill(batch),
+            |sheet| writing.put(sheet, behind),
             |batch| {
-                writing.put(batch, behind)?;
+                as_recorded(batch, known)?;
                 for piece in &batch.pieces {
                     manifest.files[piece.file].chunks.push(Chunk { size: piece.size as u32, digest: piece.digest });
                     done += piece.size as u64;
                 }
                 for (file, digest) in &batch.ends {
-                    manifest.files[*file].digest = digest_from(*digest);
+                    manifest.files[*file].digest = *digest;
                 }
                 journal.add(batch)?;
                 (drive.progress)(Event::Bytes { done });
@@ -227,49 +239,68 @@ fn content(
     Ok(())
 }
 
-/// Puts pieces where they stand in the archive.
-struct Writing<'a> {
-    layout: &'a Layout,
-    volumes: &'a Volumes,
-    file: usize,
-    /// In the file.
-    offset: u64,
-    /// What the file's last page holds so far.
-    tail: Vec<u8>,
+/// One thread takes the digests of files, unless nearly all are known.
+fn whole(known: &[Known<'_>], state: Option<Midstate>) -> Whole {
+    let bytes = |recorded| {
+        known.iter().filter(|known| known.recorded.is_some() == recorded).map(|known| known.size).sum::<u64>()
+    };
+    let state = Box::new(state.unwrap_or_default());
+    if bytes(true) > 4 * bytes(false) { Whole::Few(state) } else { Whole::Yes(state) }
 }
 
-impl<'a> Writing<'a> {
-    fn resume(layout: &'a Layout, volumes: &'a Volumes, file: usize, offset: u64) -> Result<Writing<'a>> {
-        let begun = offset % PAGE as u64;
-        let mut tail = vec![0; begun as usize];
-        if begun > 0 {
-            volumes.read_at(&mut tail, layout.members[file + 3].data_at + offset - begun)?;
+/// Holds chunks against those that were recorded; at the end of such a file its digest follows.
+fn as_recorded(batch: &mut Batch, known: &[Known<'_>]) -> Result<()> {
+    for piece in &batch.pieces {
+        let known = &known[piece.file];
+        let Some((digest, chunks)) = known.recorded else { continue };
+        if chunks.get(piece.chunk) != Some(&Chunk { size: piece.size as u32, digest: piece.digest }) {
+            return Err(Error::NotAsPromised { paths: vec![known.input.path.clone()] });
         }
-        Ok(Writing { layout, volumes, file, offset, tail })
+        if piece.last {
+            batch.ends.push((piece.file, digest));
+        }
     }
+    Ok(())
+}
 
-    fn put(&mut self, batch: &mut Batch, behind: &mut WriteBehind) -> Result<()> {
-        for (file, bytes) in batch.stretches() {
-            if file != self.file {
-                (self.file, self.offset) = (file, 0);
-                self.tail.clear();
+/// What stands before this byte of a file on its page.
+pub(crate) fn tail(layout: &Layout, volumes: &Volumes, file: usize, offset: u64) -> Result<Tail> {
+    let begun = offset % PAGE as u64;
+    let mut bytes = vec![0; begun as usize];
+    if begun > 0 {
+        volumes.read_at(&mut bytes, layout.members[file + 3].data_at + offset - begun)?;
+    }
+    Ok(Tail::of(bytes))
+}
+
+/// Puts pieces where they stand in the archive.
+pub(crate) struct Writing<'a> {
+    pub(crate) layout: &'a Layout,
+    pub(crate) volumes: &'a Volumes,
+    pub(crate) file: usize,
+    /// In the file.
+    pub(crate) offset: u64,
+}
+
+impl Writing<'_> {
+    pub(crate) fn put(&mut self, sheet: &Sheet, behind: &mut WriteBehind) -> Result<()> {
+        for (file, bytes) in &sheet.stretches {
+            if *file != self.file {
+                (self.file, self.offset) = (*file, 0);
             }
-            let length = bytes.len();
             let data_at = self.layout.members[file + 3].data_at;
-            let begun = self.tail.len();
-            let pages = batch.pages(bytes, &self.tail);
+            let begun = (self.offset % PAGE as u64) as usize;
+            let pages = sheet.pages(bytes, begun);
             let at = data_at + self.offset - begun as u64;
             // Weights begin on a page, and what follows them on their last page is written after them. Others have neighbours there.
             let end = if data_at.is_multiple_of(PAGE as u64) && at + pages.len() as u64 <= self.layout.total {
                 pages.len()
             } else {
-                begun + length
+                begun + bytes.len()
             };
             let cached = self.volumes.write_at(&pages[..end], at)?;
             behind.wrote(cached, self.volumes.file_at(at));
-            self.offset += length as u64;
-            let tail = pages[..begun + length].chunks(PAGE).last().filter(|last| last.len() < PAGE);
-            self.tail = tail.map(<[u8]>::to_vec).unwrap_or_default();
+            self.offset += bytes.len() as u64;
         }
         Ok(())
     }
@@ -297,11 +328,15 @@ pub(crate) fn head(manifest: &Manifest, layout: &Layout, volumes: &Volumes, rese
     Ok(())
 }
 
+/// How far content-defined cuts look ahead.
+const WINDOW: usize = 1 << 20;
+
 /// Reads the inputs in order and cuts them.
 struct Source<'a> {
     known: &'a [Known<'a>],
     at: usize,
     offset: u64,
+    tail: Tail,
     /// Of the next chunk.
     index: usize,
     open: Option<Open>,
@@ -320,43 +355,52 @@ struct Open {
 impl Source<'_> {
     fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         self.drive.check(|| "creating the bundle".into())?;
-        while !batch.full() && self.at < self.known.len() {
+        while self.at < self.known.len() {
             let known = &self.known[self.at];
             if self.open.is_none() {
                 (self.drive.progress)(Event::File { path: &known.input.path });
                 let file = known.open()?;
                 self.open = Some(Open { file, window: Vec::new(), used: 0, read: self.offset });
             }
-            if self.offset < known.size {
-                self.piece(batch)?;
+            if self.offset < known.size && !self.piece(batch)? {
+                return Ok(());
             }
             if self.offset == known.size {
                 if let Some(open) = &self.open {
                     known.unchanged(open.file.as_ref())?;
                 }
                 (self.at, self.offset, self.index, self.open) = (self.at + 1, 0, 0, None);
+                self.tail.clear();
             }
         }
         Ok(())
     }
 
-    fn piece(&mut self, batch: &mut Batch) -> Result<()> {
+    /// The next piece; false when the batch has no room for it.
+    fn piece(&mut self, batch: &mut Batch) -> Result<bool> {
         let known = &self.known[self.at];
-        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(open) = &mut self.open else { return Ok(true) };
         let (left, first) = (known.size - self.offset, self.index == 0);
         let size = match &known.cuts {
             Cuts::Fixed(sizes) => {
                 let size = sizes.get(self.index).map_or(0, |size| *size as usize);
+                if !batch.fits(size) {
+                    return Ok(false);
+                }
                 known.read(open.file.as_ref(), &mut batch.room(self.offset)[..size], self.offset)?;
                 size
             }
             Cuts::Gear => {
+                // What the window holds would be read again as well.
+                if !batch.fits(chunk::MOST + WINDOW / 2) {
+                    return Ok(false);
+                }
                 let wanted = left.min(chunk::MOST as u64) as usize;
                 if open.window.len() - open.used < wanted {
                     open.window.drain(..open.used);
                     open.used = 0;
                     let have = open.window.len();
-                    let more = (known.size - open.read).min((flow::ENOUGH - have) as u64) as usize;
+                    let more = (known.size - open.read).min((WINDOW - have) as u64) as usize;
                     open.window.resize(have + more, 0);
                     known.read(open.file.as_ref(), &mut open.window[have..], open.read)?;
                     open.read += more as u64;
@@ -368,10 +412,15 @@ impl Source<'_> {
                 size
             }
         };
+        batch.before(&self.tail);
         batch.take(self.at, self.index, size, first, size as u64 == left);
+        self.tail.follow(batch.last());
+        if known.recorded.is_some() {
+            batch.known();
+        }
         self.offset += size as u64;
         self.index += 1;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -383,34 +432,36 @@ pub(crate) struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     pub(crate) fn of(inputs: &'a Inputs, drive: &Drive<'_>) -> Result<Scan<'a>> {
-        let known = look(&inputs.files)?;
+        let known = look(inputs)?;
         let mut manifest = skeleton(inputs, &known)?;
-        let mut source = Source { known: &known, at: 0, offset: 0, index: 0, open: None, drive };
+        let mut source = Source { known: &known, at: 0, offset: 0, tail: Tail::default(), index: 0, open: None, drive };
         let files = &mut manifest.files;
         flow::run(
             drive.threads,
-            Whole::Yes(Box::default()),
+            Ahead::Far,
+            whole(&known, None),
             |batch| source.fill(batch),
             |batch| {
+                as_recorded(batch, &known)?;
                 for piece in &batch.pieces {
                     files[piece.file].chunks.push(Chunk { size: piece.size as u32, digest: piece.digest });
                 }
-                batch.ends.iter().for_each(|(file, digest)| files[*file].digest = digest_from(*digest));
+                batch.ends.iter().for_each(|(file, digest)| files[*file].digest = *digest);
                 Ok(())
             },
         )?;
         Ok(Scan { contents: Contents { items: manifest.items, files: manifest.files }, known })
     }
 
-    /// Reads a chunk again.
-    pub(crate) fn chunk(&self, file: usize, at: u64, chunk: &Chunk) -> Result<Vec<u8>> {
+    /// Reads bytes of an input again.
+    pub(crate) fn read(&self, file: usize, at: u64, buffer: &mut [u8]) -> Result<()> {
         let known = &self.known[file];
-        let mut bytes = vec![0; chunk.size as usize];
-        known.read(known.open()?.as_ref(), &mut bytes, at)?;
-        match <[u8; 32]>::from(Sha256::digest(&bytes)) == chunk.digest {
-            true => Ok(bytes),
-            false => Err(Error::InputChanged { path: known.input.path.as_str().into() }),
-        }
+        known.read(known.open()?.as_ref(), buffer, at)
+    }
+
+    /// Of an input whose bytes are others now.
+    pub(crate) fn changed(&self, file: usize) -> Error {
+        Error::InputChanged { path: self.known[file].input.path.as_str().into() }
     }
 }
 

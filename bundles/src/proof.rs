@@ -4,8 +4,8 @@ use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 use sha2::digest::common::hazmat::SerializableState;
 use sha2::{Digest as _, Sha256};
+use textnlp_models::Digest;
 
-use crate::contents::digest_from;
 use crate::error::{Error, Result};
 use crate::flow::restore;
 use crate::manifest::File;
@@ -64,7 +64,7 @@ impl Proof {
             return Ok(());
         }
         let hash = if index == self.next { std::mem::take(&mut self.hash) } else { Sha256::new() };
-        let found = digest_from(hash.finalize().into());
+        let found = Digest::from(<[u8; 32]>::from(hash.finalize()));
         if found != file.digest {
             return Err(Error::Result { expected: file.digest, found });
         }

@@ -2,14 +2,15 @@
 //!
 //! The texts that every bundle carries are in `bundles/recipes/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_models::{Digest, MANIFEST, Manifest as ModelManifest};
+use textnlp_models::{Cut, Digest, MANIFEST, Manifest as ModelManifest};
 
 use crate::error::{Error, Result};
-use crate::manifest::{Item, ItemKind};
+use crate::manifest::{Chunk, Item, ItemKind};
 use crate::pack::{Content, Input, Inputs};
+use crate::scan::CARRIED;
 
 const INSTALL: &str = include_str!("../recipes/install.sh");
 const READ_ME: &str = include_str!("../recipes/README.md");
@@ -62,6 +63,8 @@ pub struct ModelFolder {
     pub path: Utf8PathBuf,
     /// What the folder says of itself.
     pub manifest: ModelManifest,
+    /// The chunks of its weights, by the names of the files, where they were recorded with the digests.
+    pub recorded: BTreeMap<String, Vec<Cut>>,
 }
 
 /// The path of a platform's program in a bundle: `bin/linux-amd64/textnlp-deploy`.
@@ -79,18 +82,42 @@ pub fn model_path(name: &str) -> String {
     format!("{MODELS}/{name}")
 }
 
-/// The files and items of a bundle of these ingredients.
+/// The list of what an item is made of. No two items that are told apart share one, but the program's, which is the same on every
+/// platform.
+pub fn list_path(kind: ItemKind, name: &str, platform: Option<&str>) -> String {
+    if kind == ItemKind::Program {
+        return "sbom/program.cdx.json".to_owned();
+    }
+    let mut plain = String::new();
+    for c in name.chars().chain(platform.is_some().then_some('-')).chain(platform.unwrap_or_default().chars()) {
+        match c {
+            // Names of images have no `+` and no `=`, so that different ones stay different.
+            '/' => plain.push('+'),
+            c if c.is_ascii_alphanumeric() || "._-".contains(c) => plain.push(c),
+            c => plain.push_str(&format!("={:x}=", u32::from(c))),
+        }
+    }
+    format!("sbom/{kind}-{plain}.cdx.json")
+}
+
+/// The files and items of a bundle of these ingredients. Every file belongs to an item, but the list of images, which follows from them.
 pub fn inputs(from: Ingredients) -> Result<Inputs> {
     let mut files = vec![text("install.sh", true, INSTALL), text("scripts/README.md", false, READ_ME)];
     let mut items = from.images;
-    let mut promised = BTreeMap::new();
+    let (mut promised, mut recorded) = (BTreeMap::new(), BTreeMap::new());
+    let own: Vec<String> = files.iter().map(|file| file.path.clone()).collect();
     for program in &from.programs {
         let path = program_path(&program.platform);
         items.push(Item {
             version: Some(from.version.clone()),
             platform: Some(program.platform.clone()),
             license: Some("Apache-2.0".into()),
-            ..item(ItemKind::Program, "textnlp-deploy", program.digest, vec![path.clone()])
+            ..item(
+                ItemKind::Program,
+                "textnlp-deploy",
+                program.digest,
+                [&own[..], std::slice::from_ref(&path)].concat(),
+            )
         });
         promised.insert(path.clone(), program.digest);
         files.push(file(path, true, &program.path));
@@ -104,6 +131,10 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
         let (found, paths) = model_files(model)?;
         let folder = model_path(&model.name);
         promised.extend(model.manifest.files.iter().map(|f| (format!("{folder}/{}", f.name), f.digest)));
+        recorded.extend(model.recorded.iter().map(|(name, cuts)| {
+            let chunks = cuts.iter().map(|(size, digest)| Chunk { size: *size, digest: *digest });
+            (format!("{folder}/{name}"), chunks.collect())
+        }));
         files.extend(found);
         items.push(Item {
             version: model.manifest.revision.clone(),
@@ -123,7 +154,17 @@ pub fn inputs(from: Ingredients) -> Result<Inputs> {
         files.push(file(path, false, package));
     }
     files.extend(from.files);
-    Ok(Inputs { version: from.version, epoch: from.epoch, items, files, promised })
+    let there: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
+    for item in &mut items {
+        let list = list_path(item.kind, &item.name, item.platform.as_deref());
+        if there.contains(list.as_str()) {
+            item.paths.push(list);
+        }
+    }
+    if let Some(Input { content: Content::Bytes(bytes), .. }) = files.iter().find(|file| file.path == CARRIED) {
+        items.push(item(ItemKind::Document, "advisories", Digest::of(bytes), vec![CARRIED.to_owned()]));
+    }
+    Ok(Inputs { version: from.version, epoch: from.epoch, items, files, promised, recorded })
 }
 
 /// The files that the model's manifest names, and the manifest itself: the folder on the other side is what it was on this one.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use textnlp_models::Digest;
+pub use textnlp_models::MOST_CHUNK;
 
 use crate::error::{Error, Result};
 use crate::manifest::{Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Manifest};
@@ -12,8 +13,6 @@ use crate::manifest::{Delta, ExpectedItem, FORMAT, File, Item, ItemKey, Kind, Ma
 /// The longest manifest that is read: it holds more than a million chunks, which is 4 TiB of weights.
 pub const MOST_MANIFEST: u64 = 64 << 20;
 const MOST_STRINGS: usize = 2_000_000;
-/// No chunk is longer: a chunk is held in memory whole.
-pub const MOST_CHUNK: u32 = 4 << 20;
 /// The folders and files that a bundle's root may hold, in the order of the archive.
 pub const TOPS: [&str; 8] = ["install.sh", "bin", "configs", "scripts", "packages", "sbom", "images", "models"];
 /// ustar has eleven octal digits for a time.

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::contents::Contents;
 use crate::error::{Damage, Error, Result};
-use crate::flow::{self, Batch, Drive, Event, Whole, WriteBehind};
+use crate::flow::{self, Ahead, Batch, Drive, Event, Whole, WriteBehind};
 use crate::incoming::{Incoming, Needs, Older};
 use crate::layout::name;
 use crate::manifest::{File, Kind};
@@ -128,6 +128,7 @@ impl Site {
         WriteBehind::beside(|behind| {
             flow::run(
                 drive.threads,
+                Ahead::Little,
                 Whole::No,
                 |batch| walk.fill(batch),
                 |batch| {
@@ -271,7 +272,7 @@ fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<D
     let mut found = Vec::new();
     let source = |batch: &mut Batch| -> Result<()> {
         drive.check(|| "checking what is installed".into())?;
-        while !batch.full() {
+        loop {
             let (n, chunk, at) = place;
             let Some(file) = files.get(n) else { return Ok(()) };
             let Some(next) = file.chunks.get(chunk) else {
@@ -281,6 +282,9 @@ fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<D
             };
             let path = folder.join(&file.path);
             let size = next.size as usize;
+            if !batch.fits(size) {
+                return Ok(());
+            }
             if open.is_none() {
                 let file = std::fs::File::open(&path).map_err(Error::io("open", &path))?;
                 in_order(&file);
@@ -292,9 +296,8 @@ fn rehash(folder: &Utf8Path, files: &[&File], drive: &Drive<'_>) -> Result<Vec<D
             batch.take(n, chunk, size, chunk == 0, chunk + 1 == file.chunks.len());
             place = (n, chunk + 1, at + size as u64);
         }
-        Ok(())
     };
-    flow::run(drive.threads, Whole::No, source, |batch| {
+    flow::run(drive.threads, Ahead::Far, Whole::No, source, |batch| {
         for piece in &batch.pieces {
             let file = files[piece.file];
             if file.chunks[piece.chunk].digest != piece.digest {

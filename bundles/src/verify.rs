@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::contents::digest_from;
 use crate::error::{Damage, Error, Result};
-use crate::flow::{self, Drive, Event, Whole};
+use crate::flow::{self, Ahead, Drive, Event, Whole};
 use crate::layout::{Role, name};
 use crate::manifest::Kind;
 use crate::open::{Bundle, chunk_damage};
@@ -16,8 +15,8 @@ const MOST_LISTED: usize = 10_000;
 /// How a bundle is verified.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VerifyOptions<'a> {
-    /// Takes the digests of whole files too. Those of the chunks cover every byte already; this asks besides whether whoever made the
-    /// bundle told the truth in `SHA256SUMS`, and hashes everything twice.
+    /// Takes the digests of whole files too, as `bundle verify` does. Those of the chunks cover every byte already; this asks besides whether
+    /// whoever made the bundle told the truth in `SHA256SUMS`, and hashes everything twice.
     pub whole_files: bool,
     /// Threads, progress and stopping.
     pub drive: Drive<'a>,
@@ -83,6 +82,7 @@ impl Bundle {
         let whole = if whole { Whole::Yes(Box::default()) } else { Whole::No };
         let read = flow::run(
             options.drive.threads,
+            Ahead::Far,
             whole,
             |batch| walk.fill(batch),
             |batch| {
@@ -103,7 +103,7 @@ impl Bundle {
                 }
                 for (file, digest) in &batch.ends {
                     let expected = &manifest.files[*file];
-                    if digest_from(*digest) != expected.digest && *file != bad {
+                    if *digest != expected.digest && *file != bad {
                         let what = "its bytes do not have the file's digest in the manifest".to_owned();
                         let member = expected.path.clone();
                         add(Damage { member, chunk: None, offset: offsets[*file], bytes: expected.size, what });

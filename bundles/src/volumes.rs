@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{FallocateFlags, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::{Error, Result};
 use crate::flow::PAGE;
@@ -14,6 +14,8 @@ use crate::flow::PAGE;
 /// Smaller volumes would only be many.
 pub(crate) const LEAST_VOLUME: u64 = 1 << 20;
 const MOST_VOLUMES: u64 = 999;
+/// Fewer bytes at a time are not read past the page cache.
+const LEAST_DIRECT: usize = 1 << 20;
 
 /// The parts, seen as one run of bytes.
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl Volumes {
             None => None,
         };
         let Some(base) = base else {
-            let part = part(path, OpenOptions::new().read(true).write(write))?;
+            let part = existing(path, write)?;
             return Ok(Volumes { size: part.length.max(1), parts: vec![part] });
         };
         let mut parts = Vec::new();
@@ -64,7 +66,7 @@ impl Volumes {
             if n > 0 && !path.exists() {
                 break;
             }
-            parts.push(part(&path, OpenOptions::new().read(true).write(write))?);
+            parts.push(existing(&path, write)?);
         }
         let size = parts[0].length.max(1);
         for part in &parts[..parts.len() - 1] {
@@ -162,6 +164,19 @@ impl Volumes {
         Ok(())
     }
 
+    /// Reads `size` bytes to where they begin on the pages. Many that the page cache does not hold come past it: it would cost more to put
+    /// them there than to use them.
+    pub(crate) fn read_on_pages(&self, pages: &mut [u8], head: usize, size: usize, at: u64) -> Result<()> {
+        let (part, (inside, here)) = self.locate(at, size);
+        let part = self.parts.get(part).filter(|_| here == size && size >= LEAST_DIRECT);
+        if let Some(part) = part
+            && part.read_direct(pages, head, size, inside)
+        {
+            return Ok(());
+        }
+        self.read_at(&mut pages[head..head + size], at)
+    }
+
     /// Gives how many of the bytes are in the page cache and not yet on the disk.
     pub(crate) fn write_at(&self, mut bytes: &[u8], mut at: u64) -> Result<u64> {
         let mut cached = 0;
@@ -234,6 +249,34 @@ impl Volumes {
 }
 
 impl Part {
+    /// Opens it once more for reading past the page cache, unless that holds most of it.
+    fn past_cache(mut self) -> Part {
+        if !is_cached(&self.path, self.length) {
+            let direct = OFlags::DIRECT.bits() as i32;
+            self.direct = OpenOptions::new().read(true).custom_flags(direct).open(&self.path).ok();
+        }
+        self
+    }
+
+    /// False where it is not possible, or not worth it; the buffer then holds anything in the place of the bytes.
+    fn read_direct(&self, pages: &mut [u8], head: usize, size: usize, at: u64) -> bool {
+        let Some(direct) = &self.direct else { return false };
+        if !(at - head as u64).is_multiple_of(PAGE as u64) || pages.as_ptr().align_offset(PAGE) != 0 {
+            return false;
+        }
+        let before = pages[..head].to_vec();
+        let (from, mut filled) = (at - head as u64, 0);
+        // The file may end on the last page. Whatever goes wrong is told by who reads the same bytes again.
+        while filled < head + size && filled.is_multiple_of(PAGE) {
+            match direct.read_at(&mut pages[filled..], from + filled as u64) {
+                Ok(0) | Err(_) => break,
+                Ok(n) => filled += n,
+            }
+        }
+        pages[..head].copy_from_slice(&before);
+        filled >= head + size
+    }
+
     /// Whole pages in memory that are whole pages of the file go to the disk from where they are; anything else over the page cache.
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let on_pages = bytes.as_ptr().align_offset(PAGE) == 0 && at.is_multiple_of(PAGE as u64);
@@ -254,6 +297,25 @@ const PARTIAL: &str = ".partial";
 
 pub(crate) fn partial_name(path: &Utf8Path) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("{path}{PARTIAL}"))
+}
+
+fn existing(path: &Utf8Path, write: bool) -> Result<Part> {
+    let part = part(path, OpenOptions::new().read(true).write(write))?;
+    Ok(if write { part } else { part.past_cache() })
+}
+
+/// Whether the page cache holds most of a file. It is asked at a few places, before anything of the file is read.
+fn is_cached(path: &Utf8Path, length: u64) -> bool {
+    const PLACES: u64 = 16;
+    let Ok(probe) = File::open(path) else { return false };
+    // The page that is asked for comes into the cache, and no others behind it.
+    let _ = rustix::fs::fadvise(&probe, 0, None, rustix::fs::Advice::Random);
+    let there = |place: &u64| {
+        let mut byte = [0];
+        let mut buffers = [io::IoSliceMut::new(&mut byte)];
+        rustix::io::preadv2(&probe, &mut buffers, length / PLACES * place, ReadWriteFlags::NOWAIT).is_ok()
+    };
+    (0..PLACES).filter(there).count() as u64 > PLACES / 2
 }
 
 fn part(path: &Utf8Path, options: &mut OpenOptions) -> Result<Part> {

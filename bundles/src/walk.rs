@@ -54,7 +54,7 @@ impl<'a> Walk<'a> {
     /// The next pieces; none at the end. Of a delta the one data member counts as file 0.
     pub(crate) fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         self.drive.check(|| format!("{} the bundle", self.doing))?;
-        while !batch.full() && !self.at.ended {
+        while !self.at.ended {
             let Some(member) = self.layout.members.get(self.at.member) else {
                 trailer(self.feed, self.layout.total, &mut self.damages)?;
                 self.at.ended = true;
@@ -82,7 +82,10 @@ impl<'a> Walk<'a> {
             }
             if let Some(chunk) = chunks.get(at.chunk) {
                 let size = chunk.size as usize;
-                self.feed.read_at(&mut batch.room(at.offset - member.data_at)[..size], at.offset)?;
+                if !batch.fits(size) {
+                    return Ok(());
+                }
+                self.feed.read_piece(batch, at.offset - member.data_at, size, at.offset)?;
                 batch.take(file, at.chunk, size, at.chunk == 0, at.chunk + 1 == chunks.len());
                 at.offset += size as u64;
                 at.chunk += 1;

@@ -11,7 +11,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 use made::{Workshop, noise, tree_digest};
 use textnlp_bundle::*;
 
-const LEAST_KEPT: u64 = 8 << 20;
+/// What a killed run had read and the next one reads again, at most.
+const MOST_AGAIN: u64 = 8 << 20;
+/// Manifest, headers and journal are read by every run.
+const HEADS: u64 = 256 << 10;
 
 fn kills() -> usize {
     std::env::var("TEXTNLP_TESTS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20)
@@ -29,7 +32,19 @@ fn inputs(root: &Utf8Path) -> Inputs {
         executable: n % 2 == 0,
         content: Content::Bytes(noise(n + 1000, 30_000)),
     }));
-    Inputs { version: "1".into(), epoch: 1, files, ..Inputs::default() }
+    let mut inputs = Inputs { version: "1".into(), epoch: 1, files, ..Inputs::default() };
+    if let Ok(text) = std::fs::read(root.join("recorded.json")) {
+        let model: manifest::File = serde_json::from_slice(&text).unwrap();
+        inputs.promised.insert(model.path.clone(), model.digest);
+        inputs.recorded.insert(model.path, model.chunks);
+    }
+    inputs
+}
+
+/// Writes down what is known of the model, for the next runs.
+fn record(root: &Utf8Path, packed: &Packed) {
+    let model = packed.manifest.files.iter().find(|file| file.path.starts_with("models/")).unwrap();
+    std::fs::write(root.join("recorded.json"), serde_json::to_vec(model).unwrap()).unwrap();
 }
 
 /// Not a test of its own: what the other tests start and kill. It writes one line for each event to the standard error.
@@ -55,6 +70,10 @@ fn the_one_that_is_killed() {
             let options = PackOptions { drive, volume_size: Some(10 << 20) };
             drop(pack(&inputs(&root), &root.join("out.tar"), &options).unwrap());
         }
+        "delta" => {
+            let target = Bundle::open(&root.join("whole.tar")).unwrap();
+            drop(make_delta(None, &Target::Bundle(&target), &Scope::Everything, &root.join("out.tar"), &drive).unwrap())
+        }
         "unpack" => {
             drop(
                 Site::new(&root.join("site"))
@@ -70,8 +89,18 @@ fn the_one_that_is_killed() {
     }
 }
 
-/// Runs the work; kills it after some lines. True when it came to its end. Gives what was done and what was resumed.
-fn run(work: &str, root: &Utf8Path, lines: usize) -> (bool, u64, u64) {
+/// How a run of the work ended.
+struct Run {
+    /// Whether it came to its end.
+    ended: bool,
+    /// Bytes that an earlier run had done.
+    resumed: u64,
+    /// Bytes that it read from files, as the system counts them.
+    read: u64,
+}
+
+/// Runs the work; kills it after some lines.
+fn run(work: &str, root: &Utf8Path, lines: usize) -> Run {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["the_one_that_is_killed", "--exact", "--nocapture", "--test-threads=1"])
         .env("TEXTNLP_KILLED", work)
@@ -80,11 +109,11 @@ fn run(work: &str, root: &Utf8Path, lines: usize) -> (bool, u64, u64) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let (mut done, mut resumed, mut ended) = (0, 0, true);
+    let (mut resumed, mut ended) = (0, true);
     for (n, line) in BufReader::new(child.stderr.take().unwrap()).lines().enumerate() {
         let line = line.unwrap();
         match line.split_once(' ') {
-            Some(("done", bytes)) => done = bytes.parse().unwrap(),
+            Some(("done", _)) => {}
             Some(("resume", bytes)) => resumed = bytes.parse().unwrap(),
             _ => panic!("{line}"),
         }
@@ -93,8 +122,11 @@ fn run(work: &str, root: &Utf8Path, lines: usize) -> (bool, u64, u64) {
             ended = false;
         }
     }
+    // It is dead and not yet buried.
+    let io = std::fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap();
+    let read = io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap();
     let status = child.wait().unwrap();
-    (ended && status.success(), done, resumed)
+    Run { ended: ended && status.success(), resumed, read }
 }
 
 /// The same in another environment: a shell sets the umask.
@@ -124,46 +156,61 @@ fn time_zone_umask_and_order_of_inodes_change_nothing() {
     };
     make(&one, ["model.safetensors", "layer"]);
     make(&two, ["layer", "model.safetensors"]);
-    assert!(run("create", &one, usize::MAX).0);
+    assert!(run("create", &one, usize::MAX).ended);
     run_elsewhere("create", &two);
     assert_eq!(file_digest(&one.join("out.tar")), file_digest(&two.join("out.tar")));
     for root in [&one, &two] {
         std::fs::rename(root.join("out.tar"), root.join("whole.tar")).unwrap();
     }
-    assert!(run("unpack", &one, usize::MAX).0);
+    assert!(run("unpack", &one, usize::MAX).ended);
     run_elsewhere("unpack", &two);
     assert_eq!(installed(&one), installed(&two));
 }
 
 /// Kills at random places until the work was killed often enough; then lets it end, and asks for the result.
-fn check(work: &str, result: impl Fn(&Utf8Path) -> String, reset: impl Fn(&Utf8Path)) {
+fn check(work: &str, recorded: bool, result: impl Fn(&Utf8Path) -> String, reset: impl Fn(&Utf8Path)) {
     let shop = Workshop::new();
     let root = shop.path("in");
     std::fs::write(root.join("model.safetensors"), made::safetensors(&[(1, 9 << 20), (2, 300), (3, 14 << 20)]))
         .unwrap();
     std::fs::write(root.join("layer"), noise(5, 9 << 20)).unwrap();
-    pack(&inputs(&root), &root.join("whole.tar"), &PackOptions::default()).unwrap();
-    assert!(run(work, &root, usize::MAX).0);
+    let packed = pack(&inputs(&root), &root.join("whole.tar"), &PackOptions::default()).unwrap();
+    if recorded {
+        record(&root, &packed);
+    }
+    assert!(run(work, &root, usize::MAX).ended);
     let expected = result(&root);
     reset(&root);
 
     let mut random = noise(99, 1 << 16).into_iter();
     let (mut killed, mut before) = (0, 0);
     while killed < kills() {
-        let (ended, done, resumed) = run(work, &root, 1 + usize::from(random.next().unwrap()) % 4);
-        if before > LEAST_KEPT {
-            assert!(resumed + LEAST_KEPT >= before, "{resumed} bytes were kept of {before}");
-        }
-        before = if ended { 0 } else { done };
-        if ended {
+        let now = run(work, &root, 1 + usize::from(random.next().unwrap()) % 4);
+        let again = u64::saturating_sub(before, now.resumed);
+        assert!(again <= MOST_AGAIN + HEADS, "{again} bytes are read again: {before} were, {} are kept", now.resumed);
+        if now.ended {
             assert_eq!(result(&root), expected);
             reset(&root);
+            before = 0;
         } else {
+            before = match work {
+                // All was done already, and the next run has its own.
+                _ if named(&root) => 0,
+                // A stream comes from its beginning again: what was done is passed over, not looked at.
+                "stream" => now.read,
+                _ => now.resumed + now.read,
+            };
             killed += 1;
         }
     }
-    assert!(run(work, &root, usize::MAX).0);
+    assert!(run(work, &root, usize::MAX).ended);
     assert_eq!(result(&root), expected);
+}
+
+/// Whether what was made has its name.
+fn named(root: &Utf8Path) -> bool {
+    let site = Site::new(&root.join("site"));
+    ["out.tar", "out.tar.001"].iter().any(|name| root.join(name).exists()) || !site.contents().unwrap().is_empty()
 }
 
 fn file_digest(path: &Utf8Path) -> String {
@@ -177,7 +224,9 @@ fn a_killed_create_goes_on_and_gives_the_same_bytes() {
         assert_eq!(file_digest(&root.join("out.tar")), file_digest(&root.join("whole.tar")));
         file_digest(&root.join("out.tar"))
     };
-    check("create", result, |root| std::fs::remove_file(root.join("out.tar")).unwrap());
+    for recorded in [false, true] {
+        check("create", recorded, result, |root| std::fs::remove_file(root.join("out.tar")).unwrap());
+    }
 }
 
 #[test]
@@ -186,9 +235,18 @@ fn killed_volumes_go_on_and_give_the_same_bytes() {
         let volumes = (1..=4).map(|n| std::fs::read(root.join(format!("out.tar.{n:03}"))).unwrap());
         textnlp_models::Digest::of(&volumes.collect::<Vec<_>>().concat()).to_string()
     };
-    check("volumes", result, |root| {
+    check("volumes", false, result, |root| {
         (1..=4).for_each(|n| std::fs::remove_file(root.join(format!("out.tar.{n:03}"))).unwrap())
     });
+}
+
+#[test]
+fn a_killed_delta_goes_on_and_gives_the_same_bytes() {
+    let result = |root: &Utf8Path| {
+        assert!(!root.join("out.tar.partial").exists() && !root.join("out.tar.partial.journal").exists());
+        file_digest(&root.join("out.tar"))
+    };
+    check("delta", false, result, |root| std::fs::remove_file(root.join("out.tar")).unwrap());
 }
 
 fn installed(root: &Utf8Path) -> String {
@@ -200,10 +258,10 @@ fn installed(root: &Utf8Path) -> String {
 
 #[test]
 fn a_killed_unpack_goes_on_and_gives_the_same_tree() {
-    check("unpack", installed, |root| std::fs::remove_dir_all(root.join("site")).unwrap());
+    check("unpack", false, installed, |root| std::fs::remove_dir_all(root.join("site")).unwrap());
 }
 
 #[test]
 fn a_killed_unpack_from_a_stream_goes_on_too() {
-    check("stream", installed, |root| std::fs::remove_dir_all(root.join("site")).unwrap());
+    check("stream", false, installed, |root| std::fs::remove_dir_all(root.join("site")).unwrap());
 }

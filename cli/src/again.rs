@@ -30,6 +30,7 @@ impl Again {
             ("--server", typed(text(&global.server), "TEXTNLP_SERVER")),
         ];
         changes.extend(flags.into_iter().filter_map(|(flag, value)| Some((flag, value?))));
+        changes.extend(global.take_ownership.iter().map(|field| ("--take-ownership", field.clone())));
         // Where a variable names a file, `--env` beside it would be refused: the file is named again.
         Self { file: text(&global.file), state_dir: typed(text(&global.state_dir), "TEXTNLP_STATE_DIR"), changes }
     }

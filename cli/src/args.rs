@@ -61,6 +61,9 @@ pub struct Global {
     /// Agrees to the plan without being asked
     #[arg(long, short = 'y', global = true, env = "TEXTNLP_YES", help_heading = "Behaviour")]
     pub yes: bool,
+    /// Takes a field of objects in clusters from whoever owns it, as a refusal names it: `--take-ownership spec.replicas`; may be repeated
+    #[arg(long, global = true, value_name = "FIELD", help_heading = "Behaviour")]
+    pub take_ownership: Vec<String>,
     /// Why, for the journal
     #[arg(long, global = true, env = "TEXTNLP_REASON", value_name = "TEXT", help_heading = "Behaviour")]
     pub reason: Option<String>,
@@ -176,6 +179,9 @@ pub enum Command {
     /// Copies that bring the deployment back: made, listed, proven, let go
     #[command(subcommand)]
     Backup(crate::backup_args::Backup),
+    /// Who is told when something is wrong: a test message, what is wrong now
+    #[command(subcommand)]
+    Alert(crate::alert_args::Alert),
     /// Brings a deployment back from a copy, also onto a bare machine
     Restore(crate::backup_args::Restore),
     /// Text from the running environment
@@ -259,8 +265,11 @@ pub struct Plan {
     #[arg(long)]
     pub exit_code: bool,
     /// Plans the removal instead
-    #[arg(long)]
+    #[arg(long, conflicts_with = "gated")]
     pub down: bool,
+    /// Plans a gate in front of what is replaced or no longer wanted, as `up --gated` does
+    #[arg(long)]
+    pub gated: bool,
     /// Plans the removal of data too; the environment's name, typed
     #[arg(long, value_name = "ENV", requires = "down")]
     pub delete_data: Option<String>,
@@ -291,8 +300,11 @@ pub struct Apply {
 #[derive(Debug, Default, Args)]
 pub struct Up {
     /// Does not measure the gate at the end
-    #[arg(long)]
+    #[arg(long, conflicts_with = "gated")]
     pub no_gate: bool,
+    /// Removes what is replaced or no longer wanted only when the new passes the gate
+    #[arg(long)]
+    pub gated: bool,
     /// The prompt of the first text
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,

@@ -24,6 +24,9 @@ pub enum Backup {
     /// What the supervisor runs
     #[command(hide = true)]
     Run(Run),
+    /// Takes the parts of a PostgreSQL's log: what the supervisor keeps running
+    #[command(hide = true)]
+    Archive(Archive),
 }
 
 /// See [`Backup::Create`].
@@ -93,11 +96,26 @@ pub struct Run {
     pub order: Utf8PathBuf,
 }
 
+/// See [`Backup::Archive`].
+#[derive(Debug, Args)]
+pub struct Archive {
+    /// The state folder of the environment
+    #[arg(long)]
+    pub folder: Utf8PathBuf,
+    /// What the environment says of copies
+    #[arg(long)]
+    pub order: Utf8PathBuf,
+    /// The folder of the PostgreSQL
+    #[arg(long)]
+    pub postgres: Utf8PathBuf,
+}
+
 /// See `Command::Restore`.
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// The copy
-    pub backup: Utf8PathBuf,
+    /// The copy; with --at also a folder of them [default with --at: the environment's own]
+    #[arg(required_unless_present = "at")]
+    pub backup: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub opening: Opening,
     /// Puts it in the place of the same deployment's state; the environment's name, typed. What is replaced is kept beside
@@ -106,7 +124,7 @@ pub struct Restore {
     /// Runs `up` right after
     #[arg(long)]
     pub up: bool,
-    /// A moment to go back to, which takes PostgreSQL
+    /// A moment to go back to, with its zone: 2026-11-20T12:00:00Z. Takes `backup.point_in_time`; what was stored in that very moment is there
     #[arg(long, value_name = "TIME")]
     pub at: Option<String>,
 }

@@ -1,19 +1,21 @@
 //! The providers that are linked into this program: the only place that names them.
 
+#[cfg(feature = "kubernetes")]
+mod cluster;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::FetchOptions;
-pub use textnlp_onprem::{Beside, SiteCopy};
+pub use textnlp_onprem::{Beside, SiteCopy, archive_socket};
 use textnlp_onprem::{FileSecretStore, OnPrem, Options, fault, supervise};
 use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
 use textnlp_orchestrator::dr::talk::Places;
-use textnlp_orchestrator::dr::told;
 use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
-use textnlp_provider::{Lineage, Provider, Secret, SecretStore, SiteName};
+use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, told};
 
 /// One row of `providers`.
 pub struct Row {
@@ -72,7 +74,8 @@ pub const PROVIDERS: &[Row] = &[
             "traffic.health_path=none",
             "monitoring.retention=none",
             "monitoring.alerts=none",
-            "monitoring.receivers=none",
+            "monitoring.alerts.latency=none",
+            "monitoring.alerts.error_rate=none",
             "scaling.max=none",
             "cluster.version=none",
             "cluster.max_nodes=1",
@@ -88,13 +91,55 @@ pub const PROVIDERS: &[Row] = &[
         name: "kubernetes",
         about: "any conformant cluster",
         runtimes: &["kubernetes"],
-        choices: &[],
-        missing: Some(LATER),
+        choices: &[
+            "database.kind=postgres/external",
+            "cache.kind=memory",
+            "tls.mode=local-ca",
+            "gpu.size=none",
+            "dr.mode=none",
+            "traffic.mode=gateway",
+            "monitoring.stack=false",
+            "monitoring.stack=true",
+            "state.store=local",
+            "state.store=s3",
+            "state.store=gs",
+            "state.store=az",
+            "network.waf=false",
+            "network.policies=false",
+            "network.policies=true",
+            "network.subnets=none",
+            "network.open_ports=none",
+            "network.private_ca=none",
+            "account.permission_boundary=none",
+            "account.existing_role=none",
+            "backup.enabled=false",
+            "replication.database.mode=none",
+            "rollout.strategy=rolling",
+            "rollout.bake=none",
+            "rollout.deadline=none",
+            "traffic.ttl=none",
+            "traffic.health_path=none",
+            "monitoring.retention=none",
+            "monitoring.alerts=none",
+            "monitoring.alerts.latency=none",
+            "monitoring.alerts.error_rate=none",
+            "cluster.version=none",
+            "cluster.restricted=true",
+            "cache.max_size=default",
+            "storage.archive_after=none",
+            "storage.existing_key=none",
+            "registry.url=none",
+            "features=none",
+        ],
+        missing: if cfg!(feature = "kubernetes") { None } else { Some(FEATURE) },
     },
     Row { name: "aws", about: "Amazon Web Services", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
     Row { name: "gcp", about: "Google Cloud", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
     Row { name: "azure", about: "Microsoft Azure", runtimes: &["kubernetes"], choices: &[], missing: Some(LATER) },
 ];
+
+/// What was left out when this program was built.
+const FEATURE: &str = "it was left out when this program was built: build it with `--features kubernetes`";
 
 const LATER: &str = "not in this version: it comes with a later release";
 
@@ -120,25 +165,29 @@ pub fn secrets(folder: &Utf8Path) -> Arc<FileSecretStore> {
     Arc::new(FileSecretStore::new(folder.join(SECRETS)))
 }
 
-/// The provider of a name, for an environment whose state lies in `folder`.
+/// The provider of a name, for an environment whose state lies in `folder`; `take` are the fields that it takes from whoever owns them.
 pub fn provider(
     name: &str,
     folder: &Utf8Path,
     secrets: Arc<dyn SecretStore>,
     environment: &Environment,
+    site: &SiteName,
+    take: &[String],
 ) -> anyhow::Result<Arc<dyn Provider>> {
-    anyhow::ensure!(name == "onprem", "provider `{name}` is not linked into this program");
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     let mut options = Options::new(folder.to_owned(), program)?;
-    options.secrets = secrets;
+    options.secrets = secrets.clone();
+    #[cfg(feature = "kubernetes")]
+    if name == cluster::NAME {
+        // Nothing is served by this machine: it keeps the site's secrets and issues its certificate.
+        options.serves_elsewhere = true;
+        return Ok(Arc::new(cluster::InCluster::new(OnPrem::new(options), secrets, environment, site, take)?));
+    }
+    anyhow::ensure!(name == "onprem", "provider `{name}` is not linked into this program");
+    anyhow::ensure!(take.is_empty(), "--take-ownership is of objects in clusters, and site {site} is in none");
     options.minimum = environment.phase.minimum();
     options.minimum.blocks &= !environment.prerequisites.allow_below_minimum;
     options.models = fetching(environment)?;
-    if let Some(secret) = environment.dns.as_ref().map(|dns| &dns.key.secret)
-        && let Some(value) = secret.read()
-    {
-        options.given.insert(secret.to_string(), Secret::new(value));
-    }
     if let Some(cache) = model_folder(environment)? {
         options.model_cache = cache;
     }
@@ -196,6 +245,16 @@ pub fn seed(
 /// An empty PostgreSQL on this machine, to prove a dump on; `place` is a folder that goes after it.
 pub fn postgres_beside(place: &Utf8Path) -> anyhow::Result<Beside> {
     Beside::make(place).map_err(anyhow::Error::msg)
+}
+
+/// A folder for the files of a PostgreSQL of this very version, with its programs; see [`postgres_beside`].
+pub fn postgres_files_beside(place: &Utf8Path, version: u32) -> anyhow::Result<Beside> {
+    Beside::empty(place, version).map_err(anyhow::Error::msg)
+}
+
+/// What is missing on this machine to read the files of a PostgreSQL of this version.
+pub fn postgres_lacks(version: u32) -> Option<String> {
+    Beside::lacks(version)
 }
 
 /// The processes that a site's service is made of, as far as they run on this machine.
@@ -313,6 +372,17 @@ fn local(fault: &Fault) -> Result<fault::Fault, String> {
 
 fn site(name: &str) -> Result<SiteName, String> {
     SiteName::new(name).map_err(|e| told(&e))
+}
+
+/// What a site of an environment is bound to: a cluster is its API server, whatever it is called; any other what the environment names,
+/// else what is found.
+pub fn account_of(environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String> {
+    #[cfg(feature = "kubernetes")]
+    if provider == cluster::NAME {
+        return cluster::account(environment, &site.name);
+    }
+    let _ = environment;
+    Ok(if site.account.is_empty() { account(provider) } else { site.account.clone() })
 }
 
 /// What a site's lineage is bound to when the environment names no account: for machines of one's own, the machine.

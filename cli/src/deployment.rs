@@ -61,10 +61,8 @@ impl<'a> Deployment<'a> {
         for (PlaceOf { provider, .. }, (mut site, components)) in
             environment::places(environment).into_iter().zip(components)
         {
-            if site.account.is_empty() {
-                site.account = clouds::account(&provider);
-            }
-            let mut here = road_site(&chosen.folder, environment, &site, &provider)?;
+            site.account = account(environment, &site, &provider)?;
+            let mut here = road_site(session, &chosen.folder, environment, &site, &provider)?;
             for component in &components {
                 match here.provider.lower(component, &site) {
                     Ok(wanted) => here.wanted.extend(wanted),
@@ -87,10 +85,8 @@ impl<'a> Deployment<'a> {
         let environment = &chosen.loaded.environment;
         let mut sites = BTreeMap::new();
         for PlaceOf { provider, mut site } in environment::places(environment) {
-            if site.account.is_empty() {
-                site.account = clouds::account(&provider);
-            }
-            sites.insert(site.name.clone(), road_site(&chosen.folder, environment, &site, &provider)?);
+            site.account = account(environment, &site, &provider)?;
+            sites.insert(site.name.clone(), road_site(session, &chosen.folder, environment, &site, &provider)?);
         }
         let apart = BTreeSet::new();
         Deployment { session, chosen, sites, apart, release: None, lock_path, store }.only_site()
@@ -126,6 +122,7 @@ impl<'a> Deployment<'a> {
             operator: operator(self.session),
             clock: Arc::new(SystemClock),
             events,
+            gates: None,
             limits: Limits::default(),
         }
     }
@@ -150,7 +147,20 @@ impl<'a> Deployment<'a> {
     }
 }
 
+fn account(environment: &Environment, site: &textnlp_provider::Site, provider: &str) -> Result<String, Failure> {
+    clouds::account_of(environment, site, provider).map_err(|error| {
+        // What cannot be reached for want of a file is said before anything is asked.
+        let hint = error.downcast_ref::<textnlp_provider::Error>().and_then(|error| error.hint.clone());
+        let failure = Failure::usage("no_way_in", error.context(format!("site {} cannot be reached", site.name)));
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })
+}
+
 fn road_site(
+    session: &Session,
     folder: &Utf8Path,
     environment: &Environment,
     site: &textnlp_provider::Site,
@@ -163,8 +173,8 @@ fn road_site(
         runtime: site.runtime.clone(),
     };
     let secrets = clouds::secrets(folder);
-    let provider =
-        clouds::provider(provider, folder, secrets, environment).map_err(|e| Failure::usage("not_available", e))?;
+    let provider = clouds::provider(provider, folder, secrets, environment, &site.name, &session.global.take_ownership)
+        .map_err(|e| Failure::usage("not_available", e))?;
     Ok(RoadSite { place, provider, protect_data: site.protect_data, wanted: Vec::new() })
 }
 
@@ -231,11 +241,13 @@ pub fn artifacts(session: &Session, environment: &Environment, console: Console)
 /// the record needs none of them.
 fn given(environment: &Environment) -> BTreeMap<String, String> {
     let database = &environment.database;
-    let url = database.url.as_ref().and_then(|url| match url {
+    let addresses = database.url.iter().chain(environment.monitoring.receivers.values());
+    let addresses = addresses.filter_map(|address| match address {
         Address::Secret(secret) => Some(secret),
         Address::Url(_) => None,
     });
-    let marked = url.into_iter().chain(&database.password).filter_map(|secret| {
+    let key = environment.dns.as_ref().map(|dns| &dns.key.secret);
+    let marked = addresses.chain(&database.password).chain(key).filter_map(|secret| {
         let given = Given { source: secret.to_string(), version: String::new() };
         let value = given.read()?;
         Some((given.source.clone(), given.mark(environment.environment.as_str(), value.expose())))

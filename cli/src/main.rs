@@ -5,6 +5,7 @@
 #![allow(unreachable_pub)]
 
 mod again;
+mod alert_args;
 mod args;
 mod backup_args;
 mod bundle_args;
@@ -20,6 +21,7 @@ mod session;
 mod signals;
 mod state_args;
 mod stores;
+mod workplace;
 
 use std::process::ExitCode;
 

@@ -1,5 +1,6 @@
 //! A plan as people and programs read it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -19,8 +20,8 @@ pub fn text(plan: &Plan) -> String {
             let _ = writeln!(out, "        {}", field(change));
         }
     }
-    for blocked in &plan.blocked {
-        let _ = writeln!(out, "  ! {:<34} cannot be planned: {}", blocked.resource.as_str(), blocked.because);
+    for (names, because) in blocked(plan) {
+        let _ = writeln!(out, "  ! {names:<34} cannot be planned: {because}");
     }
     for kept in &plan.retained {
         let _ = writeln!(out, "  = {:<34} kept: {}", kept.resource.as_str(), kept.because);
@@ -35,8 +36,12 @@ pub fn text(plan: &Plan) -> String {
 /// One line: how many of each.
 pub fn sum(plan: &Plan) -> String {
     let s = &plan.summary;
+    let undone = match plan.blocked.len() {
+        0 => String::new(),
+        count => format!(" {count} cannot be planned now and stay as they are."),
+    };
     if !plan.has_changes() {
-        return format!("Nothing to do: {} resources are as they should be.", s.unchanged);
+        return format!("Nothing to do: {} resources are as they should be.{undone}", s.unchanged);
     }
     let mut parts = Vec::new();
     for (count, word) in
@@ -50,7 +55,33 @@ pub fn sum(plan: &Plan) -> String {
         parts.push(format!("{} decided on the way", s.possible));
     }
     parts.push(format!("{} unchanged", s.unchanged));
-    format!("Plan: {}.", parts.join(", "))
+    format!("Plan: {}.{undone}", parts.join(", "))
+}
+
+/// What cannot be planned, and why. Many resources of one site with one reason, such as a site that does not answer, are named together.
+pub fn blocked(plan: &Plan) -> Vec<(String, &str)> {
+    const TOGETHER: usize = 4;
+    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for blocked in &plan.blocked {
+        let names = reasons.entry((blocked.resource.site(), blocked.because.as_str())).or_default();
+        names.push(blocked.resource.as_str());
+    }
+    let mut lines = Vec::new();
+    for ((site, because), names) in reasons {
+        match names.len() {
+            count if count >= TOGETHER => lines.push((format!("{count} resources of site {site}"), because)),
+            _ => lines.extend(names.into_iter().map(|name| (name.to_owned(), because))),
+        }
+    }
+    lines
+}
+
+/// The sites of which nothing can be planned, and those that can be worked on.
+pub fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let steps = plan.steps.iter().map(|step| &step.resource);
+    let works: BTreeSet<&str> = plan.unchanged.iter().chain(steps).map(|id| id.site()).collect();
+    let away = plan.blocked.iter().map(|blocked| blocked.resource.site()).filter(|site| !works.contains(site));
+    (away.collect(), works)
 }
 
 /// The counts, as every document that holds a plan has them.
@@ -65,10 +96,14 @@ pub fn document(plan: &Plan, facts: &Facts, currency: &str) -> Value {
         .steps
         .iter()
         .map(|step| {
-            json!({
+            let mut document = json!({
                 "id": step.id, "resource": step.resource, "kind": step.kind, "site": step.site, "action": action(step),
                 "after": step.after, "changes": step.changes, "because": step.because,
-            })
+            });
+            if let Node::Gate(gate) = &step.node {
+                document["gate"] = json!(gate);
+            }
+            document
         })
         .collect();
     json!({
@@ -117,8 +152,10 @@ fn action(step: &Step) -> &'static str {
         Node::Call(Call::Update { .. }) => "update",
         Node::Call(Call::Delete { .. }) => "delete",
         Node::OneOf(_) => "possible",
+        Node::Gate(_) => "gate",
         Node::Note(Note::Adopt { .. }) => "adopt",
         Node::Note(Note::Remember { .. }) => "remember",
+        Node::Note(Note::Return { .. }) => "return",
         Node::Note(Note::Forget) => "forget",
         _ => "other",
     }
@@ -132,6 +169,7 @@ fn sign(step: &Step) -> char {
         Node::Call(Call::Delete { .. }) => '-',
         Node::OneOf(one) if one.alternatives.iter().any(|a| a.branch == Branch::Replace) => '?',
         Node::OneOf(_) => '?',
+        Node::Gate(_) => '◇',
         _ => '·',
     }
 }

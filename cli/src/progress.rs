@@ -84,6 +84,19 @@ impl Events for Progress {
             What::Retrying { resource, because, in_ms } => {
                 self.line(format!("  … {resource}: {because}; again in {in_ms} ms"));
             }
+            What::GateAsked { site } => {
+                self.line(format!("  ◇ {site}: measured from outside before anything of the old goes"))
+            }
+            What::GateAnswered { site, shut_because } if shut_because.is_empty() => {
+                self.line(format!("  {} {site}: the gate is open", self.console.paint("32", "◇")));
+            }
+            What::GateAnswered { site, shut_because } => {
+                self.line(format!(
+                    "  {} {site}: the gate is shut: {}",
+                    self.console.paint("31", "◇"),
+                    shut_because.join("; ")
+                ));
+            }
             What::Chose { .. } | What::Noted { .. } => {}
             What::Done { resource, verb, ms } => {
                 self.wait_for(resource.to_string(), None);

@@ -13,7 +13,8 @@ use clap::{Args, Subcommand};
     Changing (each says first what it would do, and asks):\n  \
     textnlp-deploy state repair                               what is damaged, and what can be done without a guess\n  \
     textnlp-deploy state move --to s3://bucket/prefix         into another store\n  \
-    textnlp-deploy state import --lineage UUID                a lost state again, from what the providers show")]
+    textnlp-deploy state import --lineage UUID                a lost state again, from what the providers show\n  \
+    textnlp-deploy state import --from-tfstate state.json     what a Terraform state names, and why the rest is left")]
 pub enum State {
     /// What is recorded, and which operations are open
     List,
@@ -97,6 +98,9 @@ pub struct Import {
     /// The deployment whose objects are looked for, where the state that knew it is lost
     #[arg(long, value_name = "UUID")]
     pub lineage: Option<uuid::Uuid>,
+    /// A state file of Terraform or OpenTofu (version 4): the objects that it names are asked for
+    #[arg(long, value_name = "FILE", conflicts_with = "objects")]
+    pub from_tfstate: Option<Utf8PathBuf>,
 }
 
 /// See [`crate::args::Command::Hold`].

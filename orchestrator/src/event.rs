@@ -62,6 +62,18 @@ pub enum What {
         /// Milliseconds until the next attempt.
         in_ms: u64,
     },
+    /// What was made is measured from outside before anything of the old goes.
+    GateAsked {
+        /// Of which site.
+        site: SiteName,
+    },
+    /// A gate was measured: open where nothing speaks against it.
+    GateAnswered {
+        /// Of which site.
+        site: SiteName,
+        /// Every reason why it is shut.
+        shut_because: Vec<String>,
+    },
     /// What the planned alternatives left open was decided.
     Chose {
         /// On what.

@@ -24,7 +24,7 @@ pub fn terraform(environment: &EnvironmentName, lineage: Lineage, holdings: &BTr
         needs.sort();
         needs.dedup();
         let input = json!({
-            "resource": id, "kind": recorded.kind, "site": recorded.site, "id": recorded.cloud_id, "spec": recorded.spec,
+            "resource": id, "lineage": lineage, "kind": recorded.kind, "site": recorded.site, "id": recorded.cloud_id, "spec": recorded.spec,
             "outputs": recorded.outputs, "protected": recorded.protected,
         });
         let mut resource = json!({ "input": literal(input) });

@@ -11,11 +11,11 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use textnlp_provider::{
     EnvironmentName, Lineage, Object, Observed, OperationId, Ownership, Problem, Problems, Provider, ResourceId, Scope,
-    SiteName, Wanted, Why,
+    SiteName, Wanted, Why, told,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{ApplyError, Drive, Limits, Outcome, apply, recover};
+use crate::apply::{ApplyError, Drive, Gates, Limits, Outcome, apply, recover};
 use crate::clock::Clock;
 use crate::event::{Event, Events, What};
 use crate::plan::{
@@ -41,6 +41,8 @@ pub struct Road<'a> {
     pub clock: Arc<dyn Clock>,
     /// Who listens.
     pub events: &'a dyn Events,
+    /// Who measures at gates; where there is nobody, they stay shut.
+    pub gates: Option<&'a dyn Gates>,
     /// How much at once.
     pub limits: Limits,
 }
@@ -65,6 +67,8 @@ pub struct Ask {
     pub purpose: Purpose,
     /// Whether what holds data may be removed: a person typed the environment's name.
     pub delete_data: bool,
+    /// Whether what is replaced or no longer wanted goes only when the new was measured from outside.
+    pub gated: bool,
 }
 
 /// Where a road led.
@@ -80,6 +84,11 @@ pub struct Arrival {
     pub recovered: usize,
     /// What had to be mended in the journals.
     pub mended: Vec<String>,
+}
+
+impl Ask {
+    /// `up` as it is without any flag.
+    pub const UP: Self = Self { purpose: Purpose::Up, delete_data: false, gated: false };
 }
 
 impl Arrival {
@@ -184,7 +193,8 @@ pub async fn travel(
 
 /// Goes the whole way by a plan that somebody agreed to before: exactly that one, or none.
 pub async fn travel_as_planned(road: &Road<'_>, saved: &Plan, stop: &CancellationToken) -> Result<Arrival, RoadError> {
-    let ask = Ask { purpose: saved.purpose, delete_data: saved.delete_data };
+    let gated = saved.steps.iter().any(|step| matches!(step.node, Node::Gate(_)));
+    let ask = Ask { purpose: saved.purpose, delete_data: saved.delete_data, gated };
     whole_way(road, ask, Agreement::Saved(saved), stop).await
 }
 
@@ -281,7 +291,8 @@ fn drive<'d>(
     providers: &'d BTreeMap<SiteName, Arc<dyn Provider>>,
     state: &'d mut Locked,
 ) -> Drive<'d> {
-    Drive { providers, state, clock: road.clock.clone(), events: road.events, limits: road.limits }
+    let (clock, events, gates, limits) = (road.clock.clone(), road.events, road.gates, road.limits);
+    Drive { providers, state, clock, events, gates, limits }
 }
 
 fn tell(road: &Road<'_>, what: What) {
@@ -390,6 +401,7 @@ pub async fn read(road: &Road<'_>, state: &State, ask: Ask) -> Result<Facts, Roa
         lineage: state.lineage(),
         is_new: state.is_new(),
         delete_data: ask.delete_data,
+        gated: ask.gated,
         now: road.clock.now(),
         sites,
     })
@@ -426,12 +438,13 @@ async fn read_site(
         holdings,
         observed: Vec::new(),
         open,
+        took: state.took(name),
     };
     for look in 0..LOOKS {
         facts.observed = match site.provider.observe(&scope).await {
             Ok(observed) => observed,
             Err(error) => {
-                let why = Why(error.to_string());
+                let why = Why(told(&error));
                 let all = ours.iter().map(|wanted| &wanted.id).chain(recorded.iter().map(|recorded| &recorded.id));
                 all.map(|id| (id.clone(), Observed::Unknown(why.clone()))).collect()
             }
@@ -445,7 +458,7 @@ async fn read_site(
         let Ownership::External(id) = &wanted.ownership else { continue };
         let seen = match site.provider.read(&wanted.kind, id).await {
             Ok(seen) => seen,
-            Err(error) => Observed::Unknown(Why(error.to_string())),
+            Err(error) => Observed::Unknown(Why(told(&error))),
         };
         facts.observed.push((wanted.id.clone(), seen));
     }
@@ -462,8 +475,6 @@ fn cloud_id(seen: &Observed) -> Option<&textnlp_provider::CloudId> {
 
 /// How long to wait for recorded objects that are so young that they may not be listed yet.
 fn settling(facts: &SiteFacts, now: Timestamp) -> Option<Duration> {
-    let shown: BTreeSet<&ResourceId> =
-        facts.observed.iter().filter(|(_, seen)| *seen != Observed::Absent).map(|(id, _)| id).collect();
     let kinds: BTreeMap<&str, Duration> = facts
         .provider
         .kinds()
@@ -471,6 +482,21 @@ fn settling(facts: &SiteFacts, now: Timestamp) -> Option<Duration> {
         .map(|kind| (kind.name, kind.settles))
         .filter(|(_, time)| !time.is_zero())
         .collect();
+    if kinds.is_empty() {
+        return None;
+    }
+    // One that was replaced and is still there says nothing about the one in use.
+    let is_old = |id: &ResourceId, object: &Object| {
+        let holding = facts.holdings.get(id);
+        holding.is_some_and(|holding| holding.old.iter().any(|old| old.recorded.cloud_id == object.cloud_id))
+    };
+    let is_shown = |id: &ResourceId, seen: &Observed| match seen {
+        Observed::Present(object) => !is_old(id, object),
+        Observed::Unknown(_) => true,
+        Observed::Absent => false,
+    };
+    let shown: BTreeSet<&ResourceId> =
+        facts.observed.iter().filter(|(id, seen)| is_shown(id, seen)).map(|(id, _)| id).collect();
     let waits = facts.holdings.iter().filter(|(id, _)| !shown.contains(id)).filter_map(|(_, holding)| {
         let settles = *kinds.get(holding.current.as_ref()?.kind.as_str())?;
         crate::state::within(now, holding.since, settles).then_some(settles / (LOOKS - 1))

@@ -348,6 +348,9 @@ fn line(site: &SiteName, record: Record, operations: &mut BTreeMap<OperationId, 
             (Some(resource.clone()), format!("chose {branch} for {resource}{why}"))
         }
         Entry::Noted { resource, what, .. } => (Some(resource.clone()), format!("{what} {resource}")),
+        Entry::Returned { resource, .. } => {
+            (Some(resource.clone()), format!("went back to the object before the last of {resource}"))
+        }
         Entry::Forgot { resource, because } => (Some(resource.clone()), format!("forgot {resource}: {because}")),
         Entry::Mended { offset, bytes } => (None, format!("cut {bytes} torn bytes off at byte {offset}")),
     };

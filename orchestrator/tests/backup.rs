@@ -226,6 +226,7 @@ fn facts(at: Timestamp, bytes: u64, sha256: String) -> Facts {
         models: false,
         scheduled: false,
         tool: "test".into(),
+        bases: Default::default(),
     }
 }
 

@@ -19,6 +19,7 @@ mod allowance;
 pub mod auth;
 mod chat;
 mod models;
+mod models_role;
 mod ready;
 mod ready_role;
 mod record;

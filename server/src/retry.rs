@@ -47,7 +47,8 @@ where
     }
 }
 
-fn spread() -> f64 {
+/// A number from 0 to 1, another one each time.
+pub(crate) fn spread() -> f64 {
     f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0
 }
 

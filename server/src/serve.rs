@@ -15,6 +15,7 @@ use crate::error::chain;
 use crate::gateway;
 use crate::keys_role::{KeysError, keys};
 use crate::log;
+use crate::models_role::{DeliveryError, deliver};
 use crate::postgres;
 use crate::ready_role;
 use crate::server::{Server, StartError};
@@ -31,9 +32,15 @@ pub struct ServeArgs {
     /// With `--role migrate`: the schema to go to, instead of the newest
     #[arg(long, value_name = "N")]
     pub to: Option<u32>,
-    /// With `--role backup`: the file that the copy becomes
+    /// With `--role backup`, `base` and `fetch`: the file that is made
     #[arg(long, value_name = "FILE")]
     pub out: Option<Utf8PathBuf>,
+    /// With `--role archive` and `fetch`: the part of the log
+    #[arg(long, value_name = "PART")]
+    pub segment: Option<Utf8PathBuf>,
+    /// With `--role keys`: the command, instead of standard input
+    #[arg(long = "do", value_name = "JSON")]
+    pub command: Option<String>,
 }
 
 /// What a process is.
@@ -51,6 +58,8 @@ pub enum Role {
     Database,
     /// Does one JSON command about API keys from standard input
     Keys,
+    /// Fetches the models of a list into their folders, proves each by its digest, prints {"models"} and ends
+    Models,
     /// Keeps a site's control data equal to that of the other sites
     Watch,
     /// Keeps who is primary
@@ -59,6 +68,14 @@ pub enum Role {
     Postgres,
     /// Copies the database into a file while it is used, prints {"schema", "keys", "usage", "bytes"} and ends
     Backup,
+    /// Copies the files of a PostgreSQL of our own, from which its archived log goes on, prints what they are and ends
+    Base,
+    /// Hands a part of a PostgreSQL's log to whoever archives it: what PostgreSQL runs
+    #[value(hide = true)]
+    Archive,
+    /// Asks the archive for a part of a PostgreSQL's log: what PostgreSQL runs
+    #[value(hide = true)]
+    Fetch,
     /// Asks the server of this configuration whether it takes requests, and ends: for health checks
     Ready,
 }
@@ -81,6 +98,9 @@ pub enum ServeError {
     /// A key command; what is wrong with it is on standard output.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The delivery of models.
+    #[error(transparent)]
+    Models(#[from] DeliveryError),
     /// The watch or the witness.
     #[error(transparent)]
     Control(#[from] control::Error),
@@ -99,9 +119,18 @@ pub enum ServeError {
     /// An argument that does not belong to the role.
     #[error("--to is only for --role migrate")]
     To,
+    /// An argument that does not belong to the role.
+    #[error("--do JSON is only for --role keys")]
+    Do,
     /// An argument that does not belong to the role, or is missing.
-    #[error("--out FILE belongs to --role backup, and only to it")]
+    #[error("--out FILE belongs to --role backup, base and fetch, and only to them")]
     Out,
+    /// An argument that does not belong to the role, or is missing.
+    #[error("--segment PART belongs to --role archive and fetch, and only to them")]
+    Segment,
+    /// A part of a PostgreSQL's log; and whether it was asked for.
+    #[error("the log of PostgreSQL")]
+    Step(#[source] postgres::StepError, bool),
     /// The copy of the database.
     #[error("copy the database")]
     Copy(#[source] StoreError),
@@ -118,6 +147,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Role::Gateway => std::thread::available_parallelism().map_or(2, usize::from).min(8),
         Role::Border | Role::Watch | Role::Witness => 2,
         Role::Migrate | Role::Database | Role::Keys | Role::Postgres | Role::Backup | Role::Ready => 1,
+        Role::Base | Role::Archive | Role::Fetch | Role::Models => 1,
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("http").enable_all().build();
@@ -134,10 +164,10 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
-            ExitCode::from(if matches!(error, ServeError::Config(_) | ServeError::To | ServeError::Out) {
-                2
-            } else {
-                1
+            ExitCode::from(match &error {
+                ServeError::Config(_) | ServeError::Do | ServeError::To | ServeError::Out | ServeError::Segment => 2,
+                ServeError::Step(step, fetches) => step.status(*fetches),
+                _ => 1,
             })
         }
     }
@@ -148,8 +178,14 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
     if args.to.is_some() && args.role != Role::Migrate {
         return Err(ServeError::To);
     }
-    if args.out.is_some() != (args.role == Role::Backup) {
+    if args.command.is_some() && args.role != Role::Keys {
+        return Err(ServeError::Do);
+    }
+    if args.out.is_some() != matches!(args.role, Role::Backup | Role::Base | Role::Fetch) {
         return Err(ServeError::Out);
+    }
+    if args.segment.is_some() != matches!(args.role, Role::Archive | Role::Fetch) {
+        return Err(ServeError::Segment);
     }
     match args.role {
         Role::Server => server(Config::read(&args.config)?).await,
@@ -194,14 +230,37 @@ pub async fn serve(args: ServeArgs) -> Result<(), ServeError> {
             let copied = database::copy(&config.database, &to).await.map_err(ServeError::Copy)?;
             print(&serde_json::to_value(copied).map_err(std::io::Error::other)?)
         }
+        Role::Base => {
+            let to = args.out.ok_or(ServeError::Out)?;
+            let copied = postgres::base(&args.config, &to).await?;
+            print(&serde_json::to_value(copied).map_err(std::io::Error::other)?)
+        }
+        Role::Archive => {
+            let part = args.segment.ok_or(ServeError::Segment)?;
+            postgres::step::archive(&args.config, &part).map_err(|error| ServeError::Step(error, false))
+        }
+        Role::Fetch => {
+            let (part, to) = (args.segment.ok_or(ServeError::Segment)?, args.out.ok_or(ServeError::Out)?);
+            postgres::step::fetch(&args.config, &part, &to).map_err(|error| ServeError::Step(error, true))
+        }
+        Role::Models => {
+            log_plainly()?;
+            print(&deliver(&args.config).await?)
+        }
         Role::Ready => {
             let config = Config::read(&args.config)?;
             ready_role::ask(&config.api.listen).await.map_err(ServeError::NotReady)
         }
         Role::Keys => {
             let config = Config::read(&args.config)?;
-            let mut command = String::new();
-            std::io::stdin().take(1 << 20).read_to_string(&mut command)?;
+            let command = match args.command {
+                Some(command) => command,
+                None => {
+                    let mut command = String::new();
+                    std::io::stdin().take(1 << 20).read_to_string(&mut command)?;
+                    command
+                }
+            };
             match keys(&config, &command).await {
                 Ok(answer) => print(&answer),
                 Err(error) => {

@@ -75,6 +75,32 @@ pub fn azurite(tests: &str, folder: &std::path::Path) -> Option<Server> {
     Some(Server::start(&mut command, "successfully listens on http://"))
 }
 
+/// Google Cloud Storage's two protocols by a stand-in of ours, as the ones that can be had do not keep its conditions where our client
+/// speaks to it. `lax` ignores them like those.
+pub fn gcs(tests: &str, lax: bool) -> Option<Server> {
+    // Any Python will do, and the one that checks the stand-in is there for sure.
+    let mut command = Command::new(installed(tests, "python.sh", GCS_CLIENT)?);
+    command.arg(format!("{tests}/gcs.py")).args(lax.then_some("--lax"));
+    Some(Server::start(&mut command, "listening on http://"))
+}
+
+/// What Google's own client says of a stand-in: whether it keeps generation preconditions, and what of them it does not keep.
+pub fn checked_by_google(tests: &str, server: &Server) -> Option<(bool, String)> {
+    let mut command = Command::new(installed(tests, "python.sh", GCS_CLIENT)?);
+    let out = command.arg(format!("{tests}/gcs_check.py")).arg(&server.address).output().expect("start Python");
+    let text = [out.stdout, out.stderr].concat();
+    Some((out.status.success(), String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// A mail server that keeps what it gets in this folder; with a certificate and its key it speaks TLS.
+pub fn mail(tests: &str, folder: &std::path::Path, tls: Option<[&std::path::Path; 2]>) -> Option<Server> {
+    let mut command = Command::new(installed(tests, "python.sh", "aiosmtpd==1.4.6")?);
+    command.arg(format!("{tests}/mail.py")).arg(folder).args(tls.into_iter().flatten());
+    Some(Server::start(&mut command, "listening on http://"))
+}
+
+const GCS_CLIENT: &str = "google-cloud-storage==3.17.1";
+
 /// Where a package is; nothing, said loudly, where it cannot be had, unless everything must be there.
 #[allow(clippy::print_stderr)]
 fn installed(tests: &str, script: &str, package: &str) -> Option<String> {

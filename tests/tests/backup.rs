@@ -97,7 +97,7 @@ fn a_deployment_comes_back_on_a_bare_machine_with_its_keys() {
     std::fs::remove_dir_all(sandbox.folder().join("state")).unwrap();
     let restore = [&["restore", kept.as_str()][..], &with_key].concat();
     refused(elsewhere(&sandbox, &["restore", kept.as_str()]), 2, "sealed");
-    refused(elsewhere(&sandbox, &[&restore[..], &["--at", "2026-11-20T12:00:00Z"]].concat()), 2, "not_available");
+    refused(elsewhere(&sandbox, &[&restore[..], &["--at", "2026-11-20T12:00:00Z"]].concat()), 2, "no_such_moment");
     let other = sandbox.folder().join("elsewhere");
     assert_eq!(sandbox.files(&other), Vec::<String>::new(), "what was refused left nothing");
     let restored = elsewhere(&sandbox, &restore).expect(0).json();
@@ -106,8 +106,9 @@ fn a_deployment_comes_back_on_a_bare_machine_with_its_keys() {
     // Rows are written a moment after their request: of the last ones the copy may know nothing.
     assert!(restored["databases"]["here"]["usage"].as_u64().unwrap() >= 1, "{restored:#}");
 
-    // `up` makes the rest, by the file that came along.
+    // `up` makes the rest, by the file that came along; what asks the service says so until then.
     let whole = restored["environment_file"].as_str().unwrap();
+    refused(elsewhere(&sandbox, &["key", "list", "--file", whole]), 2, "not_up");
     let up = elsewhere(&sandbox, &["up", "--file", whole, "--yes", "--no-gate"]).expect(0).json();
     assert_eq!(up["lineage"], lineage);
     assert_eq!((answers(&sandbox, &first), answers(&sandbox, &second)), (200, 200), "the same keys open");
@@ -117,6 +118,21 @@ fn a_deployment_comes_back_on_a_bare_machine_with_its_keys() {
     // Never over something that is there, unless it is the same and its name is typed.
     refused(elsewhere(&sandbox, &restore), 4, "state_is_there");
     refused(elsewhere(&sandbox, &[&restore[..], &["--replace", "staging"]].concat()), 4, "wrong_name");
+    // Everything that is in the way is said at once, before the backup is opened: this one has no end.
+    let torn = sandbox.folder().join("torn.dump");
+    std::fs::write(&torn, &std::fs::read(&kept).unwrap()[..std::fs::metadata(&kept).unwrap().len() as usize - 100])
+        .unwrap();
+    let restore_torn = [&["restore", torn.as_str(), "--env", "staging"][..], &with_key].concat();
+    let all = refused(elsewhere(&sandbox, &restore_torn), 4, "other_environment")["error"].to_string();
+    for said in [
+        "`staging` was asked for",
+        "holds this deployment already",
+        "runs on the state",
+        "--replace development",
+        "down",
+    ] {
+        assert!(all.contains(said), "{said}: {all}");
+    }
     let replace = [&restore[..], &["--replace", "development"]].concat();
     refused(elsewhere(&sandbox, &replace), 4, "running");
     elsewhere(&sandbox, &["down", "--env", "development", "--yes"]).expect(0);

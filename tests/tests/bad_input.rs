@@ -5,6 +5,7 @@ use std::net::TcpListener;
 
 use camino::Utf8Path;
 use serde_json::{Value, json};
+use textnlp_tests::small::Small;
 use textnlp_tests::{Sandbox, copy, http};
 
 /// One wrong command: what is typed, how it ends, its code for programs, and what its text must say.
@@ -282,40 +283,19 @@ fn a_path_with_spaces_and_umlauts_is_a_path() {
 fn a_disk_too_small_is_refused_with_sizes() {
     let sandbox = Sandbox::new("disk");
     let small = sandbox.folder().join("state");
-    std::fs::create_dir(&small).unwrap();
-    let mount = |args: &[&str]| std::process::Command::new("mount").args(args).arg(small.as_str()).output();
-    if !mount(&["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).is_ok_and(|o| o.status.success()) {
-        eprintln!("SKIPPED: only root may mount a small disk here");
-        return;
-    }
-    let _unmount = Unmount(&small);
+    let Some(_small) = Small::mount(small, "size=8m") else { return };
     let up = ["up", "--env", "development", "--yes", "--no-gate"];
     refused(&sandbox, &wrong(&up, 1, "preflight", &["MB free", "are needed", "--state-dir"]));
     nothing_was_made(&sandbox);
-}
-
-struct Unmount<'a>(&'a Utf8Path);
-
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").args(["-l", self.0.as_str()]).status();
-    }
 }
 
 #[test]
 fn a_disk_that_fills_up_while_it_runs_loses_nothing() {
     let sandbox = Sandbox::new("full");
     let small = sandbox.folder().join("state");
-    std::fs::create_dir(&small).unwrap();
-    let mount =
-        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=700m", "tmpfs", small.as_str()]).output();
-    if !mount.is_ok_and(|o| o.status.success()) {
-        eprintln!("SKIPPED: only root may mount a small disk here");
-        return;
-    }
-    let _unmount = Unmount(&small);
+    let Some(small) = Small::mount(small, "size=700m") else { return };
     sandbox.up("development");
-    let fill = small.join("fill");
+    let fill = small.place().join("fill");
     let mut file = std::fs::File::create(&fill).unwrap();
     let _ = std::io::copy(&mut std::io::repeat(1), &mut file);
     // Now not a byte is free: changes are refused or fail in words, and what runs goes on.

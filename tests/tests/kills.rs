@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use textnlp_tests::bucket::Bucket;
 use textnlp_tests::{Dice, Said, Sandbox, eventually, http, said, signal};
 
 const UP: [&str; 5] = ["up", "--env", "development", "--yes", "--no-gate"];
@@ -68,10 +69,10 @@ fn down_is_right(sandbox: &Sandbox, story: &str) {
     let known = [
         "journal/",
         "reports/",
-        "releases/",
         "evidence/",
         "lease.json",
         "lineage.json",
+        "store.json",
         "lock",
         "development.lock",
         "environment/",
@@ -154,6 +155,74 @@ fn killed_at_random_moments_the_next_run_puts_everything_right() {
     for life in 0..8 {
         a_life_with_kills(&sandbox, &mut dice, &format!("TEXTNLP_TEST_SEED={seed}, life {life}"));
     }
+}
+
+/// How long is waited between two looks at a bucket: they would slow down what they look at.
+const LOOK: Duration = Duration::from_millis(15);
+
+/// A command whose state lies in a bucket, killed when its journal has grown by 1 to `most` batches, or at a random moment within so many
+/// milliseconds. Says whether it was still at work.
+fn killed_in_bucket(
+    sandbox: &Sandbox,
+    bucket: &Bucket,
+    args: &[&str],
+    dice: &mut Dice,
+    most: u64,
+    within: u64,
+) -> bool {
+    let written = || bucket.count("development", "journal/here/batches");
+    let enough = written() + usize::try_from(1 + dice.below(most)).expect("a small number");
+    // The growth and a little more: within a call, between two writes.
+    let (by_growth, late) = (dice.below(4) > 0, Duration::from_millis(dice.below(120)));
+    let at = Instant::now() + Duration::from_millis(dice.below(within));
+    let now = || {
+        std::thread::park_timeout(LOOK);
+        let over = if by_growth { written() >= enough } else { Instant::now() > at };
+        if over {
+            std::thread::park_timeout(late);
+        }
+        over
+    };
+    let (said, alive) = killed(sandbox, args, now);
+    assert!(alive || said.exit == 0, "it failed by itself: {}\n{}", said.out, said.err);
+    alive
+}
+
+/// One life in a bucket: `up` and `down` killed twice each, and each of them once more until it ends. How often it was killed at work.
+fn a_life_in_a_bucket(seed: u64, life: u64) -> usize {
+    let Some(bucket) = Bucket::start() else { return 4 };
+    let story = format!("TEXTNLP_TEST_SEED={seed}, life {life} in a bucket");
+    let mut dice = Dice(seed ^ life.wrapping_mul(0x9e37_79b9));
+    let mut sandbox = Sandbox::new("bucket");
+    sandbox.variables.extend(bucket.variables());
+    let mut kills = 0;
+    // Whoever comes after a killed one waits first, and may be killed while it waits.
+    for (most, within) in [(5, 1_500), (3, 25_000)] {
+        kills += usize::from(killed_in_bucket(&sandbox, &bucket, &UP, &mut dice, most, within));
+    }
+    up_is_right(&sandbox, &story);
+    for (most, within) in [(3, 800), (2, 25_000)] {
+        kills += usize::from(killed_in_bucket(&sandbox, &bucket, &DOWN, &mut dice, most, within));
+    }
+    down_is_right(&sandbox, &story);
+    let state = sandbox.state("development");
+    assert!(
+        !state.join("journal").exists() && !state.join("lineage.json").exists(),
+        "{story}: a second state lies here"
+    );
+    eprintln!("{story}: killed {kills} times");
+    kills
+}
+
+/// Each kill costs the next run up to 15 s of waiting for the lease, and 10 s more before it touches what was left open: so the lives
+/// go on beside each other.
+#[test]
+fn killed_with_the_state_in_a_bucket_the_next_run_waits_and_puts_everything_right() {
+    let seed = seed();
+    println!("TEXTNLP_TEST_SEED={seed}");
+    let lives: Vec<_> = (0..3).map(|life| std::thread::spawn(move || a_life_in_a_bucket(seed, life))).collect();
+    let kills: usize = lives.into_iter().map(|life| life.join().expect("a life ends well")).sum();
+    assert!(kills >= 6, "{kills} kills are too few for a story");
 }
 
 #[test]

@@ -14,6 +14,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("textnlp-inference", &[]),
     ("textnlp-control", &[]),
     ("textnlp-onprem", &["textnlp-provider", "textnlp-models"]),
+    ("textnlp-kubernetes", &["textnlp-provider"]),
     ("textnlp-orchestrator", &["textnlp-provider", "textnlp-bundle"]),
     ("textnlp-bundle", &["textnlp-models"]),
     ("textnlp-training", &["textnlp-inference", "textnlp-models"]),
@@ -24,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "textnlp-provider",
             "textnlp-models",
             "textnlp-inference",
+            "textnlp-kubernetes",
             "textnlp-onprem",
             "textnlp-orchestrator",
             "textnlp-server",
@@ -32,6 +34,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("textnlp-bench", &["textnlp-inference"]),
     ("textnlp-tests", &[]),
+    ("textnlp-cluster", &[]),
 ];
 
 /// Crate, and what it must not know: a part of a dependency's name.
@@ -44,6 +47,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ),
     ("textnlp-control", &["tokio", "hyper", "axum", "reqwest", "sqlx", "jiff"]),
     ("textnlp-onprem", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif"]),
+    ("textnlp-kubernetes", &["aws-sdk", "google-cloud", "azure", "clap", "indicatif", "rcgen"]),
     ("textnlp-bundle", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "axum", "candle"]),
     ("textnlp-orchestrator", &["aws-sdk", "google-cloud", "azure", "kube", "clap", "indicatif", "candle"]),
     ("textnlp-training", &["axum", "hyper", "reqwest"]),

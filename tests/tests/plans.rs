@@ -73,3 +73,40 @@ fn what_is_no_plan_of_this_environment_is_refused_before_anything_happens() {
         serde_json::json!([])
     );
 }
+
+/// A replica that is not wanted any more serves until the others have shown that they do without it.
+#[test]
+fn the_old_goes_only_through_the_gate() {
+    let sandbox = Sandbox::new("gated");
+    let file = sandbox.folder().join("gated.plan");
+    let run = |verb: &str, replicas: &str, p95: &str, more: &[&str]| {
+        let (replicas, p95) = (format!("scaling.min={replicas}"), format!("gates.p95_ms={p95}"));
+        let sets = ["gates.users=2", "gates.hold=1s", &replicas, &p95].into_iter().flat_map(|set| ["--set", set]);
+        sandbox.run(&[verb, "--env", "staging"].into_iter().chain(sets).chain(more.iter().copied()).collect::<Vec<_>>())
+    };
+    let replicas = || {
+        let status = sandbox.run(&["status", "--env", "staging", "-o", "json"]).json();
+        let all = status["resources"].as_array().unwrap().clone();
+        all.iter().filter(|one| one["resource"].as_str().is_some_and(|id| id.contains("/replica-"))).count()
+    };
+    run("up", "2", "60000", &["--yes", "--no-gate"]).expect(0);
+    assert_eq!(replicas(), 2);
+    let both = run("up", "1", "60000", &["--yes", "--gated", "--no-gate"]).expect(2);
+    assert!(both.err.contains("--no-gate"), "{}", both.err);
+    let shut = run("up", "1", "1", &["--yes", "--gated"]).expect(3);
+    assert!(
+        shut.err.contains("nothing of the old was removed") && shut.err.contains("here/server/replica-1"),
+        "{}",
+        shut.err
+    );
+    assert!(shut.out.contains("The staging gate is shut"), "every check is shown: {}", shut.out);
+    assert_eq!(replicas(), 2, "nothing went");
+    let why = sandbox.run(&["state", "history", "--env", "staging"]).expect(0).out;
+    assert!(why.contains("chose shut for here/gate"), "{why}");
+
+    let planned = run("plan", "1", "60000", &["--gated", "--out", file.as_str()]).expect(0);
+    assert!(planned.out.contains("◇ here/gate"), "{}", planned.out);
+    sandbox.run(&["apply", file.as_str()]).expect(0);
+    assert_eq!(replicas(), 1);
+    sandbox.run(&["down", "--env", "staging", "--yes", "--delete-data", "staging"]).expect(0);
+}

@@ -128,9 +128,22 @@ fn only_what_was_proven_goes_on_to_the_next_environment() {
     with(&sandbox, &new, &["release", "set"]).expect(0);
     refused(&new, "not the last one that `up` applied", "up");
     // Measured now, the older program would speak for the newer one.
-    with(&sandbox, &new, &["gate"]).expect(0);
+    let not_it = with(&sandbox, &new, &["gate", "-o", "json"]).expect(3).json();
+    assert_eq!(not_it["error"]["code"], "release_not_applied", "{not_it:#}");
+    assert!(not_it["error"]["hint"].as_str().unwrap().contains("textnlp-deploy up --env development"), "{not_it:#}");
     with(&sandbox, &new, &UP).expect(0);
-    refused(&new, "before this release was applied", "gate --again");
+    refused(&new, "of another release, configuration or gate", "gate --again");
+    with(&sandbox, &old, &["release", "set"]).expect(0);
+    with(&sandbox, &old, &UP).expect(0);
+    refused(&old, "before this release was applied", "gate --again");
     let same = said(sandbox.command(&["promote", "--from", "staging", "--to", "staging"]).output().unwrap());
     assert!(same.expect(2).err.contains("the same environment"));
+
+    // With the data go the releases that it belonged to, and the programs of the way back.
+    let left = ["releases", "programs"].map(|folder| sandbox.state("development").join(folder));
+    assert!(left.iter().all(|folder| folder.is_dir()), "{left:?}");
+    with(&sandbox, &old, &["down", "--yes"]).expect(0);
+    assert!(left.iter().all(|folder| folder.is_dir()), "{left:?}");
+    with(&sandbox, &old, &["down", "--yes", "--delete-data", "development"]).expect(0);
+    assert!(!left.iter().any(|folder| folder.exists()), "{left:?}");
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use textnlp_tests::servers::{Server, moto};
+use textnlp_tests::bucket::Bucket;
 use textnlp_tests::{Said, Sandbox, eventually, has, said};
 
 const ENV: [&str; 2] = ["--env", "development"];
@@ -143,21 +143,79 @@ fn a_lost_state_is_found_again_and_a_damaged_one_is_mended() {
     assert!(gone.err.contains("here/nothing"), "{}", gone.err);
 }
 
-/// Runs of the program whose state lies in a bucket.
-struct Bucket<'a> {
-    sandbox: &'a Sandbox,
-    server: &'a Server,
+/// A state file as Terraform writes it of what `export terraform` made.
+fn tfstate(exported: &Value) -> Value {
+    let resources = exported["resource"]["terraform_data"].as_object().unwrap().iter().map(|(name, resource)| {
+        let attributes = json!({ "id": name, "input": { "value": resource["input"], "type": ["object", {}] } });
+        let instance = json!({ "schema_version": 0, "attributes": attributes, "sensitive_attributes": [] });
+        let provider = "provider[\"terraform.io/builtin/terraform\"]";
+        json!({ "mode": "managed", "type": "terraform_data", "name": name, "provider": provider, "instances": [instance] })
+    });
+    let mut resources: Vec<Value> = resources.collect();
+    let attributes = json!({ "result": "hunter2", "id": "none" });
+    let stranger = json!([{ "schema_version": 3, "attributes": attributes, "sensitive_attributes": [] }]);
+    resources.push(json!({ "mode": "managed", "type": "random_password", "name": "db", "instances": stranger }));
+    json!({ "version": 4, "terraform_version": "1.11.4", "serial": 1, "lineage": "a", "outputs": {}, "resources": resources })
 }
 
-impl Bucket<'_> {
+#[test]
+fn a_terraform_state_brings_lost_records_back() {
+    let sandbox = Sandbox::new("terraform");
+    sandbox.up("development");
+    let exported: Value = serde_json::from_str(&run(&sandbox, &["export", "terraform"]).expect(0).out).unwrap();
+    let lineage = exported["locals"]["lineage"].as_str().unwrap().to_owned();
+    let (before, file) = (sandbox.processes().len(), sandbox.folder().join("state.json"));
+    let from = ["state", "import", "--from-tfstate", file.as_str()];
+    let refused = |text: &str, because: &str| {
+        std::fs::write(&file, text).unwrap();
+        let said = run(&sandbox, &from).expect(2);
+        assert!(said.err.contains(because) && said.err.contains("hint: "), "{}", said.err);
+    };
+    run(&sandbox, &from).expect(2);
+    refused("", "it is no JSON");
+    refused(r#"{"version":5,"serial":1}"#, "its version is 5");
+    refused(r#"{"lineage":"a","encrypted_data":"AAAA","encryption_version":"v0"}"#, "it is encrypted");
+    let state = tfstate(&exported);
+    std::fs::write(&file, state.to_string()).unwrap();
+
+    // Everything is recorded: nothing is proposed, and each has its reason.
+    let same = json_of(&sandbox, &from);
+    let objects = same["tfstate"]["objects"].as_u64().unwrap() as usize;
+    assert_eq!((same["proposals"].as_array().unwrap().len(), same["left"].as_array().unwrap().len()), (0, objects));
+    assert!(
+        same["left"].to_string().contains("is recorded already") && !same.to_string().contains("hunter2"),
+        "{same:#}"
+    );
+
+    let folder = sandbox.state("development");
+    for part in ["lineage.json", "lease.json", "lock"] {
+        std::fs::remove_file(folder.join(part)).unwrap();
+    }
+    std::fs::remove_dir_all(folder.join("journal")).unwrap();
+    let unknown = run(&sandbox, &from).expect(2);
+    assert!(unknown.err.contains(&format!("--from-tfstate {file} --lineage {lineage}")), "{}", unknown.err);
+    let with = [&from[..], &["--lineage", &lineage]].concat();
+    let looked = run(&sandbox, &[&with[..], &["-o", "json"]].concat()).expect(4).json();
+    assert_eq!(looked["proposals"].as_array().unwrap().len(), objects - 1, "{looked:#}");
+    assert_eq!(looked["left"][0]["address"], "random_password.db");
+    let hint = looked["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains("--from-tfstate") && hint.contains(&lineage) && hint.ends_with("--yes"), "{hint}");
+    assert_eq!(json_of(&sandbox, &[&with[..], &["--yes"]].concat())["imported"], objects - 1);
+    sandbox.up("development");
+    assert_eq!(sandbox.processes().len(), before, "{:?}", sandbox.processes());
+    assert_eq!(json_of(&sandbox, &["status"])["ready"], true);
+}
+
+/// Runs of the program whose state lies in a bucket.
+struct InBucket<'a> {
+    sandbox: &'a Sandbox,
+    bucket: &'a Bucket,
+}
+
+impl InBucket<'_> {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = self.sandbox.command(&[args, &ENV].concat());
-        command
-            .env("AWS_ACCESS_KEY_ID", "test")
-            .env("AWS_SECRET_ACCESS_KEY", "test")
-            .env("TEXTNLP_SET__state__store", "s3://states/company")
-            .env("TEXTNLP_SET__state__endpoint", &self.server.address)
-            .env("TEXTNLP_SET__state__region", "us-east-1");
+        command.envs(self.bucket.variables());
         command
     }
 
@@ -168,10 +226,9 @@ impl Bucket<'_> {
 
 #[test]
 fn a_state_in_a_bucket_bears_a_kill_two_operators_and_a_move() {
-    let Some(server) = moto(env!("CARGO_MANIFEST_DIR")) else { return };
-    make_bucket(&server, "states");
+    let Some(bucket) = Bucket::start() else { return };
     let sandbox = Sandbox::new("bucket");
-    let bucket = Bucket { sandbox: &sandbox, server: &server };
+    let bucket = InBucket { sandbox: &sandbox, bucket: &bucket };
     let up = ["up", "--yes", "--no-gate"];
 
     // Killed while it works: the next run waits until the lease is over, and finishes what was begun.
@@ -207,14 +264,4 @@ fn a_state_in_a_bucket_bears_a_kill_two_operators_and_a_move() {
     let status = json_of(&sandbox, &["status"]);
     assert_eq!(status["ready"], true, "{status:#}");
     sandbox.run(&["down", "--env", "development", "--yes", "--delete-data", "development"]).expect(0);
-}
-
-fn make_bucket(server: &Server, name: &str) {
-    let address = server.address.trim_start_matches("http://");
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    let request = format!("PUT /{name} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }

@@ -188,6 +188,7 @@ impl Writer<'_> {
                 item.platform.as_deref().and_then(|p| p.parse().ok()).is_none_or(|p: Platform| platform.runs(&p))
             })
             .flat_map(|item| &item.paths)
+            .filter(|path| path.starts_with("bin/"))
             .filter_map(|path| Some((path.clone(), self.shelf.find(path)?)))
             .collect();
         if let [(path, entry)] = &programs[..] {

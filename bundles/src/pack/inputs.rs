@@ -6,13 +6,16 @@ use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest as _, Sha256};
+use textnlp_models::Digest;
 
 use crate::chunk::Cuts;
 use crate::error::{Error, Result};
-use crate::manifest::Manifest;
+use crate::manifest::{Chunk, Manifest};
 use crate::oci::{self, Part};
 use crate::rules::order;
 use crate::volumes::in_order;
+
+use super::Inputs;
 
 /// One file of the bundle to be.
 #[derive(Clone, Debug)]
@@ -41,6 +44,8 @@ pub(crate) struct Known<'a> {
     pub(crate) input: &'a Input,
     pub(crate) size: u64,
     pub(crate) cuts: Cuts,
+    /// What it was when its digest was taken; it is held against that, and the digest is not taken again.
+    pub(crate) recorded: Option<(Digest, &'a [Chunk])>,
     /// Of each file that the content comes from.
     stamps: Vec<Stamp>,
 }
@@ -151,15 +156,16 @@ fn read_parts(parts: &oci::Content, mut buffer: &mut [u8], offset: u64) -> Resul
 }
 
 /// Looks at all inputs, in the order of the archive. Every problem is reported at once.
-pub(crate) fn look(inputs: &[Input]) -> Result<Vec<Known<'_>>> {
-    let mut sorted: Vec<&Input> = inputs.iter().collect();
+pub(crate) fn look(inputs: &Inputs) -> Result<Vec<Known<'_>>> {
+    let mut sorted: Vec<&Input> = inputs.files.iter().collect();
     sorted.sort_by(|a, b| order(&a.path).cmp(&order(&b.path)));
     let mut problems = Vec::new();
     let mut known = Vec::new();
     for input in sorted {
         match &input.content {
             Content::Bytes(bytes) => {
-                known.push(Known { input, size: bytes.len() as u64, cuts: Cuts::Gear, stamps: Vec::new() });
+                let (size, recorded) = (bytes.len() as u64, None);
+                known.push(Known { input, size, cuts: Cuts::Gear, recorded, stamps: Vec::new() });
             }
             Content::Parts(parts) => {
                 let mut stamps = Vec::new();
@@ -173,13 +179,14 @@ pub(crate) fn look(inputs: &[Input]) -> Result<Vec<Known<'_>>> {
                         Err(error) => problems.push(format!("`{}`: {path}: {error}", input.path)),
                     }
                 }
-                known.push(Known { input, size: parts.size(), cuts: Cuts::Gear, stamps });
+                known.push(Known { input, size: parts.size(), cuts: Cuts::Gear, recorded: None, stamps });
             }
             Content::File(path) => match at(path) {
                 Ok((file, metadata)) if metadata.is_file() => {
                     let size = metadata.len();
                     let cuts = Cuts::plan(&input.path, &file, size);
-                    known.push(Known { input, size, cuts, stamps: vec![Stamp::of(&metadata)] });
+                    let recorded = recorded(inputs, &input.path, &cuts);
+                    known.push(Known { input, size, cuts, recorded, stamps: vec![Stamp::of(&metadata)] });
                 }
                 Ok(_) => problems.push(format!("`{}`: {path} is not a file", input.path)),
                 Err(error) => problems.push(format!("`{}`: {path}: {error}", input.path)),
@@ -187,6 +194,14 @@ pub(crate) fn look(inputs: &[Input]) -> Result<Vec<Known<'_>>> {
         }
     }
     if problems.is_empty() { Ok(known) } else { Err(Error::Inputs { problems }) }
+}
+
+/// What was recorded of a file, where that is cut as it is cut now.
+fn recorded<'a>(inputs: &'a Inputs, path: &str, cuts: &Cuts) -> Option<(Digest, &'a [Chunk])> {
+    let (digest, chunks) = (inputs.promised.get(path)?, inputs.recorded.get(path)?);
+    let Cuts::Fixed(sizes) = cuts else { return None };
+    let same = sizes.iter().eq(chunks.iter().map(|chunk| &chunk.size));
+    (same && !sizes.is_empty()).then_some((*digest, chunks))
 }
 
 fn at(path: &Utf8Path) -> std::io::Result<(File, Metadata)> {
@@ -207,7 +222,9 @@ pub(crate) fn fingerprint(manifest: &Manifest, known: &[Known<'_>], reserve: u64
     for known in known {
         text.clear();
         let _ = match &known.input.content {
-            Content::File(path) => write!(text, "{path} {:?} {:?}", known.stamps, known.cuts),
+            Content::File(path) => {
+                write!(text, "{path} {:?} {:?} {:?}", known.stamps, known.cuts, known.recorded.map(|found| found.0))
+            }
             Content::Parts(parts) => parts
                 .0
                 .iter()
@@ -249,7 +266,7 @@ mod tests {
         }
 
         let input = Input { path: "images/blob".into(), executable: false, content: Content::Parts(parts) };
-        let inputs = [input];
+        let inputs = Inputs { files: vec![input], ..Inputs::default() };
         let known = look(&inputs).unwrap();
         known[0].unchanged(None).unwrap();
         std::fs::write(&path, b"defgH").unwrap();

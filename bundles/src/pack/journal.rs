@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use textnlp_models::Digest;
 
 use super::Midstate;
-use crate::contents::digest_from;
 use crate::error::{Error, Result};
 use crate::flow::{Batch, restore};
 use crate::manifest::Chunk;
@@ -59,8 +58,8 @@ impl Progress {
         self.files.iter().flat_map(|file| &file.chunks).map(|chunk| u64::from(chunk.size)).sum()
     }
 
-    /// Takes a line; false when it does not follow the ones before.
-    fn take(&mut self, line: Line) -> bool {
+    /// Takes a line; false when it does not follow the ones before. `known` says of which files the digest is not taken.
+    fn take(&mut self, line: Line, known: &dyn Fn(usize) -> bool) -> bool {
         let state = match line.state.map(|text| BASE64.decode(text)) {
             None => None,
             Some(Ok(bytes)) => match restore(&bytes) {
@@ -86,7 +85,8 @@ impl Progress {
         }
         let Some(last) = self.files.last() else { return false };
         let ended = last.digest.is_some();
-        if ended == state.is_some() {
+        let open = !ended && !known(self.files.len() - 1);
+        if open != state.is_some() {
             return false;
         }
         self.state = state;
@@ -100,7 +100,12 @@ impl Progress {
 
 impl Journal {
     /// The journal of this work, and what an earlier run got done. A journal of other work, or without its partial file, begins anew.
-    pub(crate) fn open(out: &Utf8Path, work: &str, kept: bool) -> Result<(Journal, Progress)> {
+    pub(crate) fn open(
+        out: &Utf8Path,
+        work: &str,
+        kept: bool,
+        known: &dyn Fn(usize) -> bool,
+    ) -> Result<(Journal, Progress)> {
         let path = Utf8PathBuf::from(format!("{}.journal", partial_name(out)));
         let mut options = OpenOptions::new();
         let mut file = options
@@ -111,7 +116,7 @@ impl Journal {
             .open(&path)
             .map_err(Error::io("open", &path))?;
         let first = First { work: work.to_owned(), boot: boot() };
-        let (progress, valid) = if kept { read(&file, &first) } else { (Progress::default(), 0) };
+        let (progress, valid) = if kept { read(&file, &first, known) } else { (Progress::default(), 0) };
         file.set_len(valid).and_then(|()| file.seek(SeekFrom::End(0))).map_err(Error::io("cut", &path))?;
         let mut journal = Journal { path, file };
         if valid == 0 {
@@ -127,7 +132,7 @@ impl Journal {
             .iter()
             .map(|piece| (piece.file, Chunk { size: piece.size as u32, digest: piece.digest }))
             .collect();
-        let ends = batch.ends.iter().map(|(file, digest)| (*file, digest_from(*digest))).collect();
+        let ends = batch.ends.iter().map(|(file, digest)| (*file, *digest)).collect();
         self.line(&Line { chunks, ends, state: batch.state.as_ref().map(|state| BASE64.encode(state)) })
     }
 
@@ -144,7 +149,7 @@ impl Journal {
 }
 
 /// The progress of all whole lines, and their length.
-fn read(file: &File, first: &First) -> (Progress, u64) {
+fn read(file: &File, first: &First, known: &dyn Fn(usize) -> bool) -> (Progress, u64) {
     let mut input = BufReader::new(file);
     let mut text = Vec::new();
     let mut valid = 0u64;
@@ -162,7 +167,7 @@ fn read(file: &File, first: &First) -> (Progress, u64) {
             }
         } else {
             // Whole lines that make no sense were not written by us: nothing here is to be trusted.
-            if !serde_json::from_slice::<Line>(&text).is_ok_and(|line| progress.take(line)) {
+            if !serde_json::from_slice::<Line>(&text).is_ok_and(|line| progress.take(line, known)) {
                 return (Progress::default(), 0);
             }
         }

@@ -106,12 +106,15 @@ pub(super) fn make(subject: &Subject, kind: &str, mut parts: Parts) -> Sbom {
     let own = format!("subject:{}@{}", subject.name, subject.version);
     let mut dependencies = vec![json!({"ref": own, "dependsOn": parts.top})];
     dependencies.extend(parts.needs.iter().map(|(from, to)| json!({"ref": from, "dependsOn": to})));
-    let second = i64::try_from(subject.epoch).ok().and_then(|s| Timestamp::from_second(s).ok());
     let mut metadata = json!({
-        "timestamp": second.unwrap_or(Timestamp::UNIX_EPOCH).to_string(),
-        "tools": {"components": [{"type": "application", "name": "textnlp-deploy", "version": env!("CARGO_PKG_VERSION")}]},
+        "tools": {"components": [{"type": "application", "name": "textnlp-deploy"}]},
         "component": {"type": kind, "bom-ref": own, "name": subject.name, "version": subject.version},
     });
+    if let Some(epoch) = subject.epoch {
+        let second = i64::try_from(epoch).ok().and_then(|s| Timestamp::from_second(s).ok());
+        metadata["timestamp"] = json!(second.unwrap_or(Timestamp::UNIX_EPOCH).to_string());
+        metadata["tools"]["components"][0]["version"] = json!(env!("CARGO_PKG_VERSION"));
+    }
     if !parts.properties.is_empty() {
         metadata["properties"] = properties(&parts.properties);
     }

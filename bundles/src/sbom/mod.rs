@@ -24,8 +24,9 @@ pub struct Subject {
     pub name: String,
     /// `1.0.0`.
     pub version: String,
-    /// Seconds since 1970, from `SOURCE_DATE_EPOCH`.
-    pub epoch: u64,
+    /// Seconds since 1970, from `SOURCE_DATE_EPOCH`. None for a list that follows from what it lists alone, whoever made it and when: it
+    /// stays the same as long as that does.
+    pub epoch: Option<u64>,
 }
 
 /// The crates of a program, and which needs which. `root`: the crate of the workspace that it is made from; without such a crate, all of the file.

@@ -8,7 +8,7 @@ use crate::scan::image::Image as Inside;
 const LOCK: &str = include_str!("../../../Cargo.lock");
 
 fn subject(name: &str) -> Subject {
-    Subject { name: name.to_owned(), version: "1.0.0".to_owned(), epoch: 1_767_225_600 }
+    Subject { name: name.to_owned(), version: "1.0.0".to_owned(), epoch: Some(1_767_225_600) }
 }
 
 fn all() -> Vec<Sbom> {

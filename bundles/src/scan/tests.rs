@@ -442,7 +442,7 @@ fn a_folder_is_looked_through_and_what_is_not_is_said() {
     assert_eq!(unseen, BTreeSet::from(["bin/program", "configs/a/broken.yaml", "images/old.tar", "link"]));
     // A program with a list of its crates has been looked at.
     let lock = Lock::parse("version = 4\n[[package]]\nname = \"plain\"\nversion = \"1.0.0\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n").unwrap();
-    let subject = crate::sbom::Subject { name: "p".to_owned(), version: "1".to_owned(), epoch: 0 };
+    let subject = crate::sbom::Subject { name: "p".to_owned(), version: "1".to_owned(), epoch: None };
     put(&root, "sbom/program.cdx.json", crate::sbom::program(&subject, &lock, "p").to_bytes());
     let (_guard, advisories) = temporary();
     put(&root, CARRIED, small_database(&advisories).to_bytes());

@@ -63,9 +63,11 @@ fn as_planned(session: &Session, saved: &Saved, file: &Utf8Path) -> Result<Sessi
         return Err(Failure::usage("usage", error).hint(format!("leave {flag} out, or plan again with it")));
     }
     global.set.clear();
+    global.take_ownership.clear();
     for (flag, value) in &saved.flags {
         match flag.as_str() {
             "--set" => global.set.push(value.clone()),
+            "--take-ownership" => global.take_ownership.push(value.clone()),
             "--site" => global.site = Some(value.clone()),
             "--provider" => global.provider = Some(value.clone()),
             "--server" => global.server = Some(value.into()),

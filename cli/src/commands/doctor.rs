@@ -8,11 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 use textnlp_orchestrator::event::Quiet;
-use textnlp_orchestrator::plan::{Facts, Purpose};
+use textnlp_orchestrator::plan::Facts;
 use textnlp_orchestrator::road::{self, Ask};
-use textnlp_orchestrator::state::{Holder, State, StateError, check};
+use textnlp_orchestrator::state::{Holder, State, check};
 use textnlp_orchestrator::status::{self, Standing};
-use textnlp_provider::{Observed, ResourceId};
+use textnlp_provider::{Observed, ResourceId, told};
 
 use super::backup;
 use crate::clouds;
@@ -146,7 +146,7 @@ impl Doctor<'_> {
             }
         };
         self.state(&deployment, &state).await;
-        let ask = Ask { purpose: Purpose::Up, delete_data: false };
+        let ask = Ask::UP;
         match road::read(&deployment.road(&Quiet), &state, ask).await {
             Err(error) => self.problem("providers", error.to_string(), again.command("status", &name)),
             Ok(facts) => self.facts(&deployment, &state, &facts).await,
@@ -239,7 +239,7 @@ impl Doctor<'_> {
                 let says: Vec<String> = found.iter().map(|one| format!("{}: {}", one.what, one.because)).collect();
                 self.problem("state", says.join("\n"), again.command("state repair", name));
             }
-            Err(error) => self.problem("state", chain(&error), error.hint().unwrap_or_default()),
+            Err(error) => self.problem("state", told(&error), error.hint().unwrap_or_default()),
         }
         match deployment.store.holder().await {
             Ok(None) => self.well("lock", "free"),
@@ -247,7 +247,7 @@ impl Doctor<'_> {
                 let says = format!("{by} with process {pid} on {host} has it since {since:.0}");
                 self.warning("lock", says, "it lets go when that run ends, also when it is killed");
             }
-            Err(error) => self.problem("lock", chain(&error), error.hint().unwrap_or_default()),
+            Err(error) => self.problem("lock", told(&error), error.hint().unwrap_or_default()),
         }
         match state.held().await {
             Ok(None) => {}
@@ -255,7 +255,7 @@ impl Doctor<'_> {
                 let says = format!("frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
                 self.warning("hold", says, again.command("hold --release", name));
             }
-            Err(error) => self.problem("hold", chain(&error), error.hint().unwrap_or_default()),
+            Err(error) => self.problem("hold", told(&error), error.hint().unwrap_or_default()),
         }
         let mut newest = None;
         for site in state.sites() {
@@ -364,14 +364,4 @@ impl Doctor<'_> {
         }
         Ok(())
     }
-}
-
-fn chain(error: &StateError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text
 }

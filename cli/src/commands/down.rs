@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use serde_json::json;
 use textnlp_orchestrator::plan::{Plan, Purpose};
+use textnlp_orchestrator::release::History;
 use textnlp_orchestrator::road::Ask;
 use textnlp_provider::EnvironmentName;
 
 use super::up::{document, go, incomplete};
 use crate::args::Down;
 use crate::deployment::Deployment;
-use crate::report::{Console, Failure, Success};
+use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 
 /// `down [--delete-data ENV]`.
@@ -31,11 +32,17 @@ pub async fn whole(
     let name = chosen.name.clone();
     let delete_data = delete_data(typed, &name)?;
     let deployment = Deployment::recorded(session, chosen)?;
-    let arrival = go(&deployment, Ask { purpose: Purpose::Down, delete_data }, saved, console).await?;
+    let arrival = go(&deployment, Ask { purpose: Purpose::Down, delete_data, ..Ask::UP }, None, saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     if !arrival.is_complete() {
         return Err(incomplete(&arrival, "down", session, &name).document(document));
+    }
+    // The way back leads to data that is gone, and a part of the sites is not the whole.
+    if delete_data && session.global.site.is_none() {
+        History::at(&deployment.chosen.folder)
+            .remove()
+            .map_err(|error| Failure::new(Exit::Failed, "history", error))?;
     }
     let plan = arrival.plan.as_ref();
     let removed = plan.map_or(0, |p| p.summary.delete);

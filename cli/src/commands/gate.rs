@@ -1,20 +1,21 @@
 //! `gate`: measures the running service from outside, keeps the evidence, writes the report.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use textnlp_orchestrator::apply::{Answer, Gates};
 use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::{self, Check, IssuedKey, KeyIssuer, KeyRequest, Outside};
 use textnlp_orchestrator::load::{HttpWire, Key, Wire};
-use textnlp_orchestrator::release::{Lock, digest};
+use textnlp_orchestrator::release::{History, Lock, digest};
 use textnlp_orchestrator::report::Report;
-use textnlp_provider::Secret;
+use textnlp_provider::{Secret, SiteName};
 use tokio_util::sync::CancellationToken;
 
 use super::running::{self, Running};
@@ -35,6 +36,7 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
     let chosen = session.load_to_run(console)?;
     let deployment = Deployment::recorded(session, chosen)?;
     let running = running::running(session, &deployment.chosen.name, &deployment.chosen.folder).await?;
+    runs_the_lock(&deployment).await?;
     let kept = measure(&deployment, &running, args.again, console).await?;
     let document =
         json!({ "environment": deployment.chosen.name, "gate": kept.document(), "report": kept.report_file() });
@@ -45,6 +47,30 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
             Err(failure.document(document))
         }
     }
+}
+
+/// Evidence is kept under the digests of the lock: of anything else that runs nothing may be said under that name.
+async fn runs_the_lock(deployment: &Deployment<'_>) -> Result<(), Failure> {
+    let (session, name, folder) = (deployment.session, &deployment.chosen.name, &deployment.chosen.folder);
+    let Some(lock) = Lock::read(&deployment.lock_path).map_err(|e| broken_lock(e, session, name))? else {
+        return Ok(());
+    };
+    let recorded = History::at(folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
+    let runs = match recorded.entries.last() {
+        Some(newest) => newest.applied.lock.runs_the_same(&lock),
+        // What was put up before there was a history.
+        None => running::program(session, name, folder).await?.is_none_or(|program| program.digest == lock.server),
+    };
+    if runs {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("the lock of {name} names a release that `up` has not applied here")
+        .context("what runs is not what the lock names, so there is nothing to measure under its name");
+    Err(Failure::new(Exit::GateShut, "release_not_applied", error).hint(format!(
+        "roll to it: {}\nor see what differs: {}",
+        session.again().same("up", name),
+        session.again().command("release diff", name)
+    )))
 }
 
 /// What a gate found, as it is kept beside the state.
@@ -233,6 +259,46 @@ pub async fn measure(
     }
     keep(&file, &kept)?;
     Ok(kept)
+}
+
+/// The gate of a run that is under way: measured while the old is still there.
+pub struct WithinRun<'a> {
+    deployment: &'a Deployment<'a>,
+    console: Console,
+    measured: Mutex<Option<Kept>>,
+}
+
+impl<'a> WithinRun<'a> {
+    /// For a deployment that is on its way.
+    pub fn new(deployment: &'a Deployment<'a>, console: Console) -> Self {
+        Self { deployment, console, measured: Mutex::default() }
+    }
+
+    /// What was measured last.
+    pub fn evidence(self) -> Option<Kept> {
+        self.measured.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn measure(&self) -> Result<Kept, Failure> {
+        let chosen = &self.deployment.chosen;
+        let running = running::running(self.deployment.session, &chosen.name, &chosen.folder).await?;
+        // Evidence of before says nothing of what was changed just now.
+        measure(self.deployment, &running, true, self.console).await
+    }
+}
+
+#[async_trait]
+impl Gates for WithinRun<'_> {
+    async fn ask(&self, _site: &SiteName) -> Answer {
+        match self.measure().await {
+            Ok(kept) => {
+                let blockers = kept.blockers();
+                *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+                if blockers.is_empty() { Answer::Open } else { Answer::Shut(blockers) }
+            }
+            Err(failure) => Answer::Shut(vec![format!("it could not be measured: {:#}", failure.error)]),
+        }
+    }
 }
 
 /// What a reader of the report wants to know of what was measured.

@@ -1,8 +1,10 @@
 //! `key`: API keys of a running environment. The server program does the work, as a child where the database is.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::Context;
+use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -16,6 +18,14 @@ use crate::session::Session;
 pub async fn key(session: &Session, command: &Key, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(Console::new(session.global.output, true))?;
     let running = running::running(session, &chosen.name, &chosen.folder).await?;
+    // After a `restore`, and where another machine put it up, the journal knows a program that is not here.
+    if let Some(gone) = running.serving().await.map(|serving| &serving.program).filter(|program| !program.is_file()) {
+        let error = anyhow::anyhow!("{gone} is not there").context(format!(
+            "environment {} is recorded and does not run here: its server program knows the keys",
+            chosen.name
+        ));
+        return Err(Failure::usage("not_up", error).hint(session.again().same("up", &chosen.name)));
+    }
     match command {
         Key::Create { name, tenant, rate_limit, token_rate_limit, token_limit, expires_days } => {
             let expires_at = expires_days
@@ -94,12 +104,16 @@ fn not_our_own(running: &Running, id: &str) -> Result<(), Failure> {
 
 /// Has the server program do one command about keys.
 pub async fn ask(running: &Running, command: &Value) -> Result<Value, Failure> {
-    let Some(running::Serving { program, config, .. }) = running.serving().await else {
-        return Err(
-            Failure::from(anyhow::anyhow!("the journal does not say which program serves")).hint("textnlp-deploy up")
-        );
+    let place = tempfile::tempdir().context("make a folder")?;
+    let (program, config) = match (running.serving().await, &running.namespace) {
+        (Some(running::Serving { program, config, .. }), _) => (program.clone(), config.clone()),
+        (None, Some(namespace)) => from_here(running, namespace, place.path())?,
+        (None, None) => {
+            let error = anyhow::anyhow!("the journal does not say which program serves");
+            return Err(Failure::from(error).hint("textnlp-deploy up"));
+        }
     };
-    let mut child = Command::new(program)
+    let mut child = Command::new(&program)
         .args(["serve", "--role", "keys", "--config", config.as_str()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -123,6 +137,27 @@ pub async fn ask(running: &Running, command: &Value) -> Result<Value, Failure> {
         return Err(anyhow::anyhow!("{}", said.trim()).context("have the server program do a key command").into());
     }
     Ok(answer)
+}
+
+/// Servers in a cluster cannot be asked about keys: this program does it, where this machine reaches their database.
+fn from_here(running: &Running, namespace: &str, place: &Path) -> Result<(Utf8PathBuf, Utf8PathBuf), Failure> {
+    let Some(address) = &running.database else {
+        let error = anyhow::anyhow!(
+            "the servers run in namespace {namespace}, and the address of their database is no secret here"
+        );
+        return Err(Failure::usage("no_way_in", error)
+            .hint("give it as a secret: `database: { url: secret:env:DATABASE_URL }`, then run `up` again"));
+    };
+    let config = Utf8PathBuf::try_from(place.join("keys.yaml")).context("name a file")?;
+    // Only what leads to the database is read of it; it names the address's file, and holds no secret.
+    let tree = json!({ "textnlp": {
+        "models": { "serve": [{ "name": "none", "path": "/nonexistent" }] },
+        "database": { "url_file": address, "pool_size": 1, "max_overflow": 0 },
+    } });
+    std::fs::write(&config, tree.to_string()).with_context(|| format!("write {config}"))?;
+    let program =
+        Utf8PathBuf::try_from(std::env::current_exe().context("find this program")?).context("find this program")?;
+    Ok((program, config))
 }
 
 /// What was not given is left to the server's default.

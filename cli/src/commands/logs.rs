@@ -8,6 +8,7 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
+use super::running;
 use crate::args::Logs;
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
@@ -25,6 +26,13 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
     let files: BTreeMap<_, _> =
         files.into_iter().filter(|(name, _)| args.name.as_ref().is_none_or(|n| is_meant(name, n))).collect();
     if files.is_empty() {
+        let running = running::running(session, &chosen.name, &chosen.folder).await.ok();
+        if let Some(namespace) = running.and_then(|running| running.namespace) {
+            let error = anyhow::anyhow!("{}: its servers run in a cluster, which keeps their logs", chosen.name);
+            let hint =
+                format!("kubectl logs --namespace {namespace} --selector app=textnlp-api --all-containers --prefix");
+            return Err(Failure::usage("no_logs", error).hint(hint));
+        }
         let what = args.name.as_ref().map_or("no logs".to_owned(), |n| format!("no log of `{n}`"));
         return Err(Failure::usage("no_logs", anyhow::anyhow!("{}: there are {what}", chosen.name))
             .hint(session.again().command("status", &chosen.name)));

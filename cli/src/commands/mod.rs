@@ -1,5 +1,6 @@
 //! One file per verb, or per family of verbs. Each takes a session and its arguments, and returns what is to be said.
 
+mod alert;
 mod apply;
 mod audit;
 pub mod backup;
@@ -78,6 +79,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Bundle(verb) => bundle::bundle(session, &verb, console).await,
         Command::Dr(verb) => dr::dr(session, &verb, console).await,
         Command::Backup(verb) => backup::backup(session, &verb, console).await,
+        Command::Alert(verb) => alert::alert(session, &verb, console).await,
         Command::Restore(args) => backup::restore(session, &args, console).await,
         Command::Generate(args) => talk::generate(session, args, console).await,
         Command::Chat(args) => talk::chat(session, args, console).await,

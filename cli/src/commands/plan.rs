@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::plan::{Durations, Estimate, Facts, Purpose, Reach, Saved, reach};
+use textnlp_orchestrator::plan::{Estimate, Purpose, Reach, Saved, Swept, estimate, reach, swept};
 use textnlp_orchestrator::road::{Ask, look};
 
 use super::backup::keep;
@@ -30,20 +30,21 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         (Deployment::wanted(session, chosen, console).await?, Purpose::Up)
     };
     let progress = Progress::new(console);
-    let looked = look(&deployment.road(&progress), Ask { purpose, delete_data }).await;
+    let looked = look(&deployment.road(&progress), Ask { purpose, delete_data, gated: args.gated }).await;
     progress.finish();
     let (audited, facts) = looked.map_err(|e| road_failed(e, session, &name))?;
     let plan = audited.plan();
     let reaches = reach(plan, &facts);
-    let estimate = durations(&deployment, &facts).await?.estimate(plan);
+    let (estimate, swept) = (estimate(plan, &facts), swept(plan, &facts));
     let mut text = plan_view::text(plan);
     if plan.has_changes() {
+        text.push_str(&goes_along(&swept));
         text.push_str(&feels(&reaches, &estimate));
         let typed = args.delete_data.as_ref().map_or_else(String::new, |name| format!(" --delete-data {name}"));
         let verb = if args.down { "down" } else { "up" };
         let does = match &args.out {
             Some(file) => session.again().bare(&format!("apply {}", quoted(file.as_str()))),
-            None => session.again().same(verb, &name) + &typed,
+            None => session.again().same(verb, &name) + &typed + if args.gated { " --gated" } else { "" },
         };
         let _ = write!(text, "\nTo do it: {does}");
     }
@@ -57,20 +58,19 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     document["state"] = json!(deployment.chosen.folder);
     document["reaches"] = json!(reaches);
     document["estimate"] = json!(estimate);
+    document["swept"] = json!(swept);
     let success = Success::new(text, document);
     Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
 }
 
-/// What earlier runs took, by the journals.
-async fn durations(deployment: &Deployment<'_>, facts: &Facts) -> Result<Durations, Failure> {
-    let mut durations = Durations::default();
-    if !facts.is_new {
-        let state = deployment.state().await?;
-        for site in deployment.sites.keys() {
-            durations.learn(&state.history(site).await?);
-        }
+/// What the controllers of clusters made, where that goes too.
+fn goes_along(swept: &[Swept]) -> String {
+    let mut text = String::new();
+    for Swept { resource, foreign } in swept {
+        let names: Vec<_> = foreign.iter().map(|one| format!("{} ({})", one.cloud_id, one.what)).collect();
+        let _ = write!(text, "\n  with {resource} goes what its controllers made: {}", names.join(", "));
     }
-    Ok(durations)
+    text
 }
 
 /// Who else feels it, and how long it may take.
@@ -118,5 +118,6 @@ pub fn flags(global: &Global) -> Vec<(String, String)> {
         ("--file", global.file.as_ref().map(ToString::to_string)),
     ];
     let sets = global.set.iter().map(|set| ("--set", Some(set.clone())));
-    sets.chain(others).filter_map(|(flag, value)| Some((flag.to_owned(), value?))).collect()
+    let takes = global.take_ownership.iter().map(|field| ("--take-ownership", Some(field.clone())));
+    sets.chain(takes).chain(others).filter_map(|(flag, value)| Some((flag.to_owned(), value?))).collect()
 }

@@ -37,6 +37,10 @@ pub struct Running {
     pub key_id: Option<String>,
     /// The sites that serve, the home site first.
     pub servers: Vec<Serving>,
+    /// The file with the address of the database of a site whose servers run in a cluster, where that is a secret of the operator's.
+    pub database: Option<Utf8PathBuf>,
+    /// The namespace that its servers run in, where that is in a cluster.
+    pub namespace: Option<String>,
     /// Which deployment.
     pub lineage: Lineage,
 }
@@ -75,7 +79,15 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
             Some((text(outputs, "address")?, outputs))
         })
     };
-    let Some((address, entrance)) = entrance_of(names::FRONT).or_else(|| entrance_of(names::GATEWAY)) else {
+    // In a cluster what clients talk to is a service, and its certificate is made here.
+    let service = || {
+        sites.iter().find_map(|site| {
+            let address = text(site.outputs(&format!("{}/service", names::GATEWAY))?, "url")?;
+            Some((address, site.outputs(&format!("{}/leaf", names::CERTIFICATE))?))
+        })
+    };
+    let entrance = entrance_of(names::FRONT).or_else(|| entrance_of(names::GATEWAY)).or_else(service);
+    let Some((address, entrance)) = entrance else {
         return Err(Failure::usage("not_up", anyhow::anyhow!("environment {environment} is not up here"))
             .hint(session.again().command("up", environment)));
     };
@@ -85,6 +97,11 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
         Some(secret) => clouds::secrets(folder).file_of(secret).ok(),
         None => None,
     };
+    let deployed = format!("{}/deployment", names::SERVER);
+    let in_cluster = sites.iter().find(|site| site.outputs(&deployed).is_some());
+    let namespace = in_cluster.and_then(|site| text(site.outputs(&deployed)?, "namespace"));
+    let database = in_cluster.and_then(|site| site.outputs(&format!("{}/url", names::DATABASE)));
+    let database = database.and_then(|outputs| SecretRef::from_value(outputs.get("secret")?));
     let mut servers: Vec<Serving> = sites.iter().filter_map(Recorded::serving).collect();
     // The site that has the first key is at home.
     servers.sort_by_key(|serving| !serving.is_home);
@@ -97,6 +114,8 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
         key_id: first_key.and_then(|outputs| text(outputs, "public_id")),
         key: secret,
         servers,
+        database: database.and_then(|secret| clouds::secrets(folder).file_of(&secret).ok()),
+        namespace,
         lineage: state.lineage(),
     })
 }
@@ -264,6 +283,8 @@ mod tests {
             key: None,
             key_id: None,
             servers: Vec::new(),
+            database: None,
+            namespace: None,
             lineage: Lineage(Uuid::nil()),
         };
         assert_eq!(

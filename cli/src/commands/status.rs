@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 use textnlp_orchestrator::event::Quiet;
-use textnlp_orchestrator::plan::{Facts, Purpose};
+use textnlp_orchestrator::plan::Facts;
 use textnlp_orchestrator::road::{self, Ask};
 use textnlp_orchestrator::state::State;
 use textnlp_orchestrator::status::{self, Drift, Standing};
@@ -144,7 +144,7 @@ pub async fn explain(session: &Session, args: &Explain, console: Console) -> Res
 
 async fn look(deployment: &Deployment<'_>) -> Result<(State, Facts), Failure> {
     let state = deployment.state().await?;
-    let ask = Ask { purpose: Purpose::Up, delete_data: false };
+    let ask = Ask::UP;
     let facts = road::read(&deployment.road(&Quiet), &state, ask)
         .await
         .map_err(|e| road_failed(e, deployment.session, &deployment.chosen.name))?;

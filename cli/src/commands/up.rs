@@ -4,11 +4,11 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::apply::Outcome;
+use textnlp_orchestrator::apply::{Gates, Outcome};
 use textnlp_orchestrator::environment::names;
-use textnlp_orchestrator::plan::{Plan, Purpose};
+use textnlp_orchestrator::plan::Plan;
 use textnlp_orchestrator::release::Lock;
-use textnlp_orchestrator::road::{Arrival, Ask, travel, travel_as_planned};
+use textnlp_orchestrator::road::{Arrival, Ask, Road, travel, travel_as_planned};
 use textnlp_provider::EnvironmentName;
 
 use super::{backup, gate, release, running};
@@ -37,11 +37,20 @@ pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: 
     let chosen = session.load_to_run(console)?;
     let (name, phase) = (chosen.name.clone(), chosen.loaded.environment.phase);
     let deployment = Deployment::wanted(session, chosen, console).await?;
-    let ask = Ask { purpose: Purpose::Up, delete_data: false };
+    let ask = Ask { gated: args.gated, ..Ask::UP };
     release::keep_replaced(&deployment, console).await?;
-    let arrival = go(&deployment, ask, saved, console).await?;
+    let gates = gate::WithinRun::new(&deployment, console);
+    let arrival = go(&deployment, ask, Some(&gates), saved, console).await?;
     let mut document = document(&deployment, &arrival);
     document["phase"] = json!(phase.to_string());
+    if !arrival.outcome.shut.is_empty() {
+        if let Some(evidence) = gates.evidence() {
+            document["gate"] = evidence.document();
+            document["report"] = json!(evidence.report_file());
+            console.stream(&format!("{}\n\n", evidence.text()));
+        }
+        return Err(shut(&arrival, session, &name).document(document));
+    }
     if !arrival.is_complete() {
         return Err(incomplete(&arrival, "up", session, &name).document(document));
     }
@@ -94,6 +103,7 @@ pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: 
 pub async fn go(
     deployment: &Deployment<'_>,
     ask: Ask,
+    gates: Option<&dyn Gates>,
     saved: Option<&Plan>,
     console: Console,
 ) -> Result<Arrival, Failure> {
@@ -105,7 +115,7 @@ pub async fn go(
     };
     let stop = signals::stop(console);
     stores::remember(&stores::Located::of(&deployment.chosen.loaded.environment)?, &deployment.chosen.folder)?;
-    let road = deployment.road(&progress);
+    let road = Road { gates, ..deployment.road(&progress) };
     let arrived = match saved {
         Some(plan) => travel_as_planned(&road, plan, &stop).await,
         None => travel(&road, ask, &mut agree, &stop).await,
@@ -154,6 +164,23 @@ pub fn document(deployment: &Deployment<'_>, arrival: &Arrival) -> Value {
     })
 }
 
+/// What stays because the new did not pass, and how to go on.
+fn shut(arrival: &Arrival, session: &Session, environment: &EnvironmentName) -> Failure {
+    let outcome = &arrival.outcome;
+    let stays: Vec<_> = outcome.skipped.iter().map(|skipped| skipped.resource.to_string()).collect();
+    let reasons =
+        outcome.shut.iter().flat_map(|shut| shut.because.iter().map(move |why| format!("{}: {why}", shut.site)));
+    let reasons: Vec<_> = reasons.collect();
+    let error = anyhow::anyhow!("{}", reasons.join("\n")).context(format!(
+        "up {environment}: the gate is shut, and nothing of the old was removed: {}",
+        stays.join(", ")
+    ));
+    let (again, back) = (session.again().same("up", environment), session.again().command("rollback", environment));
+    Failure::new(Exit::GateShut, "gate_not_open", error).hint(format!(
+        "measure again, and go on if it passes: {again} --gated\nback to the release before: {back}\nremove the old all the same: {again}"
+    ))
+}
+
 /// What did not get done, and how to go on.
 pub fn incomplete(arrival: &Arrival, verb: &str, session: &Session, environment: &EnvironmentName) -> Failure {
     let Outcome { failed, open, stopped, .. } = &arrival.outcome;
@@ -164,11 +191,20 @@ pub fn incomplete(arrival: &Arrival, verb: &str, session: &Session, environment:
     }
     let Some(first) = failed.first() else {
         let waiting: Vec<_> = open.iter().map(|o| format!("{}: {}", o.resource, o.because)).collect();
-        let blocked = arrival.plan.iter().flat_map(|p| &p.blocked).map(|b| format!("{}: {}", b.resource, b.because));
+        let blocked = arrival.plan.iter().flat_map(plan_view::blocked);
+        let blocked = blocked.map(|(names, because)| format!("{names}: {because}"));
         let lines: Vec<_> = waiting.into_iter().chain(blocked).collect();
         let error = anyhow::anyhow!("{}", lines.join("\n"))
             .context(format!("{verb} {environment}: not everything could be done"));
-        return Failure::new(Exit::Failed, "incomplete", error).hint(again);
+        let (away, works) = arrival.plan.as_ref().map(plan_view::away).unwrap_or_default();
+        let hint = match works.first() {
+            Some(site) if !away.is_empty() => {
+                let away = away.into_iter().collect::<Vec<_>>().join(", ");
+                format!("once {away} can be reached: {again}\nuntil then a site by itself: {again} --site {site}")
+            }
+            _ => again,
+        };
+        return Failure::new(Exit::Failed, "incomplete", error).hint(hint);
     };
     let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::Failure::line).collect();
     let many = if failed.len() == 1 { "a step".to_owned() } else { format!("{} steps", failed.len()) };
@@ -264,6 +300,11 @@ fn how_to_reach(session: &Session, running: &running::Running, environment: &Env
         session.again().command("generate", environment),
         again::quoted(prompt)
     ));
-    text.push_str("  A reboot of this machine needs another `up`.");
+    text.push_str(match &running.namespace {
+        Some(_) => {
+            "  The cluster keeps it running. Its certificate is renewed by an `up` in the last third of its life."
+        }
+        None => "  A reboot of this machine needs another `up`.",
+    });
     text
 }

@@ -1,10 +1,12 @@
 //! One operation in the air: its next call, and what an answer comes to.
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use textnlp_provider::{Error, Handle, Object, Operation, Progress, Provider, Result as Answered, Sort};
+use textnlp_provider::{Error, Handle, Object, Operation, Progress, Provider, Result as Answered, Sort, Verb};
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
@@ -101,13 +103,15 @@ impl Flight {
                     None => provider.begin(op).await,
                 }
             };
+            let overdue = overdue(clock.as_ref(), limits.call);
+            // A machine that stood still in the middle of a call must not send it when it wakes up: somebody else may be at work by then.
             tokio::select! {
                 biased;
-                answer = call => Some(answer),
-                () = clock.sleep(limits.call) => {
+                () = overdue => {
                     let error = Error::new(Sort::Unavailable, op.verb.to_string(), op.resource.as_str());
                     Some(Err(error.because(format!("no answer within {} s", limits.call.as_secs()))))
                 }
+                answer = call => Some(answer),
             }
         })
     }
@@ -140,8 +144,10 @@ impl Flight {
                 let after = self.pause(&error, limits);
                 return Verdict::Retry { after, because: error.to_string() };
             }
+            // A delete that is refused has its record still. Left open, it would keep from going whatever has to go first.
+            let refused = error.sort == Sort::Conflict && self.operation().verb == Verb::Delete;
             // Ending it as failed would forget an object that may be there.
-            if self.uncertain || self.handle.is_some() {
+            if (self.uncertain || self.handle.is_some()) && !refused {
                 let because = format!("nobody knows what came of it: {error}");
                 return Verdict::LeaveOpen { error: Some(error), because };
             }
@@ -158,4 +164,10 @@ impl Flight {
         let shift = self.operation().token.as_str().bytes().next().unwrap_or_default();
         (doubled + doubled.mul_f64(f64::from(shift) / 1024.0)).min(limits.longest_pause)
     }
+}
+
+/// Ends when this much time has passed, also when the machine slept through it and its timers did not see it.
+async fn overdue(clock: &dyn Clock, time: Duration) {
+    let (until, mut sleep) = (clock.steady() + time, clock.sleep(time));
+    std::future::poll_fn(|cx| if clock.steady() >= until { Poll::Ready(()) } else { sleep.poll_unpin(cx) }).await;
 }

@@ -1,10 +1,11 @@
 //! An approved plan becomes real: every call is written down before it is made, and what came of it before anything depends on it.
 //!
 //! Read in this order: [`apply`] and [`recover`] (the two ways in), `run` (the loop: start what is ready, wait, write down),
-//! `flight` (one operation in the air), `step` (what a step begins with). Apply decides nothing: what the plan left open is
+//! `flight` (one operation in the air), `step` (what a step begins with), `gate` (who is asked before anything of the old goes). Apply decides nothing: what the plan left open is
 //! chosen by rule among the plan's alternatives, and the choice is written down.
 
 mod flight;
+mod gate;
 mod run;
 mod step;
 
@@ -21,6 +22,8 @@ use crate::event::Events;
 use crate::plan::Approved;
 use crate::state::{Locked, StateError};
 
+pub use gate::{Answer, Gates};
+
 /// Everything that applying works with.
 pub struct Drive<'a> {
     /// Who is called at each site.
@@ -31,6 +34,8 @@ pub struct Drive<'a> {
     pub clock: Arc<dyn Clock>,
     /// Who listens.
     pub events: &'a dyn Events,
+    /// Who is asked at gates; where there is nobody, they stay shut.
+    pub gates: Option<&'a dyn Gates>,
     /// How much at once, and how long.
     pub limits: Limits,
 }
@@ -49,6 +54,8 @@ pub struct Limits {
     pub pause: Duration,
     /// The longest pause.
     pub longest_pause: Duration,
+    /// How long a gate may take to answer.
+    pub gate: Duration,
 }
 
 impl Default for Limits {
@@ -59,6 +66,7 @@ impl Default for Limits {
             call: Duration::from_secs(10),
             pause: Duration::from_millis(200),
             longest_pause: Duration::from_secs(15),
+            gate: Duration::from_secs(1800),
         }
     }
 }
@@ -74,6 +82,8 @@ pub struct Outcome {
     pub skipped: Vec<Skipped>,
     /// Operations that stay open: the next run finishes them.
     pub open: Vec<LeftOpen>,
+    /// Gates that were asked and are shut: what waits for them was not begun.
+    pub shut: Vec<Shut>,
     /// Somebody asked to stop.
     pub stopped: bool,
     /// How long it took.
@@ -88,11 +98,12 @@ impl Outcome {
 
     /// Puts what happened before in front.
     pub(crate) fn after(mut self, earlier: Outcome) -> Self {
-        let Outcome { done, failed, skipped, open, stopped, seconds } = earlier;
+        let Outcome { done, failed, skipped, open, shut, stopped, seconds } = earlier;
         self.done.splice(0..0, done);
         self.failed.splice(0..0, failed);
         self.skipped.splice(0..0, skipped);
         self.open.splice(0..0, open);
+        self.shut.splice(0..0, shut);
         self.stopped |= stopped;
         self.seconds += seconds;
         self
@@ -130,6 +141,15 @@ pub struct Skipped {
     pub resource: ResourceId,
     /// Why.
     pub because: String,
+}
+
+/// A gate that is shut.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Shut {
+    /// Of which site.
+    pub site: SiteName,
+    /// Why.
+    pub because: Vec<String>,
 }
 
 /// An operation that stays open.

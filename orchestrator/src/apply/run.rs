@@ -12,10 +12,12 @@ use textnlp_provider::{Kind, Object, Provider, ResourceId, SiteName, Verb};
 use tokio_util::sync::CancellationToken;
 
 use super::flight::{Flight, Landing, Verdict};
+use super::gate::{self, Answer};
 use super::step::{self, Known, Write};
-use super::{ApplyError, Did, Drive, Failure, LeftOpen, Outcome, Skipped};
+use super::{ApplyError, Did, Drive, Failure, LeftOpen, Outcome, Shut, Skipped};
 use crate::event::{Event, What};
-use crate::plan::{Branch, Call, Node, Plan, Step};
+use crate::plan::{Branch, Call, Decides, Gate, Node, Plan, Step};
+use crate::state::Intent;
 
 pub(super) struct Run<'a> {
     air: Air<'a>,
@@ -29,7 +31,15 @@ pub(super) struct Run<'a> {
     skipped: BTreeSet<u32>,
     /// The operations that a step still has to make after the one in the air.
     rest: BTreeMap<u32, VecDeque<Call>>,
+    /// Gates that are being measured.
+    asked: FuturesUnordered<BoxFuture<'a, (u32, Option<Answer>)>>,
     known: Known,
+}
+
+/// What a run waited for.
+enum Came {
+    Landed(Vec<(u64, Landed)>),
+    Answered(u32, Option<Answer>),
 }
 
 /// The operations in the air, and where their ends are written down.
@@ -38,8 +48,17 @@ struct Air<'a> {
     stop: &'a CancellationToken,
     flights: BTreeMap<u64, Flight>,
     calls: FuturesUnordered<BoxFuture<'static, (u64, Landing)>>,
+    /// What is to be written down, then told, then called: ends and the beginnings that follow from them share one wait for the disk.
+    next: Next,
     outcome: Outcome,
     began: Duration,
+}
+
+#[derive(Default)]
+struct Next {
+    writes: BTreeMap<SiteName, Vec<Write>>,
+    told: Vec<What>,
+    calls: Vec<(u64, Flight, Duration)>,
 }
 
 /// How an operation left the air.
@@ -48,8 +67,6 @@ enum Landed {
     Failed,
     Open,
 }
-
-type Writes = BTreeMap<SiteName, Vec<Write>>;
 
 /// Finishes what a dead run left open. All of it was in the air at once, so nothing of it waits for another.
 pub(super) async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Result<Outcome, ApplyError> {
@@ -66,12 +83,15 @@ pub(super) async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Resul
             let (resource, verb) = (open.intent.operation.resource.clone(), open.intent.operation.verb);
             air.tell(What::Recovering { operation: op, resource, verb });
             let began = air.drive.clock.steady();
-            air.launch(number, Flight::new(open.intent, open.handle, began).resumed(), Duration::ZERO)?;
+            let flight = Flight::new(open.intent, open.handle, began).resumed();
+            air.next.calls.push((number, flight, Duration::ZERO));
             number += 1;
         }
     }
+    air.go_on().await?;
     while air.is_busy() {
-        air.land().await?;
+        air.land().await;
+        air.go_on().await?;
     }
     Ok(air.end())
 }
@@ -94,19 +114,28 @@ impl<'a> Run<'a> {
         let ready = plan.steps.iter().filter(|step| step.after.is_empty());
         let ready = ready.map(|step| (way[step.id as usize], Reverse(step.id))).collect();
         let (skipped, rest, known) = (BTreeSet::new(), BTreeMap::new(), Known::default());
-        Self { air, plan, waits, dependents, way, ready, skipped, rest, known }
+        Self { air, plan, waits, dependents, way, ready, skipped, rest, asked: FuturesUnordered::new(), known }
     }
 
     pub(super) async fn apply(mut self) -> Result<Outcome, ApplyError> {
         loop {
-            self.start().await?;
-            if !self.air.is_busy() && (self.ready.is_empty() || self.air.stop.is_cancelled()) {
+            self.start()?;
+            self.air.go_on().await?;
+            let is_asking = !self.asked.is_empty();
+            if !self.air.is_busy() && !is_asking && (self.ready.is_empty() || self.air.stop.is_cancelled()) {
                 break;
             }
-            if self.air.is_busy() {
-                for (id, landed) in self.air.land().await? {
-                    self.landed(id as u32, landed).await?;
+            let came = tokio::select! {
+                landed = self.air.land(), if self.air.is_busy() => Came::Landed(landed),
+                Some((id, answer)) = self.asked.next(), if is_asking => Came::Answered(id, answer),
+                // What was over at once made more ready.
+                else => continue,
+            };
+            match came {
+                Came::Landed(landed) => {
+                    landed.into_iter().try_for_each(|(id, landed)| self.landed(id as u32, landed))?;
                 }
+                Came::Answered(id, answer) => self.answered(id, answer),
             }
         }
         let plan = self.plan;
@@ -118,13 +147,20 @@ impl<'a> Run<'a> {
         Ok(self.air.end())
     }
 
-    /// Starts as many ready steps as may be in the air; their beginnings are written in one go.
-    async fn start(&mut self) -> Result<(), ApplyError> {
-        let mut writes = Writes::new();
-        let (mut flights, mut over) = (Vec::new(), Vec::new());
-        while self.air.flights.len() + flights.len() < self.air.drive.limits.parallel && !self.air.stop.is_cancelled() {
+    /// Starts as many ready steps as may be in the air.
+    fn start(&mut self) -> Result<(), ApplyError> {
+        let mut over = Vec::new();
+        while self.air.in_use() < self.air.drive.limits.parallel && !self.air.stop.is_cancelled() {
             let Some((_, Reverse(id))) = self.ready.pop() else { break };
             let step = &self.plan.steps[id as usize];
+            if let Node::Gate(gate) = &step.node {
+                if self.would_remove(gate) {
+                    self.ask(step)
+                } else {
+                    over.push(id)
+                }
+                continue;
+            }
             let provider = self.air.provider(&step.site)?;
             let begun = step::begin(step, &provider, &mut self.known).and_then(|mut beginning| {
                 let first = beginning.calls.pop_front();
@@ -140,76 +176,105 @@ impl<'a> Run<'a> {
                     if let Some(what) = beginning.note {
                         self.air.tell(What::Noted { resource: step.resource.clone(), what: what.to_owned() });
                     }
-                    writes.entry(step.site.clone()).or_default().extend(beginning.writes);
+                    self.air.next.writes.entry(step.site.clone()).or_default().extend(beginning.writes);
                     match intent {
                         Some(intent) => {
                             self.rest.insert(id, beginning.calls);
-                            flights.push((id, Flight::new(intent, None, self.air.drive.clock.steady())));
+                            self.air.take_off(u64::from(id), intent);
                         }
                         None => over.push(id),
                     }
                 }
                 Err(failure) => {
                     self.air.fail(step, failure);
-                    self.skip_dependents(id);
+                    self.skip_what_waits_for(id);
                 }
             }
         }
-        for (_, flight) in &flights {
-            let site = flight.operation().site.clone();
-            writes.entry(site).or_default().push(Write::Begun(flight.intent.clone()));
-        }
-        self.air.write(writes).await?;
-        for (id, flight) in flights {
-            self.air.take_off(u64::from(id), flight)?;
-        }
-        for id in over {
-            self.done(id);
-        }
+        over.into_iter().for_each(|id| self.done(id));
         Ok(())
     }
 
-    async fn landed(&mut self, id: u32, landed: Landed) -> Result<(), ApplyError> {
+    /// Whether anything goes when a gate opens: nothing does where what was to be decided on the way came to nothing.
+    fn would_remove(&self, gate: &Gate) -> bool {
+        gate.open.iter().any(|step| match &self.plan.steps[*step as usize].node {
+            Node::Call(_) => true,
+            Node::OneOf(one) => {
+                matches!(&one.decides, Decides::As(other) if self.known.chose.get(other) == Some(&Branch::Replace))
+            }
+            Node::Note(_) | Node::Gate(_) => false,
+        })
+    }
+
+    /// Has a gate measured while everything else goes on.
+    fn ask(&mut self, step: &'a Step) {
+        self.air.next.told.push(What::GateAsked { site: step.site.clone() });
+        let Some(gates) = self.air.drive.gates else {
+            let nobody = Answer::Shut(vec!["nobody is there to measure it".to_owned()]);
+            return self.answered(step.id, Some(nobody));
+        };
+        let (clock, within) = (self.air.drive.clock.clone(), self.air.drive.limits.gate);
+        let answer = gate::ask(gates, step.site.clone(), clock, within, self.air.stop.clone());
+        let id = step.id;
+        self.asked.push(Box::pin(answer.map(move |answer| (id, answer))));
+    }
+
+    fn answered(&mut self, id: u32, answer: Option<Answer>) {
+        let step = &self.plan.steps[id as usize];
+        let because = match answer {
+            // What waits for it is named as what a stop left.
+            None => return,
+            Some(Answer::Open) => Vec::new(),
+            Some(Answer::Shut(because)) if because.is_empty() => vec!["no reason was given".to_owned()],
+            Some(Answer::Shut(because)) => because,
+        };
+        let Next { writes, told, .. } = &mut self.air.next;
+        let write = Write::Asked { gate: step.resource.clone(), because: because.clone() };
+        writes.entry(step.site.clone()).or_default().push(write);
+        told.push(What::GateAnswered { site: step.site.clone(), shut_because: because.clone() });
+        if because.is_empty() {
+            return self.done(id);
+        }
+        self.air.outcome.shut.push(Shut { site: step.site.clone(), because });
+        self.skip_dependents(id, "the gate is shut".to_owned());
+    }
+
+    fn landed(&mut self, id: u32, landed: Landed) -> Result<(), ApplyError> {
         let step = &self.plan.steps[id as usize];
         match landed {
             Landed::Done(object) => {
                 if let Some(object) = object {
                     self.known.outputs.insert(step.resource.clone(), object.outputs);
                 }
-                self.next_call(id, step).await
+                self.next_call(id, step)
             }
             Landed::Failed | Landed::Open => {
-                self.skip_dependents(id);
+                self.skip_what_waits_for(id);
                 Ok(())
             }
         }
     }
 
     /// The next operation of a step that has several, or its end.
-    async fn next_call(&mut self, id: u32, step: &'a Step) -> Result<(), ApplyError> {
+    fn next_call(&mut self, id: u32, step: &'a Step) -> Result<(), ApplyError> {
         let Some(call) = self.rest.get_mut(&id).and_then(VecDeque::pop_front) else {
             self.done(id);
             return Ok(());
         };
         if self.air.stop.is_cancelled() {
             self.air.skip(&step.resource, "asked to stop".to_owned());
-            self.skip_dependents(id);
+            self.skip_what_waits_for(id);
             return Ok(());
         }
         let provider = self.air.provider(&step.site)?;
         match step::intent(step, &call, &provider, &mut self.known, self.air.drive.state) {
-            Ok(intent) => {
-                let flight = Flight::new(intent, None, self.air.drive.clock.steady());
-                let begun = vec![Write::Begun(flight.intent.clone())];
-                self.air.write(Writes::from([(step.site.clone(), begun)])).await?;
-                self.air.take_off(u64::from(id), flight)
-            }
+            Ok(intent) => self.air.take_off(u64::from(id), intent),
             Err(failure) => {
                 self.air.fail(step, failure);
-                self.skip_dependents(id);
-                Ok(())
+                self.skip_what_waits_for(id);
             }
         }
+        Ok(())
     }
 
     fn done(&mut self, id: u32) {
@@ -228,9 +293,12 @@ impl<'a> Run<'a> {
     }
 
     /// Whatever waits for a step that failed is not begun.
-    fn skip_dependents(&mut self, id: u32) {
+    fn skip_what_waits_for(&mut self, id: u32) {
+        self.skip_dependents(id, format!("`{}` is not ready", self.plan.steps[id as usize].resource));
+    }
+
+    fn skip_dependents(&mut self, id: u32, because: String) {
         self.waits[id as usize] = DONE;
-        let because = format!("`{}` is not ready", self.plan.steps[id as usize].resource);
         let mut todo = self.dependents[id as usize].clone();
         while let Some(next) = todo.pop() {
             if self.skipped.insert(next) {
@@ -247,8 +315,8 @@ const DONE: usize = usize::MAX;
 impl<'a> Air<'a> {
     fn new(drive: Drive<'a>, stop: &'a CancellationToken) -> Self {
         let began = drive.clock.steady();
-        let (flights, calls) = (BTreeMap::new(), FuturesUnordered::new());
-        Self { drive, stop, flights, calls, outcome: Outcome::default(), began }
+        let (flights, calls, next) = (BTreeMap::new(), FuturesUnordered::new(), Next::default());
+        Self { drive, stop, flights, calls, next, outcome: Outcome::default(), began }
     }
 
     /// A call that an earlier holder sent just before it lost its lock may still be on its way.
@@ -269,7 +337,13 @@ impl<'a> Air<'a> {
         !self.flights.is_empty()
     }
 
+    /// Operations in the air and those that are about to be.
+    fn in_use(&self) -> usize {
+        self.flights.len() + self.next.calls.len()
+    }
+
     fn end(mut self) -> Outcome {
+        std::mem::take(&mut self.next.told).into_iter().for_each(|what| self.tell(what));
         self.outcome.seconds = self.drive.clock.steady().saturating_sub(self.began).as_secs_f64();
         self.outcome.stopped = self.stop.is_cancelled();
         self.outcome
@@ -291,19 +365,25 @@ impl<'a> Air<'a> {
         self.kind(site, kind).map_or(Duration::from_secs(600), |kind| kind.deadline)
     }
 
-    async fn write(&mut self, writes: Writes) -> Result<(), ApplyError> {
+    /// Writes down what is next, tells what came to an end by it, and makes the calls.
+    async fn go_on(&mut self) -> Result<(), ApplyError> {
+        let Next { writes, told, calls } = std::mem::take(&mut self.next);
         for (site, writes) in writes.into_iter().filter(|(_, writes)| !writes.is_empty()) {
             let put = self.drive.state.commit(&site, |pen| writes.into_iter().for_each(|write| write.put(pen))).await;
             put.map_err(|source| ApplyError::Journal { site, source })?;
         }
-        Ok(())
+        told.into_iter().for_each(|what| self.tell(what));
+        calls.into_iter().try_for_each(|(id, flight, pause)| self.launch(id, flight, pause))
     }
 
-    /// Makes the first call of an operation that is written down.
-    fn take_off(&mut self, id: u64, flight: Flight) -> Result<(), ApplyError> {
-        let op = flight.operation();
-        self.tell(What::Started { operation: op.id, resource: op.resource.clone(), verb: op.verb });
-        self.launch(id, flight, Duration::ZERO)
+    /// The first call of an operation, once it is written down.
+    fn take_off(&mut self, id: u64, intent: Intent) {
+        let op = &intent.operation;
+        self.next.told.push(What::Started { operation: op.id, resource: op.resource.clone(), verb: op.verb });
+        let flight = Flight::new(intent, None, self.drive.clock.steady());
+        let writes = self.next.writes.entry(flight.operation().site.clone()).or_default();
+        writes.push(Write::Begun(flight.intent.clone()));
+        self.next.calls.push((id, flight, Duration::ZERO));
     }
 
     fn launch(&mut self, id: u64, flight: Flight, pause: Duration) -> Result<(), ApplyError> {
@@ -315,19 +395,18 @@ impl<'a> Air<'a> {
         Ok(())
     }
 
-    /// Waits for answers, writes down what they come to, and makes the next calls. Says which operations left the air.
-    async fn land(&mut self) -> Result<Vec<(u64, Landed)>, ApplyError> {
-        let Some(first) = self.calls.next().await else { return Ok(Vec::new()) };
+    /// Waits for answers and says which operations left the air by them. What they come to is written down next.
+    async fn land(&mut self) -> Vec<(u64, Landed)> {
+        let Some(first) = self.calls.next().await else { return Vec::new() };
         let mut landings = vec![first];
         // Whatever else is back already shares one wait for the disk.
         while let Some(Some(more)) = self.calls.next().now_or_never() {
             landings.push(more);
         }
-        let (mut writes, mut again, mut landed, mut told) = (Writes::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut landed = Vec::new();
         for (id, landing) in landings {
             let Some(mut flight) = self.flights.remove(&id) else { continue };
             let op = flight.operation().clone();
-            let here = writes.entry(op.site.clone()).or_default();
             let verdict = match landing {
                 Some(answer) => {
                     let late = self.drive.clock.steady().saturating_sub(flight.began)
@@ -338,6 +417,8 @@ impl<'a> Air<'a> {
                 // Whoever has the lock now finishes it.
                 None => Verdict::LeaveOpen { error: None, because: "the lock was lost before the call".to_owned() },
             };
+            let Next { writes, told, calls } = &mut self.next;
+            let here = writes.entry(op.site.clone()).or_default();
             match verdict {
                 Verdict::Done(object) => {
                     let ms = self.drive.clock.steady().saturating_sub(flight.began).as_millis() as u64;
@@ -355,11 +436,11 @@ impl<'a> Air<'a> {
                         here.push(Write::Pending { op: op.id, handle, says: says.clone() });
                     }
                     told.push(What::Says { resource: op.resource, text: says });
-                    again.push((id, flight, again_in));
+                    calls.push((id, flight, again_in));
                 }
                 Verdict::Retry { after, because } => {
                     told.push(What::Retrying { resource: op.resource, because, in_ms: after.as_millis() as u64 });
-                    again.push((id, flight, after));
+                    calls.push((id, flight, after));
                 }
                 Verdict::Failed { left, error } => {
                     let failure = Failure::of(&op.resource, &error);
@@ -383,12 +464,7 @@ impl<'a> Air<'a> {
                 }
             }
         }
-        self.write(writes).await?;
-        told.into_iter().for_each(|what| self.tell(what));
-        for (id, flight, pause) in again {
-            self.launch(id, flight, pause)?;
-        }
-        Ok(landed)
+        landed
     }
 
     fn fail(&mut self, step: &Step, failure: Failure) {
@@ -396,12 +472,12 @@ impl<'a> Air<'a> {
             Node::Call(call) => call.verb(),
             _ => Verb::Update,
         };
-        self.tell(failed(&failure, verb));
+        self.next.told.push(failed(&failure, verb));
         self.outcome.failed.push(failure);
     }
 
     fn skip(&mut self, resource: &ResourceId, because: String) {
-        self.tell(What::Skipped { resource: resource.clone(), because: because.clone() });
+        self.next.told.push(What::Skipped { resource: resource.clone(), because: because.clone() });
         self.outcome.skipped.push(Skipped { resource: resource.clone(), because });
     }
 }

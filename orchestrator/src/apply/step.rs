@@ -15,13 +15,47 @@ use crate::state::{BodyRef, End, Entry, Intent, Locked, Pen, Target, cut};
 /// What is to be written into a journal.
 pub(super) enum Write {
     Begun(Arc<Intent>),
-    Pending { op: OperationId, handle: textnlp_provider::Handle, says: String },
-    Made { op: OperationId, recorded: Box<Recorded> },
-    Gone { op: OperationId },
-    Failed { op: OperationId, left: Option<Box<Recorded>>, because: String },
-    Chose { resource: ResourceId, branch: Branch, because: String },
-    Noted { resource: ResourceId, what: &'static str, recorded: Box<Recorded> },
-    Forgot { resource: ResourceId, because: String },
+    Pending {
+        op: OperationId,
+        handle: textnlp_provider::Handle,
+        says: String,
+    },
+    Made {
+        op: OperationId,
+        recorded: Box<Recorded>,
+    },
+    Gone {
+        op: OperationId,
+    },
+    Failed {
+        op: OperationId,
+        left: Option<Box<Recorded>>,
+        because: String,
+    },
+    Chose {
+        resource: ResourceId,
+        branch: Branch,
+        because: String,
+    },
+    /// A gate's answer: open where there is no reason against it.
+    Asked {
+        gate: ResourceId,
+        because: Vec<String>,
+    },
+    Noted {
+        resource: ResourceId,
+        what: &'static str,
+        recorded: Box<Recorded>,
+    },
+    Returned {
+        resource: ResourceId,
+        old: String,
+        recorded: Box<Recorded>,
+    },
+    Forgot {
+        resource: ResourceId,
+        because: String,
+    },
 }
 
 /// Longer texts are cut in the journal; the whole text is in the run's report.
@@ -44,6 +78,11 @@ impl Write {
             Write::Chose { resource, branch, because } => {
                 Entry::Chose { resource, branch: branch.to_string(), because: short(&because) }
             }
+            Write::Asked { gate, because } => {
+                let branch = if because.is_empty() { "open" } else { "shut" }.to_owned();
+                Entry::Chose { resource: gate, branch, because: short(&because.join("; ")) }
+            }
+            Write::Returned { resource, old, recorded } => Entry::Returned { resource, old, recorded: body(&recorded) },
             Write::Forgot { resource, because } => Entry::Forgot { resource, because: short(&because) },
             Write::Pending { op, handle, says } => Entry::Pending { op, handle: pen.body(&handle), says: short(&says) },
             Write::Begun(intent) => {
@@ -87,12 +126,19 @@ pub(super) fn begin(step: &Step, provider: &Arc<dyn Provider>, known: &mut Known
             let (write, what) = match note {
                 Note::Adopt { recorded } => (noted(resource, "adopt", recorded, known), "adopt"),
                 Note::Remember { recorded } => (noted(resource, "remember", recorded, known), "remember"),
+                Note::Return { recorded, old } => {
+                    known.outputs.insert(resource.clone(), recorded.outputs.clone());
+                    let (resource, recorded) = (resource.clone(), recorded.clone());
+                    (Write::Returned { resource, old: old.clone(), recorded }, "return")
+                }
                 Note::Forget => (Write::Forgot { resource: resource.clone(), because: step.because.clone() }, "forget"),
             };
             beginning.writes.push(write);
             beginning.note = Some(what);
         }
         Node::OneOf(one) => choose(step, one, provider, known, &mut beginning)?,
+        // Whoever runs the plan asks at gates.
+        Node::Gate(_) => {}
     }
     Ok(beginning)
 }

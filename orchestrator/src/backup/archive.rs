@@ -135,6 +135,11 @@ pub fn unpack(name: &Utf8Path, from: &mut dyn Read, folder: &Utf8Path) -> Result
     Ok(manifest)
 }
 
+/// What a copy says is in it: its beginning is read and nothing is written. Whether all of it is there is for [`unpack`] to say.
+pub fn listed(name: &Utf8Path, from: &mut dyn Read) -> Result<Manifest, Error> {
+    Reading { name, from }.list()
+}
+
 struct Reading<'a> {
     name: &'a Utf8Path,
     from: &'a mut dyn Read,

@@ -68,6 +68,15 @@ pub enum Error {
         /// Which.
         member: String,
     },
+    /// Something else lies where a part of a log belongs.
+    #[error("{path} is there already, with another content")]
+    Taken {
+        /// Where.
+        path: Utf8PathBuf,
+    },
+    /// It is no part of a log.
+    #[error("{0}")]
+    NoPart(String),
     /// Another run makes or removes copies there.
     #[error("another backup is being made in {folder}")]
     Busy {
@@ -102,6 +111,8 @@ impl Error {
             Self::Truncated { .. } | Self::Damaged { .. } => "damaged",
             Self::Sealed { .. } => "sealed",
             Self::Key(_) => "wrong_key",
+            Self::Taken { .. } => "taken",
+            Self::NoPart(_) => "no_part",
             Self::Changed { .. } | Self::Busy { .. } => "locked",
             Self::Room { .. } => "no_space",
         }
@@ -122,6 +133,8 @@ impl Error {
                 "give the key that was carried away with --key FILE (`backup key show` printed it), or --passphrase-file FILE"
             }
             Self::Key(_) => "keys are as `backup key show` or `age-keygen` write them; recipients begin with `age1`",
+            Self::Taken { .. } => "another database has archived here: give this one a `backup.destination` of its own",
+            Self::NoPart(_) => "give what PostgreSQL hands to its archive command",
             Self::Changed { .. } | Self::Busy { .. } => "run this again in a moment",
             Self::Room { .. } => "make room, or choose another place",
         }

@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
+use super::log::PartName;
+
 /// The version of the format. Members are only added to a version; a number is added when an older reader would restore less than
 /// there is.
 pub const FORMAT: u64 = 1;
@@ -55,6 +57,28 @@ pub struct Database {
     pub keys: u64,
     /// Requests that it accounts for.
     pub usage: u64,
+    /// Where an archived log goes on from, for a PostgreSQL of our own whose log is archived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+}
+
+/// A PostgreSQL's own files as `pg_basebackup` copied them: with the archived log they become what it was at any later moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The member: a tar.
+    pub member: String,
+    /// The number that PostgreSQL gave to these files and to their log when they were first made, in digits.
+    pub system: String,
+    /// The major version whose programs read it.
+    pub version: u32,
+    /// The first part of the log that it needs; it comes along.
+    pub first: PartName,
+    /// The last part of the log that came along.
+    pub last: PartName,
+    /// The length of each part.
+    pub part_bytes: u64,
+    /// The first moment that can be restored.
+    pub from: Timestamp,
 }
 
 /// A model as it was served.
@@ -78,6 +102,16 @@ pub struct Member {
     pub bytes: u64,
     /// Its SHA-256, hexadecimal.
     pub sha256: String,
+}
+
+impl Base {
+    /// Whether what is said of the log is of one log, and its number is one.
+    fn is_sound(&self) -> bool {
+        let number = |part: &PartName| part.number(self.part_bytes);
+        self.system.parse::<u64>().is_ok_and(|system| system.to_string() == self.system)
+            && number(&self.first).is_some()
+            && number(&self.first) <= number(&self.last)
+    }
 }
 
 impl Manifest {
@@ -117,8 +151,15 @@ impl Manifest {
             sum = sum.checked_add(member.bytes).filter(|sum| *sum < 1 << 60).ok_or("its lengths add up to too much")?;
         }
         for (site, database) in &self.databases {
-            if !seen.contains(database.member.as_str()) || !is_inside(&database.path) {
+            let base = database.base.as_ref();
+            if !seen.contains(database.member.as_str())
+                || !is_inside(&database.path)
+                || base.is_some_and(|base| !seen.contains(base.member.as_str()))
+            {
                 return Err(format!("the database of `{site}` is not in it"));
+            }
+            if base.is_some_and(|base| !base.is_sound()) {
+                return Err(format!("the base of `{site}` does not say which log it belongs to"));
             }
         }
         match self.models.values().filter_map(|model| model.folder.as_ref()).find(|folder| !is_inside(folder)) {

@@ -3,6 +3,7 @@
 //! `backup_YYYYMMDD.dump` is the copy, `….dump.json` what may be known without opening it, `….dump.verified.json` the proof that it was
 //! restored. Days are UTC. A second copy of a day is `backup_YYYYMMDD-2.dump`.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -13,9 +14,10 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use textnlp_provider::{EnvironmentName, Lineage};
+use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
-use super::Error;
+use super::manifest::Base;
+use super::{Error, Log};
 
 /// Copies of one day: one a minute has room.
 const PER_DAY_MAX: u32 = 2000;
@@ -47,6 +49,9 @@ pub struct Facts {
     pub scheduled: bool,
     /// Name and version of the program that made it.
     pub tool: String,
+    /// From where its archived log goes on, by site.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bases: BTreeMap<SiteName, Base>,
 }
 
 /// That a copy was restored, and what came of it.
@@ -106,6 +111,11 @@ impl Shelf {
     /// The folder.
     pub fn folder(&self) -> &Utf8Path {
         &self.folder
+    }
+
+    /// The archived logs that lie beside the copies.
+    pub fn logs(&self) -> Result<Vec<Log>, Error> {
+        Log::all(&self.folder)
     }
 
     /// Puts a copy there that `fill` writes. Killed anywhere, nothing half-written has a copy's name.
@@ -278,13 +288,13 @@ fn beside(file: &Utf8Path, ending: &str) -> Utf8PathBuf {
 }
 
 /// A document that is not there or cannot be read says nothing.
-fn document<T: DeserializeOwned>(path: &Utf8Path) -> Option<T> {
+pub(super) fn document<T: DeserializeOwned>(path: &Utf8Path) -> Option<T> {
     let found = std::fs::symlink_metadata(path).ok().filter(|found| found.is_file() && found.len() <= BESIDE_MAX)?;
     let bytes = std::fs::read(path).ok().filter(|bytes| bytes.len() as u64 <= found.len().max(1))?;
     serde_json::from_slice(&bytes).ok()
 }
 
-fn put_document(path: &Utf8Path, value: &impl Serialize) -> Result<(), Error> {
+pub(super) fn put_document(path: &Utf8Path, value: &impl Serialize) -> Result<(), Error> {
     let bytes = serde_json::to_vec_pretty(value).expect("what is known of a copy is plain data");
     let new = Utf8PathBuf::from(format!("{path}.new"));
     let fails = || Error::io("write", path);
@@ -294,11 +304,11 @@ fn put_document(path: &Utf8Path, value: &impl Serialize) -> Result<(), Error> {
     path.parent().map_or(Ok(()), flush)
 }
 
-fn flush(folder: &Utf8Path) -> Result<(), Error> {
+pub(super) fn flush(folder: &Utf8Path) -> Result<(), Error> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("flush", folder))
 }
 
-fn remove(path: &Utf8Path) -> Result<(), Error> {
+pub(super) fn remove(path: &Utf8Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use textnlp_provider::told;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,6 @@ use super::picture::Picture;
 use super::report::{self, Facts, Figures, Phase, Report, Targets};
 use super::shift::{self, Refusal};
 use super::talk::Everybody;
-use super::told;
 use crate::gate::{KeyIssuer, KeyRequest};
 use crate::load::{Ask, Key, Wire};
 use around::{Before, clear_keys, finish_old, is_back, preflight, revoke};

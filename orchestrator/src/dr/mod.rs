@@ -18,17 +18,3 @@ pub mod shift;
 pub mod talk;
 
 mod waterfall;
-
-use std::error::Error;
-
-/// An error with its causes, in one line.
-pub fn told(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        cause = source.source();
-    }
-    text
-}

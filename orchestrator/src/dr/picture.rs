@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures::future::{join, join_all};
 use serde::Serialize;
 
-use super::talk::{Copies, Everybody, TalkError, WatchStatus, WitnessStatus};
+use super::talk::{Copies, DatabaseAt, Everybody, TalkError, WatchStatus, WitnessStatus};
 
 /// Entries that are on their way at any moment while writes go on.
 const IN_FLIGHT: u64 = 32;
@@ -40,6 +40,12 @@ pub struct Line {
     pub weight: Option<u32>,
     /// How far it is with copying models and configuration.
     pub copies: BTreeMap<String, Copies>,
+    /// Its server of a PostgreSQL that all sites share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseAt>,
+    /// Bytes of the database that its copy has not replayed, as the primary sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database_behind_bytes: Option<u64>,
     /// Whether control data can be changed through it.
     pub writable: bool,
     /// Why it cannot be reached or written to.
@@ -108,13 +114,16 @@ impl Picture {
             None => (primary.as_deref() == Some(site) && status.is_ok()).then_some(0),
         };
         let behind_entries = self.behind(site);
+        let copy = by_primary.and_then(|primary| primary.database.as_ref()?.copies.get(site));
+        let database_behind_bytes = copy.map(|copy| copy.behind_bytes);
         match status {
             Ok(status) => {
                 let is_member = primary.as_deref() == Some(site) || self.members().iter().any(|name| name == site);
                 let in_sync = is_member
                     && status.epoch == self.epoch()
                     && behind_entries.is_none_or(|entries| entries <= IN_FLIGHT)
-                    && lag_ms.is_none_or(|ms| ms <= max_lag_ms);
+                    && lag_ms.is_none_or(|ms| ms <= max_lag_ms)
+                    && status.database.as_ref().is_none_or(|database| database.fit);
                 Line {
                     site: site.to_owned(),
                     role: status.role.clone(),
@@ -125,6 +134,8 @@ impl Picture {
                     rpo_ms: Some(status.rpo_ms.control.max(status.rpo_ms.usage)),
                     weight,
                     copies: status.copies.clone(),
+                    database: status.database.clone(),
+                    database_behind_bytes,
                     writable: status.writable,
                     why: status.why_not.clone(),
                 }
@@ -139,6 +150,8 @@ impl Picture {
                 rpo_ms: None,
                 weight,
                 copies: BTreeMap::new(),
+                database: None,
+                database_behind_bytes,
                 writable: false,
                 why: Some(error.to_string()),
             },
@@ -183,6 +196,17 @@ impl Picture {
                     "{} lags {} ms behind; at most {max_lag_ms} ms are allowed (replication.database.max_lag)",
                     line.site, lag
                 ));
+            }
+            match &line.database {
+                Some(DatabaseAt { ready: false, why, .. }) => {
+                    let why = why.as_deref().unwrap_or("it does not say why");
+                    found.push(format!("the database of {} does not do its work: {why}", line.site));
+                }
+                Some(DatabaseAt { fit: false, .. }) => found.push(format!(
+                    "the database of {} lacks what the primary's has, so it cannot take over; it is being copied",
+                    line.site
+                )),
+                _ => {}
             }
             for (data, copy) in line.copies.iter().filter(|(_, copy)| copy.missing_bytes > 0) {
                 let why = copy.error.as_deref().unwrap_or("they are on their way");

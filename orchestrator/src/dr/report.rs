@@ -350,7 +350,7 @@ pub fn history(state: &Utf8Path) -> (Vec<Report>, Vec<String>) {
         match Report::read(state, id) {
             Ok(report) => reports.push(report),
             Err(ReportError::NoSuch(_)) => {}
-            Err(error) => unread.push(super::told(&error)),
+            Err(error) => unread.push(textnlp_provider::told(&error)),
         }
     }
     reports.sort_by_key(|report| report.began);

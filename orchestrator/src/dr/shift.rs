@@ -9,11 +9,13 @@ use tokio::time::Instant;
 
 use super::journal::{Action, Journal, JournalError, WHOLE, unfinished};
 use super::picture::Picture;
-use super::talk::{Everybody, TalkError, WitnessStatus};
+use super::talk::{Everybody, TalkError, WatchStatus, WitnessStatus};
 
 /// A site that was granted the primary's place takes writes within a few looks of its watch.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// After the primary has refused to give its place back.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How the place was got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -44,6 +46,8 @@ pub struct Shifted {
     pub seconds: f64,
     /// An earlier attempt that was left unfinished, and is finished by this.
     pub finished: Option<String>,
+    /// What the lost one's server of a shared database had not sent to the others is gone: its history is not gone on with.
+    pub unsent: bool,
 }
 
 /// Why it was not done. Nothing was changed, but for [`Refusal::NotSettled`].
@@ -82,6 +86,14 @@ pub enum Refusal {
         site: String,
         /// What it lacks.
         by: u64,
+        /// How long was waited.
+        waited_s: u64,
+    },
+    /// It is a member, and its copy of the database lacks something.
+    #[error("the database of {site} still lacks what the primary's has after {waited_s} s")]
+    NotFit {
+        /// Which.
+        site: String,
         /// How long was waited.
         waited_s: u64,
     },
@@ -141,17 +153,33 @@ pub async fn failback(
         let witness = picture.witness.as_ref().map_err(|error| Refusal::Witness(error.clone()))?;
         let behind = picture.behind(&home);
         let is_member = witness.members.contains(&home) || witness.primary == home;
-        if is_member && behind.is_none_or(|entries| entries == 0) {
-            break;
+        let database = picture.site(&home).and_then(|status| status.database.as_ref());
+        let is_fit = database.is_none_or(|database| database.fit);
+        if is_member && is_fit && behind.is_none_or(|entries| entries == 0) {
+            match shift(everybody, journal, Action::Failback, &home).await {
+                // The primary knows better how far home is. It has changed nothing, and is asked again.
+                Err(Refusal::NotGranted(error)) if began.elapsed() < wait => {
+                    let says = error.to_string();
+                    if told != says {
+                        tell(&says);
+                        told = says;
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    continue;
+                }
+                done => return done,
+            }
         }
         if began.elapsed() >= wait {
             return Err(match (picture.sites.into_iter().find(|(name, _)| *name == home), behind) {
                 (Some((_, Err(why))), _) => Refusal::NotThere { site: home, why },
+                _ if is_member && !is_fit => Refusal::NotFit { site: home, waited_s: wait.as_secs() },
                 (_, Some(by)) if is_member => Refusal::Behind { site: home, by, waited_s: wait.as_secs() },
                 _ => Refusal::NotMember { site: home, epoch: witness.epoch, behind },
             });
         }
         let says = match (is_member, behind) {
+            _ if is_member && !is_fit => format!("the database of {home} is being copied"),
             (false, Some(by)) => format!("{home} is no member yet and {by} entries behind"),
             (false, None) => format!("{home} is no member yet"),
             (true, by) => format!("{home} is {} entries behind", by.unwrap_or_default()),
@@ -163,7 +191,6 @@ pub async fn failback(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    shift(everybody, journal, Action::Failback, &home).await
 }
 
 async fn shift(everybody: &Everybody, journal: &mut Journal, action: Action, to: &str) -> Result<Shifted, Refusal> {
@@ -185,10 +212,15 @@ async fn shift(everybody: &Everybody, journal: &mut Journal, action: Action, to:
         epoch: witness.epoch,
         seconds: 0.0,
         finished,
+        unsent: false,
     };
     if from != to {
         let alive = picture.site(&from).is_some_and(|status| status.role == "primary");
         done.way = if alive { Way::Handover } else { Way::Claim };
+        done.unsent = match alive {
+            true => picture.site(&from).is_some_and(|status| !serves(status)),
+            false => picture.sites.iter().any(|(_, site)| site.as_ref().is_ok_and(|site| site.database.is_some())),
+        };
         let grace = grace(witness);
         if let (Way::Claim, Some(refusal)) = (done.way, grace) {
             return Err(refusal);
@@ -212,7 +244,7 @@ async fn shift(everybody: &Everybody, journal: &mut Journal, action: Action, to:
                 journal.end(action, &id, WHOLE, json!({ "epoch": epoch }))?;
             }
             Err(refusal) => {
-                journal.fail(action, &id, WHOLE, &super::told(&refusal))?;
+                journal.fail(action, &id, WHOLE, &textnlp_provider::told(&refusal))?;
                 return Err(refusal);
             }
         }
@@ -273,7 +305,12 @@ async fn take(everybody: &Everybody, way: Way, from: &str, to: &str) -> Result<u
         let status = everybody.witness.status().await;
         match &status {
             Ok(status) if status.primary == to => match watch(to)?.status().await {
-                Ok(site) if site.writable && site.epoch >= status.epoch => return Ok(status.epoch),
+                Ok(site) if site.writable && site.epoch >= status.epoch && serves(&site) => return Ok(status.epoch),
+                Ok(site) if site.writable => {
+                    let database = site.database.and_then(|database| database.why);
+                    why = database
+                        .map_or_else(|| format!("it knows epoch {}", site.epoch), |why| format!("its database: {why}"));
+                }
                 Ok(site) => why = site.why_not.unwrap_or_else(|| format!("it knows epoch {}", site.epoch)),
                 Err(error) => why = error.to_string(),
             },
@@ -289,6 +326,11 @@ async fn take(everybody: &Everybody, way: Way, from: &str, to: &str) -> Result<u
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Whether a primary's server of a shared database is one too.
+fn serves(site: &WatchStatus) -> bool {
+    site.database.as_ref().is_none_or(|database| database.role == "primary" && database.ready)
 }
 
 /// What was begun and never ended, for those who look.

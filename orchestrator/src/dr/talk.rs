@@ -113,6 +113,40 @@ pub struct WatchStatus {
     pub automatic: bool,
     /// How far it is with copying the primary's `models` and `configuration`.
     pub copies: BTreeMap<String, Copies>,
+    /// Its server of the PostgreSQL that all sites share, where they do.
+    pub database: Option<DatabaseAt>,
+}
+
+/// A site's server of a PostgreSQL that all sites share.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DatabaseAt {
+    /// `primary`, `copy`, or nothing while it does not run.
+    pub role: String,
+    /// Whether it does its work.
+    pub ready: bool,
+    /// Why not.
+    pub why: Option<String>,
+    /// Whether it has everything that the primary's had, so that its site may lead.
+    pub fit: bool,
+    /// The copies at other sites, as a primary sees them.
+    pub copies: BTreeMap<String, DatabaseCopy>,
+    /// How often what it did alone was taken back, since its keeper began.
+    pub rewound: u64,
+    /// How often it was copied from the primary as a whole.
+    pub copied: u64,
+}
+
+/// A copy of the database at another site, as the primary sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DatabaseCopy {
+    /// Whether it follows.
+    pub connected: bool,
+    /// What it has not replayed.
+    pub behind_bytes: u64,
+    /// How long ago the first of that was written.
+    pub behind_ms: u64,
 }
 
 /// How far a site is with copying one kind of data from the primary.

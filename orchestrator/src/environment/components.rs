@@ -1,6 +1,6 @@
 //! From an environment to the components that providers lower.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use textnlp_provider::component::{self as part, Component, Part, Program, SecretRecipe, Site};
@@ -125,14 +125,14 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     add(
         names::NETWORK,
         there.network.as_ref().or(e.network.existing.as_ref()),
-        Part::Network(part::Network { cidr: e.network.cidr.clone() }),
+        Part::Network(part::Network { cidr: e.network.cidr.clone(), policies: e.network.policies }),
     );
     add(
         names::CLUSTER,
         there.cluster.as_ref().or(e.cluster.existing.as_ref()),
         Part::Cluster(part::Cluster { network: name(names::NETWORK), gpu: pool }),
     );
-    add(names::SECRETS, None, Part::Secrets(part::Secrets { generate: secrets(e, site) }));
+    add(names::SECRETS, None, Part::Secrets(part::Secrets { generate: secrets(e, site), shared: shared_secrets(e) }));
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &site.region, host(e, site));
         let certificate = part::Certificate { mode: e.tls.mode.to_string(), names, days: e.tls.days };
@@ -146,7 +146,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     );
     if site.database().is_some() {
         let existing = there.database.as_ref().or(e.database.existing.as_ref());
-        add(names::DATABASE, existing, Part::Database(database(e, release)));
+        add(names::DATABASE, existing, Part::Database(database(e, site, release)));
     }
     add(
         names::CACHE,
@@ -180,9 +180,10 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     if e.backup.enabled && site.role == Role::Primary {
         add(names::BACKUP, None, Part::Backup(backup(&e.backup)));
     }
-    if e.monitoring.stack {
+    if e.monitoring.stack || !e.monitoring.receivers.is_empty() {
         let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
-        add(names::MONITORING, existing, Part::Monitoring(part::Monitoring { stack: true }));
+        let is_home = site.role == Role::Primary;
+        add(names::MONITORING, existing, Part::Monitoring(monitoring(e, e.monitoring.stack, is_home, release)));
     }
     made
 }
@@ -191,7 +192,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
 fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component> {
     let mut made = Vec::new();
     let mut add = |called: &str, part: Part| made.push(Component { name: name(called), existing: None, part });
-    add(names::NETWORK, Part::Network(part::Network { cidr: None }));
+    add(names::NETWORK, Part::Network(part::Network { cidr: None, policies: e.network.policies }));
     add(names::CLUSTER, Part::Cluster(part::Cluster { network: name(names::NETWORK), gpu: None }));
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &place.region, &e.server.api.host);
@@ -212,7 +213,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
                 rules: rules(e),
                 weights: weights.clone(),
                 front: name(names::FRONT),
-                dns: dns(e),
+                dns: dns(e, release),
                 program: release.program.clone(),
             }),
         );
@@ -233,10 +234,14 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
             timeout_seconds: small(e.server.api.timeout.as_seconds()),
         }),
     );
+    // Dashboards show what serves; that its programs keep failing is told of the witness as of every place.
+    if !e.monitoring.receivers.is_empty() {
+        add(names::MONITORING, Part::Monitoring(monitoring(e, false, false, release)));
+    }
     made
 }
 
-fn dns(e: &Environment) -> Option<part::Dns> {
+fn dns(e: &Environment, release: &Release) -> Option<part::Dns> {
     let dns = e.dns.as_ref()?;
     let addresses =
         e.members().map(|site| (site.name.clone(), dns.addresses.get(site.name.as_str()).cloned().unwrap_or_default()));
@@ -247,9 +252,15 @@ fn dns(e: &Environment) -> Option<part::Dns> {
         ttl_seconds: small(e.traffic.ttl.as_seconds()),
         key: dns.key.name.clone(),
         algorithm: dns.key.algorithm.to_string(),
-        secret: dns.key.secret.to_string(),
+        secret: given(&dns.key.secret, release),
         addresses: addresses.collect(),
     })
+}
+
+/// A secret of a person's, with the mark of what it is now.
+fn given(secret: &SecretSource, release: &Release) -> part::Given {
+    let source = secret.to_string();
+    part::Given { version: release.given.get(&source).cloned().unwrap_or_default(), source }
 }
 
 fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Border {
@@ -259,6 +270,7 @@ fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Bord
         watch: name(names::WATCH),
         peers: peers(e, site),
         witness: part::Elsewhere { site: witness_name(), component: name(names::WITNESS) },
+        database: e.shares_database().then(|| name(names::DATABASE)),
         program: program.clone(),
     }
 }
@@ -281,6 +293,7 @@ fn watch(e: &Environment, site: &SiteSettings, program: &Program) -> part::Watch
             configuration_every_ms: millis(e.replication.configuration.every),
             compress: e.replication.models.compress,
         },
+        database: e.shares_database().then(|| (name(names::DATABASE), e.database.name.clone())),
         program: program.clone(),
     }
 }
@@ -309,6 +322,22 @@ fn has_first_key(e: &Environment, site: &SiteSettings) -> bool {
     e.witness_place().is_none() || site.role == Role::Primary
 }
 
+fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> part::Monitoring {
+    let MonitoringSettings { receivers, alerts, .. } = &e.monitoring;
+    let address = |address: &Address| match address {
+        Address::Secret(secret) => part::ReceiverAddress::Secret(given(secret, release)),
+        Address::Url(url) => part::ReceiverAddress::Plain(url.clone()),
+    };
+    part::Monitoring {
+        stack,
+        receivers: receivers.iter().map(|(name, to)| (name.clone(), address(to))).collect(),
+        limits: part::AlertLimits { memory: alerts.memory, disk: alerts.disk, restarts: alerts.restarts },
+        service: part::ServiceLimits { latency_seconds: alerts.latency.0.as_secs_f64(), error_rate: alerts.error_rate },
+        home,
+        ca_file: e.network.private_ca.clone(),
+    }
+}
+
 fn backup(backup: &Backup) -> part::Backup {
     part::Backup {
         every_seconds: backup.every.as_seconds(),
@@ -316,6 +345,7 @@ fn backup(backup: &Backup) -> part::Backup {
         destination: backup.destination.clone(),
         verify: backup.verify,
         recipients: backup.recipients.clone(),
+        point_in_time_seconds: backup.point_in_time.map(Span::as_seconds),
     }
 }
 
@@ -327,11 +357,17 @@ fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecip
     let ours = matches!(e.database_hosting(), Some(Hosting::Managed | Hosting::Cluster));
     if ours && e.database.existing.is_none() {
         generate.insert(DATABASE_PASSWORD.to_owned(), SecretRecipe::Password(32));
-        if e.database.replicas > 0 {
+        if e.database.replicas > 0 || e.shares_database() {
             generate.insert(REPLICATION_PASSWORD.to_owned(), SecretRecipe::Password(32));
         }
     }
     generate
+}
+
+/// Whatever a site's database is told, the others' have to say as well.
+fn shared_secrets(e: &Environment) -> BTreeSet<String> {
+    let shared = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(str::to_owned);
+    if e.shares_database() { shared.into() } else { BTreeSet::new() }
 }
 
 fn host<'a>(e: &'a Environment, site: &'a SiteSettings) -> &'a str {
@@ -341,6 +377,7 @@ fn host<'a>(e: &'a Environment, site: &'a SiteSettings) -> &'a str {
 /// The names by which clients can reach the site: what was asked for, and what this machine is always called.
 fn certified_names(e: &Environment, region: &str, host: &str) -> Vec<String> {
     let mut names: Vec<String> = e.tls.names.iter().chain(&e.traffic.domain).cloned().collect();
+    names.extend(e.sites.iter().filter_map(|site| site.cluster.host()));
     if let (TlsMode::LocalCa, Some(base)) = (e.tls.mode, &e.server.api.base_domain) {
         // Tenants come by their subdomains; a public authority certifies a wildcard only to who proves the whole domain.
         names.extend([base.clone(), format!("*.{base}")]);
@@ -377,15 +414,11 @@ fn weights(e: &Environment) -> BTreeMap<textnlp_provider::SiteName, u32> {
         .collect()
 }
 
-fn database(e: &Environment, release: &Release) -> part::Database {
+fn database(e: &Environment, site: &SiteSettings, release: &Release) -> part::Database {
     let settings = &e.database;
-    let given = |secret: &SecretSource| {
-        let source = secret.to_string();
-        part::Given { version: release.given.get(&source).cloned().unwrap_or_default(), source }
-    };
-    let password = settings.password.as_ref().map(&given);
+    let password = settings.password.as_ref().map(|secret| given(secret, release));
     let address = match (&settings.url, &settings.host) {
-        (Some(Address::Secret(secret)), _) => Some(part::DatabaseAddress::Secret(given(secret))),
+        (Some(Address::Secret(secret)), _) => Some(part::DatabaseAddress::Secret(given(secret, release))),
         (Some(Address::Url(url)), _) => Some(part::DatabaseAddress::Url(url.clone(), password)),
         (None, Some(host)) => {
             let user = settings.user.as_ref().map_or_else(String::new, |user| format!("{user}@"));
@@ -407,6 +440,13 @@ fn database(e: &Environment, release: &Release) -> part::Database {
             secrets: name(names::SECRETS),
             cluster: name(names::CLUSTER),
             program: release.program.clone(),
+            archive_seconds: e.backup.point_in_time.filter(|_| e.backup.enabled).map(Span::as_seconds),
+            between: e.primary().filter(|_| e.shares_database()).map(|home| part::Between {
+                home: home.name.clone(),
+                peers: peers(e, site),
+                watch: name(names::WATCH),
+                max_lag_ms: millis(e.replication.database.max_lag),
+            }),
         })
     });
     let (kind, hosting) = (settings.kind.to_string(), e.database_hosting().map(|hosting| hosting.to_string()));
@@ -416,12 +456,18 @@ fn database(e: &Environment, release: &Release) -> part::Database {
 fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Workload {
     part::Workload {
         replicas: e.scaling.min,
+        growth: e.scaling.max.filter(|max| *max > e.scaling.min).map(|max| part::Growth {
+            max,
+            cpu: e.scaling.cpu,
+            memory: e.scaling.memory,
+            requests_per_second: e.scaling.requests_per_second,
+        }),
         program: release.program.clone(),
         config: server_config(e, site),
         cluster: name(names::CLUSTER),
         models: name(names::MODELS),
         database: name(names::DATABASE),
-        stored: database(e, release),
+        stored: database(e, site, release),
         secrets: name(names::SECRETS),
         first_key: has_first_key(e, site),
         watch: e.witness_place().map(|_| name(names::WATCH)),

@@ -8,7 +8,7 @@ use std::fmt;
 use textnlp_provider::{DataClass, Observed, Ownership, Recorded, ResourceId, Wanted};
 
 use super::facts::{needs_of, recorded_needs};
-use super::{Call, Decides, Facts, Node, Note, Plan, Purpose, Step, Which};
+use super::{Call, Decides, Facts, Gate, Node, Note, Plan, Purpose, Step, Which, gated};
 use crate::state::Holding;
 
 /// A plan that keeps every law.
@@ -46,6 +46,7 @@ pub fn audit(plan: Plan, facts: &Facts) -> Result<Audited, Vec<Breach>> {
     auditor.needs_first();
     auditor.dependents_first();
     auditor.ends_as_wanted();
+    auditor.gates();
     let mut breaches = auditor.breaches;
     breaches.sort_by(|a, b| a.resource.cmp(&b.resource));
     if breaches.is_empty() { Ok(Audited(plan)) } else { Err(breaches) }
@@ -96,15 +97,22 @@ impl<'a> Auditor<'a> {
 
     /// Nothing is called on what could not be seen, is not ours, or holds data that nobody agreed to lose.
     fn calls(&mut self) {
-        let mut unseen = BTreeSet::new();
+        let (mut unseen, mut guests) = (BTreeSet::new(), BTreeSet::new());
         for site in self.facts.sites.values() {
+            for (_, seen) in &site.observed {
+                if let Observed::Present(object) = seen
+                    && object.foreign.iter().any(|foreign| !foreign.swept)
+                {
+                    guests.insert(&object.cloud_id);
+                }
+            }
             unseen.extend(
                 site.observed.iter().filter(|(_, seen)| matches!(seen, Observed::Unknown(_))).map(|(id, _)| id),
             );
             unseen.extend(site.open.values().map(|open| &open.intent.operation.resource));
         }
         for step in &self.plan.steps {
-            let calls = calls_of(step);
+            let calls = step.node.calls();
             let external = self
                 .wanted
                 .get(&step.resource)
@@ -119,6 +127,9 @@ impl<'a> Auditor<'a> {
                 if let Call::Delete { recorded, .. } = call {
                     if matches!(recorded.ownership, Ownership::External(_)) {
                         self.breach(&step.resource, "an existing object is never removed");
+                    }
+                    if guests.contains(&recorded.cloud_id) {
+                        self.breach(&step.resource, "what somebody else's object is inside of stays");
                     }
                     if self.holds_data(recorded) && !self.plan.delete_data {
                         self.breach(&step.resource, "what holds data goes only with consent");
@@ -161,7 +172,7 @@ impl<'a> Auditor<'a> {
                 breaches.push((*id).clone());
             }
             let mut removed = BTreeSet::new();
-            for call in steps.iter().flat_map(|step| calls_of(step)) {
+            for call in steps.iter().flat_map(|step| step.node.calls()) {
                 if let Call::Delete { recorded, .. } = call
                     && !removed.insert(&recorded.cloud_id)
                 {
@@ -275,6 +286,43 @@ impl<'a> Auditor<'a> {
         breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
     }
 
+    /// A plan that was asked for with gates has one in front of everything that goes, but for what must go before something can be made;
+    /// everything that is made at a site comes before its gate. Any other plan has none.
+    fn gates(&mut self) {
+        let steps = &self.plan.steps;
+        let mut gates: HashMap<u32, (&Step, HashSet<u32>, HashSet<u32>)> = HashMap::new();
+        let mut breaches = Vec::new();
+        let is_gated = self.facts.gated && self.facts.purpose == Purpose::Up;
+        for step in steps {
+            let Node::Gate(Gate { open, shut }) = &step.node else { continue };
+            if !shut.is_empty() {
+                breaches.push((step.resource.clone(), "a gate that is shut keeps what is there"));
+            }
+            if !is_gated {
+                breaches.push((step.resource.clone(), "a gate is in a plan that was asked for with one"));
+            }
+            gates.insert(step.id, (step, step.after.iter().copied().collect(), open.iter().copied().collect()));
+        }
+        let early = if is_gated { gated::waited_for_by_makers(steps) } else { BTreeSet::new() };
+        for step in steps.iter().filter(|_| is_gated) {
+            let own = |before: &u32| gates.get(before).is_some_and(|(gate, ..)| gate.site == step.site);
+            let behind = step.after.iter().any(own);
+            if gated::removes(step) && !behind && !early.contains(&step.id) {
+                breaches.push((step.resource.clone(), "it is removed only when the gate is open"));
+            }
+            for (id, (gate, before, open)) in &gates {
+                let is_own = gate.site == step.site;
+                if is_own && gated::makes(step) && !before.contains(&step.id) && !self.waits_for(gate, step.id) {
+                    breaches.push((step.resource.clone(), "it is made before the gate is asked"));
+                }
+                if step.after.contains(id) != open.contains(&step.id) {
+                    breaches.push((step.resource.clone(), "a gate names exactly what waits for it"));
+                }
+            }
+        }
+        breaches.into_iter().for_each(|(id, law)| self.breach(&id, law));
+    }
+
     fn ready(&self, id: &ResourceId) -> Option<&'a Step> {
         self.steps.get(id)?.iter().find(|step| makes_ready(step)).copied()
     }
@@ -298,25 +346,17 @@ impl<'a> Auditor<'a> {
     }
 }
 
-/// Every call that a step may make.
-fn calls_of(step: &Step) -> Vec<&Call> {
-    match &step.node {
-        Node::Call(call) => vec![call],
-        Node::OneOf(one) => one.alternatives.iter().flat_map(|alternative| &alternative.calls).collect(),
-        Node::Note(_) => Vec::new(),
-    }
-}
-
 fn makes_ready(step: &Step) -> bool {
     match &step.node {
         Node::Call(call) => !matches!(call, Call::Delete { .. }),
         Node::OneOf(one) => matches!(one.decides, Decides::Difference { .. }),
         Node::Note(note) => !matches!(note, Note::Forget),
+        Node::Gate(_) => false,
     }
 }
 
 fn removes_current(step: &Step) -> bool {
-    calls_of(step).iter().any(|call| matches!(call, Call::Delete { which: Which::Current, .. }))
+    step.node.calls().iter().any(|call| matches!(call, Call::Delete { which: Which::Current, .. }))
 }
 
 fn forgets(step: &Step) -> bool {

@@ -4,7 +4,7 @@
 //! known after apply, or cannot be known.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use textnlp_provider::{
     DataClass, Effect, FieldChange, Identity, Kind, Object, Observed, Outputs, Ownership, Problem, Recorded,
@@ -50,6 +50,12 @@ pub(super) enum Decision<'a> {
         recorded: Cow<'a, Recorded>,
         order: ReplaceOrder,
         stray: bool,
+    },
+    /// What was replaced is still there and is what is wanted.
+    Return {
+        back: Box<Recorded>,
+        old: &'a Old,
+        instead: &'a Recorded,
     },
     Maybe {
         recorded: Cow<'a, Recorded>,
@@ -97,6 +103,10 @@ pub(super) struct Deciding<'w, 'a> {
     hosts: Vec<bool>,
     /// Hosts through which something is reached that holds data nobody agreed to lose.
     precious_hosts: Vec<bool>,
+    /// What is inside of it, or of what is reached through it, and stays.
+    pub(super) guests: Vec<Option<String>>,
+    /// What goes because of what its controllers made, and where that is.
+    tied: BTreeMap<Place, &'a ResourceId>,
 }
 
 /// What a provider's answers about one resource come to.
@@ -120,11 +130,23 @@ pub(super) fn decide<'a>(world: &World<'a>) -> Decisions<'a> {
             world.place(&host.0).into_iter().for_each(|host| precious_hosts[host] = true);
         }
     }
-    let (known, all) = ((0..size).map(|_| None).collect(), (0..size).map(|_| None).collect());
-    let mut deciding = Deciding { world, known, all, warnings: Vec::new(), hosts, precious_hosts };
-    for place in &world.order {
-        let Some(wanted) = world.rows[*place].wanted else { continue };
-        deciding.all[*place] = Some(deciding.wanted(*place, wanted));
+    let guests = guests(world);
+    let (known, all, tied) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let mut deciding = Deciding { world, known, all, warnings: Vec::new(), hosts, precious_hosts, guests, tied };
+    // What one decision drags along may drag along more; each round adds at least one.
+    loop {
+        deciding.known = (0..size).map(|_| None).collect();
+        deciding.all = (0..size).map(|_| None).collect();
+        deciding.warnings.clear();
+        for place in &world.order {
+            let Some(wanted) = world.rows[*place].wanted else { continue };
+            deciding.all[*place] = Some(deciding.wanted(*place, wanted));
+        }
+        let before = deciding.tied.len();
+        deciding.tied.extend(deciding.would_fill_again());
+        if deciding.tied.len() == before {
+            break;
+        }
     }
     deciding.unwanted();
     Decisions { all: deciding.all, warnings: deciding.warnings }
@@ -173,6 +195,7 @@ impl<'a> Deciding<'_, 'a> {
             Decision::Note(Note::Adopt { recorded } | Note::Remember { recorded }) => {
                 Known::Now(Cow::Owned(recorded.outputs.clone()))
             }
+            Decision::Return { back, .. } => Known::Now(Cow::Owned(back.outputs.clone())),
             Decision::Create => Known::After { last, fresh: false },
             Decision::Replace { .. } => Known::After { last, fresh: token },
             Decision::Update { recorded, .. } | Decision::Maybe { recorded, .. } => {
@@ -198,8 +221,10 @@ impl<'a> Deciding<'_, 'a> {
         let host = wanted.map(|wanted| wanted.via.as_ref()).unwrap_or(current.and_then(|current| current.via.as_ref()));
         if let Some(host) = host {
             match self.decision(&host.0) {
-                // A host that is not there has no children.
-                Some(Decision::Create) => return Ok(Sight { seen: None, strays: Vec::new() }),
+                // A host that is not there has no children; what is to move there is still where it was.
+                Some(Decision::Create) if current.is_none_or(|current| current.via.as_ref() == Some(host)) => {
+                    return Ok(Sight { seen: None, strays: Vec::new() });
+                }
                 Some(Decision::Blocked | Decision::Refused { .. }) => {
                     return Err(format!("it is reached through `{}`, which is blocked itself", host.0));
                 }
@@ -264,6 +289,15 @@ impl<'a> Deciding<'_, 'a> {
         match (current, seen) {
             (Some(recorded), Some(seen)) => {
                 self.compare(place, wanted, Cow::Borrowed(recorded), seen, false, decided);
+                if matches!(decided.what, Decision::Replace { .. })
+                    && let Some((old, seen)) = self.old_as_wanted(place, wanted, &decided.spec)
+                {
+                    let schema = self.world.kind_of(wanted).map_or(1, |kind| kind.schema);
+                    let back = Box::new(refreshed(wanted, &decided.spec, seen, schema, false));
+                    decided.because = "the object that it replaced is still there and is as wanted".to_owned();
+                    decided.changes.clear();
+                    decided.what = Decision::Return { back, old, instead: recorded };
+                }
             }
             (gone, _) if !strays.is_empty() => {
                 // An object of ours that no record mentions: a run died between the call and the record, or the record was lost.
@@ -371,25 +405,31 @@ impl<'a> Deciding<'_, 'a> {
             _ => Branch::Nothing,
         };
         let why = if recorded.tainted {
-            Some("its creation failed half-way")
+            Some(Cow::Borrowed("its creation failed half-way"))
         } else if recorded.kind != wanted.kind {
-            Some("it becomes another kind")
+            Some("it becomes another kind".into())
         } else if recorded.via != wanted.via && !stray {
-            Some("it moves to another host")
+            Some("it moves to another host".into())
         } else if host_goes == Branch::Replace {
-            Some("its host is replaced")
+            Some("its host is replaced".into())
         } else {
-            None
+            let goes = self.tied.get(&place);
+            goes.map(|goes| format!("what its controllers made is inside of `{goes}`, which has to go first").into())
         };
+        let guests = self.guests[place].as_ref();
+        if let (Some(why), Some(guests)) = (&why, guests) {
+            decided.because = format!("{why}, and {guests}");
+            return;
+        }
         if let Some(why) = why {
-            decided.because = why.to_owned();
             // A half-made object holds nothing yet.
             let free = recorded.tainted || self.may_lose(place, wanted, &recorded, kind);
             decided.what = if free {
                 Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, stray }
             } else {
-                refuse_loss(wanted, why)
+                refuse_loss(wanted, &why)
             };
+            decided.because = why.into_owned();
             return;
         }
         let (certain, possible) = self.differences(wanted, &decided.spec, &recorded, seen);
@@ -418,7 +458,11 @@ impl<'a> Deciding<'_, 'a> {
             );
             return;
         }
-        if !may_lose {
+        if let (Branch::Replace, Some(guests)) = (least, guests) {
+            decided.because = format!("it would be replaced, and {guests}");
+            return;
+        }
+        if !may_lose || guests.is_some() {
             most = most.min(Branch::Update);
         }
         decided.changes = certain;
@@ -431,6 +475,59 @@ impl<'a> Deciding<'_, 'a> {
                 self.same_or_note(place, wanted, &decided.spec, Some(recorded.as_ref()), seen, stray)
             }
         };
+    }
+
+    /// Resources that stay although what their controllers made is inside of an object that goes before its successor can be made: they
+    /// would make it again for as long as they are there. By place, with the resource that goes.
+    fn would_fill_again(&self) -> BTreeMap<Place, &'a ResourceId> {
+        let mut found = BTreeMap::new();
+        for (place, decided) in self.all.iter().enumerate() {
+            let Some(Decision::Replace { recorded, order: ReplaceOrder::DeleteFirst, .. }) =
+                decided.as_ref().map(|decided| &decided.what)
+            else {
+                continue;
+            };
+            let makers = self.world.rows[place].makers_inside(&recorded.cloud_id);
+            if makers.is_empty() {
+                continue;
+            }
+            // What a provider calls its objects it may call others at another site.
+            let site = self.world.rows[place].holding.map(|(site, _)| site);
+            for (maker, row) in self.world.rows.iter().enumerate() {
+                let here = row.holding.filter(|(at, _)| Some(*at) == site);
+                let current = here.and_then(|(_, holding)| holding.current.as_ref());
+                let stays = matches!(
+                    self.all[maker].as_ref().map(|decided| &decided.what),
+                    Some(Decision::Same | Decision::Note(_) | Decision::Update { .. } | Decision::Maybe { .. })
+                );
+                if stays && current.is_some_and(|current| makers.contains(&current.cloud_id)) {
+                    found.insert(maker, self.world.ids[place]);
+                }
+            }
+        }
+        found
+    }
+
+    /// An object that was replaced, is still there, does its work and is what is wanted now: the way back needs no new one.
+    fn old_as_wanted(&self, place: Place, wanted: &'a Wanted, spec: &Spec) -> Option<(&'a Old, &'a Object)> {
+        let row = &self.world.rows[place];
+        // What others are reached through takes them along.
+        let stands_still = |host: &ResourceId| matches!(self.decision(host), Some(Decision::Same | Decision::Note(_)));
+        if self.hosts[place]
+            || !spec.outputs_needed().is_empty()
+            || wanted.via.as_ref().is_some_and(|host| !stands_still(&host.0))
+        {
+            return None;
+        }
+        let (_, holding) = row.holding?;
+        holding.old.iter().find_map(|old| {
+            let Old { recorded, .. } = old;
+            let seen = row.present().find(|object| object.cloud_id == recorded.cloud_id)?;
+            let is_whole = !recorded.tainted && degraded(&seen.health).is_none() && self.is_ours(seen, wanted);
+            let is_alike = recorded.kind == wanted.kind && recorded.via == wanted.via;
+            let (certain, possible) = self.differences(wanted, spec, recorded, seen);
+            (is_whole && is_alike && certain.is_empty() && possible.is_empty()).then_some((old, seen))
+        })
     }
 
     /// What surely differs, and what may differ once the outputs of other resources are known.
@@ -622,6 +719,35 @@ pub(super) fn record_of(
     }
 }
 
+/// What is inside each object, or inside what is reached through it, and stays: nobody but whoever put it there may take it out.
+fn guests(world: &World<'_>) -> Vec<Option<String>> {
+    let mut all = vec![None; world.rows.len()];
+    for (place, row) in world.rows.iter().enumerate() {
+        let names: Vec<String> = row
+            .present()
+            .flat_map(|object| object.foreign.iter().filter(|foreign| !foreign.swept))
+            .map(|foreign| format!("`{}` ({})", foreign.cloud_id, foreign.what))
+            .collect();
+        if names.is_empty() {
+            continue;
+        }
+        let is = if names.len() == 1 { "is" } else { "are" };
+        let text = format!(
+            "{} {is} inside of `{}` and was not made by this deployment: move that away first",
+            names.join(", "),
+            world.ids[place]
+        );
+        // It would go with each host on the way up; a host that was met before ends a circle.
+        let mut next = Some(place);
+        while let Some(place) = next.filter(|place| all[*place].is_none()) {
+            all[place] = Some(text.clone());
+            let recorded = world.rows[place].holding.and_then(|(_, holding)| holding.current.as_ref());
+            next = recorded.and_then(|recorded| world.place(&recorded.via.as_ref()?.0));
+        }
+    }
+    all
+}
+
 fn refuse_loss<'a>(wanted: &Wanted, why: &str) -> Decision<'a> {
     let cause = format!("it holds data and would be replaced: {why}");
     let fix = "take the change back, or agree to lose the data with `--delete-data ENV`";
@@ -668,6 +794,7 @@ mod tests {
             outputs: Outputs::from([("id".to_owned(), json!("b-1"))]),
             lineage: None,
             health: Health::Ready,
+            foreign: Vec::new(),
         };
         let fresh = Fresh { wanted: &wanted, spec: &wanted.spec, seen: &seen, schema: 3 };
         let whole = refreshed(&wanted, &wanted.spec, &seen, 3, false);

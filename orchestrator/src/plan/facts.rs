@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use textnlp_provider::{
-    EnvironmentName, Health, Kind, KindName, Lineage, Observed, OperationId, Problem, Problems, Provider, Recorded,
-    ResourceId, SiteName, Wanted,
+    CloudId, EnvironmentName, Health, Kind, KindName, Lineage, Object, Observed, OperationId, Problem, Problems,
+    Provider, Recorded, ResourceId, SiteName, Wanted,
 };
 
 use super::Purpose;
-use crate::state::{Holding, Open};
+use crate::state::{Holding, Open, Took};
 
 /// What a plan is made from.
 #[derive(Clone)]
@@ -28,6 +28,8 @@ pub struct Facts {
     pub is_new: bool,
     /// Whether what holds data may be removed.
     pub delete_data: bool,
+    /// Whether what is replaced or no longer wanted goes only through a gate.
+    pub gated: bool,
     /// The wall clock when the providers were asked.
     pub now: Timestamp,
     /// The places: those of the environment, and those that only the journal still knows.
@@ -49,6 +51,8 @@ pub struct SiteFacts {
     pub observed: Vec<(ResourceId, Observed)>,
     /// Operations that are still open.
     pub open: BTreeMap<OperationId, Open>,
+    /// How long operations took here: for an estimate, never for the plan.
+    pub took: Took,
 }
 
 impl Facts {
@@ -69,7 +73,12 @@ impl Facts {
             }
             for (id, observed) in &site.observed {
                 let seen = match observed {
-                    Observed::Present(object) => sum("present", object),
+                    Observed::Present(object) if object.foreign.is_empty() => sum("present", object),
+                    // What controllers make and take away changes no plan.
+                    Observed::Present(object) => {
+                        let stays = object.foreign.iter().filter(|foreign| !foreign.swept).cloned().collect();
+                        sum("present", &Object { foreign: stays, ..object.clone() })
+                    }
                     Observed::Absent => sum("absent", &()),
                     Observed::Unknown(why) => sum("unknown", &why.0),
                 };
@@ -126,6 +135,22 @@ pub(super) struct Row<'a> {
     pub(super) holding: Option<(&'a SiteName, &'a Holding)>,
     pub(super) observed: Option<(&'a SiteName, Vec<&'a Observed>)>,
     pub(super) open: Option<OperationId>,
+}
+
+impl<'a> Row<'a> {
+    /// The objects that are there.
+    pub(super) fn present(&self) -> impl Iterator<Item = &'a Object> {
+        self.observed.iter().flat_map(|(_, answers)| answers).filter_map(|answer| match answer {
+            Observed::Present(object) => Some(object),
+            _ => None,
+        })
+    }
+
+    /// Whose controllers made what is inside of one of them.
+    pub(super) fn makers_inside(&self, cloud_id: &CloudId) -> BTreeSet<&'a CloudId> {
+        let foreign = self.present().filter(|object| object.cloud_id == *cloud_id).flat_map(|object| &object.foreign);
+        foreign.filter_map(|foreign| foreign.maker.as_ref()).collect()
+    }
 }
 
 impl<'a> World<'a> {

@@ -6,12 +6,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use textnlp_provider::{FieldChange, Object, Problem, Problems, Recorded, ReplaceOrder, Wanted};
+use textnlp_provider::{CloudId, FieldChange, Object, Problem, Problems, Recorded, ReplaceOrder, SiteName, Wanted};
 
 use super::decide::{Decided, Decision, Decisions, is_kept, sorted_needs};
 use super::facts::{Place, World};
 use super::{
-    Alternative, Blocked, Branch, Call, Decides, FORMAT, Node, Note, OneOf, Plan, Retained, Step, Summary, Which,
+    Alternative, Blocked, Branch, Call, Decides, FORMAT, Node, Note, OneOf, Plan, Purpose, Retained, Step, Summary,
+    Which, gated,
 };
 
 /// Which of a resource's steps.
@@ -61,10 +62,13 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
     }
     let mut graph = Graph::of(world, &decisions);
     graph.gentle_edges();
-    let steps = graph.numbered()?;
+    let mut steps = graph.numbered()?;
     let Graph { refusals, retained, blocked, unchanged, summary, .. } = graph;
     let facts = world.facts;
     let mut warnings = decisions.warnings;
+    if facts.gated && facts.purpose == Purpose::Up {
+        steps = gated::behind_gates(steps, &mut warnings);
+    }
     for (id, row) in world.ids.iter().zip(&world.rows) {
         let Some(op) = row.open else { continue };
         let cause = format!("operation {op} was begun and has not ended");
@@ -105,6 +109,7 @@ impl<'w, 'a> Graph<'w, 'a> {
         }
         graph.wait_for_needs();
         graph.go_after_dependents();
+        graph.go_after_makers();
         graph
     }
 
@@ -127,6 +132,13 @@ impl<'w, 'a> Graph<'w, 'a> {
                 self.unchanged.push(place);
                 self.summary.unchanged += 1;
                 self.add(ready, Node::Note(note.clone()), decided);
+            }
+            Decision::Return { back, old, instead } => {
+                self.summary.replace += 1;
+                let note = Note::Return { recorded: back.clone(), old: old.sha256.clone() };
+                self.add(ready, Node::Note(note), decided);
+                self.add((place, Slot::Replaced), Node::Call(delete(instead, Which::Old)), decided);
+                self.after((place, Slot::Replaced), ready);
             }
             Decision::Create => {
                 self.summary.create += 1;
@@ -179,9 +191,21 @@ impl<'w, 'a> Graph<'w, 'a> {
         }
         let old = decided.old.iter().map(|old| (&old.recorded, Which::Old));
         let strays = decided.strays.iter().map(|stray| (stray, Which::Stray));
+        let returned = match &decided.what {
+            Decision::Return { old, .. } => Some(&old.recorded.cloud_id),
+            _ => None,
+        };
         for (number, (recorded, which)) in (0..).zip(old.chain(strays)) {
+            if returned == Some(&recorded.cloud_id) {
+                continue;
+            }
             if is_kept(self.world, recorded, decided.site) {
                 self.retain(place, recorded, "", false);
+                continue;
+            }
+            if let Some(because) = self.guest(place, recorded) {
+                let resource = self.world.ids[place].clone();
+                self.retained.push(Retained { resource, kind: recorded.kind.clone(), because });
                 continue;
             }
             let (slot, because) = match which {
@@ -191,6 +215,13 @@ impl<'w, 'a> Graph<'w, 'a> {
             let (node, changes, because) = (Node::Call(delete(recorded, which)), Vec::new(), because.to_owned());
             self.drafts.insert((place, slot), Draft { node, changes, because, after: BTreeSet::new() });
         }
+    }
+
+    /// Who is inside an object that was replaced, or that no record mentions.
+    fn guest(&self, place: Place, recorded: &Recorded) -> Option<String> {
+        let object = self.world.rows[place].present().find(|object| object.cloud_id == recorded.cloud_id)?;
+        let guest = object.foreign.iter().find(|foreign| !foreign.swept)?;
+        Some(format!("`{}` ({}) is inside of it and was not made by this deployment", guest.cloud_id, guest.what))
     }
 
     fn maybe(&mut self, place: Place, decided: &Decided<'a>) {
@@ -278,6 +309,27 @@ impl<'w, 'a> Graph<'w, 'a> {
                 let gone = [(*user, Slot::Gone), (*user, Slot::Replaced)];
                 for before in gone.into_iter().chain((0..self.olds(*user)).map(|number| (*user, Slot::Old(number)))) {
                     self.after(key, before);
+                }
+            }
+        }
+    }
+
+    /// What holds what the controllers of another object made goes after that, or they would make it again.
+    fn go_after_makers(&mut self) {
+        let going = |(key, draft): (&Key, &Draft)| match &draft.node {
+            Node::Call(Call::Delete { recorded, .. }) => Some((*key, recorded.cloud_id.clone(), recorded.site.clone())),
+            _ => None,
+        };
+        let going: Vec<(Key, CloudId, SiteName)> = self.drafts.iter().filter_map(going).collect();
+        for (key, cloud_id, site) in &going {
+            let makers = self.world.rows[key.0].makers_inside(cloud_id);
+            if makers.is_empty() {
+                continue;
+            }
+            for (maker, ..) in going.iter().filter(|(_, maker, at)| at == site && makers.contains(maker)) {
+                // One that is replaced beside what is there can go first instead; any other may live in what it fills.
+                if maker.1 == Slot::Replaced || !self.leads_to(*maker, *key) {
+                    self.after(*key, *maker);
                 }
             }
         }

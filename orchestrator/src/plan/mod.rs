@@ -8,6 +8,7 @@ mod approve;
 mod audit;
 mod decide;
 mod facts;
+mod gated;
 mod graph;
 mod permissions;
 mod reach;
@@ -29,7 +30,7 @@ pub use audit::{Audited, Breach, audit};
 pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
 pub use permissions::{Permission, permissions};
-pub use reach::{Durations, Estimate, Reach, reach};
+pub use reach::{Estimate, Reach, Swept, estimate, reach, swept};
 pub use saved::{MOST_BYTES, NotSaved, Saved};
 
 /// The version of the plan's format.
@@ -132,8 +133,21 @@ pub enum Node {
     Call(Call),
     /// One of these, by what is seen then.
     OneOf(OneOf),
+    /// Some of what comes after it, by what is measured from outside then.
+    Gate(Gate),
     /// Our own record changes, nothing else.
     Note(Note),
+}
+
+impl Node {
+    /// Every operation that may come of it.
+    pub fn calls(&self) -> Vec<&Call> {
+        match self {
+            Node::Call(call) => vec![call],
+            Node::OneOf(one) => one.alternatives.iter().flat_map(|alternative| &alternative.calls).collect(),
+            Node::Note(_) | Node::Gate(_) => Vec::new(),
+        }
+    }
 }
 
 /// One operation of a provider.
@@ -216,6 +230,15 @@ pub enum Decides {
     As(u32),
 }
 
+/// A step at which somebody is asked whether what was made may take the place of what was there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gate {
+    /// The steps that are begun when it is open; they wait for it.
+    pub open: Vec<u32>,
+    /// The steps that are begun when it is shut: none, as long as shutting only keeps what is there.
+    pub shut: Vec<u32>,
+}
+
 /// One of the things that may happen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Alternative {
@@ -260,6 +283,13 @@ pub enum Note {
     Remember {
         /// The record.
         recorded: Box<Recorded>,
+    },
+    /// The object that was replaced is still there, and is what is wanted: it is in use again.
+    Return {
+        /// Its record from now on.
+        recorded: Box<Recorded>,
+        /// The SHA-256 of the record that it has as a replaced one.
+        old: String,
     },
     /// The object is gone, or was never ours.
     Forget,
@@ -319,11 +349,19 @@ impl Plan {
 
 /// Makes the plan for these facts, or names everything that is wrong with what is wanted.
 pub fn plan(facts: &Facts) -> Result<Plan, Problems> {
-    let world = facts::World::of(facts)?;
+    /// Fewer resources are summed up sooner than a thread is started.
+    const WORTH_A_THREAD: usize = 300;
+    let assembled = || {
+        let world = facts::World::of(facts)?;
+        graph::assemble(&world, decide::decide(&world))
+    };
+    if facts.sites.values().map(|site| site.wanted.len().max(site.holdings.len())).sum::<usize>() < WORTH_A_THREAD {
+        return Ok(Plan { reads: facts.reads(), ..assembled()? });
+    }
     // What was read is summed up on a second core meanwhile: a third of the time of a large plan.
     std::thread::scope(|scope| {
         let reads = scope.spawn(|| facts.reads());
-        let plan = graph::assemble(&world, decide::decide(&world))?;
+        let plan = assembled()?;
         let reads = reads.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok(Plan { reads, ..plan })
     })

@@ -47,7 +47,7 @@ fn spec_of(node: &Node) -> Option<&Spec> {
             Decides::Difference { wanted, .. } => Some(&wanted.spec),
             Decides::As(_) => None,
         },
-        Node::Note(_) => None,
+        Node::Note(_) | Node::Gate(_) => None,
     }
 }
 

@@ -1,14 +1,13 @@
 //! What else feels a plan, and how long it may take. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use serde::Serialize;
-use textnlp_provider::{KindName, OperationId, ResourceId, Verb};
+use textnlp_provider::{CloudId, Foreign, KindName, Observed, Recorded, ResourceId, Verb};
 
 use super::facts::{needs_of, recorded_needs};
-use super::{Branch, Call, Decides, Facts, Node, Plan, Purpose};
-use crate::state::{End, Entry, Record};
+use super::{Branch, Call, Decides, Facts, Node, Plan, Purpose, Step};
 
 /// A resource that is in use and changes, with everything that stands on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,6 +57,42 @@ pub fn reach(plan: &Plan, facts: &Facts) -> Vec<Reach> {
         .collect()
 }
 
+/// A resource that goes, with what the controllers of clusters made inside of it: that goes along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Swept {
+    /// Which.
+    pub resource: ResourceId,
+    /// What is inside of it as far as it was seen; whatever comes until then goes too.
+    pub foreign: Vec<Foreign>,
+}
+
+/// What goes along with what this plan removes or may replace.
+pub fn swept(plan: &Plan, facts: &Facts) -> Vec<Swept> {
+    let mut hosts: HashMap<&CloudId, &Vec<Foreign>> = HashMap::new();
+    for (_, seen) in facts.sites.values().flat_map(|site| &site.observed) {
+        if let Observed::Present(object) = seen
+            && !object.foreign.is_empty()
+        {
+            hosts.insert(&object.cloud_id, &object.foreign);
+        }
+    }
+    let goes = plan.steps.iter().flat_map(|step| removed(&step.node));
+    let with: BTreeMap<_, _> =
+        goes.filter_map(|recorded| Some((&recorded.id, *hosts.get(&recorded.cloud_id)?))).collect();
+    with.into_iter().map(|(resource, foreign)| Swept { resource: resource.clone(), foreign: foreign.clone() }).collect()
+}
+
+/// The records of what a step removes.
+fn removed(node: &Node) -> Vec<&Recorded> {
+    let mut records = Vec::new();
+    for call in node.calls() {
+        if let Call::Delete { recorded, .. } = call {
+            records.push(recorded.as_ref());
+        }
+    }
+    records
+}
+
 fn does(node: &Node) -> Option<&'static str> {
     match node {
         Node::Call(Call::Create { .. }) => Some("replace"),
@@ -69,13 +104,9 @@ fn does(node: &Node) -> Option<&'static str> {
             Branch::Update => Some("update"),
             Branch::Replace => Some("replace"),
         },
-        Node::Note(_) => None,
+        Node::Note(_) | Node::Gate(_) => None,
     }
 }
-
-/// How long operations took at this deployment, by kind and verb.
-#[derive(Debug, Clone, Default)]
-pub struct Durations(BTreeMap<(KindName, &'static str), Vec<Duration>>);
 
 /// How long a plan may take, by what earlier runs took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -86,54 +117,33 @@ pub struct Estimate {
     pub unknown: BTreeSet<KindName>,
 }
 
-impl Durations {
-    /// Learns from a journal, oldest record first. Operations that failed, or that a dead run left open, teach nothing.
-    pub fn learn(&mut self, records: &[Record]) {
-        let mut open: BTreeMap<OperationId, (&KindName, Verb, jiff::Timestamp, u64)> = BTreeMap::new();
-        for record in records {
-            match &record.entry {
-                Entry::Begun { op, verb, kind, .. } => {
-                    open.insert(*op, (kind, *verb, record.at, record.fence));
-                }
-                Entry::Ended { op, end: End::Made { .. } | End::Gone } => {
-                    let Some((kind, verb, begun, fence)) = open.remove(op) else { continue };
-                    // The wall clock may have jumped.
-                    if let Ok(took) = Duration::try_from(record.at.duration_since(begun))
-                        && fence == record.fence
-                    {
-                        self.0.entry((kind.clone(), name(verb))).or_default().push(took);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn median(&self, kind: &KindName, verb: Verb) -> Option<Duration> {
-        let mut all = self.0.get(&(kind.clone(), name(verb)))?.clone();
-        all.sort_unstable();
-        all.get(all.len() / 2).copied()
-    }
-
-    /// How long a plan may take.
-    pub fn estimate(&self, plan: &Plan) -> Estimate {
-        let mut unknown = BTreeSet::new();
-        let mut ends: Vec<Duration> = Vec::with_capacity(plan.steps.len());
-        for step in &plan.steps {
-            let mut took = Duration::ZERO;
-            for verb in verbs(&step.node) {
-                match self.median(&step.kind, verb) {
-                    Some(median) => took += median,
-                    None => {
-                        unknown.insert(step.kind.clone());
-                    }
+/// How long a plan may take.
+pub fn estimate(plan: &Plan, facts: &Facts) -> Estimate {
+    let mut medians: BTreeMap<(&KindName, Verb), Option<Duration>> = BTreeMap::new();
+    let mut unknown = BTreeSet::new();
+    let mut ends: Vec<Duration> = Vec::with_capacity(plan.steps.len());
+    for step in &plan.steps {
+        let mut took = Duration::ZERO;
+        for verb in verbs(&step.node) {
+            let known = medians.entry((&step.kind, verb)).or_insert_with(|| median(facts, step, verb));
+            match known {
+                Some(median) => took += *median,
+                None => {
+                    unknown.insert(step.kind.clone());
                 }
             }
-            let before = step.after.iter().filter_map(|before| ends.get(*before as usize)).max();
-            ends.push(before.copied().unwrap_or_default() + took);
         }
-        Estimate { seconds: ends.into_iter().max().unwrap_or_default().as_secs_f64(), unknown }
+        let before = step.after.iter().filter_map(|before| ends.get(*before as usize)).max();
+        ends.push(before.copied().unwrap_or_default() + took);
     }
+    Estimate { seconds: ends.into_iter().max().unwrap_or_default().as_secs_f64(), unknown }
+}
+
+/// What an operation took in the middle of cases, at any site of this deployment.
+fn median(facts: &Facts, step: &Step, verb: Verb) -> Option<Duration> {
+    let mut all: Vec<Duration> = facts.sites.values().flat_map(|site| site.took.of(&step.kind, verb)).collect();
+    all.sort_unstable();
+    all.get(all.len() / 2).copied()
 }
 
 fn verbs(node: &Node) -> Vec<Verb> {
@@ -141,14 +151,6 @@ fn verbs(node: &Node) -> Vec<Verb> {
         Node::Call(call) => vec![call.verb()],
         // The most that may happen.
         Node::OneOf(one) => one.alternatives.last().into_iter().flat_map(|last| &last.calls).map(Call::verb).collect(),
-        Node::Note(_) => Vec::new(),
-    }
-}
-
-fn name(verb: Verb) -> &'static str {
-    match verb {
-        Verb::Create => "create",
-        Verb::Update => "update",
-        Verb::Delete => "delete",
+        Node::Note(_) | Node::Gate(_) => Vec::new(),
     }
 }

@@ -67,7 +67,10 @@ impl<'a> Deciding<'_, 'a> {
             (Some(recorded), Some(_)) if is_kept(self.world, recorded, site) => {
                 decided.what = Decision::Retain { recorded };
             }
-            (Some(recorded), Some(_)) => decided.what = Decision::Delete { recorded },
+            (Some(recorded), Some(_)) => match &self.guests[place] {
+                Some(guests) => (decided.what, decided.because) = (Decision::Blocked, guests.clone()),
+                None => decided.what = Decision::Delete { recorded },
+            },
             (Some(recorded), None) => {
                 decided.because = "it is gone".to_owned();
                 decided.what = Decision::Forget { recorded };

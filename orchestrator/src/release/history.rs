@@ -87,6 +87,19 @@ impl History {
         Self { releases: state.join("releases"), programs: state.join("programs") }
     }
 
+    /// Takes the history away, with the programs that were kept for the way back.
+    pub fn remove(&self) -> Result<(), HistoryError> {
+        for folder in [&self.releases, &self.programs] {
+            match std::fs::remove_dir_all(folder) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(HistoryError { action: "remove", path: folder.clone(), source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Everything that can be read.
     pub fn read(&self) -> Result<Recorded, HistoryError> {
         let mut recorded = Recorded::default();

@@ -170,6 +170,16 @@ pub enum StateError {
         /// Which site.
         site: SiteName,
     },
+    /// What a run wanted to write contradicts what the journal says. It was not written.
+    #[error("write record {n} to the journal of `{site}`: {what}; nothing was written")]
+    Contradiction {
+        /// Whose journal.
+        site: SiteName,
+        /// The number that the record would have had.
+        n: u64,
+        /// What does not fit.
+        what: String,
+    },
     /// A record that is too long for the journal.
     #[error("write to the journal of `{site}`")]
     TooLong {
@@ -216,6 +226,9 @@ impl StateError {
             Self::OtherPlace { site, .. } => format!(
                 "put the old values back; or run `down` with them first; or give the site another name than `{site}`, then the old one is removed"
             ),
+            Self::Contradiction { .. } => {
+                "this is a mistake of the program: keep what `support-bundle` writes, and report it".to_owned()
+            }
             Self::Future { .. } | Self::Unbound { .. } | Self::TooLong { .. } => return None,
         })
     }

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{
-    CloudId, Handle, Lineage, Need, Object, Operation, OperationId, Ownership, Recorded, ResourceId, Verb,
+    CloudId, Handle, KindName, Lineage, Need, Object, Operation, OperationId, Ownership, Recorded, ResourceId, Verb,
 };
 
 use super::lineage::Place;
 use super::record::{BodyRef, End, Entry, FORMAT, Record, Target};
+use super::took::Took;
 
 /// Everything that finishing an operation takes, as it was written down before its first call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +68,12 @@ pub struct Holding {
 impl Holding {
     /// What the provider calls the objects behind the resource.
     pub fn cloud_ids(&self) -> impl Iterator<Item = &CloudId> {
-        self.current.iter().chain(self.old.iter().map(|old| &old.recorded)).map(|recorded| &recorded.cloud_id)
+        self.objects().map(|recorded| &recorded.cloud_id)
+    }
+
+    /// Every object that is recorded of it: the current one, and those that are still to be removed.
+    pub fn objects(&self) -> impl Iterator<Item = &Recorded> {
+        self.current.iter().chain(self.old.iter().map(|old| &old.recorded))
     }
 }
 
@@ -100,6 +106,9 @@ pub(super) struct Fold {
     pub(super) open: BTreeMap<OperationId, OpenRef>,
     pub(super) opened: Option<(Lineage, Place)>,
     pub(super) next: u64,
+    /// The highest lock under which any of it was written.
+    pub(super) fence: u64,
+    pub(super) took: Took,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -114,6 +123,9 @@ pub(super) struct Slots {
 pub(super) struct OpenRef {
     pub(super) verb: Verb,
     pub(super) resource: ResourceId,
+    pub(super) kind: KindName,
+    /// The lock under which it was begun.
+    pub(super) fence: u64,
     pub(super) target: Target,
     pub(super) intent: BodyRef,
     pub(super) handle: Option<BodyRef>,
@@ -133,19 +145,21 @@ pub(super) enum Unfit {
 impl Fold {
     pub(super) fn apply(&mut self, record: &Record) -> Result<(), Unfit> {
         let contradiction = |text: String| Err(Unfit::Contradiction(text));
+        self.fence = self.fence.max(record.fence);
         match &record.entry {
             Entry::Opened { format, .. } if *format > FORMAT => return Err(Unfit::Future(*format)),
             Entry::Opened { lineage, place, .. } => self.opened = Some((*lineage, place.clone())),
             _ if self.opened.is_none() => return contradiction("the journal was not opened".to_owned()),
             Entry::Approved { .. } | Entry::Chose { .. } | Entry::Mended { .. } => {}
-            Entry::Begun { op, verb, resource, target, intent, .. } => {
+            Entry::Begun { op, verb, resource, kind, target, intent } => {
                 if op.0 <= self.next {
                     return contradiction(format!("operation {op} was begun before"));
                 }
                 self.next = op.0;
                 let (verb, resource, target, intent) = (*verb, resource.clone(), target.clone(), intent.clone());
+                let (kind, fence) = (kind.clone(), record.fence);
                 let (handle, says, begun) = (None, None, record.at);
-                self.open.insert(*op, OpenRef { verb, resource, target, intent, handle, says, begun });
+                self.open.insert(*op, OpenRef { verb, resource, kind, fence, target, intent, handle, says, begun });
             }
             Entry::Pending { op, handle, says } => {
                 let Some(open) = self.open.get_mut(op) else {
@@ -158,6 +172,10 @@ impl Fold {
                 let Some(open) = self.open.remove(op) else {
                     return contradiction(format!("operation {op} ends and is not open"));
                 };
+                // What a dead run left open, or what failed, says nothing about how long it takes.
+                if open.fence == record.fence && !matches!(end, End::Failed { .. }) {
+                    self.took.learn(&open.kind, open.verb, record.at.duration_since(open.begun));
+                }
                 if let Err(text) = self.end(record.at, *op, open, end) {
                     return contradiction(text);
                 }
@@ -166,12 +184,37 @@ impl Fold {
                 let slots = self.slots(resource, record.at);
                 slots.current = Some(recorded.clone());
             }
+            Entry::Returned { resource, old, recorded } => {
+                let slots = self.slots(resource, record.at);
+                slots.old.retain(|one| one.sha256 != *old);
+                // Whatever was in use is not lost sight of.
+                slots.old.extend(slots.current.replace(recorded.clone()));
+                slots.since = record.at;
+            }
             Entry::Forgot { resource, .. } => {
                 self.slots(resource, record.at).current = None;
                 self.tidy(resource);
             }
         }
         Ok(())
+    }
+
+    /// Whether records could follow, without taking them in; else the number of the first that could not, and why.
+    pub(super) fn foresee(&self, records: &[Record]) -> Result<(), (u64, String)> {
+        // Which objects there are decides about no record, so a copy without them is enough.
+        let mut ahead = Self { opened: self.opened.clone(), next: self.next, ..Self::default() };
+        for record in records {
+            if let Entry::Pending { op, .. } | Entry::Ended { op, .. } = &record.entry
+                && let Some((op, open)) = self.open.get_key_value(op)
+            {
+                ahead.open.insert(*op, open.clone());
+            }
+        }
+        records.iter().try_for_each(|record| match ahead.apply(record) {
+            Ok(()) => Ok(()),
+            Err(Unfit::Future(format)) => Err((record.n, format!("format {format} is not known"))),
+            Err(Unfit::Contradiction(what)) => Err((record.n, what)),
+        })
     }
 
     fn end(&mut self, at: Timestamp, op: OperationId, open: OpenRef, end: &End) -> Result<(), String> {

@@ -17,9 +17,10 @@ mod past;
 mod record;
 mod snapshot;
 mod store;
+mod took;
 mod transfer;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -40,6 +41,7 @@ pub use objects::{Objects, Timing};
 pub use past::{Changed, Difference, Moment, differences};
 pub use record::{BodyRef, Damage, End, Entry, FORMAT, Head, LINE_LIMIT, Record, Target, Torn};
 pub use store::{Batch, Holder, Lease, Lock, Store};
+pub use took::Took;
 pub use transfer::{moved_away, transfer};
 
 use fold::{Fold, Unfit};
@@ -80,7 +82,7 @@ struct Journal {
     bodies_len: u64,
     fold: Fold,
     /// The bodies at hand, by their SHA-256; those that no record names any more are let go from time to time.
-    bodies: BTreeMap<String, (BodyRef, Vec<u8>)>,
+    bodies: HashMap<String, (BodyRef, Vec<u8>)>,
     torn: Option<Torn>,
     /// The record up to which there is a snapshot.
     snapshot: u64,
@@ -93,11 +95,12 @@ impl State {
         environment: &EnvironmentName,
         fresh: Lineage,
     ) -> Result<Self, StateError> {
+        // Somebody else may be at work meanwhile: what is written last is read first, so that it never tells of more than is read then.
+        let sites = store.sites().await?;
         let file = match store.document(LINEAGE).await? {
             Some(bytes) => Some(read_lineage(&store.place(), &bytes)?),
             None => None,
         };
-        let sites = store.sites().await?;
         let (lineage, is_new, places) = match file {
             Some(file) if file.environment != *environment => {
                 let (place, wanted) = (store.place(), environment.clone());
@@ -181,13 +184,13 @@ impl State {
         self.journals.get(site).map_or_else(|| Ok(BTreeMap::new()), |journal| journal.holdings(site))
     }
 
-    /// The SHA-256 that names a replaced object's record in the journal.
+    /// The SHA-256 that names a replaced object's record in the journal, also while the end of what replaced it is still to be written.
     pub(crate) fn old(&self, site: &SiteName, resource: &ResourceId, cloud_id: &CloudId) -> Option<String> {
         let journal = self.journals.get(site)?;
-        let old = &journal.fold.slots.get(resource)?.old;
+        let slots = journal.fold.slots.get(resource)?;
         let is_it =
             |body: &&BodyRef| journal.body::<Recorded>(site, body).is_ok_and(|recorded| recorded.cloud_id == *cloud_id);
-        old.iter().find(is_it).map(|body| body.sha256.clone())
+        slots.old.iter().chain(&slots.current).find(is_it).map(|body| body.sha256.clone())
     }
 
     /// The operations of a site that were begun and have not ended.
@@ -201,6 +204,11 @@ impl State {
             all.insert(*op, Open { intent, handle, says, begun });
         }
         Ok(all)
+    }
+
+    /// How long operations took at a site.
+    pub fn took(&self, site: &SiteName) -> Took {
+        self.journals.get(site).map(|journal| journal.fold.took.clone()).unwrap_or_default()
     }
 
     /// What the end of each log looked like, for a caller that wants to know whether anybody wrote since.
@@ -324,15 +332,23 @@ impl Locked {
         batch.log_at = head.len;
         batch.bodies_at = journal.bodies_len;
         let at = self.clock.now();
+        // The locks of a store count from one; a journal that came from another store goes on from where it was.
+        let fence = self.lock.fence.max(journal.fold.fence);
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
             let (by, reason, tool) =
                 (self.operator.by.clone(), self.operator.reason.clone(), self.operator.tool.clone());
-            let record = Record { n: head.n + 1, at, by, reason, tool, fence: self.lock.fence, entry };
+            let record = Record { n: head.n + 1, at, by, reason, tool, fence, entry };
             head.push(&record, &mut batch.lines)
                 .map_err(|source| StateError::TooLong { site: site.clone(), source })?;
             records.push(record);
         }
+        // What contradicts the journal would be refused by everybody who reads it: it must not get there.
+        journal.fold.foresee(&records).map_err(|(n, what)| StateError::Contradiction {
+            site: site.clone(),
+            n,
+            what,
+        })?;
         self.state.store.append(&self.lock, site, &batch).await?;
         journal.bodies_len += batch.bodies.len() as u64;
         journal.head = head;
@@ -454,7 +470,7 @@ impl Journal {
     fn let_bodies_go(&mut self) {
         let few = self.fold.slots.len() + 2 * self.fold.open.len() + 64;
         if self.bodies.len() > 2 * few {
-            let needed: BTreeSet<String> = self.fold.needed().map(|body| body.sha256.clone()).collect();
+            let needed: HashSet<String> = self.fold.needed().map(|body| body.sha256.clone()).collect();
             self.bodies.retain(|sha256, _| needed.contains(sha256));
         }
     }
@@ -481,20 +497,28 @@ fn read_lineage(place: &str, bytes: &[u8]) -> Result<LineageFile, StateError> {
 }
 
 async fn read_journal(store: &dyn Store, site: &SiteName) -> Result<Journal, StateError> {
+    // Before the log, which whoever is at work writes first: neither is ever ahead of what is read.
+    let known_head = store.document(&head_name(site)).await?;
+    let cached = store.document(&snapshot_name(site)).await?.unwrap_or_default();
     let bytes = store.log(site).await?;
-    let snapshot = store.document(&snapshot_name(site)).await?.and_then(|bytes| Snapshot::read(&bytes));
-    let read =
-        |early| record::read_after(&bytes, early).map_err(|damage| StateError::Damaged { site: site.clone(), damage });
-    let mut log = read(snapshot.as_ref().map_or(0, |snapshot| snapshot.head.n))?;
+    let damaged = |damage| StateError::Damaged { site: site.clone(), damage };
+    let snapshot = Snapshot::of(&cached);
+    // The sum is read on a second core while the lines are checked.
+    let (read, fold) = std::thread::scope(|scope| {
+        let fold = snapshot.as_ref().map(|snapshot| scope.spawn(|| snapshot.fold()));
+        let read = record::read_after(&bytes, snapshot.as_ref().map_or(0, Snapshot::records));
+        (read, fold.and_then(|fold| fold.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+    });
+    let mut log = read.map_err(damaged)?;
     let mut journal = Journal::default();
-    match snapshot {
-        Some(snapshot) if snapshot.is_of(&log) => {
-            (journal.snapshot, journal.fold) = (snapshot.head.n, snapshot.fold);
+    match (snapshot, fold) {
+        (Some(snapshot), Some(fold)) if snapshot.is_of(&log) => {
+            (journal.snapshot, journal.fold) = (snapshot.records(), fold);
         }
-        Some(_) => log = read(0)?,
-        None => {}
+        (Some(_), _) => log = record::read(&bytes).map_err(damaged)?,
+        (None, _) => {}
     }
-    if let Some(bytes) = store.document(&head_name(site)).await? {
+    if let Some(bytes) = known_head {
         check_head(store, site, &log, &bytes)?;
     }
     for record::Line { record, offset, .. } in &log.records {
@@ -504,10 +528,8 @@ async fn read_journal(store: &dyn Store, site: &SiteName) -> Result<Journal, Sta
     journal.bodies_len = store.bodies_len(site).await?;
     let needed: Vec<BodyRef> = journal.fold.needed().cloned().collect();
     let bodies = store.bodies(site, &needed).await?;
-    for (body, bytes) in needed.into_iter().zip(bodies) {
-        check_body(site, &body, &bytes)?;
-        journal.bodies.insert(body.sha256.clone(), (body, bytes));
-    }
+    check_bodies(site, &needed, &bodies)?;
+    journal.bodies = needed.into_iter().zip(bodies).map(|(body, bytes)| (body.sha256.clone(), (body, bytes))).collect();
     Ok(journal)
 }
 
@@ -534,6 +556,25 @@ async fn read_body(store: &dyn Store, site: &SiteName, body: &BodyRef) -> Result
     let bytes = store.body(site, body).await?;
     check_body(site, body, &bytes)?;
     Ok(bytes)
+}
+
+/// Checks many bodies, on two cores.
+fn check_bodies(site: &SiteName, named: &[BodyRef], bodies: &[Vec<u8>]) -> Result<(), StateError> {
+    /// Fewer are checked sooner than a thread is started.
+    const WORTH_A_THREAD: usize = 500;
+    let check = |named: &[BodyRef], bodies: &[Vec<u8>]| {
+        named.iter().zip(bodies).try_for_each(|(body, bytes)| check_body(site, body, bytes))
+    };
+    if named.len() < WORTH_A_THREAD {
+        return check(named, bodies);
+    }
+    let half = named.len() / 2;
+    let ((left, right), (lefts, rights)) = (named.split_at(half), bodies.split_at(half.min(bodies.len())));
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| check(left, lefts));
+        let one = check(right, rights);
+        other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).and(one)
+    })
 }
 
 fn check_body(site: &SiteName, body: &BodyRef, bytes: &[u8]) -> Result<(), StateError> {

@@ -4,6 +4,7 @@
 //! is seen at its place. Bodies are kept beside the log and named by their own SHA-256.
 
 use std::fmt;
+use std::io::BufRead;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,9 @@ pub const FORMAT: u32 = 1;
 
 /// The most bytes that a line may have: what is longer belongs into a body.
 pub const LINE_LIMIT: usize = 2048;
+
+/// The length of a sum as text.
+const SUM: usize = 64;
 
 /// What precedes the first line.
 pub(super) const ROOT: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -125,6 +129,15 @@ pub enum Entry {
         /// The record from now on.
         recorded: BodyRef,
     },
+    /// An object that was replaced and is still there is in use again; the one that was in use is a replaced one from now on.
+    Returned {
+        /// Which resource.
+        resource: ResourceId,
+        /// The SHA-256 of the record that it had while it was a replaced one.
+        old: String,
+        /// The record from now on.
+        recorded: BodyRef,
+    },
     /// The object is gone; its record goes too.
     Forgot {
         /// Which resource.
@@ -206,15 +219,16 @@ impl Head {
     /// Writes the next line and moves on to it.
     pub(super) fn push(&mut self, record: &Record, out: &mut Vec<u8>) -> Result<(), TooLong> {
         let json = serde_json::to_string(record).expect("records are plain data");
-        let sum = chain(&self.sum, &json);
+        let sum = chain(self.sum.as_bytes(), json.as_bytes());
         let bytes = sum.len() + json.len() + 2;
         if bytes > LINE_LIMIT {
             return Err(TooLong { n: record.n, bytes });
         }
-        out.extend_from_slice(sum.as_bytes());
+        out.extend_from_slice(&sum);
         out.push(b' ');
         out.extend_from_slice(json.as_bytes());
         out.push(b'\n');
+        let sum = String::from_utf8_lossy(&sum).into_owned();
         *self = Self { n: record.n, sum, len: self.len + bytes as u64 };
         Ok(())
     }
@@ -231,8 +245,8 @@ pub(super) struct Line {
 /// A journal as it was read.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    /// The sums of the first records, which were checked and not taken apart.
-    early: Vec<String>,
+    /// The sums of the first records, which were checked and not taken apart, one after the other.
+    early: String,
     /// The records after those.
     pub(super) records: Vec<Line>,
     pub(super) head: Head,
@@ -243,8 +257,8 @@ impl Log {
     /// The sum of the record of this number, if it is there.
     pub(super) fn sum(&self, n: u64) -> Option<&str> {
         let at = usize::try_from(n.checked_sub(1)?).ok()?;
-        match at.checked_sub(self.early.len()) {
-            None => self.early.get(at).map(String::as_str),
+        match at.checked_sub(self.early.len() / SUM) {
+            None => self.early.get(at * SUM..(at + 1) * SUM),
             Some(at) => self.records.get(at).map(|line| line.sum.as_str()),
         }
     }
@@ -283,20 +297,15 @@ pub(super) fn read(bytes: &[u8]) -> Result<Log, Damage> {
 
 /// Reads a whole journal and checks every line; the first `early` records are not taken apart.
 pub(super) fn read_after(bytes: &[u8], early: u64) -> Result<Log, Damage> {
+    let (lines, rest) = lines_of(bytes);
+    let (first, then) = lines.split_at(lines.len().min(usize::try_from(early).unwrap_or(usize::MAX)));
     let mut log = Log::default();
+    log.read_early(first)?;
     let mut fence = 0;
-    let mut rest = bytes;
-    while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-        let (line, after) = (&rest[..end], &rest[end + 1..]);
-        let (offset, n) = (log.head.len, log.head.n + 1);
+    for line in then {
+        let (sum, json, offset) = log.follow(line)?;
+        let n = log.head.n;
         let damage = |what: String| Damage { offset, n, what };
-        let (sum, json) = checked_line(&log.head, line).map_err(damage)?;
-        log.head = Head { n, sum: sum.to_owned(), len: offset + end as u64 + 1 };
-        rest = after;
-        if n <= early {
-            log.early.push(sum.to_owned());
-            continue;
-        }
         let record = record_of(n, json).map_err(damage)?;
         if record.fence < fence {
             let what = format!("it was written under lock {} after lock {fence} had been taken", record.fence);
@@ -308,7 +317,7 @@ pub(super) fn read_after(bytes: &[u8], early: u64) -> Result<Log, Damage> {
     if !rest.is_empty() {
         let (offset, n) = (log.head.len, log.head.n + 1);
         // A line that is whole but for a last byte that is not a newline was not torn: somebody changed that byte.
-        if checked_line(&log.head, &rest[..rest.len() - 1]).is_ok() {
+        if checked_line(&log.head.sum, log.head.n, &rest[..rest.len() - 1]).is_ok() {
             return Err(Damage { offset, n, what: "its last byte was changed".to_owned() });
         }
         log.torn = Some(Torn { at: offset, bytes: rest.len() as u64 });
@@ -316,18 +325,91 @@ pub(super) fn read_after(bytes: &[u8], early: u64) -> Result<Log, Damage> {
     Ok(log)
 }
 
-/// The sum and the JSON of a line that follows this head.
-fn checked_line<'l>(head: &Head, line: &'l [u8]) -> Result<(&'l str, &'l str), String> {
+impl Log {
+    /// Goes on to the next line, if it is the next one.
+    fn follow<'l>(&mut self, line: &'l [u8]) -> Result<(&'l str, &'l str, u64), Damage> {
+        let (offset, n) = (self.head.len, self.head.n + 1);
+        let damage = |what: String| Damage { offset, n, what };
+        let (sum, json) = checked_line(&self.head.sum, self.head.n, line).map_err(damage)?;
+        sum.clone_into(&mut self.head.sum);
+        (self.head.n, self.head.len) = (n, offset + line.len() as u64 + 1);
+        Ok((sum, json, offset))
+    }
+
+    /// Each line carries the sum that the next one begins with, so two cores check half of a long journal each.
+    fn read_early(&mut self, lines: &[&[u8]]) -> Result<(), Damage> {
+        let (left, right) = lines.split_at(lines.len() / 2);
+        let between = left.last().and_then(|last| last.get(..SUM)).unwrap_or(ROOT.as_bytes());
+        let check_left = || are_whole(ROOT.as_bytes(), left);
+        let whole = if lines.len() < WORTH_A_THREAD {
+            check_left() && are_whole(between, right)
+        } else {
+            std::thread::scope(|scope| {
+                let other = scope.spawn(check_left);
+                are_whole(between, right) && other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        };
+        self.early.reserve(lines.len() * SUM);
+        for line in lines {
+            if !whole {
+                // Taken one by one they tell which of them is damaged, and how.
+                self.follow(line)?;
+            }
+            self.early.push_str(line.get(..SUM).and_then(|sum| std::str::from_utf8(sum).ok()).unwrap_or(ROOT));
+            if whole {
+                self.head.n += 1;
+                self.head.len += line.len() as u64 + 1;
+            }
+        }
+        if whole && let Some(last) = self.early.len().checked_sub(SUM) {
+            self.early[last..].clone_into(&mut self.head.sum);
+        }
+        Ok(())
+    }
+}
+
+/// Fewer lines are checked sooner than a thread is started.
+const WORTH_A_THREAD: usize = 1000;
+
+/// Whether each of these lines follows the one before it.
+fn are_whole(before: &[u8], lines: &[&[u8]]) -> bool {
+    let mut before = before;
+    lines.iter().all(|line| {
+        let Some((sum, json)) =
+            line.split_at_checked(SUM).and_then(|(sum, rest)| Some((sum, rest.strip_prefix(b" ")?)))
+        else {
+            return false;
+        };
+        let follows = chain(before, json) == *sum && std::str::from_utf8(json).is_ok();
+        before = sum;
+        follows
+    })
+}
+
+/// The lines that end, and what comes after the last of them.
+fn lines_of(bytes: &[u8]) -> (Vec<&[u8]>, &[u8]) {
+    let (mut lines, mut rest) = (Vec::new(), bytes);
+    loop {
+        // Reading from memory does not fail, and looks at many bytes at a time, which an iterator over them does not.
+        let len = { rest }.skip_until(b'\n').unwrap_or_default();
+        let Some(line) = rest[..len].strip_suffix(b"\n") else { return (lines, rest) };
+        lines.push(line);
+        rest = &rest[len..];
+    }
+}
+
+/// The sum and the JSON of a line that follows the record of this number and sum.
+fn checked_line<'l>(before: &str, number: u64, line: &'l [u8]) -> Result<(&'l str, &'l str), String> {
     let line = std::str::from_utf8(line).map_err(|_| "it is not text".to_owned())?;
     let (sum, json) = line.split_once(' ').ok_or_else(|| "it has no checksum".to_owned())?;
-    if chain(&head.sum, json) == sum {
+    if chain(before.as_bytes(), json.as_bytes()) == *sum.as_bytes() {
         return Ok((sum, json));
     }
     // The number tells a changed record from a missing or moved one.
-    let number = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|json| json["n"].as_u64());
-    Err(match number {
-        Some(n) if n > head.n + 1 => format!("record {n} stands in its place: records are missing or out of order"),
-        Some(n) if n < head.n + 1 => format!("record {n} stands in its place: records were moved or written twice"),
+    let found = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|json| json["n"].as_u64());
+    Err(match found {
+        Some(n) if n > number + 1 => format!("record {n} stands in its place: records are missing or out of order"),
+        Some(n) if n < number + 1 => format!("record {n} stands in its place: records were moved or written twice"),
         _ => "it was changed: its checksum does not match".to_owned(),
     })
 }
@@ -340,11 +422,14 @@ fn record_of(n: u64, json: &str) -> Result<Record, String> {
     Ok(record)
 }
 
-fn chain(before: &str, json: &str) -> String {
+/// The sum of a line, as text.
+fn chain(before: &[u8], json: &[u8]) -> [u8; SUM] {
     let mut hash = Sha256::new();
-    hash.update(before.as_bytes());
-    hash.update(json.as_bytes());
-    hex::encode(hash.finalize())
+    hash.update(before);
+    hash.update(json);
+    let mut text = [0; SUM];
+    hex::encode_to_slice(hash.finalize(), &mut text).expect("it is twice as long");
+    text
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
@@ -402,6 +487,7 @@ mod tests {
             Entry::Ended { op, end: End::Failed { left: None, because: text.clone() } },
             Entry::Chose { resource: resource.clone(), branch: "replace".to_owned(), because: text.clone() },
             Entry::Noted { resource: resource.clone(), what: "remember".to_owned(), recorded: body() },
+            Entry::Returned { resource: resource.clone(), old: "ab".repeat(32), recorded: body() },
             Entry::Forgot { resource, because: text },
             Entry::Mended { offset: u64::MAX, bytes: u64::MAX },
         ]

@@ -126,7 +126,9 @@ pub(super) fn named_by(entry: &Entry) -> impl Iterator<Item = &BodyRef> {
         Entry::Approved { plan, .. } => Some(plan),
         Entry::Begun { intent, .. } => Some(intent),
         Entry::Pending { handle, .. } => Some(handle),
-        Entry::Ended { end: End::Made { recorded }, .. } | Entry::Noted { recorded, .. } => Some(recorded),
+        Entry::Ended { end: End::Made { recorded }, .. }
+        | Entry::Noted { recorded, .. }
+        | Entry::Returned { recorded, .. } => Some(recorded),
         Entry::Ended { end: End::Failed { left, .. }, .. } => left.as_ref(),
         Entry::Opened { .. } | Entry::Ended { end: End::Gone, .. } => None,
         Entry::Chose { .. } | Entry::Forgot { .. } | Entry::Mended { .. } => None,

@@ -27,7 +27,8 @@ fn stories() -> Vec<(&'static str, Story)> {
     );
     vec![
         ("up from nothing", Story { before: vec![], ask: UP, after: service() }),
-        ("update", Story { before: service(), ask: UP, after: mixed }),
+        ("update", Story { before: service(), ask: UP, after: mixed.clone() }),
+        ("undo of an update", Story { before: mixed, ask: UP, after: service() }),
         ("replace", Story { before: service(), ask: UP, after: with(service(), "net", "cidr", json!("10.9.0.0/16")) }),
         (
             "replace beside",

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 use textnlp_orchestrator::road::RoadError;
-use textnlp_orchestrator::state::{LINE_LIMIT, State, StateError, Store};
-use textnlp_provider::{EnvironmentName, Lineage};
+use textnlp_orchestrator::state::{End, Entry, LINE_LIMIT, Operator, Pen, State, StateError, Store};
+use textnlp_provider::{EnvironmentName, Lineage, OperationId};
 use uuid::Uuid;
 
 use crate::world::*;
@@ -171,6 +171,46 @@ fn a_holder_that_lost_the_lock_writes_nothing() {
     let write = world.clock.run(world.disk.append(&first, &here(), &Default::default())).unwrap();
     assert!(matches!(write, Err(StateError::Fenced { .. })), "{write:?}");
     assert_eq!(world.disk.raw_log(&here()), before);
+}
+
+#[test]
+fn what_contradicts_the_journal_is_not_written() {
+    let world = built();
+    let before = world.disk.raw_log(&here());
+    let state = world.state();
+    let refused = world
+        .clock
+        .run(async {
+            let operator =
+                Operator { by: "ada".into(), reason: None, tool: "test".into(), host: "here".into(), pid: 1 };
+            let places = state.places().clone();
+            let mut locked = state.lock(&operator, &places, Arc::new(world.clock.clone())).await.unwrap();
+            let op = OperationId(7_000);
+            let mut refused = Vec::new();
+            let fine = |pen: &mut Pen<'_>| {
+                let plan = pen.body(&"a plan");
+                pen.entry(Entry::Approved { purpose: "up".to_owned(), plan });
+            };
+            let ended = locked
+                .commit(&here(), |pen| {
+                    fine(pen);
+                    pen.entry(Entry::Ended { op, end: End::Gone });
+                })
+                .await;
+            refused.push(ended);
+            let again =
+                locked.commit(&here(), |pen| pen.entry(Entry::Ended { op: OperationId(1), end: End::Gone })).await;
+            refused.push(again);
+            locked.commit(&here(), fine).await.unwrap();
+            refused
+        })
+        .unwrap();
+    for refused in &refused {
+        assert!(matches!(refused, Err(StateError::Contradiction { .. })), "{refused:?}");
+    }
+    let after = world.disk.raw_log(&here());
+    assert_eq!(lines_of(&after).len(), lines_of(&before).len() + 1, "the entry that fitted, and nothing else");
+    world.check(&service());
 }
 
 fn holder() -> textnlp_orchestrator::state::Holder {

@@ -5,10 +5,14 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, unreachable_pub)]
 
 mod crash;
+mod degraded;
 mod environments;
 mod folder;
+mod foreign;
+mod gated;
 mod journal;
 mod plans;
+mod program;
 mod road;
 mod saved;
 mod simulate;

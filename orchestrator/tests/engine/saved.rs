@@ -1,7 +1,7 @@
 //! Saved plans: exactly what was read is applied, or nothing.
 
 use serde_json::json;
-use textnlp_orchestrator::plan::{Durations, NotSaved, Plan, Saved, reach};
+use textnlp_orchestrator::plan::{self, NotSaved, Plan, Saved, reach};
 use textnlp_orchestrator::road::{Arrival, RoadError, travel_as_planned};
 use textnlp_provider::memory::Fuse;
 use textnlp_provider::{Provider, Wanted};
@@ -146,15 +146,13 @@ fn a_plan_takes_as_long_as_its_longest_chain_took_before() {
     let world = World::new();
     world.cloud.slow(10);
     world.up(&service());
-    let mut durations = Durations::default();
-    let state = world.state();
-    durations.learn(&world.clock.run(state.history(&here())).unwrap().unwrap());
+    let (_, known) = world.plan(UP, &service()).unwrap();
     let (planned, _) = World::new().plan(UP, &service()).unwrap();
-    let estimate = durations.estimate(planned.plan());
+    let estimate = plan::estimate(planned.plan(), &known);
     // Ten looks of 200 ms each, for the cluster and the database beside one another.
     assert!((1.9..2.3).contains(&estimate.seconds) && estimate.unknown.is_empty(), "{estimate:?}");
     let (planned, _) = World::new().plan(UP, &[want("net", "relay", json!({}))]).unwrap();
-    let estimate = durations.estimate(planned.plan());
+    let estimate = plan::estimate(planned.plan(), &known);
     assert_eq!(estimate.unknown.iter().map(ToString::to_string).collect::<Vec<_>>(), ["memory.relay"]);
     assert!(world.cloud.kinds().iter().any(|kind| kind.name == "memory.relay"));
 }

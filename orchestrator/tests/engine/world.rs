@@ -1,12 +1,13 @@
 //! A cloud, a disk and a clock, and a short way to say what is wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use textnlp_orchestrator::apply::Limits;
+use textnlp_orchestrator::apply::{Answer, Gates, Limits};
 use textnlp_orchestrator::clock::VirtualClock;
 use textnlp_orchestrator::event::{Event, What};
 use textnlp_orchestrator::plan::{Audited, Facts, Node, Plan, Purpose, Step};
@@ -118,7 +119,33 @@ pub struct World {
     pub protect_data: bool,
     pub events: Mutex<Vec<Event>>,
     pub stop: Mutex<CancellationToken>,
+    /// Where the state is, if not on the disk in memory.
+    pub elsewhere: Option<Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>>,
+    /// Who measures at gates.
+    pub gate: Measured,
     lineages: AtomicU64,
+}
+
+/// A gate whose answer a test chooses, and how often it was asked.
+#[derive(Default)]
+pub struct Measured {
+    pub shut: Mutex<Vec<String>>,
+    /// It never answers.
+    pub is_silent: AtomicBool,
+    pub asked: AtomicU64,
+}
+
+#[async_trait]
+impl Gates for Measured {
+    async fn ask(&self, site: &SiteName) -> Answer {
+        assert_eq!(*site, here());
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.is_silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        let shut = self.shut.lock().unwrap().clone();
+        if shut.is_empty() { Answer::Open } else { Answer::Shut(shut) }
+    }
 }
 
 impl World {
@@ -133,6 +160,8 @@ impl World {
             protect_data: false,
             events: Mutex::default(),
             stop: Mutex::default(),
+            elsewhere: None,
+            gate: Measured::default(),
             lineages: AtomicU64::new(1),
         }
     }
@@ -151,8 +180,14 @@ impl World {
 
     /// Goes the road until its end or until the fuse blows.
     pub fn go(&self, ask: Ask, wanted: &[Wanted], fuse: &Fuse) -> Option<Result<Arrival, RoadError>> {
-        let store: Arc<dyn Store> = Arc::new(self.disk.with_fuse(fuse.clone()));
-        self.go_with(store, ask, wanted, fuse)
+        self.go_with(self.store(fuse), ask, wanted, fuse)
+    }
+
+    fn store(&self, fuse: &Fuse) -> Arc<dyn Store> {
+        match &self.elsewhere {
+            Some(open) => open(),
+            None => Arc::new(self.disk.with_fuse(fuse.clone())),
+        }
     }
 
     pub fn go_with(
@@ -171,7 +206,7 @@ impl World {
     }
 
     pub fn road<'a>(
-        &self,
+        &'a self,
         store: Arc<dyn Store>,
         sites: &'a BTreeMap<SiteName, RoadSite>,
         environment: &'a EnvironmentName,
@@ -195,6 +230,7 @@ impl World {
             operator,
             clock: Arc::new(self.clock.clone()),
             events,
+            gates: Some(&self.gate),
             limits: Limits::default(),
         }
     }
@@ -202,7 +238,8 @@ impl World {
     pub fn plan(&self, ask: Ask, wanted: &[Wanted]) -> Result<(Audited, Facts), RoadError> {
         let sites = self.site(wanted, &Fuse::default());
         let environment = environment();
-        let road = self.road(Arc::new(self.disk.clone()), &sites, &environment, &textnlp_orchestrator::event::Quiet);
+        let store = self.store(&Fuse::default());
+        let road = self.road(store, &sites, &environment, &textnlp_orchestrator::event::Quiet);
         self.clock.run(look(&road, ask)).unwrap()
     }
 
@@ -227,7 +264,7 @@ impl World {
 
     pub fn state(&self) -> State {
         let environment = environment();
-        let state = State::load(Arc::new(self.disk.clone()), &environment, Lineage(Uuid::nil()));
+        let state = State::load(self.store(&Fuse::default()), &environment, Lineage(Uuid::nil()));
         self.clock.run(state).unwrap().unwrap()
     }
 
@@ -271,9 +308,10 @@ impl World {
     }
 }
 
-pub const UP: Ask = Ask { purpose: Purpose::Up, delete_data: false };
-pub const DOWN: Ask = Ask { purpose: Purpose::Down, delete_data: false };
-pub const DOWN_WITH_DATA: Ask = Ask { purpose: Purpose::Down, delete_data: true };
+pub const UP: Ask = Ask::UP;
+pub const GATED: Ask = Ask { gated: true, ..UP };
+pub const DOWN: Ask = Ask { purpose: Purpose::Down, ..UP };
+pub const DOWN_WITH_DATA: Ask = Ask { delete_data: true, ..DOWN };
 
 /// A plan in lines: `VERB RESOURCE (fields) <- steps it waits for`.
 pub fn lines(plan: &Plan) -> Vec<String> {
@@ -288,6 +326,7 @@ fn line(step: &Step) -> String {
             all.join("|")
         }
         Node::Note(note) => format!("note {}", serde_json::to_value(note).unwrap()["note"].as_str().unwrap()),
+        Node::Gate(gate) => format!("gate {:?}", gate.open),
         _ => unreachable!(),
     };
     let fields: Vec<_> = step.changes.iter().map(|change| change.field.clone()).collect();

@@ -83,6 +83,27 @@ fn development_and_staging_become_components_in_the_fixed_order() {
     .assert_eq(&config);
 }
 
+/// Who is told of a site's trouble is told of the witness's too; only the home site tells of what the environment has once.
+#[test]
+fn every_place_tells_its_own_trouble() {
+    let overrides =
+        Overrides { sets: vec!["monitoring.receivers.oncall=http://127.0.0.1:1/".to_owned()], ..Overrides::default() };
+    let environment = Library::built_in().load("multi-region", &overrides, &Catalogue::default()).unwrap().environment;
+    let release = Release::resolve(&environment, &artifacts());
+    let told: Vec<_> = components(&environment, &release)
+        .into_iter()
+        .filter_map(|(site, parts)| {
+            let found = parts.into_iter().find_map(|component| match component.part {
+                Part::Monitoring(monitoring) => Some(monitoring),
+                _ => None,
+            })?;
+            Some((site.name.to_string(), found.receivers.len(), found.home, found.stack))
+        })
+        .collect();
+    let expected = [("primary", true), ("secondary", false), ("tertiary", false), ("witness", false)];
+    assert_eq!(told, expected.map(|(site, home)| (site.to_owned(), 1, home, false)));
+}
+
 #[test]
 fn multi_region_sites_have_a_border_and_a_watch_and_the_witness_a_place_of_its_own() {
     let environment = built_in("multi-region");
@@ -165,14 +186,16 @@ fn a_zone_reaches_the_witness_and_no_secret_does() {
     let text = GOOD
         .replace("provider: onprem }", &format!("provider: onprem }}, {{ name: there, provider: onprem, {STANDBY} }}"));
     let environment = load(&(text + &zone("192.0.2.53", "")), &overrides, &Catalogue::default()).unwrap().environment;
-    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).pop().unwrap();
+    let given = [("secret:env:TSIG".to_owned(), "5eed12".to_owned())].into();
+    let release = Release::resolve(&environment, &Artifacts { given, ..artifacts() });
+    let (_, parts) = components(&environment, &release).pop().unwrap();
     let witness = parts.iter().find(|part| part.name.as_str() == "witness").unwrap();
     let dns = &serde_json::to_value(&witness.part).unwrap()["witness"]["dns"];
     assert_eq!(
         *dns,
         json!({
             "server": "192.0.2.53:53", "zone": "example.com", "name": "textnlp.example.com", "ttl_seconds": 60, "key": "update",
-            "algorithm": "hmac-sha256", "secret": "secret:env:TSIG",
+            "algorithm": "hmac-sha256", "secret": { "source": "secret:env:TSIG", "version": "5eed12" },
             "addresses": { "here": ["192.0.2.1"], "there": ["2001:db8::2"] },
         })
     );

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
+use crate::line::Line;
 use async_trait::async_trait;
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -82,11 +83,18 @@ pub struct Bucket {
     /// What goes wrong with the next writes.
     wrongs: Arc<Mutex<Vec<Planned>>>,
     gate: Gate,
+    /// What its requests pass on their way.
+    line: Option<Line>,
 }
 
 impl Bucket {
     pub fn new() -> Self {
-        Self { objects: Arc::default(), wrongs: Arc::default(), gate: Gate::open() }
+        Self { objects: Arc::default(), wrongs: Arc::default(), gate: Gate::open(), line: None }
+    }
+
+    /// The same bucket at the other end of a line.
+    pub fn over(&self, line: &Line) -> Self {
+        Self { line: Some(line.clone()), ..self.clone() }
     }
 
     /// The same bucket behind a gate.
@@ -122,6 +130,24 @@ impl Bucket {
         futures::executor::block_on(self.objects.put(&Path::from(name), bytes.to_vec().into())).unwrap();
     }
 
+    /// A request is made; says what goes wrong with it.
+    async fn asks(&self, name: &Path) -> Option<Wrong> {
+        match &self.line {
+            Some(line) => line.asks().await,
+            None => self.wrong(name),
+        }
+    }
+
+    /// A request that only reads.
+    async fn reads(&self) -> Result<()> {
+        let Some(line) = &self.line else { return Ok(()) };
+        match line.asks().await {
+            Some(Wrong::Error) => Err(error("503 Slow Down")),
+            Some(Wrong::Silence | Wrong::LostReply) => std::future::pending().await,
+            _ => Ok(()),
+        }
+    }
+
     fn wrong(&self, name: &Path) -> Option<Wrong> {
         let mut wrongs = self.wrongs.lock().unwrap();
         let at = wrongs.iter().position(|(_, part, times)| *times > 0 && name.as_ref().contains(part))?;
@@ -150,7 +176,7 @@ fn error(text: &str) -> Error {
 impl ObjectStore for Bucket {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         self.gate.cross(|| format!("before writing {location}")).await;
-        let wrong = self.wrong(location);
+        let wrong = self.asks(location).await;
         match wrong {
             Some(Wrong::Error) => return Err(error("503 Slow Down")),
             Some(Wrong::Silence) => std::future::pending().await,
@@ -164,11 +190,19 @@ impl ObjectStore for Bucket {
             Some(Wrong::Unconditional) => PutOptions { mode: PutMode::Overwrite, ..opts },
             _ => opts,
         };
+        let written = payload.clone();
         let mut put = self.objects.put_opts(location, payload, opts).await;
+        if let (Ok(_), Some(line)) = (&put, &self.line) {
+            let bytes: Vec<u8> = written.iter().flat_map(|bytes| bytes.to_vec()).collect();
+            line.wrote(location.as_ref(), &bytes);
+        }
         match (&mut put, wrong) {
             (Ok(_), Some(Wrong::LostReply)) => std::future::pending().await,
             (Ok(put), Some(Wrong::LiedTag)) => put.e_tag = Some("4711".to_owned()),
             _ => {}
+        }
+        if let Some(line) = &self.line {
+            line.answers().await;
         }
         self.gate.cross(|| format!("after writing {location}")).await;
         put
@@ -180,6 +214,7 @@ impl ObjectStore for Bucket {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.gate.cross(|| format!("before reading {location}")).await;
+        self.reads().await?;
         self.objects.get_opts(location, options).await
     }
 
@@ -188,10 +223,18 @@ impl ObjectStore for Bucket {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.objects.list(prefix)
+        let (there, prefix) = (self.clone(), prefix.cloned());
+        let listed = async move {
+            match there.reads().await {
+                Ok(()) => there.objects.list(prefix.as_ref()),
+                Err(error) => stream::once(async { Err(error) }).boxed(),
+            }
+        };
+        stream::once(listed).flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.reads().await?;
         self.objects.list_with_delimiter(prefix).await
     }
 

@@ -31,14 +31,19 @@ pub async fn all(fresh: &dyn Fn() -> Open) {
     a_state_is_kept(fresh()).await;
 }
 
+/// What is looked for in what a store keeps: three letters are in random bytes, and in the letters that keys are written in, now and then;
+/// seven bytes with a space, or a word of this length, never are.
+const BODY: &str = "body of";
+const HOST: &str = "machine-of-whoever-holds-the-lock";
+
 pub fn holder(by: &str) -> Holder {
-    let (by, host, tool) = (by.to_owned(), "machine".to_owned(), "test".to_owned());
+    let (by, host, tool) = (by.to_owned(), HOST.to_owned(), "test".to_owned());
     Holder { by, pid: 7, host, since: Timestamp::UNIX_EPOCH, tool }
 }
 
 /// A batch of one line and one body that goes to the end of what there is.
 pub async fn next(store: &dyn Store, text: &str) -> Batch {
-    let body = format!("body of {text}").into_bytes();
+    let body = format!("{BODY} {text}").into_bytes();
     let (log_at, bodies_at) =
         (store.log(&here()).await.unwrap().len() as u64, store.bodies_len(&here()).await.unwrap());
     let names = vec![BodyRef { sha256: text.to_owned(), at: bodies_at, len: body.len() as u32 }];
@@ -67,8 +72,8 @@ async fn what_is_appended_is_read_by_another_process(open: Open) {
         assert_eq!(reader.sites().await.unwrap(), [here()]);
         assert_eq!(reader.log(&here()).await.unwrap(), b"one\ntwo\n");
         assert_eq!(reader.bodies_len(&here()).await.unwrap(), 22);
-        assert_eq!(reader.body(&here(), &one).await.unwrap(), b"body of one");
-        assert_eq!(reader.body(&here(), &two).await.unwrap(), b"body of two");
+        assert_eq!(reader.body(&here(), &one).await.unwrap(), format!("{BODY} one").as_bytes());
+        assert_eq!(reader.body(&here(), &two).await.unwrap(), format!("{BODY} two").as_bytes());
         let none = BodyRef { sha256: String::new(), at: 22, len: 1 };
         assert!(reader.body(&here(), &none).await.is_err());
     }
@@ -95,7 +100,7 @@ async fn many_batches_are_one_log(open: Open) {
     assert_eq!(open().log(&here()).await.unwrap(), (whole + "last\n").into_bytes());
     let another = open();
     another.log(&here()).await.unwrap();
-    assert_eq!(another.body(&here(), &last).await.unwrap(), b"body of last");
+    assert_eq!(another.body(&here(), &last).await.unwrap(), format!("{BODY} last").as_bytes());
 }
 
 async fn documents_are_replaced_as_a_whole(open: Open) {
@@ -228,11 +233,18 @@ fn a_folder_keeps_the_list() {
 #[test]
 fn a_bucket_keeps_the_list() {
     let clock = VirtualClock::at(Timestamp::UNIX_EPOCH);
+    let buckets = std::sync::Mutex::new(Vec::new());
     let fresh = || -> Open {
         let (bucket, clock) = (Bucket::new(), clock.clone());
+        buckets.lock().unwrap().push(bucket.clone());
         Arc::new(move || Arc::new(objects(&bucket, &clock)))
     };
     on(&clock, all(&fresh));
+    // What a sealed one does not show is there to be seen.
+    let content: Vec<_> = buckets.into_inner().unwrap().iter().flat_map(Bucket::content).collect();
+    for word in [BODY, HOST] {
+        assert!(content.iter().any(|(_, bytes)| String::from_utf8_lossy(bytes).contains(word)), "{word}");
+    }
 }
 
 #[test]
@@ -251,7 +263,7 @@ fn a_sealed_bucket_keeps_the_list_and_shows_nothing() {
         for (name, bytes) in bucket.content() {
             assert!(bytes.starts_with(b"age-encryption.org/v1\n"), "{name}");
             let text = String::from_utf8_lossy(&bytes);
-            assert!(!text.contains("body of") && !text.contains("ada"), "{name}");
+            assert!(!text.contains(BODY) && !text.contains(HOST), "{name}");
         }
         // Without the key it says so, and does not take it for damage.
         if !bucket.content().is_empty() {

@@ -23,7 +23,7 @@ fn up(world: &World, bucket: &Bucket) -> Result<Arrival, RoadError> {
 #[test]
 fn what_passes_is_not_even_noticed() {
     for wrong in WRONGS {
-        for name in ["lease.json", "lineage.json", "batches/0000000001", "batches/0000000007", "head.json"] {
+        for name in ["lease.json", "lineage.json", "batches/0000000001", "batches/0000000004", "head.json"] {
             for times in 1..4 {
                 let (world, bucket) = (World::new(), Bucket::new());
                 bucket.goes_wrong(wrong, name, times);
@@ -41,7 +41,7 @@ fn what_passes_is_not_even_noticed() {
 #[test]
 fn what_lasts_ends_the_run_and_the_next_one_puts_everything_right() {
     for wrong in [Wrong::Error, Wrong::Precondition, Wrong::Silence] {
-        for name in ["lease.json", "lineage.json", "batches/0000000001", "batches/0000000005", "batches/0000000009"] {
+        for name in ["lease.json", "lineage.json", "batches/0000000001", "batches/0000000003", "batches/0000000005"] {
             let (world, bucket) = (World::new(), Bucket::new());
             bucket.goes_wrong(wrong, name, 1000);
             let began = world.clock.steady();

@@ -7,10 +7,16 @@
 mod bucket;
 mod canary;
 mod conformance;
+mod far;
 mod faults;
+mod line;
+mod operators;
 mod person;
+#[path = "../engine/program.rs"]
+mod program;
 mod real;
 #[path = "../../../tests/src/servers.rs"]
+#[allow(dead_code)]
 mod servers;
 mod takeover;
 mod transfer;

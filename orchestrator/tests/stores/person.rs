@@ -15,6 +15,8 @@ use textnlp_orchestrator::clock::{Beside, Clock, VirtualClock};
 #[derive(Clone)]
 pub struct Person {
     clock: VirtualClock,
+    /// How much faster its clock runs, in thousandths.
+    fast: i32,
     paused: Arc<AtomicBool>,
     work: Arc<Mutex<BTreeMap<u64, BoxFuture<'static, ()>>>>,
     next: Arc<AtomicU64>,
@@ -23,7 +25,17 @@ pub struct Person {
 impl Person {
     /// Paused for as long as `paused` says so.
     pub fn new(clock: &VirtualClock, paused: Arc<AtomicBool>) -> Self {
-        Self { clock: clock.clone(), paused, work: Arc::default(), next: Arc::default() }
+        Self { clock: clock.clone(), fast: 0, paused, work: Arc::default(), next: Arc::default() }
+    }
+
+    /// With a clock that runs faster than the others by so many thousandths.
+    #[must_use]
+    pub fn fast(self, fast: i32) -> Self {
+        Self { fast, ..self }
+    }
+
+    fn rate(&self) -> f64 {
+        1.0 + f64::from(self.fast) / 1000.0
     }
 
     /// Runs a program on this machine, with everything that goes on beside it.
@@ -56,11 +68,15 @@ impl Clock for Person {
     }
 
     fn steady(&self) -> Duration {
-        self.clock.steady()
+        if self.fast == 0 { self.clock.steady() } else { self.clock.steady().mul_f64(self.rate()) }
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
-        self.clock.sleep(time)
+        if self.fast == 0 {
+            return self.clock.sleep(time);
+        }
+        // Never a moment too early by its own clock.
+        self.clock.sleep(time.div_f64(self.rate()) + Duration::from_nanos(1))
     }
 
     fn beside(&self, work: BoxFuture<'static, ()>) -> Beside {

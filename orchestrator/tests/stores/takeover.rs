@@ -6,68 +6,39 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use serde_json::json;
 use textnlp_orchestrator::clock::{Clock, VirtualClock};
 use textnlp_orchestrator::event::{Event, What};
 use textnlp_orchestrator::road::{Arrival, Ask, RoadError, RoadSite, travel};
 use textnlp_orchestrator::state::{State, StateError, Store};
-use textnlp_provider::component::{Component, Site};
-use textnlp_provider::memory::{Fuse, MemoryCloud};
-use textnlp_provider::{
-    CloudId, FieldChange, Handle, Kind, KindName, Lineage, Object, Observed, Operation, Problem, Problems, Progress,
-    Provider, Recorded, ResourceId, Result as Answered, Scope, SiteName, Wanted,
-};
+use textnlp_provider::memory::Fuse;
+use textnlp_provider::{Lineage, Operation, Progress, Result as Answered, SiteName, Wanted};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::bucket::{Bucket, Gate};
 use crate::conformance::{holder, next, objects, on};
+use crate::far::{Far, Way};
 use crate::person::Person;
 use crate::world::*;
 
-/// A cloud whose callers may be stopped right before and right after a call.
-struct Gated {
-    cloud: MemoryCloud,
-    gate: Gate,
-}
-
+/// Callers may be stopped right before and right after a call.
 #[async_trait]
-impl Provider for Gated {
-    fn kinds(&self) -> &'static [Kind] {
-        self.cloud.kinds()
-    }
-
-    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
-        self.cloud.lower(component, site)
-    }
-
-    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
-        self.cloud.diff(wanted, recorded, seen)
-    }
-
-    async fn preflight(&self, wanted: &[Wanted]) -> Answered<Vec<Problem>> {
-        self.cloud.preflight(wanted).await
-    }
-
-    async fn observe(&self, scope: &Scope<'_>) -> Answered<Vec<(ResourceId, Observed)>> {
-        self.cloud.observe(scope).await
-    }
-
-    async fn read(&self, kind: &KindName, id: &CloudId) -> Answered<Observed> {
-        self.cloud.read(kind, id).await
-    }
-
-    async fn begin(&self, op: &Operation) -> Answered<Progress> {
-        self.gate.cross(|| format!("before {} {}", op.verb, op.resource)).await;
-        let answer = self.cloud.begin(op).await;
-        self.gate.cross(|| format!("after {} {}", op.verb, op.resource)).await;
-        answer
-    }
-
-    async fn advance(&self, op: &Operation, handle: &Handle) -> Answered<Progress> {
-        self.gate.cross(|| format!("before going on with {} {}", op.verb, op.resource)).await;
-        let answer = self.cloud.advance(op, handle).await;
-        self.gate.cross(|| format!("after going on with {} {}", op.verb, op.resource)).await;
+impl Way for Gate {
+    async fn calls(
+        &self,
+        op: &Operation,
+        goes_on: bool,
+        call: BoxFuture<'static, Answered<Progress>>,
+    ) -> Answered<Progress> {
+        let named = |when: &str| {
+            let what = if goes_on { "going on with " } else { "" };
+            format!("{when} {what}{} {}", op.verb, op.resource)
+        };
+        self.cross(|| named("before")).await;
+        let answer = call.await;
+        self.cross(|| named("after")).await;
         answer
     }
 }
@@ -91,7 +62,7 @@ impl Shared {
 
     fn sites(&self, wanted: &[Wanted], gate: &Gate) -> BTreeMap<SiteName, RoadSite> {
         let mut sites = self.world.site(wanted, &Fuse::default());
-        let provider = Gated { cloud: self.world.cloud.clone(), gate: gate.clone() };
+        let provider = Far { cloud: self.world.cloud.clone(), way: gate.clone() };
         sites.get_mut(&here()).unwrap().provider = Arc::new(provider);
         sites
     }
@@ -184,6 +155,24 @@ fn a_holder_that_lives_is_never_robbed() {
         on(&clock, held.append(&lock, &here(), &batch)).unwrap();
         assert!(on(&clock, lock.lease.as_ref().unwrap().outlives(Duration::from_secs(10))));
     }
+}
+
+#[test]
+fn a_holder_that_reads_the_journal_only_after_a_takeover_writes_nothing() {
+    // Once it did: it stood still before it read, read what its successor had written, and found the next name free.
+    let clock = VirtualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
+    let bucket = Bucket::new();
+    // Nothing of its machine runs by itself, so nobody renews and nobody notices.
+    let store = objects_of(&bucket, &Person::new(&clock, Arc::default()));
+    on(&clock, async {
+        let lock = store.lock(&holder("ada")).await.unwrap();
+        store.append(&lock, &here(), &next(&store, "one").await).await.unwrap();
+        let successor = objects(&bucket, &clock);
+        assert_eq!(successor.lock(&holder("grace")).await.unwrap().fence, 2);
+        let batch = next(&store, "two").await;
+        let refused = store.append(&lock, &here(), &batch).await;
+        assert!(matches!(refused, Err(StateError::Fenced { ours: 1, newest: 2 })), "{refused:?}");
+    });
 }
 
 /// Ada is stopped at a boundary, grace takes over and finishes, ada wakes up.

@@ -3,7 +3,7 @@
 //! A provider lowers each component of a site by itself. Components name one another by [`ComponentName`]; the resources
 //! of a component have ids `SITE/COMPONENT` or `SITE/COMPONENT/PART`, and the provider documents which parts it makes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,9 @@ pub enum Part {
 pub struct Network {
     /// The address range, where the provider has one.
     pub cidr: Option<String>,
+    /// Whether programs may only talk to whom they need.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub policies: bool,
 }
 
 /// See [`Part::Cluster`].
@@ -118,6 +121,9 @@ pub struct GpuPool {
 pub struct Secrets {
     /// Which secrets, by name and how each is made.
     pub generate: BTreeMap<String, SecretRecipe>,
+    /// Those of them that all sites have in common.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub shared: BTreeSet<String>,
 }
 
 /// How a secret is made.
@@ -132,9 +138,6 @@ pub enum SecretRecipe {
     RsaSigningKey,
     /// Random bytes, hex.
     Random(u32),
-    /// What somebody else made: the value behind a reference of the environment, as it is written there. It is kept so that a program
-    /// that goes on running has it; another value is seen and replaces it.
-    Given(String),
 }
 
 /// See [`Part::Certificate`].
@@ -212,6 +215,25 @@ pub struct Postgres {
     pub cluster: ComponentName,
     /// The program that keeps it running: the server artifact in that role.
     pub program: Program,
+    /// Seconds after which a part of its log is handed to whoever makes the copies, for one that is made; `None` hands nothing over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_seconds: Option<u64>,
+    /// The sites that it is shared with: each has a server, and one of them is the primary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub between: Option<Between>,
+}
+
+/// See [`Postgres::between`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Between {
+    /// The site that is primary first.
+    pub home: SiteName,
+    /// The other sites.
+    pub peers: Vec<SiteName>,
+    /// Who says which site is primary.
+    pub watch: ComponentName,
+    /// A copy that lacks more than this is not given the primary's place by hand.
+    pub max_lag_ms: u64,
 }
 
 /// Where somebody else runs a database.
@@ -273,6 +295,9 @@ pub struct Cache {
 pub struct Workload {
     /// How many replicas to begin with.
     pub replicas: u32,
+    /// When there are more; `None` keeps their number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<Growth>,
     /// The program that runs: the server artifact.
     pub program: Program,
     /// The `server.yaml` tree, complete but for what only the provider knows: sockets, paths, secret files.
@@ -293,6 +318,19 @@ pub struct Workload {
     pub watch: Option<ComponentName>,
     /// How long a replica may take to finish what it answers before it is stopped, in seconds.
     pub drain_seconds: u32,
+}
+
+/// See [`Workload::growth`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// The most replicas.
+    pub max: u32,
+    /// One more above this share of the processors that they asked for, in percent.
+    pub cpu: Option<u32>,
+    /// One more above this share of the memory that they asked for, in percent.
+    pub memory: Option<u32>,
+    /// One more above so many requests per second and replica.
+    pub requests_per_second: Option<u32>,
 }
 
 /// A program by digest.
@@ -337,10 +375,67 @@ pub struct Traffic {
 }
 
 /// See [`Part::Monitoring`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Monitoring {
     /// Whether dashboards and alerts are installed.
     pub stack: bool,
+    /// Who is told when something is wrong, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub receivers: BTreeMap<String, ReceiverAddress>,
+    /// When somebody is told.
+    #[serde(default)]
+    pub limits: AlertLimits,
+    /// When somebody is told of the service as its clients see it.
+    #[serde(default)]
+    pub service: ServiceLimits,
+    /// Whether this site tells of what the environment has once: its gate.
+    #[serde(default)]
+    pub home: bool,
+    /// An authority that receivers' certificates may come from besides the public ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+}
+
+/// Where somebody is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReceiverAddress {
+    /// The whole address is a secret.
+    Secret(Given),
+    /// An address without a secret.
+    Plain(String),
+}
+
+/// When somebody is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlertLimits {
+    /// Memory of the machine in use, in percent, for a quarter of an hour.
+    pub memory: u32,
+    /// The disk under the state in use, in percent.
+    pub disk: u32,
+    /// Restarts of one program within an hour.
+    pub restarts: u32,
+}
+
+impl Default for AlertLimits {
+    fn default() -> Self {
+        Self { memory: 80, disk: 90, restarts: 5 }
+    }
+}
+
+/// When somebody is told of the service as its clients see it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ServiceLimits {
+    /// What 95 of 100 answers take at most, for five minutes.
+    pub latency_seconds: f64,
+    /// The share of answers that are failures of ours, from 0 to 1, for ten minutes.
+    pub error_rate: f64,
+}
+
+impl Default for ServiceLimits {
+    fn default() -> Self {
+        Self { latency_seconds: 1.0, error_rate: 0.05 }
+    }
 }
 
 /// See [`Part::Registry`].
@@ -372,6 +467,9 @@ pub struct Border {
     pub peers: Vec<SiteName>,
     /// Who grants promotions.
     pub witness: Elsewhere,
+    /// The database that all sites share, where there is one: what follows it comes through here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<ComponentName>,
     /// The program that runs: the server artifact in the border's role.
     pub program: Program,
 }
@@ -403,6 +501,9 @@ pub struct Watch {
     pub max_lag_ms: u64,
     /// How often models and configuration are compared with the primary's.
     pub copies: Copies,
+    /// The database that all sites share, where there is one, and its name in its server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<(ComponentName, String)>,
     /// The program that runs: the server artifact in the watch's role.
     pub program: Program,
 }
@@ -464,8 +565,8 @@ pub struct Dns {
     pub key: String,
     /// What it signs with.
     pub algorithm: String,
-    /// Where the key's secret is kept, as the environment refers to it: `secret:env:NAME` or `secret:file:PATH`.
-    pub secret: String,
+    /// The key's secret.
+    pub secret: Given,
     /// Where clients reach each site.
     pub addresses: BTreeMap<SiteName, Vec<String>>,
 }
@@ -510,4 +611,7 @@ pub struct Backup {
     pub verify: bool,
     /// Public keys that copies are sealed for, besides the environment's own.
     pub recipients: Vec<String>,
+    /// Seconds that the archived log of a PostgreSQL may be behind; `None` archives none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point_in_time_seconds: Option<u64>,
 }

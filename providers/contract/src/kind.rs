@@ -29,6 +29,8 @@ pub struct Kind {
     pub price_key: Option<&'static str>,
     /// What a caller must be allowed to do, in the provider's own words.
     pub permissions: &'static [&'static str],
+    /// Terraform's types whose objects are of this kind, each with the attribute that holds the provider's own id: `("aws_vpc", "id")`.
+    pub terraform: &'static [(&'static str, &'static str)],
 }
 
 /// How an object is recognised as the one that an operation made.

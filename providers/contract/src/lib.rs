@@ -13,6 +13,7 @@ pub mod memory;
 pub mod operation;
 pub mod resource;
 
+pub mod alert;
 pub mod connect;
 pub mod error;
 pub mod kind;
@@ -22,14 +23,14 @@ pub mod secret;
 pub mod spec;
 
 pub use component::{Component, Site};
-pub use error::{Error, Result, Sort};
+pub use error::{Error, Result, Sort, told};
 pub use kind::{DataClass, Identity, Kind, ReplaceOrder};
 pub use minimum::{Disk, Minimum};
 pub use name::{CloudId, ComponentName, EnvironmentName, InvalidName, KindName, Lineage, ResourceId, SiteName};
 pub use operation::{Handle, Operation, OperationId, Progress, Token, Verb};
 pub use provider::{Problem, Problems, Provider, Scope};
 pub use resource::{
-    Effect, FieldChange, Health, Need, Object, Observed, Outputs, Ownership, Recorded, Ref, Wanted, Why,
+    Effect, FieldChange, Foreign, Health, Need, Object, Observed, Outputs, Ownership, Recorded, Ref, Wanted, Why,
 };
 pub use secret::{Secret, SecretName, SecretRef, SecretStore, SecretVersion};
 pub use spec::{OutputRef, Spec, SpecError};

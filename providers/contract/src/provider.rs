@@ -46,6 +46,10 @@ pub trait Provider: Send + Sync {
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed>;
 
     /// Starts an operation: at most one mutating call. Calling it again with the same operation is safe.
+    ///
+    /// Before a host or a network goes, its controllers are told to make nothing more, and what they made inside of it is removed, one
+    /// call after the other: whatever names a cluster of this lineage as its owner, also when that cluster is gone already. Anything
+    /// else inside of it makes the delete fail with [`Sort::Conflict`](crate::Sort::Conflict) that names it.
     async fn begin(&self, op: &Operation) -> Result<Progress>;
 
     /// The next call, or the next look, of an operation that was pending.

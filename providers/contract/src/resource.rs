@@ -128,6 +128,23 @@ pub struct Object {
     pub lineage: Option<Lineage>,
     /// Whether it does its work.
     pub health: Health,
+    /// What is inside it that no operation of ours made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<Foreign>,
+}
+
+/// An object inside one of ours that no operation of ours made: a load balancer in our network, a disk of our cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Foreign {
+    /// What the provider calls it.
+    pub cloud_id: CloudId,
+    /// What it is, in a word for people.
+    pub what: String,
+    /// The controllers of a cluster of this deployment made it, by the owner that it names: it goes with what it is inside of. What
+    /// names no such owner is somebody else's and stays.
+    pub swept: bool,
+    /// The cluster whose controllers made it, where the provider tells: as long as that works, it makes such objects again.
+    pub maker: Option<CloudId>,
 }
 
 /// Whether an object does its work.

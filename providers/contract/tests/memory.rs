@@ -101,11 +101,14 @@ fn every_component_is_lowered() {
         preload: true,
     };
     let parts = [
-        ("network", Part::Network(Network { cidr: None })),
+        ("network", Part::Network(Network { cidr: None, policies: false })),
         ("cluster", Part::Cluster(Cluster { network: name("network"), gpu: None })),
         (
             "secrets",
-            Part::Secrets(Secrets { generate: BTreeMap::from([("api-key".to_owned(), SecretRecipe::ApiKey)]) }),
+            Part::Secrets(Secrets {
+                generate: BTreeMap::from([("api-key".to_owned(), SecretRecipe::ApiKey)]),
+                shared: Default::default(),
+            }),
         ),
         ("cert", Part::Certificate(Certificate { mode: "local-ca".to_owned(), names: vec![], days: 90 })),
         ("models", Part::ModelStore(ModelStore { models: vec![model], max_cache_bytes: 1 })),
@@ -117,6 +120,7 @@ fn every_component_is_lowered() {
         (
             "server",
             Part::Workload(Workload {
+                growth: None,
                 replicas: 2,
                 program: program.clone(),
                 config: json!({}),
@@ -146,7 +150,7 @@ fn every_component_is_lowered() {
             }),
         ),
         ("traffic", Part::Traffic(Traffic { weights: BTreeMap::from([(name("here"), 100)]) })),
-        ("monitoring", Part::Monitoring(Monitoring { stack: true })),
+        ("monitoring", Part::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
         ("registry", Part::Registry(Registry { url: "mem".to_owned() })),
         (
             "border",
@@ -156,6 +160,7 @@ fn every_component_is_lowered() {
                 watch: name("watch"),
                 peers: vec![name("there")],
                 witness: Elsewhere { site: name("witness"), component: name("witness") },
+                database: None,
                 program: program.clone(),
             }),
         ),
@@ -174,6 +179,7 @@ fn every_component_is_lowered() {
                 failback: true,
                 max_lag_ms: 5000,
                 copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
+                database: None,
                 program: program.clone(),
             }),
         ),
@@ -214,6 +220,7 @@ fn every_component_is_lowered() {
                 destination: None,
                 verify: true,
                 recipients: Vec::new(),
+                point_in_time_seconds: None,
             }),
         ),
     ];

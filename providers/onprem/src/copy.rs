@@ -24,6 +24,8 @@ pub struct SiteCopy {
     pub control: Option<Held>,
     /// Where a dump of its database belongs, where that is a server, which only the server program can copy.
     pub dump: Option<String>,
+    /// The configuration of its PostgreSQL's keeper, where its log is archived: whose files are a base for that log.
+    pub base: Option<Utf8PathBuf>,
     /// How it is served: the program and the configuration of the first replica, as absolute paths.
     pub served: Option<(Utf8PathBuf, Utf8PathBuf)>,
     /// The models that are there.
@@ -59,6 +61,7 @@ impl SiteCopy {
         let fails = |error| Error::io("look at", folder.root().as_str(), error);
         let mut copy = Self::default();
         let mut first: Option<ProcessSpec> = None;
+        let (mut has_primary, mut has_copy) = (false, false);
         for marker in Marker::all(&folder).map_err(fails)? {
             let unreadable = |error| Error::new(Sort::Invalid, "read", marker.resource.to_string()).because(error);
             let Some(noun) = Noun::of(&marker.kind) else { continue };
@@ -83,6 +86,7 @@ impl SiteCopy {
                 // Also while it does not run: a copy without it would pass for one that brings everything back.
                 Noun::Postgres => {
                     let spec: PostgresSpec = marker.spec.typed().map_err(unreadable)?;
+                    (has_primary, has_copy) = (has_primary || !spec.follows, has_copy || spec.follows);
                     if !spec.follows {
                         copy.dump = Some(relative(state, &folder.join(crate::lower::DUMP)));
                     }
@@ -107,12 +111,19 @@ impl SiteCopy {
                     let is_earlier = first.as_ref().is_none_or(|first| spec.unit < first.unit);
                     if spec.arguments == ["serve"] && is_earlier {
                         first = Some(spec);
+                    } else if spec.arguments == ["serve", "--role", "postgres"] {
+                        let config = folder.join(&spec.config);
+                        copy.base = copy.base.or_else(|| archives(&config).then_some(config));
                     }
                     continue;
                 }
                 _ => continue,
             }
             copy.file(state, &folder.marker(&marker.resource));
+        }
+        if has_copy && !has_primary {
+            // It is the database of another site, which is copied there.
+            copy.dump = None;
         }
         copy.served = first.map(|spec| (folder.join(&spec.program), folder.join(&spec.config)));
         Ok(copy)
@@ -147,6 +158,13 @@ pub fn seed(from: &Utf8Path, to: &Utf8Path, site: &SiteName, lineage: Lineage, d
     std::fs::copy(database, &path).map_err(io("write", &path))?;
     files::flush_folder(path.parent().unwrap_or(to.root())).map_err(io("flush", &path))?;
     Marker { lineage, ..marker }.write(&to).map_err(io("mark", &path))
+}
+
+/// Whether a keeper hands its server's log over.
+fn archives(config: &Utf8Path) -> bool {
+    let text = files::read_bounded(config, files::TEXT_MAX).unwrap_or_default();
+    let config = serde_yaml::from_slice::<serde_json::Value>(&text);
+    config.is_ok_and(|config| config["postgres"]["archive"].is_object())
 }
 
 fn relative(state: &Utf8Path, path: &Utf8Path) -> String {

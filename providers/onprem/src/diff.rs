@@ -171,6 +171,7 @@ mod tests {
             outputs: Outputs::new(),
             lineage: None,
             health: Health::Ready,
+            foreign: Vec::new(),
         };
         let got: Vec<(String, Effect)> =
             diff(&wanted, &recorded, &seen).into_iter().map(|change| (change.field, change.effect)).collect();

@@ -19,6 +19,7 @@ mod table;
 mod verbs;
 mod waiting;
 
+pub mod alert;
 pub mod supervise;
 
 pub mod fault;
@@ -37,4 +38,4 @@ pub use lower::{API_KEY, JWT_KEY, NETWORK};
 pub use options::Options;
 pub use provider::OnPrem;
 pub use secret_store::FileSecretStore;
-pub use verbs::postgres::Beside;
+pub use verbs::postgres::{Beside, archive_socket};

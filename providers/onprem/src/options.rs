@@ -1,11 +1,10 @@
 //! What an operator decides about this provider.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use textnlp_models::FetchOptions;
-use textnlp_provider::{Error, Minimum, Result, Secret, SecretStore, Sort};
+use textnlp_provider::{Error, Minimum, Result, SecretStore, Sort};
 
 use crate::FileSecretStore;
 
@@ -16,15 +15,14 @@ pub struct Options {
     pub state_folder: Utf8PathBuf,
     /// Where secrets are kept. Certificates are renewed by the supervisor only with the default store, which it can open.
     pub secrets: Arc<dyn SecretStore>,
-    /// What the environment's references to secrets lead to, by the reference as it is written. Only those that programs need while
-    /// they run.
-    pub given: BTreeMap<String, Secret>,
     /// The program that understands `supervise --folder FOLDER [--child NAME]`.
     pub supervisor: Utf8PathBuf,
     /// What this machine should have at least, and whether less blocks instead of warning.
     pub minimum: Minimum,
     /// This machine's name, for certificates.
     pub hostname: String,
+    /// Whether the site's programs run elsewhere: this machine keeps its secrets and issues its certificates.
+    pub serves_elsewhere: bool,
     /// How models are fetched: proxies, endpoints, offline.
     pub models: FetchOptions,
     /// Where downloaded models are kept, shared by environments.
@@ -46,10 +44,10 @@ impl Options {
         let beside = state_folder.parent().unwrap_or(&state_folder);
         Ok(Self {
             secrets: Arc::new(FileSecretStore::new(state_folder.join("secrets"))),
-            given: BTreeMap::new(),
             supervisor: supervisor.into(),
             minimum: Minimum::DEVELOPMENT,
             hostname: rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
+            serves_elsewhere: false,
             models: FetchOptions::from_env(),
             model_cache: beside.join("model-cache"),
             state_folder,

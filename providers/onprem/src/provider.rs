@@ -148,7 +148,8 @@ impl Provider for OnPrem {
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
-        lower::lower(component, site, self.folder(&site.name), &self.options.hostname)
+        let elsewhere = self.options.serves_elsewhere;
+        lower::lower(component, site, self.folder(&site.name), &self.options.hostname, elsewhere)
     }
 
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {

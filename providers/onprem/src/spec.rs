@@ -41,6 +41,9 @@ pub(crate) struct SecretSpec {
     /// Where it is taken from, for one that a person keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) given: Option<Given>,
+    /// Whether all sites have it in common: the first that needs it makes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shared: bool,
 }
 
 /// `onprem.authority`.
@@ -65,6 +68,10 @@ pub(crate) struct CertificateSpec {
     /// The authority's fingerprint: another authority issues another certificate.
     pub(crate) authority: String,
     pub(crate) authority_key: SecretRef,
+    /// The secret that certificate and key are kept as too, `NAME-certificate` and `NAME-key`: for whoever serves with them elsewhere, where
+    /// no supervisor renews them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kept: Option<SecretName>,
 }
 
 /// `onprem.model`.
@@ -122,6 +129,9 @@ pub(crate) struct PostgresSpec {
     /// Whether its content comes from another one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) follows: bool,
+    /// Whether other sites have it too: once it was made, what is in it comes and goes with its keeper.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shared: bool,
 }
 
 /// `onprem.control`.

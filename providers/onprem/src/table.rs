@@ -26,6 +26,8 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
         schema: 1,
         price_key: None,
         permissions: &[WRITE],
+        // No Terraform provider makes what is of ours here.
+        terraform: &[],
     }
 }
 

@@ -1,5 +1,8 @@
 //! Faults of a drill on real processes under a real supervisor: what they take, what they leave alone, and that they end.
-#![allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs, dead_code)]
+
+#[path = "../../../tests/src/small.rs"]
+mod small;
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -8,6 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use rustix::process::{Pid, Signal};
 use serde_json::json;
+use small::Small;
 use textnlp_onprem::fault::{self, Fault, Faults, Kind};
 use textnlp_onprem::supervise::{self, PhaseName};
 use textnlp_provider::SiteName;
@@ -41,9 +45,13 @@ impl Sites {
 
     /// A program with a child of its own; its command line names the folder, so that a failed test can find it.
     fn unit(&self, place: &str, name: &str) {
+        self.unit_that(place, name, "while :; do sleep 600; done");
+    }
+
+    fn unit_that(&self, place: &str, name: &str, script: &str) {
         let folder = self.folder(place);
         let unit = json!({
-            "name": name, "argv": ["/bin/sh", "-c", "while :; do sleep 600; done", folder], "cwd": folder, "operation": 1,
+            "name": name, "argv": ["/bin/sh", "-c", script, folder], "cwd": folder, "operation": 1,
             "lineage": "l", "spec_digest": "d", "stop_grace_ms": 1000, "log": folder.join(format!("log/{name}.log")),
         });
         let path = folder.join(format!("units/{name}.json"));
@@ -180,6 +188,32 @@ async fn frozen_processes_stand_still_and_go_on() {
 }
 
 #[tokio::test]
+async fn what_a_program_started_in_a_group_of_its_own_stands_still_and_dies_with_it() {
+    let sites = Sites::new();
+    // As the keeper of a PostgreSQL starts its server, which starts processes of its own.
+    let script = r#"setsid sh -c 'setsid sleep 600 & echo $! >grandchild; wait' "$0" & echo $! >child; wait"#;
+    sites.unit_that("a", "one", script);
+    sites.begin("a");
+    sites.pids("a", 1).await;
+    let written = |name: &str| std::fs::read_to_string(sites.folder("a").join(name)).ok()?.trim().parse::<u32>().ok();
+    until("both are there", || written("child").is_some() && written("grandchild").is_some()).await;
+    let others = [written("child").unwrap(), written("grandchild").unwrap()];
+    sites.faults.inject(&sites.fault(Kind::Freeze, false)).await.unwrap();
+    for pid in others {
+        until("stopped", || state(pid) == Some('T')).await;
+    }
+    sites.faults.revert("d1").await.unwrap();
+    for pid in others {
+        until("goes on", || state(pid).is_some_and(|state| state != 'T')).await;
+    }
+    sites.faults.inject(&sites.fault(Kind::Kill, false)).await.unwrap();
+    for pid in others {
+        until("dead", || state(pid).is_none()).await;
+    }
+    sites.faults.revert("d1").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_process_that_is_not_proven_to_be_of_the_site_is_left_alone() {
     let sites = Sites::new();
     sites.unit("a", "one");
@@ -263,19 +297,14 @@ async fn only_a_disk_of_its_own_is_filled() {
     assert!(error.to_string().contains("is on the same filesystem as everything else"), "{error}");
     assert!(!sites.file().exists(), "what was refused leaves nothing");
     let data = sites.folder("a").join("data");
-    let mounted =
-        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs", data.as_str()]).output();
-    if !mounted.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: a small filesystem cannot be mounted here (not root)");
-        return;
-    }
+    let Some(small) = Small::mount(data.as_path(), "size=3m") else { return };
     let injected = sites.faults.inject(&sites.fault(Kind::DiskFull, false)).await;
     let write = std::fs::write(data.join("more"), vec![1; 64 << 10]);
     let _ = std::fs::remove_file(data.join("more"));
     let reverted = sites.faults.revert("d1").await;
     let again = std::fs::write(data.join("more"), vec![1; 64 << 10]);
     let left = std::fs::read_dir(&data).unwrap().count();
-    let _ = std::process::Command::new("umount").args(["-l", data.as_str()]).status();
+    drop(small);
     injected.unwrap();
     assert_eq!(write.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
     reverted.unwrap();

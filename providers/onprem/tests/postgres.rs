@@ -1,22 +1,17 @@
 //! What a PostgreSQL is lowered to, without anything being started, and how a change of its secrets is seen.
 #![allow(clippy::unwrap_used)]
 
+mod parts;
+
 use std::collections::BTreeMap;
 
 use camino::Utf8PathBuf;
 use expect_test::{Expect, expect};
+use parts::{name, postgres, program};
 use textnlp_onprem::{OnPrem, Options};
 use textnlp_provider::component::*;
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::*;
-
-fn name<T: TryFrom<String, Error = InvalidName>>(text: &str) -> T {
-    T::try_from(text.to_owned()).unwrap()
-}
-
-fn program() -> Program {
-    Program { path: "/opt/server".to_owned(), digest: format!("sha256:{}", "a".repeat(64)) }
-}
 
 fn given(version: &str) -> Given {
     Given { source: "secret:env:DATABASE_URL".to_owned(), version: version.to_owned() }
@@ -24,18 +19,7 @@ fn given(version: &str) -> Given {
 
 fn database(address: Option<DatabaseAddress>, change: impl FnOnce(&mut Postgres)) -> Database {
     let hosting = if address.is_some() { "external" } else { "cluster" };
-    let mut postgres = Postgres {
-        address,
-        ca_file: None,
-        name: "textnlp".to_owned(),
-        version: 15,
-        port: None,
-        replicas: 0,
-        connections: 60,
-        secrets: name("secrets"),
-        cluster: name("cluster"),
-        program: program(),
-    };
+    let mut postgres = Postgres { address, ..postgres() };
     change(&mut postgres);
     Database {
         kind: "postgres".to_owned(),
@@ -58,6 +42,7 @@ fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
         protect_data: true,
     };
     let server = Part::Workload(Workload {
+        growth: None,
         replicas: 1,
         program: program(),
         config: serde_json::json!({"textnlp": {"database": {"pool_size": 20}}}),
@@ -176,6 +161,7 @@ fn a_secret_of_a_persons_is_updated_in_place_and_one_that_is_not_known_now_is_no
             outputs: Outputs::new(),
             lineage: None,
             health: Health::Ready,
+            foreign: Vec::new(),
         };
         let recorded = Recorded {
             id: before.id.clone(),

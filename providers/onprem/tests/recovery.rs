@@ -1,10 +1,13 @@
 //! Several sites of one machine: what they are lowered to, without anything being started.
 #![allow(clippy::unwrap_used)]
 
+mod parts;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8PathBuf;
 use expect_test::expect;
+use parts::{name, postgres, program};
 use serde_json::Value;
 use textnlp_onprem::{OnPrem, Options};
 use textnlp_provider::component::*;
@@ -12,14 +15,6 @@ use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::*;
 
 const SITES: [&str; 2] = ["primary", "secondary"];
-
-fn name<T: TryFrom<String, Error = InvalidName>>(text: &str) -> T {
-    T::try_from(text.to_owned()).unwrap()
-}
-
-fn program() -> Program {
-    Program { path: "/opt/server".to_owned(), digest: format!("sha256:{}", "a".repeat(64)) }
-}
 
 fn site(called: &str) -> Site {
     Site {
@@ -44,7 +39,7 @@ fn certificate() -> Component {
 
 fn ground() -> Vec<Component> {
     vec![
-        component("network", Part::Network(Network { cidr: None })),
+        component("network", Part::Network(Network { cidr: None, policies: false })),
         component("cluster", Part::Cluster(Cluster { network: name("network"), gpu: None })),
         certificate(),
     ]
@@ -60,7 +55,7 @@ fn of_site(called: &str) -> Vec<Component> {
     }
     let mut components = ground();
     components.extend([
-        component("secrets", Part::Secrets(Secrets { generate })),
+        component("secrets", Part::Secrets(Secrets { generate, shared: Default::default() })),
         component("models", Part::ModelStore(ModelStore { models: vec![], max_cache_bytes: 1 })),
         component(
             "database",
@@ -74,6 +69,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 watch: name("watch"),
                 peers: peers.clone(),
                 witness: Elsewhere { site: name("witness"), component: name("witness") },
+                database: None,
                 program: program(),
             }),
         ),
@@ -92,12 +88,14 @@ fn of_site(called: &str) -> Vec<Component> {
                 failback: true,
                 max_lag_ms: 5000,
                 copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
+                database: None,
                 program: program(),
             }),
         ),
         component(
             "server",
             Part::Workload(Workload {
+                growth: None,
                 replicas: 1,
                 program: program(),
                 config: serde_json::json!({"textnlp": {}}),
@@ -351,6 +349,95 @@ fn each_unit_is_up_before_what_speaks_with_it_and_no_site_waits_for_another() {
     let kept: Vec<_> = all.iter().filter(|w| w.kind.as_str() == "onprem.control").collect();
     assert_eq!(kept.len(), 3);
     assert!(kept.iter().all(|wanted| wanted.protected));
+}
+
+/// The same site with one PostgreSQL for all.
+fn of_site_with_postgres(called: &str) -> Vec<Component> {
+    let peers: Vec<SiteName> = SITES.iter().filter(|other| **other != called).map(|other| name(other)).collect();
+    let between = Between { home: name("primary"), peers, watch: name("watch"), max_lag_ms: 5000 };
+    let postgres = Postgres { between: Some(between), ..postgres() };
+    let stored = Database {
+        kind: "postgres".to_owned(),
+        hosting: Some("cluster".to_owned()),
+        schema: None,
+        postgres: Some(Box::new(postgres)),
+    };
+    let mut components = of_site(called);
+    for component in &mut components {
+        match &mut component.part {
+            Part::Database(database) => *database = stored.clone(),
+            Part::Workload(workload) => workload.stored = stored.clone(),
+            Part::Border(border) => border.database = Some(name("database")),
+            Part::Watch(watch) => watch.database = Some((name("database"), "textnlp".to_owned())),
+            Part::Secrets(secrets) => {
+                for password in ["database-password", "replication-password"] {
+                    secrets.generate.insert(password.to_owned(), SecretRecipe::Password(32));
+                    secrets.shared.insert(password.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    components
+}
+
+#[test]
+fn a_postgresql_of_all_sites_has_a_server_in_each_and_is_reached_through_the_borders() {
+    let (home, other) = (
+        lowered("primary", &of_site_with_postgres("primary")),
+        lowered("secondary", &of_site_with_postgres("secondary")),
+    );
+    for all in [&home, &other] {
+        let ids: BTreeSet<&ResourceId> = all.iter().map(|wanted| &wanted.id).collect();
+        for need in all.iter().flat_map(|wanted| &wanted.needs) {
+            assert!(ids.contains(&need.on), "{} is nowhere: no site waits for another", need.on);
+        }
+        // What nobody could make again is kept by `down`, also where it began as a copy.
+        assert!(all.iter().filter(|w| w.kind.as_str() == "onprem.postgres").all(|wanted| wanted.protected));
+    }
+    // The watch says who leads before there is a database, and the schema is made in the one that does.
+    assert!(!needs(&home, "primary/watch/process").contains("schema"));
+    assert!(needs(&home, "primary/database/server-0").contains("watch/process"));
+    assert!(needs(&home, "primary/server/schema").contains("database/server-0"));
+    let sites =
+        serde_yaml::to_string(&spec(&other, "secondary/database/config-0")["document"]["postgres"]["sites"]).unwrap();
+    expect![[r#"
+        door: /srv/state/sites/secondary/run/database-door.sock
+        link: /srv/state/sites/secondary/data/postgres
+        max_lag_ms: 5000
+        peers:
+          primary: unix:/srv/state/sites/secondary/run/db-primary.sock
+        site: secondary
+        watch: unix:/srv/state/sites/secondary/run/watch.sock
+    "#]]
+    .assert_eq(&sites);
+    let (border, of_home) = (document(&other, "secondary/border/config"), document(&home, "primary/border/config"));
+    assert!(border.contains("- listen: unix:/srv/state/sites/secondary/run/db-primary.sock\n    name: database-primary\n    to: unix:/srv/state/sites/primary/run/border-database.sock"), "{border}");
+    assert!(of_home.contains("- listen: unix:/srv/state/sites/primary/run/border-database.sock\n    name: database-in\n    to: unix:/srv/state/sites/primary/run/database-door.sock"), "{of_home}");
+    // Servers come by the door, the watch fills the server itself.
+    let server = document(&other, "secondary/server/config-0");
+    assert!(
+        server.contains("postgresql://textnlp@%2Fsrv%2Fstate%2Fsites%2Fsecondary%2Fdata%2Fpostgres%2Frun:5433/textnlp"),
+        "{server}"
+    );
+    let watch = document(&other, "secondary/watch/config");
+    assert!(
+        watch.contains(
+            "own: postgresql://textnlp@%2Fsrv%2Fstate%2Fsites%2Fsecondary%2Fdata%2Fpostgres%2Frun:5432/textnlp"
+        ),
+        "{watch}"
+    );
+    // All sites prove themselves by the same passwords; each has its own signing key.
+    let secret = |all: &[Wanted], id: &str| spec(all, id)["name"].as_str().unwrap().to_owned();
+    assert_eq!(
+        secret(&home, "primary/secrets/database-password"),
+        secret(&other, "secondary/secrets/database-password")
+    );
+    // Home's is made empty, the other is copied from it.
+    assert_eq!(
+        (&spec(&home, "primary/database")["follows"], &spec(&other, "secondary/database")["follows"]),
+        (&Value::Null, &Value::Bool(true))
+    );
 }
 
 #[test]

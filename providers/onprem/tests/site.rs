@@ -519,3 +519,27 @@ async fn a_database_that_was_put_back_older_is_migrated_and_gets_its_key() {
     assert_eq!(machine.up().await, [] as [String; 0]);
     machine.down().await;
 }
+
+#[tokio::test]
+async fn a_certificate_for_servers_elsewhere_is_kept_as_a_secret_with_its_key_and_goes_with_it() {
+    use textnlp_provider::{SecretName, SecretRef};
+    let mut machine = Machine::new(1);
+    let mut options = machine.onprem.options().clone();
+    options.serves_elsewhere = true;
+    machine.onprem = std::sync::Arc::new(textnlp_onprem::OnPrem::new(options));
+    machine.up().await;
+    let seen = machine.observe().await;
+    let leaf = seen.iter().find(|(id, _)| id.as_str().ends_with("/leaf")).map(|(_, seen)| seen.clone());
+    let Some(Observed::Present(leaf)) = leaf else { panic!("{seen:#?}") };
+    let secrets = machine.onprem.options().secrets.clone();
+    for (output, file) in [("certificate", "certs/server.pem"), ("key", "certs/server-key.pem")] {
+        let kept = SecretRef::from_value(&leaf.outputs[output]).unwrap();
+        let value = secrets.get(&kept).await.unwrap();
+        assert_eq!(value.expose(), std::fs::read(machine.folder().join(file)).unwrap(), "{output}");
+    }
+    assert_eq!(machine.up().await, Vec::<String>::new(), "a second one changes nothing");
+    machine.down().await;
+    for name in ["here/tls-certificate", "here/tls-key"] {
+        assert!(secrets.versions(&SecretName(name.to_owned())).await.unwrap().is_empty(), "{name}");
+    }
+}

@@ -68,6 +68,9 @@ pub enum Message {
     Newer {
         /// What holds.
         configuration: Configuration,
+        /// The sender gave its place away itself, and whatever is led by it beside the log had let go before.
+        #[serde(default)]
+        let_go: bool,
     },
     /// To the witness: I live, what holds?
     Renew {

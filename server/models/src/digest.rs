@@ -17,6 +17,12 @@ pub struct Digest([u8; 32]);
 #[error("`{0}` is not a SHA-256 (64 hexadecimal digits, with or without `sha256:` before them)")]
 pub struct InvalidDigest(String);
 
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Digest {
+        Digest(bytes)
+    }
+}
+
 impl Digest {
     /// The digest of these bytes.
     pub fn of(bytes: &[u8]) -> Digest {

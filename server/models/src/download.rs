@@ -11,7 +11,8 @@ use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RAN
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
-use crate::digest::{Digest, Hasher};
+use crate::chunks::{Recorded, Recorder};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::{Event, Progress};
 use crate::local;
@@ -91,10 +92,9 @@ pub(crate) async fn download(
         match attempt(transport, assembly, wanted, &partial, progress).await {
             Ok(check) => {
                 progress(Event::Verifying { name: wanted.name.clone() });
-                match checked(&partial.data, check).await? {
-                    Ok((digest, bytes)) => {
-                        let entry = FileEntry { name: wanted.name.clone(), digest, bytes };
-                        assembly.take(&entry, &partial.data).await?;
+                match checked(&wanted.name, &partial.data, check).await? {
+                    Ok(found) => {
+                        let entry = assembly.take(&wanted.name, found, &partial.data).await?;
                         local::remove_file(&partial.state)?;
                         return Ok(Ok(entry));
                     }
@@ -379,20 +379,20 @@ impl Check {
 }
 
 /// Reads the whole file and compares. The inner error says what was found instead.
-async fn checked(path: &Utf8Path, check: Check) -> Result<Result<(Digest, u64), String>> {
-    let path = path.to_owned();
-    tokio::task::spawn_blocking(move || check_file(&path, check)).await.map_err(|error| Error::Unusable {
+async fn checked(name: &str, path: &Utf8Path, check: Check) -> Result<Result<Recorded, String>> {
+    let (name, path) = (name.to_owned(), path.to_owned());
+    tokio::task::spawn_blocking(move || check_file(&name, &path, check)).await.map_err(|error| Error::Unusable {
         what: "the check".to_owned(),
         why: error.to_string(),
         hint: "repeat".to_owned(),
     })?
 }
 
-fn check_file(path: &Utf8Path, check: Check) -> Result<Result<(Digest, u64), String>> {
+fn check_file(name: &str, path: &Utf8Path, check: Check) -> Result<Result<Recorded, String>> {
     let fail = |error| Error::io("read", path)(error);
     let mut file = File::open(path).map_err(fail)?;
     let length = file.seek(std::io::SeekFrom::End(0)).and_then(|n| file.rewind().map(|()| n)).map_err(fail)?;
-    let mut sha256 = Hasher::default();
+    let mut sha256 = Recorder::of(name, &file);
     let mut sha1 = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
     sha1.update(format!("blob {length}\0").as_bytes());
     let mut buffer = vec![0u8; 1 << 20];
@@ -406,17 +406,13 @@ fn check_file(path: &Utf8Path, check: Check) -> Result<Result<(Digest, u64), Str
             sha1.update(&buffer[..n]);
         }
     }
-    let (digest, bytes) = sha256.finish();
+    let found = sha256.finish();
     Ok(match check {
-        Check::Sha256(expected) if expected != digest => Err(digest.to_string()),
+        Check::Sha256(expected) if expected != found.digest => Err(found.digest.to_string()),
         Check::GitBlob(expected) => {
-            let found = sha1.finish();
-            if found.as_ref() == expected {
-                Ok((digest, bytes))
-            } else {
-                Err(format!("git blob {}", hex::encode(found)))
-            }
+            let sha1 = sha1.finish();
+            if sha1.as_ref() == expected { Ok(found) } else { Err(format!("git blob {}", hex::encode(sha1))) }
         }
-        _ => Ok((digest, bytes)),
+        _ => Ok(found),
     })
 }

@@ -15,7 +15,10 @@ mod store;
 mod fit;
 mod inspect;
 
+pub mod sha;
+
 mod bundled;
+mod chunks;
 mod digest;
 mod download;
 mod error;
@@ -29,9 +32,11 @@ mod select;
 mod tokenizer;
 mod transport;
 mod web;
+mod weights;
 
 pub use bundled::bundled_digest;
 pub use catalogue::{Catalogue, Entry};
+pub use chunks::{Cut, MOST_CHUNK, cuts};
 pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, Result};
 pub use fetch::{Event, Progress, local_digest};

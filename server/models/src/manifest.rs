@@ -68,8 +68,8 @@ impl Manifest {
         Manifest { format: FORMAT, source, revision, license, digest: Digest::of(&text), bytes, files }
     }
 
-    /// Parses, and refuses what does not hold together: a manifest may come from a copied folder.
-    pub(crate) fn parse(path: &Utf8Path, text: &[u8]) -> Result<Manifest> {
+    /// Parses, and refuses what does not hold together: a manifest may come from a copied folder, or from another machine.
+    pub fn parse(path: &Utf8Path, text: &[u8]) -> Result<Manifest> {
         let read: Manifest = serde_json::from_slice(text).map_err(|error| Error::corrupt(path, error.to_string()))?;
         if read.format != FORMAT {
             return Err(Error::corrupt(path, format!("it is of format {}, this program reads {FORMAT}", read.format)));

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! blobs/ab/abcd…        contents, by SHA-256, read-only
+//! chunks/ab/abcd…       where weights are cut into chunks, with the digest of each
 //! models/<digest>/      one folder per model: hard links to blobs, and textnlp-model.json; appears by one rename
 //! refs/<key>.json       which model a source means
 //! partial/              downloads that are not finished
@@ -20,6 +21,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use assembly::Assembly;
+#[cfg(test)]
+pub(crate) use evict::ABANDONED;
+pub(crate) use evict::is_abandoned;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -77,7 +81,7 @@ impl Reference {
     }
 }
 
-const FOLDERS: [&str; 8] = ["blobs", "models", "refs", "partial", "assembly", "used", "pins", "locks"];
+const FOLDERS: [&str; 9] = ["blobs", "chunks", "models", "refs", "partial", "assembly", "used", "pins", "locks"];
 
 impl Store {
     /// Opens the store in this folder, and makes it if it is not there.
@@ -191,7 +195,7 @@ impl Store {
         self.folder("models").join(digest.hex())
     }
 
-    fn blob(&self, digest: &Digest) -> Utf8PathBuf {
+    pub(crate) fn blob(&self, digest: &Digest) -> Utf8PathBuf {
         let hex = digest.hex();
         self.folder("blobs").join(&hex[..2]).join(hex)
     }

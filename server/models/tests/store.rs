@@ -51,6 +51,25 @@ fn quick() -> Limits {
 }
 
 #[tokio::test]
+async fn a_fetch_needs_no_place_for_the_digests_of_chunks() {
+    let place = Place::new();
+    let source = place.model("whole", 10, 1);
+    let header = format!(r#"{{"a":{{"data_offsets":[0,{}]}}}}"#, 2 << 20);
+    let weights = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &noise(2 << 20, 1)].concat();
+    fs::write(place.path("whole/model.safetensors"), &weights).unwrap();
+    let chunks = place.path("store/chunks");
+    fs::remove_dir(&chunks).unwrap();
+    fs::write(&chunks, "in its place").unwrap();
+    let model = place.fetch(&source, None).await.unwrap();
+    assert_eq!(fs::read(model.dir.join("model.safetensors")).unwrap(), weights);
+    // Where there is a place they are kept: there was something to keep.
+    let other = Place::new();
+    let model = other.fetch(&source, None).await.unwrap();
+    let file = model.manifest.files.iter().find(|file| file.name == "model.safetensors").unwrap();
+    assert!(other.store.chunks(&file.digest).is_some_and(|chunks| !chunks.is_empty()));
+}
+
+#[tokio::test]
 async fn a_local_folder_is_imported_and_a_changed_one_again() {
     let place = Place::new();
     let source = place.model("my model", 1000, 1);
@@ -65,6 +84,34 @@ async fn a_local_folder_is_imported_and_a_changed_one_again() {
     assert_ne!(second.manifest.digest, first.manifest.digest);
     // The store's copy is its own: what happens to the original does not reach it.
     verify(&first.dir).unwrap();
+}
+
+/// With the digest comes what is known of the chunks, and it goes with the content.
+#[tokio::test]
+async fn the_chunks_of_weights_are_kept_with_them() {
+    let place = Place::new();
+    let source = place.model("m", 0, 1);
+    let data = noise((5 << 20) + 1, 1);
+    let header = format!(r#"{{"t":{{"dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]}}}}"#, data.len());
+    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+    fs::write(place.path("m/model.safetensors"), &bytes).unwrap();
+    let model = place.fetch(&source, None).await.unwrap();
+    let weights = model.manifest.files.iter().find(|f| f.name == "model.safetensors").unwrap().clone();
+    let chunks = place.store.chunks(&weights.digest).unwrap();
+    let sizes: Vec<u64> = chunks.iter().map(|(size, _)| u64::from(*size)).collect();
+    assert_eq!(sizes, [8 + header.len() as u64, 4 << 20, (1 << 20) + 1]);
+    let mut rest = &bytes[..];
+    for (size, digest) in chunks {
+        let (chunk, after) = rest.split_at(size as usize);
+        assert_eq!(hex::encode(digest), sha256(chunk));
+        rest = after;
+    }
+    let others = model.manifest.files.iter().filter(|f| f.name != "model.safetensors");
+    assert!(others.into_iter().all(|f| place.store.chunks(&f.digest).is_none()));
+    let digest = model.manifest.digest;
+    drop(model);
+    place.store.remove(&digest).unwrap();
+    assert_eq!(place.store.chunks(&weights.digest), None);
 }
 
 #[tokio::test]

@@ -59,6 +59,11 @@ impl PostgresAt {
         Ok(Self { address: PostgresAddress::Url(parse(url)?), password_file: None, ca_file: None })
     }
 
+    /// The same with a password that lies in a file.
+    pub(crate) fn with_password(self, file: &camino::Utf8Path) -> Self {
+        Self { password_file: Some(file.to_owned()), ..self }
+    }
+
     /// The whole address, with the password and how the server is trusted: what is not on this machine is asked for a certificate of its
     /// name, unless the address says otherwise.
     pub(crate) fn url(&self) -> Result<Url, String> {
@@ -270,8 +275,8 @@ mod tests {
             (Some("hunter%2F2"), true)
         );
         assert_eq!(format!("{at} {at:?}"), "postgresql://db:6432/x postgresql://db:6432/x");
-        let whole = PostgresAt { address: PostgresAddress::File(file("u", "postgresql://u:pw@db/x\n")), ..at };
-        assert!(!format!("{whole:?}").contains("pw"));
+        let whole = PostgresAt { address: PostgresAddress::File(file("u", "postgresql://u:hunter3@db/x\n")), ..at };
+        assert!(!format!("{whole:?}").contains("hunter"));
         assert_eq!(whole.url().unwrap().username(), "u");
         assert_eq!(whole.shown(), "postgresql://db/x");
         let none = PostgresAt { address: PostgresAddress::File("/nowhere".into()), ..whole };

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use textnlp_control::{
@@ -30,6 +30,7 @@ enum Event {
     GiveUpClaim,
     HandOver { to: Site, answer: oneshot::Sender<Result<(), Refused>> },
     Look(oneshot::Sender<(Overview, usize)>),
+    Standing(oneshot::Sender<Standing>),
     Table { prefix: String, answer: oneshot::Sender<(Position, Table)> },
     New { after: u64, answer: oneshot::Sender<(u64, Vec<Write>)> },
 }
@@ -40,6 +41,29 @@ pub(super) struct Actor {
     events: mpsc::Sender<Event>,
     committed: watch::Receiver<u64>,
     applied: Arc<AtomicU64>,
+    beside: Arc<Beside>,
+}
+
+/// What a database beside the log has to do with it.
+#[derive(Debug)]
+struct Beside {
+    /// See [`Member::set_fit`].
+    fit: AtomicBool,
+    /// The site is about to give its place away: its lead is told to nobody any more.
+    held: AtomicBool,
+}
+
+/// Who leads, for what is stored beside the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) epoch: u64,
+    /// Since which epoch the primary has been that without a break.
+    pub(super) since: u64,
+    pub(super) primary: Option<Site>,
+    /// Who was it before, and since which epoch.
+    pub(super) before: Option<(Site, u64)>,
+    /// For how long from now nobody else can be given this site's place; `None` where it is not its own for sure.
+    pub(super) lease_ms: Option<u64>,
 }
 
 /// Why there is no answer.
@@ -85,6 +109,27 @@ impl Actor {
     /// What this site sees, and how many entries it had to withdraw in its life.
     pub(super) async fn look(&self) -> Result<(Overview, usize), Unanswered> {
         self.ask(Event::Look).await
+    }
+
+    /// Who leads, and for how long for sure.
+    pub(super) async fn standing(&self) -> Result<Standing, Unanswered> {
+        let standing = self.ask(Event::Standing).await?;
+        Ok(Standing { lease_ms: standing.lease_ms.filter(|_| !self.beside.held.load(Ordering::SeqCst)), ..standing })
+    }
+
+    /// Says whether the database beside the log is good enough to lead with.
+    pub(super) fn is_fit(&self, fit: bool) {
+        self.beside.fit.store(fit, Ordering::SeqCst);
+    }
+
+    /// From now on nobody is told that this site leads. `false` when that is so already.
+    pub(super) fn hold_lead(&self) -> bool {
+        !self.beside.held.swap(true, Ordering::SeqCst)
+    }
+
+    /// The opposite.
+    pub(super) fn tell_lead(&self) {
+        self.beside.held.store(false, Ordering::SeqCst);
     }
 
     /// The acknowledged table as far as keys begin with a prefix.
@@ -136,17 +181,20 @@ pub(super) fn start(
         grace: config.grace_ms(),
         kept: KEPT,
         automatic: config.automatic,
-        failback: config.failback,
+        // A database has to let go first.
+        failback: config.failback && config.postgres.is_none(),
     };
     let (links, ends) = Links::new(config);
     let (events, inbox) = mpsc::channel(WAITING);
     let (tell, committed) = watch::channel(0);
-    let actor = Actor { events, committed, applied: Arc::default() };
+    let beside = Beside { fit: AtomicBool::new(config.postgres.is_none()), held: AtomicBool::new(false) };
+    let beside = Arc::new(beside);
+    let actor = Actor { events, committed, applied: Arc::default(), beside: beside.clone() };
     // A heartbeat that takes longer than a grace has lost its meaning.
     let within = Duration::from_millis(config.grace_ms().max(1000));
     tokio::spawn(links::carry(ends, config.site.clone(), within, actor.clone(), stop.clone()));
     let (member, effects) = Member::new(settings, state, clock::now());
-    let owner = Owner { member, disk, links, tell, tickets: BTreeMap::new(), ticket: 0 };
+    let owner = Owner { member, disk, links, tell, tickets: BTreeMap::new(), ticket: 0, beside };
     let every = Duration::from_millis((config.every_ms / 8).clamp(10, 1000));
     let (ended, end) = oneshot::channel::<()>();
     let runtime = tokio::runtime::Handle::current();
@@ -166,6 +214,7 @@ struct Owner {
     tell: watch::Sender<u64>,
     tickets: BTreeMap<u64, oneshot::Sender<Result<Outcome, Refused>>>,
     ticket: u64,
+    beside: Arc<Beside>,
 }
 
 impl Owner {
@@ -191,6 +240,7 @@ impl Owner {
             match event {
                 None => return Ok(()),
                 Some(None) => {
+                    self.member.set_fit(self.beside.fit.load(Ordering::SeqCst));
                     let effects = self.member.tick(clock::now());
                     self.carry_out(effects, None)?;
                 }
@@ -224,6 +274,7 @@ impl Owner {
                 }
             }
             Event::Claim(answer) => {
+                self.member.set_fit(self.beside.fit.load(Ordering::SeqCst));
                 let claimed = self.member.claim(now);
                 self.do_or_refuse(claimed, answer)?;
             }
@@ -233,6 +284,16 @@ impl Owner {
                 self.do_or_refuse(given, answer)?;
             }
             Event::Look(answer) => drop(answer.send((self.member.overview(now), self.disk.withdrawn))),
+            Event::Standing(answer) => {
+                let configuration = self.member.configuration();
+                drop(answer.send(Standing {
+                    epoch: configuration.map_or(0, |c| c.epoch),
+                    since: self.disk.since(),
+                    before: self.disk.before(),
+                    primary: configuration.map(|c| c.primary.clone()),
+                    lease_ms: self.member.leads_until(now).map(|until| until - now),
+                }));
+            }
             Event::New { after, answer } => {
                 drop(answer.send((self.member.committed().index, self.member.acknowledged_after(after))));
             }

@@ -4,7 +4,7 @@ use rustix::time::{ClockId, clock_gettime};
 use textnlp_control::Millis;
 
 /// Since the machine began.
-pub(super) fn now() -> Millis {
+pub(crate) fn now() -> Millis {
     let time = clock_gettime(ClockId::Boottime);
     time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use textnlp_control::Site;
 
 use super::Error;
+use super::beside::PostgresConfig;
 use super::copies::CopiesConfig;
 use super::dns::DnsConfig;
 use crate::config::Address;
@@ -29,8 +30,11 @@ pub struct WatchConfig {
     /// The witness, through this site's border.
     #[serde(deserialize_with = "address")]
     pub witness: Address,
-    /// `sqlite:///…`: where the site's replicas read control data.
+    /// `sqlite:///…`: where the site's replicas read control data; `postgresql://…` where all sites' do.
     pub database: String,
+    /// The PostgreSQL of all sites.
+    #[serde(default)]
+    pub postgres: Option<PostgresConfig>,
     /// The key that signs this site's tokens; its public half is told to all sites.
     #[serde(default)]
     pub jwt_key_file: Option<Utf8PathBuf>,
@@ -97,7 +101,13 @@ impl WatchConfig {
             (!sites.contains(&config.home)).then(|| format!("`home` is {}, which is no site here", config.home)),
             pace(config.every_ms, config.lost_after),
             (!config.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
-            (!config.database.starts_with("sqlite://")).then(|| "`database` is not `sqlite://…`".to_owned()),
+            match &config.postgres {
+                None => {
+                    (!config.database.starts_with("sqlite://")).then(|| "`database` is not `sqlite://…`".to_owned())
+                }
+                Some(_) => (!config.database.starts_with("postgresql://"))
+                    .then(|| "`database` is not `postgresql://…`, and there is `postgres`".to_owned()),
+            },
             config.copies.as_ref().and_then(CopiesConfig::problem),
         ];
         checked(file, problems).map(|()| config)

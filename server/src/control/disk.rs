@@ -3,6 +3,7 @@
 //! ```text
 //! FOLDER/incarnation          made with the folder
 //! FOLDER/configuration.json   what was last known to hold
+//! FOLDER/primary-since.json   since which epoch its primary has been that without a break
 //! FOLDER/snapshot.json        the table up to some entry
 //! FOLDER/log                  one entry per line: CRC-32 in hexadecimal, a space, JSON
 //! FOLDER/withdrawn            entries that were never acknowledged and had to go, for a person to read
@@ -13,9 +14,9 @@ use std::io::{self, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use textnlp_control::{Configuration, Entry, Incarnation, Log, Snapshot, State};
+use serde::{Deserialize, Serialize};
+use textnlp_control::{Configuration, Entry, Incarnation, Log, Site, Snapshot, State};
 
 use super::Error;
 
@@ -30,6 +31,27 @@ pub(super) struct Disk {
     base: u64,
     pub(super) incarnation: Incarnation,
     pub(super) withdrawn: usize,
+    since: Option<Since>,
+}
+
+/// Since when a site has been the primary, as far as was seen without a break.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Since {
+    primary: Site,
+    /// The first epoch of it.
+    since: u64,
+    /// The last one.
+    epoch: u64,
+    /// Who was it before, as far as was seen, and since when.
+    #[serde(default)]
+    before: Option<(Site, u64)>,
+}
+
+impl Since {
+    fn of(configuration: &Configuration) -> Self {
+        let Configuration { epoch, primary, .. } = configuration.clone();
+        Self { primary, since: epoch, epoch, before: None }
+    }
 }
 
 impl Disk {
@@ -60,12 +82,42 @@ impl Disk {
         let withdrawn =
             std::fs::read(folder.join("withdrawn")).map_or(0, |text| text.split(|b| *b == b'\n').count() - 1);
         let log_read = Log::new(snapshot, after).ok_or_else(|| wrong("its log has a gap".to_owned()))?;
-        let disk = Self { folder: folder.to_owned(), log, ends, base, incarnation, withdrawn };
+        let since: Option<Since> = read(&folder.join("primary-since.json")).map_err(wrong)?;
+        let holds = |since: &Since, holds: &Configuration| since.primary == holds.primary && since.epoch >= holds.epoch;
+        let since = match (&configuration, since) {
+            (Some(configuration), Some(since)) if holds(&since, configuration) => Some(since),
+            (Some(configuration), _) => Some(Since::of(configuration)),
+            (None, _) => None,
+        };
+        let disk = Self { folder: folder.to_owned(), log, ends, base, incarnation, withdrawn, since };
         Ok((disk, State { configuration, log: log_read }))
     }
 
     pub(super) fn configure(&mut self, configuration: &Configuration) -> io::Result<()> {
+        let next = Since::of(configuration);
+        // An epoch that was not seen may have had another primary.
+        let next = match self.since.take() {
+            Some(before) if before.primary == next.primary && before.epoch + 1 >= next.epoch => {
+                Since { since: before.since, before: before.before, ..next }
+            }
+            Some(before) if before.primary == next.primary => Since { before: before.before, ..next },
+            Some(before) => Since { before: Some((before.primary, before.since)), ..next },
+            None => next,
+        };
+        // It may know of an epoch more than the configuration does, and never of one less.
+        put(&self.folder.join("primary-since.json"), &next)?;
+        self.since = Some(next);
         put(&self.folder.join("configuration.json"), configuration)
+    }
+
+    /// Since which epoch the primary has been that without a break, as far as this site knows; 0 before the first.
+    pub(super) fn since(&self) -> u64 {
+        self.since.as_ref().map_or(0, |since| since.since)
+    }
+
+    /// Who was primary before, and since when; as far as this site knows.
+    pub(super) fn before(&self) -> Option<(Site, u64)> {
+        self.since.as_ref().and_then(|since| since.before.clone())
     }
 
     pub(super) fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
@@ -267,6 +319,28 @@ mod tests {
         flipped[20] ^= 1;
         std::fs::write(path.join("log"), flipped).unwrap();
         assert!(Disk::open(&path).unwrap_err().to_string().contains("line 1 of its log is damaged"));
+    }
+
+    #[test]
+    fn who_leads_without_a_break_is_known_across_restarts_and_a_gap_is_a_break() {
+        let (_dir, path) = folder();
+        let of =
+            |epoch, primary: &str| Configuration { epoch, primary: Site::new(primary), members: Default::default() };
+        let mut disk = Disk::open(&path).unwrap().0;
+        assert_eq!(disk.since(), 0);
+        for (epoch, primary, since) in [(1, "a", 1), (2, "a", 1), (3, "a", 1), (5, "a", 5), (6, "b", 6), (7, "b", 6)] {
+            disk.configure(&of(epoch, primary)).unwrap();
+            assert_eq!(disk.since(), since, "{epoch} {primary}");
+            disk = Disk::open(&path).unwrap().0;
+            assert_eq!(disk.since(), since, "{epoch} {primary} after a restart");
+        }
+        assert_eq!(disk.before(), Some((Site::new("a"), 5)));
+        // Dead between the two files: what holds is the older one.
+        put(&path.join("configuration.json"), &of(5, "a")).unwrap();
+        assert_eq!(Disk::open(&path).unwrap().0.since(), 5);
+        // An older release wrote no such file.
+        std::fs::remove_file(path.join("primary-since.json")).unwrap();
+        assert_eq!(Disk::open(&path).unwrap().0.since(), 5);
     }
 
     #[test]

@@ -83,6 +83,20 @@ pub(super) fn of_watch(site: &Site, status: &Status) -> String {
     }
     registry.register("textnlp_usage_unshipped_rows", "Rows of usage that a peer lacks", rows);
     registry.register("textnlp_usage_unshipped_seconds", "Age of the oldest row of usage that a peer lacks", age);
+    if let Some(database) = &status.database {
+        let ready = f64::from(u8::from(database.ready));
+        one(&mut registry, "textnlp_database_ready", "1 where this site's server does its work", ready);
+        let fit = f64::from(u8::from(database.fit));
+        one(&mut registry, "textnlp_database_fit", "1 where this site's server has what the primary's had", fit);
+        let (bytes, age) = (Family::<ByPeer, Real>::default(), Family::<ByPeer, Real>::default());
+        for (peer, copy) in &database.copies {
+            let label = ByPeer { site: site.to_string(), peer: peer.to_string() };
+            bytes.get_or_create(&label).set(copy.behind_bytes as f64);
+            age.get_or_create(&label).set(seconds(copy.behind_ms));
+        }
+        registry.register("textnlp_database_behind_bytes", "Changes of the database that a site's copy lacks", bytes);
+        registry.register("textnlp_database_behind_seconds", "How long ago the first of them was made", age);
+    }
     let (missing, whole) = (Family::<ByData, Real>::default(), Family::<ByData, Real>::default());
     for (data, standing) in &status.copies {
         let label = ByData { site: site.to_string(), data };

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use textnlp_control::{Outcome, Position, Refused, Site, Write};
 
 use super::actor::{Actor, Unanswered};
+use super::beside::{self, Beside, NotGiven};
 use super::config::WatchConfig;
 use super::copies::{Copied, CopiesConfig, offer};
 use super::links::Envelope;
@@ -32,6 +33,8 @@ pub(super) struct Watch {
     pub(super) copied: Copied,
     /// Which life of this site's disk it is.
     pub(super) life: u64,
+    /// The PostgreSQL of all sites, where there is one.
+    pub(super) beside: Beside,
 }
 
 type Shared = State<Arc<Watch>>;
@@ -52,6 +55,7 @@ pub(super) fn watch_routes(watch: Arc<Watch>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/table", get(table))
         .route("/v1/applied", get(applied))
+        .route("/v1/lead", get(lead))
         .route("/v1/messages", post(messages).layer(DefaultBodyLimit::max(client::MOST_BODY)))
         .route("/v1/write", post(write).layer(DefaultBodyLimit::max(2 * MOST_WRITE_BYTES)))
         .route("/v1/claim", post(claim))
@@ -93,6 +97,9 @@ fn hint_of(why: &Refused) -> &'static str {
             "ask again in a moment"
         }
         Refused::NotPrimary { .. } => "ask again in a moment; `textnlp-deploy dr status` tells who is primary",
+        Refused::NotFit { .. } => {
+            "wait until its copy has caught up, or choose another site; `textnlp-deploy dr status` tells how far each is"
+        }
         Refused::NotInSync { .. } => "wait until it has caught up; `textnlp-deploy dr status` tells how far it is",
         Refused::NoWitness => "start the witness again; `textnlp-deploy dr status` tells whether it answers",
         Refused::Already => "nothing is to be done",
@@ -312,8 +319,29 @@ struct Handover {
     to: Site,
 }
 
+/// For the keeper of the database: who leads, and for how long for sure.
+async fn lead(State(watch): Shared) -> Response {
+    match beside::lead(&watch.actor, &watch.beside).await {
+        Ok(lead) => Json(lead).into_response(),
+        Err(error) => unanswered(&error),
+    }
+}
+
 async fn handover(State(watch): Shared, Json(handover): Json<Handover>) -> Response {
-    if let Err(error) = watch.actor.hand_over(handover.to.clone()).await {
+    if let Some(postgres) = watch.config.postgres.clone() {
+        let (of, to) = (watch.clone(), handover.to.clone());
+        // It comes to its end also when nobody waits for the answer any more.
+        let given =
+            tokio::spawn(async move { beside::hand_over(&of.config, &postgres, &of.actor, &of.beside, &to).await });
+        match given.await {
+            Ok(Ok(())) => {}
+            Ok(Err(NotGiven::Unanswered(error))) => return changed_or(&watch, &error),
+            Ok(Err(NotGiven::Refused(message, hint))) => {
+                return refused(StatusCode::CONFLICT, "refused", message, &hint);
+            }
+            Err(error) => return refused(StatusCode::INTERNAL_SERVER_ERROR, "failed", error, "ask again in a moment"),
+        }
+    } else if let Err(error) = watch.actor.hand_over(handover.to.clone()).await {
         return changed_or(&watch, &error);
     }
     let patience = Duration::from_millis(watch.config.grace_ms() + 2000);

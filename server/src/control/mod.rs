@@ -6,7 +6,8 @@
 //! the addresses in DNS accordingly.
 
 mod actor;
-mod client;
+mod beside;
+pub(crate) mod client;
 mod clock;
 mod config;
 mod copies;
@@ -29,6 +30,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use beside::PostgresConfig;
+pub(crate) use clock::now as boottime_ms;
 pub use config::{WatchConfig, WitnessConfig};
 pub use copies::CopiesConfig;
 pub use dns::{DnsConfig, DnsKey};
@@ -76,12 +79,26 @@ pub enum Error {
 pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
     let config = WatchConfig::read(file)?;
     let stop = CancellationToken::new();
-    let store = view::open(&config.database).await?;
+    let view::Stores { all: store, own } = view::open(&config).await?;
     let (actor, life, running) = actor::start(&config, stop.clone())?;
     let shipped = usage::Shipped::default();
+    let beside = beside::Beside::default();
     let tasks = TaskTracker::new();
-    tasks.spawn(view::follow(actor.clone(), store.clone(), config.clone(), stop.clone()));
-    for (peer, address) in &config.peers {
+    match &config.postgres {
+        None => drop(tasks.spawn(view::follow(actor.clone(), own.clone(), config.clone(), stop.clone()))),
+        Some(postgres) => {
+            tasks.spawn(beside::follow(postgres.clone(), actor.clone(), beside.clone(), stop.clone()));
+            tasks.spawn(view::lead(actor.clone(), own.clone(), config.clone(), beside.clone(), stop.clone()));
+            let (of, with) = (config.clone(), postgres.clone());
+            tasks.spawn(beside::leave_when_dead(of, with, actor.clone(), beside.clone(), stop.clone()));
+            if config.failback {
+                let (config, postgres) = (config.clone(), postgres.clone());
+                tasks.spawn(beside::go_home(config, postgres, actor.clone(), beside.clone(), stop.clone()));
+            }
+        }
+    }
+    // What is stored in one database for all sites reaches the others with it.
+    for (peer, address) in config.peers.iter().filter(|_| config.postgres.is_none()) {
         tasks.spawn(usage::ship(
             store.clone(),
             config.clone(),
@@ -95,7 +112,8 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
     if let Some(of) = config.copies.clone() {
         tasks.spawn(copies::follow(actor.clone(), config.clone(), of, copied.clone(), stop.clone()));
     }
-    let state = Arc::new(http::Watch { config: config.clone(), actor, store: store.clone(), shipped, copied, life });
+    let state =
+        Arc::new(http::Watch { config: config.clone(), actor, store: store.clone(), shipped, copied, life, beside });
     let served = serve(&config.listen, http::watch_routes(state), stop.clone()).await?;
     until_told(&stop, running).await?;
     tasks.close();
@@ -103,6 +121,7 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
     // Nobody is waited for who asks: they ask again.
     served.abort();
     store.close().await;
+    own.close().await;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use textnlp_control::{Millis, Overview, PeerOverview, Site};
 
+use super::beside::{CopyAt, Kept};
 use super::copies::Standing;
 use super::http::Watch;
 use super::usage::Behind;
@@ -18,10 +19,13 @@ pub(super) struct Status {
     pub(super) rpo_ms: Rpo,
     /// Models and configuration of the primary that are here.
     pub(super) copies: BTreeMap<&'static str, Standing>,
-    /// Sites that have lacked something for longer than is allowed.
+    /// Sites that have lacked something of the control data or of the database for longer than is allowed.
     pub(super) lagging: Vec<Site>,
     /// Entries that were never acknowledged and had to go, in this folder's life.
     pub(super) withdrawn: usize,
+    /// The PostgreSQL of all sites, where there is one: this site's server, as its keeper says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) database: Option<Kept>,
 }
 
 /// The overview without its peers.
@@ -67,17 +71,25 @@ pub(super) struct Rpo {
 
 impl Status {
     pub(super) fn of(watch: &Watch, overview: Overview, withdrawn: usize) -> Self {
-        let usage = watch.shipped.behind();
         let leads = overview.role == "primary";
+        let nobody = || Kept { why: Some("its keeper does not answer".to_owned()), ..Kept::default() };
+        let database = watch.config.postgres.as_ref().map(|_| watch.beside.kept().unwrap_or_else(nobody));
+        let copies = database.as_ref().filter(|_| leads).map(|kept| &kept.copies);
         let peers: BTreeMap<Site, Peer> = watch
             .config
             .peers
             .keys()
             .map(|site| {
-                (site.clone(), peer(overview.peers.get(site), usage.get(site), overview.members.contains(site)))
+                // Usage is in the database: what its copy there lacks.
+                let usage = copies.map(|copies| copies.get(site).map(behind).unwrap_or_default());
+                let usage = usage.or_else(|| watch.shipped.behind().get(site).copied()).unwrap_or_default();
+                (site.clone(), peer(overview.peers.get(site), usage, overview.members.contains(site)))
             })
             .collect();
-        let lags = |(site, peer): (&Site, &Peer)| (peer.behind_ms > watch.config.max_lag_ms).then(|| site.clone());
+        let lags = |(site, peer): (&Site, &Peer)| {
+            let database = copies.and_then(|copies| copies.get(site)).map_or(0, |copy| copy.behind_ms);
+            (peer.behind_ms.max(database) > watch.config.max_lag_ms).then(|| site.clone())
+        };
         let rpo_ms = Rpo { control: 0, usage: peers.values().map(|peer| peer.usage_behind_ms).min().unwrap_or(0) };
         Self {
             lagging: if leads { peers.iter().filter_map(lags).collect() } else { Vec::new() },
@@ -101,12 +113,16 @@ impl Status {
             copies: watch.copied.standing(),
             rpo_ms,
             withdrawn,
+            database,
         }
     }
 }
 
-fn peer(seen: Option<&PeerOverview>, usage: Option<&Behind>, member: bool) -> Peer {
-    let usage = usage.copied().unwrap_or_default();
+fn behind(copy: &CopyAt) -> Behind {
+    Behind { rows: 0, ms: copy.behind_ms }
+}
+
+fn peer(seen: Option<&PeerOverview>, usage: Behind, member: bool) -> Peer {
     Peer {
         stored: seen.map(|peer| peer.stored),
         member: seen.map_or(member, |peer| peer.member),

@@ -7,6 +7,7 @@ use textnlp_control::Write;
 use tokio_util::sync::CancellationToken;
 
 use super::actor::Actor;
+use super::beside::Beside;
 use super::config::WatchConfig;
 use super::rows::{self, KEY, VERIFIER};
 use crate::auth::jwt;
@@ -14,16 +15,77 @@ use crate::config;
 use crate::database::{Store, StoreError};
 use crate::retry::{Backoff, retry};
 
+/// Between two looks at whether the PostgreSQL of all sites is to be written here.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Between two looks at what this site itself has to tell.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Opens the site's database, whose schema somebody else has made.
-pub(super) async fn open(url: &str) -> Result<Store, StoreError> {
-    let file = url.strip_prefix("sqlite://").unwrap_or(url);
-    let at = config::DatabaseAt::File(file.into());
-    let store = Store::open(&config::Database { at, pool_size: 2, max_overflow: 2 }).await?;
-    store.prepare().await?;
-    Ok(store)
+/// The databases of a watch.
+pub(super) struct Stores {
+    /// The one that the replicas use.
+    pub(super) all: Store,
+    /// The one that is filled here.
+    pub(super) own: Store,
+}
+
+/// Opens the site's database, whose schema somebody else has made. A PostgreSQL may be still to come, or be a copy at the moment.
+pub(super) async fn open(watch: &WatchConfig) -> Result<Stores, StoreError> {
+    let Some(postgres) = &watch.postgres else {
+        let file = watch.database.strip_prefix("sqlite://").unwrap_or(&watch.database);
+        let at = config::DatabaseAt::File(file.into());
+        let store = Store::open(&config::Database { at, pool_size: 2, max_overflow: 2 }).await?;
+        store.prepare().await?;
+        return Ok(Stores { all: store.clone(), own: store });
+    };
+    let open = |url: &str| {
+        let at = config::PostgresAt::new(url).map_err(StoreError::Address)?.with_password(&postgres.password_file);
+        Store::open_later(&at, 2)
+    };
+    Ok(Stores { all: open(&watch.database)?, own: open(&postgres.own)? })
+}
+
+/// The same as [`follow`] for the PostgreSQL of all sites: only the site that leads writes, and after it has taken the place everything once more,
+/// because its copy may have lacked the last of it.
+pub(super) async fn lead(actor: Actor, own: Store, config: WatchConfig, beside: Beside, stop: CancellationToken) {
+    let mut committed = actor.committed();
+    let mut told = Told::default();
+    let (mut look, mut tell) = (tokio::time::interval(LOOK_EVERY), tokio::time::interval(TELL_EVERY));
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let upto = *committed.borrow_and_update();
+        show_as_leader(&actor, &own, &config, &beside, upto).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = committed.changed() => if changed.is_err() { return },
+            _ = look.tick() => {}
+            // A database that is not there yet would be waited for.
+            _ = tell.tick() => told.look(&actor, beside.is_shown_at_all().then_some(&own), &config).await,
+        }
+    }
+}
+
+async fn show_as_leader(actor: &Actor, own: &Store, config: &WatchConfig, beside: &Beside, committed: u64) {
+    let Ok(standing) = actor.standing().await else { return };
+    if standing.primary.as_ref() != Some(&config.site) {
+        beside.set_shown(0);
+        // Its replicas read where the primary writes.
+        return actor.is_applied(committed);
+    }
+    if !beside.is_shown(standing.since) {
+        actor.is_applied(0);
+    }
+    // A copy would only refuse, after a while.
+    if beside.kept().is_none_or(|kept| kept.role != "primary") {
+        return;
+    }
+    match own.schema().await {
+        // Nobody has a key in a database that has no tables.
+        Ok(0) => beside.set_shown(standing.since),
+        Ok(_) if show(actor, own).await => beside.set_shown(standing.since),
+        Ok(_) => {}
+        Err(error) => tracing::debug!(error = %crate::error::chain(&error), "the database does not answer yet"),
+    }
 }
 
 /// Writes what is acknowledged into the database, and tells the others what only this site knows, until the watch stops.
@@ -37,24 +99,26 @@ pub(super) async fn follow(actor: Actor, store: Store, config: WatchConfig, stop
         tokio::select! {
             () = stop.cancelled() => return,
             changed = committed.changed() => if changed.is_err() { return },
-            _ = tell.tick() => told.look(&actor, &store, &config).await,
+            _ = tell.tick() => told.look(&actor, Some(&store), &config).await,
         }
     }
 }
 
-/// Writes what was acknowledged since the last time.
-async fn show(actor: &Actor, store: &Store) {
-    let Ok((upto, writes)) = actor.acknowledged_after(actor.applied()).await else { return };
+/// Writes what was acknowledged since the last time; says whether that was done.
+async fn show(actor: &Actor, store: &Store) -> bool {
+    let Ok((upto, writes)) = actor.acknowledged_after(actor.applied()).await else { return false };
     for Write { key, value } in writes {
         // Nothing of ours is ever taken out of the table; what others put there has no row.
         let Some(value) = value else { continue };
         let written = retry(Backoff::DATABASE, StoreError::passes, || show_one(store, &key, &value)).await;
         if let Err(error) = written {
             // All of it is tried again with the next change, and at the latest with the next look.
-            return tracing::warn!(%key, error = %crate::error::chain(&error), "a row could not be written");
+            tracing::warn!(%key, error = %crate::error::chain(&error), "a row could not be written");
+            return false;
         }
     }
     actor.is_applied(upto);
+    true
 }
 
 async fn show_one(store: &Store, name: &str, value: &Value) -> Result<(), StoreError> {
@@ -80,12 +144,12 @@ struct Told {
 }
 
 impl Told {
-    async fn look(&mut self, actor: &Actor, store: &Store, config: &WatchConfig) {
+    async fn look(&mut self, actor: &Actor, store: Option<&Store>, config: &WatchConfig) {
         if !self.verifier {
             self.verifier = tell_verifier(actor, config).await;
         }
         // The first primary brings what its database held; later ones hold nothing that the table does not.
-        if !self.keys && config.site == config.home {
+        if let (false, true, Some(store)) = (self.keys, config.site == config.home, store) {
             self.keys = tell_keys(actor, store).await;
         }
     }

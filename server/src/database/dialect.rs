@@ -168,11 +168,21 @@ fn private(file: &Utf8Path) {
 async fn open_postgres(server: &PostgresAt, database: &Database) -> Result<Store, StoreError> {
     let options = options(server.url().map_err(StoreError::Address)?.as_str())?;
     first(&options, POSTGRES_BEGIN).await.map_err(|error| Dialect::Postgres.sort(error))?;
+    Ok(postgres(options, database.pool_size + database.max_overflow))
+}
+
+/// A PostgreSQL that need not be there yet: whoever asks it is told so.
+pub(super) fn open_later(server: &PostgresAt, most: u32) -> Result<Store, StoreError> {
+    sqlx::any::install_default_drivers();
+    Ok(postgres(options(server.url().map_err(StoreError::Address)?.as_str())?, most))
+}
+
+fn postgres(options: AnyConnectOptions, most: u32) -> Store {
     let trust = Arc::new(Trust::default());
     let of_pool = trust.clone();
     let pool = AnyPoolOptions::new()
         .acquire_timeout(ACQUIRE)
-        .max_connections(database.pool_size + database.max_overflow)
+        .max_connections(most)
         .min_connections(0)
         .idle_timeout(Duration::from_secs(600))
         // An hour: a server that is found by name may have moved.
@@ -189,7 +199,7 @@ async fn open_postgres(server: &PostgresAt, database: &Database) -> Result<Store
         })
         .after_connect(|connection, _| Box::pin(greet(connection)))
         .connect_lazy_with(options);
-    Ok(Store { dialect: Dialect::Postgres, reads: pool.clone(), writes: pool, trust })
+    Store { dialect: Dialect::Postgres, reads: pool.clone(), writes: pool, trust }
 }
 
 /// Makes a connection ours. A replica is no place for us: it refuses every change.

@@ -86,6 +86,11 @@ impl Store {
         dialect::open(database).await
     }
 
+    /// A PostgreSQL that need not be there yet.
+    pub(crate) fn open_later(server: &config::PostgresAt, most: u32) -> Result<Self, StoreError> {
+        dialect::open_later(server, most)
+    }
+
     /// Closes all connections.
     pub async fn close(&self) {
         self.reads.close().await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Store, StoreError};
-use crate::retry::{Backoff, retry};
+use crate::retry::{Backoff, spread};
 
 /// What one request used. No text of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +43,8 @@ pub struct UsageLog {
     lost: Arc<AtomicU64>,
 }
 
-/// Rows that wait for the writer. At a thousand requests per second this bridges eight seconds of a locked database.
+/// Rows that wait for the writer, also while the database is away or has no room: they are dropped when no more fit. At a thousand requests
+/// per second this bridges eight seconds.
 const WAITING: usize = 8192;
 
 /// What is written one after the other: rows get their places in the order in which others see them.
@@ -83,8 +84,8 @@ impl UsageLog {
 async fn write(store: Store, mut inbox: mpsc::Receiver<Usage>, lost: Arc<AtomicU64>) {
     let mut batch = Vec::with_capacity(BATCH);
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
-        let written = retry(Backoff::DATABASE, StoreError::passes, || store.append_usage(&batch)).await;
-        if let Err(error) = written {
+        let append = || store.append_usage(&batch);
+        if let Err(error) = until_written(Backoff::DATABASE, append, || inbox.is_closed()).await {
             lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
             tracing::warn!(rows = batch.len(), error = %crate::error::chain(&error), "usage could not be written");
         }
@@ -94,6 +95,31 @@ async fn write(store: Store, mut inbox: mpsc::Receiver<Usage>, lost: Arc<AtomicU
         }
         // A moment in which rows gather: one commit for many requests.
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Writes rows however long the database is away or full: their requests were answered. Only who stops does not wait for long.
+async fn until_written<F>(
+    backoff: Backoff,
+    mut append: impl FnMut() -> F,
+    is_closed: impl Fn() -> bool,
+) -> Result<(), StoreError>
+where
+    F: Future<Output = Result<(), StoreError>>,
+{
+    let (mut failures, mut since_closed) = (0u32, 0);
+    loop {
+        let Err(error) = append().await else { return Ok(()) };
+        let passes = error.passes() || matches!(error, StoreError::Full(_));
+        since_closed += u32::from(is_closed());
+        if !passes || since_closed >= backoff.tries {
+            return Err(error);
+        }
+        failures = failures.saturating_add(1);
+        if failures == backoff.tries {
+            tracing::warn!(error = %crate::error::chain(&error), "usage waits for the database");
+        }
+        tokio::time::sleep(backoff.wait(failures, spread())).await;
     }
 }
 
@@ -145,6 +171,30 @@ mod tests {
     use super::*;
 
     on_both!(everything_that_was_pushed_is_written_before_the_log_ends,);
+
+    const QUICK: Backoff = Backoff { tries: 6, first: Duration::from_micros(1), most: Duration::from_micros(4) };
+
+    /// How often it was tried, and what came of it, where so many tries fail.
+    async fn tried(fails: u32, how: fn(sqlx::Error) -> StoreError, is_closed: bool) -> (u32, bool) {
+        let mut tries = 0;
+        let append = || {
+            tries += 1;
+            let failed = tries <= fails;
+            async move { if failed { Err(how(sqlx::Error::PoolTimedOut)) } else { Ok(()) } }
+        };
+        let written = until_written(QUICK, append, || is_closed).await.is_ok();
+        (tries, written)
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_waits_for_the_database_and_whoever_stops_does_not_wait_for_long() {
+        for how in [StoreError::Away, StoreError::Full, StoreError::Busy] {
+            assert_eq!(tried(100, how, false).await, (101, true));
+            assert_eq!(tried(100, how, true).await, (QUICK.tries, false));
+            assert_eq!(tried(2, how, true).await, (3, true));
+        }
+        assert_eq!(tried(100, StoreError::Failed, false).await, (1, false), "what will not pass is not waited for");
+    }
 
     async fn everything_that_was_pushed_is_written_before_the_log_ends(bench: Bench) {
         let store = bench.store().await;

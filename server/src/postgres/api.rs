@@ -87,6 +87,11 @@ pub(super) async fn serve(
         .route("/v1/status", get(status))
         .route("/metrics", get(metrics))
         .with_state(state);
+    answer(listener, routes, stop)
+}
+
+/// Answers on a socket until it is told to stop.
+pub(super) fn answer(listener: Listener, routes: Router, stop: CancellationToken) -> Result<JoinHandle<()>, Error> {
     let serving = Serving {
         header_timeout: Duration::from_secs(5),
         max_connections: 64,
@@ -115,7 +120,11 @@ async fn status(Shared(state): Shared<Arc<State>>) -> Response {
 }
 
 async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    let ready = state.ready();
+    figures(&state.ready())
+}
+
+/// The figures of a server that does its work, or does not.
+pub(super) fn figures(ready: &Result<Seen, String>) -> Response {
     let mut text = String::new();
     let mut gauge = |name: &str, help: &str, rows: &[(String, i64)]| {
         let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} gauge");
@@ -141,6 +150,15 @@ async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
             "How long ago that was written",
             &rows(|copy| copy.behind_ms),
         );
+        if let Some(archive) = &seen.archive {
+            let one = |value| [(String::new(), value)];
+            if let Some(seconds) = archive.seconds_since {
+                gauge("textnlp_database_archive_age_seconds", "Since a part of the log was archived", &one(seconds));
+            }
+            gauge("textnlp_database_archive_waiting", "Parts of the log that wait for it", &one(archive.waiting));
+            gauge("textnlp_database_archive_failures", "Tries that failed", &one(archive.failures));
+            gauge("textnlp_database_archive_fails", "Whether the last try failed", &one(i64::from(archive.fails)));
+        }
     }
     text.push_str("# EOF\n");
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()

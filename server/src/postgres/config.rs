@@ -1,11 +1,12 @@
 //! `postgres:`: which folder, which role, and the files that follow from that.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
-use super::Error;
+use super::{Archive, Error, Recover};
 use crate::config::{Address, read_yaml};
 
 /// A folder, and no link to one.
@@ -42,6 +43,15 @@ pub struct Config {
     /// A dump that the database is made from, where there is none yet; it goes when that is done.
     #[serde(default)]
     pub dump: Option<Utf8PathBuf>,
+    /// Hands its log over, where it is archived.
+    #[serde(default)]
+    pub archive: Option<Archive>,
+    /// What it is brought to before it serves, where its folder is a base.
+    #[serde(default)]
+    pub recover: Option<Recover>,
+    /// Whether it ends with its standard input: a proof takes its server along, however it dies.
+    #[serde(default)]
+    pub attended: bool,
     /// The file with the service's password.
     pub password_file: Utf8PathBuf,
     /// The file with the password of copies, where there are any.
@@ -55,6 +65,37 @@ pub struct Config {
     /// Whom this one follows; nobody, when it is the primary.
     #[serde(default)]
     pub primary: Option<Primary>,
+    /// The sites that it is shared with, where another one may be primary tomorrow.
+    #[serde(default)]
+    pub sites: Option<Sites>,
+}
+
+/// The sites of a PostgreSQL that several share: each has a server, and one of them is the primary.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sites {
+    /// Which this is.
+    pub site: String,
+    /// Who says which is primary: this site's watch.
+    #[serde(deserialize_with = "address")]
+    pub watch: Address,
+    /// The others' databases, through this site's border.
+    #[serde(deserialize_with = "addresses")]
+    pub peers: BTreeMap<String, Address>,
+    /// The socket by which others come in, behind this site's border.
+    pub door: Utf8PathBuf,
+    /// A copy that lacks more is not given the primary's place.
+    pub max_lag_ms: u64,
+    /// A link that leads to the folder, for people.
+    #[serde(default)]
+    pub link: Option<Utf8PathBuf>,
+}
+
+impl Sites {
+    /// The name of a site's slot, which knows no hyphens.
+    pub(super) fn slot(site: &str) -> String {
+        format!("at_{}", site.replace('-', "_"))
+    }
 }
 
 /// Whom a copy follows.
@@ -71,6 +112,11 @@ pub struct Primary {
 
 fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+fn addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Address>, D::Error> {
+    let texts = BTreeMap::<String, String>::deserialize(deserializer)?;
+    texts.into_iter().map(|(site, text)| Ok((site, text.parse().map_err(serde::de::Error::custom)?))).collect()
 }
 
 impl Config {
@@ -95,7 +141,46 @@ impl Config {
         if !(config.folder.is_absolute() && config.programs.is_absolute()) {
             return Err(wrong("`folder` and `programs` are absolute paths".to_owned()));
         }
+        if let Some(sites) = &config.sites {
+            let problem = if config.primary.is_some() || !config.copies.is_empty() {
+                Some("`sites` say who follows whom; `primary` and `copies` do not go with them")
+            } else if sites.peers.is_empty() || sites.peers.contains_key(&sites.site) {
+                Some("`sites.peers` are the others, at least one")
+            } else if config.replication_password_file.is_none() {
+                Some("`sites` need a `replication_password_file`")
+            } else if !sites.door.is_absolute() {
+                Some("`sites.door` is an absolute path")
+            } else if config.port == u16::MAX {
+                Some("`port` leaves no number for the door")
+            } else {
+                None
+            };
+            if let Some(problem) = problem {
+                return Err(wrong(problem.to_owned()));
+            }
+        }
         Ok(config)
+    }
+
+    /// Whom this one follows, if it does: between sites, whoever is behind the door.
+    pub(super) fn following(&self) -> Option<Primary> {
+        let through_door = |sites: &Sites| Primary {
+            socket_folder: self.run(),
+            port: self.door_number(),
+            name: Sites::slot(&sites.site),
+        };
+        self.primary.clone().or_else(|| self.sites.as_ref().map(through_door))
+    }
+
+    /// The number in the name of the door's socket.
+    pub(super) fn door_number(&self) -> u16 {
+        self.port.saturating_add(1)
+    }
+
+    /// The slots of those who follow, when this one is the primary.
+    pub(super) fn slots(&self) -> Vec<String> {
+        let others = self.sites.iter().flat_map(|sites| sites.peers.keys()).map(|site| Sites::slot(site));
+        self.copies.iter().cloned().chain(others).collect()
     }
 
     pub(super) fn data(&self) -> Utf8PathBuf {
@@ -134,13 +219,20 @@ impl Config {
             }
         }
         let access = format!(
-            "local all {OWNER} peer map=owner\nlocal {database} {SERVICE} scram-sha-256\nlocal replication {REPLICATION} scram-sha-256\n\
-             host {database} {SERVICE} 127.0.0.1/32 scram-sha-256\nhost {database} {SERVICE} ::1/128 scram-sha-256\n",
+            "local all {OWNER} peer map=owner\nlocal replication {OWNER} peer map=owner\nlocal {database} {SERVICE} scram-sha-256\nlocal replication {REPLICATION} scram-sha-256\n\
+             host {database} {SERVICE} 127.0.0.1/32 scram-sha-256\nhost {database} {SERVICE} ::1/128 scram-sha-256\n\
+             {rewinds}",
             database = quoted(&self.database),
+            // A primary of before reads what the one of now has changed since.
+            rewinds = if self.sites.is_some() {
+                format!("local postgres {REPLICATION} scram-sha-256\n")
+            } else {
+                String::new()
+            },
         );
         self.put("access.conf", &access)?;
         self.put("users.conf", &ident)?;
-        if let (Some(primary), Some(file)) = (&self.primary, &self.replication_password_file) {
+        if let (Some(primary), Some(file)) = (self.following(), &self.replication_password_file) {
             let password = std::fs::read_to_string(file).map_err(fails(file))?;
             // Fields of a password file keep their colons and backslashes by a backslash.
             let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");

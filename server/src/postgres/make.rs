@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::config::{OWNER, REPLICATION, SERVICE};
-use super::{Config, Error, programs};
+use super::{Config, Error, Primary, archive, programs};
 
 /// What is seen of a server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -21,12 +21,16 @@ pub(super) struct Seen {
     pub(super) at: String,
     /// How old the last change is that a copy has replayed, while there is more to come.
     pub(super) behind_ms: i64,
+    /// Bytes of the log that a copy has been told of and has not got.
+    pub(super) missing_bytes: i64,
     /// Connections of clients.
     pub(super) connections: i64,
     /// The database on disk.
     pub(super) bytes: i64,
     /// Who follows a primary.
     pub(super) copies: Vec<Follower>,
+    /// How its log is archived, where it is.
+    pub(super) archive: Option<archive::Archived>,
 }
 
 /// A copy as its primary sees it.
@@ -37,20 +41,33 @@ pub(super) struct Follower {
     /// Bytes of the log that it has not replayed.
     pub(super) behind_bytes: i64,
     pub(super) behind_ms: i64,
+    /// Up to where it has replayed.
+    #[serde(skip)]
+    pub(super) replayed: String,
 }
 
 /// A question takes a moment.
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// Looks at the server, and keeps the slots of a primary to those of its copies.
-pub(super) async fn look(config: &Config) -> Result<Seen, Error> {
+pub(super) async fn look(config: &Config, is_primary: bool) -> Result<Seen, Error> {
     let asked = async {
         let mut server = connect(config).await?;
-        if config.primary.is_none() {
+        let mut seen = seen(&mut server, &config.database).await?;
+        let wanted = match (is_primary, seen.role) {
             // A copy that is taken away lets go of its slot when it ends, which is later than our start.
-            slots(&mut server, &config.copies).await?;
+            (true, _) => Some(config.slots()),
+            // Those of a time as primary would keep for nobody what others may need the room for.
+            (false, "copy") if config.sites.is_some() => Some(Vec::new()),
+            // A primary that has just begun keeps what its copies have not fetched, also before it lets them in.
+            _ => None,
+        };
+        if let Some(wanted) = wanted {
+            slots(&mut server, &wanted).await?;
         }
-        let seen = seen(&mut server, &config.database).await?;
+        if config.archive.is_some() && seen.role == "primary" {
+            seen.archive = Some(archive::look(&mut server).await?);
+        }
         server.close().await?;
         Ok(seen)
     };
@@ -70,12 +87,57 @@ pub(super) async fn make(config: &Config) -> Result<(), Error> {
     };
     let password = read(&config.password_file)?;
     let replication = config.replication_password_file.as_deref().map(read).transpose()?;
-    roles(&mut server, password.trim(), replication.as_deref().map(str::trim)).await.map_err(Error::Make)?;
+    let (password, replication) = (password.trim(), replication.as_deref().map(str::trim));
+    roles(&mut server, password, replication, config.sites.is_some()).await.map_err(Error::Make)?;
     database(&mut server, config).await?;
     server.close().await.map_err(Error::Make)
 }
 
-async fn connect(config: &Config) -> Result<PgConnection, sqlx::Error> {
+/// Makes a primary of a copy. One that is a primary already stays one.
+pub(super) async fn promote(config: &Config) -> Result<(), Error> {
+    let mut server = connect(config).await.map_err(Error::Make)?;
+    let is_copy: bool =
+        sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut server).await.map_err(Error::Make)?;
+    if is_copy {
+        let done: bool =
+            sqlx::query_scalar("SELECT pg_promote(true, 30)").fetch_one(&mut server).await.map_err(Error::Make)?;
+        if !done {
+            return Err(Error::Unfit("PostgreSQL did not become a primary within 30 s".to_owned()));
+        }
+    }
+    server.close().await.map_err(Error::Make)
+}
+
+/// Writes everything down, so that whoever asks the files learns in which history the server is.
+pub(super) async fn checkpoint(config: &Config) -> Result<(), Error> {
+    let mut server = connect(config).await.map_err(Error::Make)?;
+    sqlx::query("CHECKPOINT").execute(&mut server).await.map_err(Error::Make)?;
+    server.close().await.map_err(Error::Make)
+}
+
+/// Whether a primary is behind the door, and lets a copy in.
+pub(super) async fn reaches(config: &Config, primary: &Primary) -> bool {
+    let asked = async {
+        let file = config.replication_password_file.as_ref()?;
+        let password = tokio::fs::read_to_string(file).await.ok()?;
+        let mut server = PgConnectOptions::new_without_pgpass()
+            .socket(&primary.socket_folder)
+            .port(primary.port)
+            .username(REPLICATION)
+            .password(password.trim())
+            .database("postgres")
+            .ssl_mode(PgSslMode::Disable)
+            .connect()
+            .await
+            .ok()?;
+        let is_copy: bool = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut server).await.ok()?;
+        let _ = server.close().await;
+        Some(!is_copy)
+    };
+    tokio::time::timeout(WITHIN, asked).await.ok().flatten().unwrap_or(false)
+}
+
+pub(super) async fn connect(config: &Config) -> Result<PgConnection, sqlx::Error> {
     PgConnectOptions::new_without_pgpass()
         .socket(config.run())
         .port(config.port)
@@ -87,7 +149,12 @@ async fn connect(config: &Config) -> Result<PgConnection, sqlx::Error> {
         .await
 }
 
-async fn roles(server: &mut PgConnection, password: &str, replication: Option<&str>) -> Result<(), sqlx::Error> {
+async fn roles(
+    server: &mut PgConnection,
+    password: &str,
+    replication: Option<&str>,
+    rewinds: bool,
+) -> Result<(), sqlx::Error> {
     // A statement that fails is logged with its text, and this one holds a password.
     sqlx::query("SET log_min_error_statement = panic").execute(&mut *server).await?;
     let wanted = [(SERVICE, "", Some(password)), (REPLICATION, " REPLICATION", replication)];
@@ -100,6 +167,18 @@ async fn roles(server: &mut PgConnection, password: &str, replication: Option<&s
         }
         let password = password.replace('\'', "''");
         sqlx::query(AssertSqlSafe(format!("ALTER ROLE {role} PASSWORD '{password}'"))).execute(&mut *server).await?;
+    }
+    if rewinds {
+        // What pg_rewind reads a primary with.
+        for function in [
+            "pg_ls_dir(text, boolean, boolean)",
+            "pg_stat_file(text, boolean)",
+            "pg_read_binary_file(text)",
+            "pg_read_binary_file(text, bigint, bigint, boolean)",
+        ] {
+            let grant = format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REPLICATION}");
+            sqlx::query(AssertSqlSafe(grant)).execute(&mut *server).await?;
+        }
     }
     Ok(())
 }
@@ -164,12 +243,13 @@ const SEEN: &str = "SELECT pg_is_in_recovery(), \
      CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END::text, \
      CASE WHEN pg_is_in_recovery() AND pg_last_wal_replay_lsn() IS DISTINCT FROM pg_last_wal_receive_lsn() \
           THEN coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000, 0) ELSE 0 END::bigint, \
+     coalesce((SELECT pg_wal_lsn_diff(latest_end_lsn, flushed_lsn) FROM pg_stat_wal_receiver), 0)::bigint, \
      (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), \
      coalesce((SELECT pg_database_size(oid) FROM pg_database WHERE datname = $1), 0)";
 
 const FOLLOWERS: &str = "SELECT slot_name::text, coalesce(r.state = 'streaming', false), \
      coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), coalesce(r.replay_lsn, s.restart_lsn)), 0)::bigint, \
-     coalesce(extract(epoch FROM r.replay_lag) * 1000, 0)::bigint \
+     coalesce(extract(epoch FROM r.replay_lag) * 1000, 0)::bigint, coalesce(r.replay_lsn::text, '') \
      FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE slot_type = 'physical' ORDER BY 1";
 
 async fn seen(server: &mut PgConnection, database: &str) -> Result<Seen, sqlx::Error> {
@@ -182,6 +262,7 @@ async fn seen(server: &mut PgConnection, database: &str) -> Result<Seen, sqlx::E
             connected: row.try_get(1)?,
             behind_bytes: row.try_get(2)?,
             behind_ms: row.try_get(3)?,
+            replayed: row.try_get(4)?,
         })
     };
     Ok(Seen {
@@ -189,8 +270,10 @@ async fn seen(server: &mut PgConnection, database: &str) -> Result<Seen, sqlx::E
         follows: !is_copy || row.try_get(1)?,
         at: row.try_get::<Option<String>, _>(2)?.unwrap_or_default(),
         behind_ms: row.try_get(3)?,
-        connections: row.try_get(4)?,
-        bytes: row.try_get(5)?,
+        missing_bytes: row.try_get(4)?,
+        connections: row.try_get(5)?,
+        bytes: row.try_get(6)?,
         copies: followers.iter().map(follower).collect::<Result<_, _>>()?,
+        archive: None,
     })
 }

@@ -1,13 +1,14 @@
 //! What can be wrong with the file, the medium and the machine: each is named, and nothing of it is ever in use.
 
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
-use textnlp_tests::{Sandbox, eventually, program, said};
+use textnlp_tests::small::Small;
+use textnlp_tests::{eventually, program, said};
 
 use crate::archive::{changed, member, members};
-use crate::stage::{Goods, NAME, Stage, lacking, names};
+use crate::stage::{Goods, NAME, Stage, names};
 
 const PROGRAM: &str =
     if cfg!(target_arch = "aarch64") { "bin/linux-arm64/textnlp-deploy" } else { "bin/linux-amd64/textnlp-deploy" };
@@ -38,11 +39,9 @@ fn broken(bytes: &[u8]) -> Vec<Broken> {
         change: Box::new(move |copy: &mut Vec<u8>| copy.truncate(length)),
         says,
     };
-    let digit = bytes[manifest.data..]
-        .windows(9)
-        .position(|w| w == b"\"sha256\":")
-        .or_else(|| bytes[manifest.data..].windows(7).position(|w| w == b"sha256:"));
-    let digit = manifest.data + digit.expect("digests stand in the manifest") + 20;
+    let listed = &bytes[manifest.data..manifest.data + manifest.size];
+    let digit = listed.windows(7).position(|w| w == b"sha256:").expect("digests stand in the manifest");
+    let digit = manifest.data + digit + 20;
     let mut all = vec![
         flip("a flipped bit in the manifest's digests", digit, &["manifest.json"]),
         flip("a flipped bit in the manifest's filling", manifest.data + manifest.size - 1, &["manifest.json"]),
@@ -375,34 +374,6 @@ fn two_installs_at_once_are_one_too_many() {
     stage.install(&goods.first, &["--no-up"]).expect(0);
 }
 
-/// A small file system of its own; none where mounting is not permitted.
-struct Small<'a>(&'a Sandbox, String);
-
-impl<'a> Small<'a> {
-    fn mount(sandbox: &'a Sandbox, options: &str) -> Option<Small<'a>> {
-        let place = sandbox.folder().join("small").to_string();
-        std::fs::create_dir_all(&place).unwrap();
-        let small = Small(sandbox, place);
-        small.call(&["-t", "tmpfs", "-o", options, "none"]).then_some(small).or_else(|| {
-            lacking("the right to mount a file system");
-            None
-        })
-    }
-
-    fn call(&self, args: &[&str]) -> bool {
-        let mut mount = Command::new("mount");
-        mount.args(args).arg(&self.1).stderr(Stdio::null());
-        mount.status().is_ok_and(|s| s.success())
-    }
-}
-
-impl Drop for Small<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.1).stderr(Stdio::null()).status();
-        assert!(self.0.folder().exists());
-    }
-}
-
 #[test]
 fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     let goods = Goods::get();
@@ -410,20 +381,20 @@ fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     let in_file =
         stage.run(&["bundle", "install", &goods.first, "--no-up", "--root", &format!("{}/below", goods.first)]);
     names(&in_file.expect(1).err, &["--root", "cannot be written to"]);
-    let Some(small) = Small::mount(&stage.sandbox, "size=20m") else { return };
-    let root = format!("{}/site", small.1);
+    let Some(small) = Small::mount(stage.sandbox.folder().join("small"), "size=20m") else { return };
+    let root = format!("{}/site", small.place());
     let install =
         || stage.run(&["bundle", "install", &goods.first, "--no-up", "--trust", &goods.public, "--root", &root]);
     let full = install().expect(1);
-    names(&full.err, &[&small.1, "bytes free", "are needed", "hint: free some bytes"]);
-    assert!(small.call(&["-o", "remount,size=600m,nr_inodes=8"]));
+    names(&full.err, &[small.place().as_str(), "bytes free", "are needed", "hint: free some bytes"]);
+    small.remount("size=600m,nr_inodes=8");
     assert!(!full.err.contains("--state-dir"), "the flag of an install is --root: {}", full.err);
     let inodes = install().expect(1);
     names(&inodes.err, &["inodes free", "hint: free some inodes"]);
-    assert!(small.call(&["-o", "remount,ro,nr_inodes=10000"]));
+    small.remount("ro,nr_inodes=10000");
     let reading = install().expect(1);
     names(&reading.err, &["--root", "cannot be written to", "Read-only"]);
-    assert!(small.call(&["-o", "remount,rw"]));
+    small.remount("rw");
     install().expect(0);
 
     // Room that goes away while it writes: said, and gone on with when it is back.
@@ -442,12 +413,12 @@ fn no_room_no_inodes_and_no_right_to_write_are_found_first() {
     let incoming =
         || std::fs::read_dir(&root).ok()?.flatten().find(|e| e.file_name().to_string_lossy().starts_with(".incoming-"));
     eventually("it is at work", incoming);
-    assert!(small.call(&["-o", "remount,size=30m"]));
+    small.remount("size=30m");
     let _ = input.write_all(&bytes[manifest..]);
     drop(input);
     let full = said(child.wait_with_output().unwrap()).expect(1);
     names(&full.err, &["No space left", "hint: free some space"]);
     assert!(std::fs::symlink_metadata(format!("{root}/current")).is_err());
-    assert!(small.call(&["-o", "remount,size=600m"]));
+    small.remount("size=600m");
     install().expect(0);
 }

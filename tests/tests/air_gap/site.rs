@@ -37,9 +37,9 @@ fn altered_content_shuts_the_gate_by_its_name_and_the_next_install_mends_it() {
         gate().expect(0);
     }
     // A file that is gone is as bad as one that is another.
-    let gone = stage.root().join("current/sbom/models.cdx.json");
+    let gone = stage.root().join("current/sbom/model-textnlp-tiny.cdx.json");
     std::fs::remove_file(&gone).unwrap();
-    names(&gate().expect(3).json()["error"].to_string(), &["content as sealed", "sbom/models.cdx.json"]);
+    names(&gate().expect(3).json()["error"].to_string(), &["content as sealed", "sbom/model-textnlp-tiny.cdx.json"]);
     stage.install("b.tar", &[]).expect(0);
     assert!(gone.exists());
     stage.there(&["down", "--env", "air-gapped", "--yes", "--delete-data", "air-gapped"]).expect(0);

@@ -4,6 +4,7 @@
 
 mod apart;
 mod place;
+mod shared;
 mod zone;
 
 use rustix::process::Signal;

@@ -2,16 +2,18 @@
 
 use std::ops::Deref;
 use std::process::Command;
+use std::time::Duration;
 
-use camino::Utf8PathBuf;
+use camino::Utf8Path;
 use serde_json::Value;
+use textnlp_tests::small::Small;
 use textnlp_tests::{Said, Sandbox, eventually, said};
 
 pub(crate) const NAME: &str = "regions";
 
 pub(crate) struct Regions {
     sandbox: Sandbox,
-    mounted: Vec<Utf8PathBuf>,
+    mounted: Vec<Small>,
 }
 
 impl Deref for Regions {
@@ -99,7 +101,19 @@ impl Regions {
         self.run(&[args, &["-o", "json"]].concat()).json()
     }
 
+    /// How a client with this key is answered, who comes back as long as a 503 asks for it: servers find the way to a database that has
+    /// moved within a second, and whether one of them has is not told to others.
     pub(crate) fn answers(&self, key: &str) -> u16 {
+        for _ in 0..20 {
+            match self.answers_at_once(key) {
+                503 => std::thread::sleep(Duration::from_millis(500)),
+                status => return status,
+            }
+        }
+        503
+    }
+
+    fn answers_at_once(&self, key: &str) -> u16 {
         let authority = self.state(NAME).join("sites/witness/certs/ca.pem");
         let bearer = format!("Authorization: Bearer {key}");
         let url = format!("https://127.0.0.1:{}/v1/generate", self.port);
@@ -131,28 +145,52 @@ impl Regions {
         }
     }
 
-    /// Gives a site's data a filesystem of its own; only root can.
+    /// Gives a site's data a filesystem of its own, what is outside of its folder too; only root can. Nothing of it may run.
     pub(crate) fn mount_data(&mut self, site: &str) -> bool {
-        let folder = self.state(NAME).join("sites").join(site).join("data");
-        std::fs::create_dir_all(&folder).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", folder.as_str()])
-            .output()
-            .is_ok_and(|output| output.status.success());
-        if mounted {
-            self.mounted.push(folder);
+        let data = self.state(NAME).join("sites").join(site).join("data");
+        std::fs::create_dir_all(&data).unwrap();
+        let database = data.join("postgres").read_link_utf8().ok();
+        // A PostgreSQL keeps parts of its log, each of 16 MB.
+        let places = [(Some(data), 64), (database, 512)];
+        places.into_iter().all(|(place, megabytes)| place.is_none_or(|place| self.mount_over(&place, megabytes)))
+    }
+
+    fn mount_over(&mut self, folder: &Utf8Path, megabytes: u32) -> bool {
+        let kept = self.sandbox.folder().join("kept");
+        let run = |program: &str, args: &[&str]| {
+            Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+        };
+        assert!(run("cp", &["-a", folder.as_str(), kept.as_str()]));
+        let options = format!("size={megabytes}m,mode=0700");
+        let small = Small::mount(folder, &options);
+        let is_mounted = small.is_some();
+        if is_mounted {
+            self.mounted.extend(small);
+            assert!(run("cp", &["-a", &format!("{kept}/."), folder.as_str()]));
         }
-        mounted
+        std::fs::remove_dir_all(&kept).unwrap();
+        is_mounted
+    }
+
+    /// Takes the filesystems away again, with what is on them.
+    pub(crate) fn unmount(&mut self) {
+        self.mounted.clear();
     }
 }
 
 impl Drop for Regions {
     fn drop(&mut self) {
+        // What lies outside of the sandbox, which goes by itself.
+        let sites = self.state(NAME).join("sites");
+        let sites = sites.read_dir_utf8().into_iter().flatten().flatten();
+        let databases: Vec<_> =
+            sites.filter_map(|site| site.path().join("data/postgres").read_link_utf8().ok()).collect();
         for (pid, _) in self.processes() {
             self.kill(pid);
         }
-        for folder in &self.mounted {
-            let _ = Command::new("umount").args(["-l", folder.as_str()]).status();
+        self.unmount();
+        for folder in databases {
+            let _ = std::fs::remove_dir_all(folder);
         }
     }
 }

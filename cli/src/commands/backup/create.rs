@@ -1,19 +1,23 @@
 //! `backup create`, what the supervisor runs, and `backup prune`.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use serde_json::json;
-use textnlp_orchestrator::backup::{Dump, Facts, Recipient, Seal, Shelf, removable, write};
+use textnlp_orchestrator::backup::{
+    Base, Database, Dump, Facts, Manifest, Recipient, Seal, Shelf, removable, unneeded, write,
+};
 use textnlp_orchestrator::state::{LineageFile, Operator};
 use textnlp_provider::component::Backup as Order;
-use textnlp_provider::{EnvironmentName, Lineage};
+use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::gather::{Gathered, gather};
 use super::standing::{self, Last};
-use super::{age, failed, its_shelf, key, passphrase, prove, shelf};
+use super::{age, failed, its_shelf, keep, key, passphrase, prove, shelf};
 use crate::again::Again;
 use crate::backup_args::{Create, Run};
 use crate::deployment::operator;
@@ -24,6 +28,8 @@ use crate::stores;
 
 /// A person who is told that an `up` runs can wait by himself.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at an `up` that goes on.
+const LOOK: Duration = Duration::from_millis(500);
 /// The schedule waits for an `up` to end.
 const PATIENCE_SCHEDULED: Duration = Duration::from_secs(1800);
 
@@ -74,7 +80,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
 }
 
 /// The environment's own key, and everybody else's who was named.
-async fn recipients<'a>(
+pub async fn recipients<'a>(
     folder: &Utf8Path,
     others: impl Iterator<Item = &'a String>,
 ) -> Result<Vec<Recipient>, Failure> {
@@ -98,6 +104,11 @@ fn same_disk(a: &Utf8Path, b: &Utf8Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let disk = |path: &Utf8Path| std::fs::metadata(path).map(|found| found.dev()).ok();
     disk(a).is_some() && disk(a) == disk(b)
+}
+
+fn bases(manifest: &Manifest) -> BTreeMap<SiteName, Base> {
+    let base = |(site, database): (&SiteName, &Database)| Some((site.clone(), database.base.clone()?));
+    manifest.databases.iter().filter_map(base).collect()
 }
 
 struct Making<'a> {
@@ -135,6 +146,7 @@ impl Making<'_> {
             models: with_models,
             scheduled: self.scheduled,
             tool: manifest.tool.clone(),
+            bases: bases(manifest),
         };
         // The runtime's other thread goes on listening for signals meanwhile.
         let put = tokio::task::block_in_place(|| {
@@ -173,11 +185,19 @@ async fn scheduled(args: &Run) -> Result<Success, Failure> {
         pid: std::process::id(),
     };
     let again = Again::default();
+    // The first copy is due while the first `up` goes on, which writes at its end what it put up: a copy without that does not say what
+    // to make of it.
+    let began = Instant::now();
+    while !keep::whole(&args.folder).is_file() && began.elapsed() < PATIENCE_SCHEDULED {
+        tokio::time::sleep(LOOK).await;
+    }
     let making = Making { again, name: &name, folder: &args.folder, shelf: &shelf, seal: &seal, scheduled: true };
-    let (dump, _) = making.make(false, &operator, PATIENCE_SCHEDULED).await?;
+    // One wait, for both.
+    let patience = PATIENCE_SCHEDULED.saturating_sub(began.elapsed());
+    let (dump, _) = making.make(false, &operator, patience).await?;
     let mut text = format!("{} {}", dump.file, size(dump.bytes));
     if order.verify {
-        let opener = super::opener_of_state(&args.folder).await?;
+        let opener = Arc::new(super::opener_of_state(&args.folder).await?);
         let proof = prove::prove(&dump.file, &opener, &args.folder, false).await?;
         if !proof.ok {
             return Err(Failure::new(Exit::Failed, "not_proven", anyhow::anyhow!("{}: {}", dump.file, proof.says)));
@@ -185,14 +205,17 @@ async fn scheduled(args: &Run) -> Result<Success, Failure> {
         text.push_str(&format!(", {}", proof.says));
     }
     let gone = clear(&shelf, lineage, Duration::from_secs(order.keep_seconds))?;
-    if !gone.is_empty() {
-        text.push_str(&format!(", {} old removed", gone.len()));
+    if !gone.dumps.is_empty() || gone.parts > 0 {
+        text.push_str(&format!(", {} old and {} parts of the log removed", gone.dumps.len(), gone.parts));
+    }
+    for why in gone.kept {
+        text.push_str(&format!("; {why}"));
     }
     Ok(Success::new(text, super::document(&dump)))
 }
 
 /// Whose state a folder holds or points to; `None` where there is none.
-async fn whose(folder: &Utf8Path) -> Result<Option<(EnvironmentName, Lineage)>, Failure> {
+pub async fn whose(folder: &Utf8Path) -> Result<Option<(EnvironmentName, Lineage)>, Failure> {
     let store = stores::of_folder(folder)?;
     let Some(text) = store.document("lineage.json").await? else { return Ok(None) };
     let file: LineageFile =
@@ -200,12 +223,37 @@ async fn whose(folder: &Utf8Path) -> Result<Option<(EnvironmentName, Lineage)>, 
     Ok(Some((file.environment, file.lineage)))
 }
 
-fn clear(shelf: &Shelf, lineage: Lineage, keep: Duration) -> Result<Vec<Dump>, Failure> {
-    let gone = removable(&shelf.list().map_err(failed)?, lineage, keep, Timestamp::now());
-    if !gone.is_empty() {
-        shelf.remove(&gone).map_err(failed)?;
+/// What was let go, and why something was not.
+struct Cleared {
+    dumps: Vec<Dump>,
+    parts: usize,
+    kept: Vec<String>,
+}
+
+/// Removes copies that may go, and then the parts of logs that no copy needs which is left.
+fn clear(shelf: &Shelf, lineage: Lineage, keep: Duration) -> Result<Cleared, Failure> {
+    let now = Timestamp::now();
+    let dumps = removable(&shelf.list().map_err(failed)?, lineage, keep, now);
+    if !dumps.is_empty() {
+        shelf.remove(&dumps).map_err(failed)?;
     }
-    Ok(gone)
+    let left = shelf.list().map_err(failed)?;
+    let (mut parts, mut kept) = (0, Vec::new());
+    for log in shelf.logs().map_err(failed)? {
+        // Another deployment's, or nobody knows whose.
+        if log.header().is_none_or(|header| header.lineage != lineage) {
+            continue;
+        }
+        match unneeded(&log, &log.names().map_err(failed)?, &left, keep, now) {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => {
+                log.remove(&gone).map_err(failed)?;
+                parts += gone.len();
+            }
+            Err(why) => kept.push(why),
+        }
+    }
+    Ok(Cleared { dumps, parts, kept })
 }
 
 /// `backup prune`.
@@ -220,7 +268,14 @@ pub async fn prune(session: &Session, keep: Option<&str>, console: Console) -> R
     };
     let gone = clear(&shelf, lineage, keep)?;
     let left = shelf.list().map_err(failed)?.len();
-    let text = format!("{} removed, {left} kept in {}", gone.len(), shelf.folder());
-    let removed: Vec<_> = gone.iter().map(|dump| dump.file.clone()).collect();
-    Ok(Success::new(text, json!({ "environment": chosen.name, "removed": removed, "kept": left })))
+    let mut text = format!("{} removed, {left} kept in {}", gone.dumps.len(), shelf.folder());
+    if gone.parts > 0 {
+        text.push_str(&format!("\n{} parts of the log removed, which no kept backup needs", gone.parts));
+    }
+    gone.kept.iter().for_each(|why| text.push_str(&format!("\n{why}")));
+    let removed: Vec<_> = gone.dumps.iter().map(|dump| dump.file.clone()).collect();
+    let document = json!({
+        "environment": chosen.name, "removed": removed, "kept": left, "parts_removed": gone.parts, "parts_kept": gone.kept,
+    });
+    Ok(Success::new(text, document))
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use textnlp_orchestrator::backup::{Content, Database, FORMAT, Item, Manifest, Model};
+use textnlp_orchestrator::backup::{Base, Content, Database, FORMAT, Item, Manifest, Model};
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::state::{Folder, Holder, Operator, StateError, Store, transfer};
 use textnlp_provider::{EnvironmentName, Secret, SiteName};
@@ -18,7 +18,7 @@ use crate::again::Again;
 use crate::clouds::{self, SiteCopy};
 use crate::deployment::state_failed;
 use crate::report::Failure;
-use crate::stores;
+use crate::{stores, workplace};
 
 /// What is copied as it is, from the state folder: files and whole folders.
 const AS_IT_IS: [&str; 5] = [clouds::SECRETS, keep::FOLDER, "releases", "dr/drills", "dr/drill-report.pub"];
@@ -31,7 +31,7 @@ const FILE_MAX: u64 = 512 << 20;
 /// Between two looks at a lock that another run holds.
 const LOOK: Duration = Duration::from_millis(500);
 /// The copy of a database of many gigabytes takes its time.
-const DATABASE_WITHIN: Duration = Duration::from_secs(3600);
+pub const DATABASE_WITHIN: Duration = Duration::from_secs(3600);
 
 /// What goes into a copy. The work folder goes with it.
 pub struct Gathered {
@@ -65,11 +65,8 @@ pub async fn gather(
     // Until everything that belongs together is taken.
     let lock = held(&*store, operator, patience).await.map_err(|error| state_failed(error, again, name))?;
     let state = running::state(again, name, folder).await?;
-    clear(folder);
-    let work = tempfile::Builder::new()
-        .prefix(&prefix())
-        .tempdir_in(folder)
-        .with_context(|| format!("make a folder in {folder}"))?;
+    // What a killed run left holds a database.
+    let work = workplace::make(folder, WORK, |_| false)?;
     let mut items = Vec::new();
     let mut lies_in = folder.to_owned();
     if stores::recorded(folder)?.is_some() {
@@ -90,7 +87,7 @@ pub async fn gather(
     let within = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
     let (mut dumps, mut missing, mut held) = (BTreeMap::new(), Vec::new(), Vec::new());
     for site in state.places().keys() {
-        let SiteCopy { files, database, dump: dumped, control, served, models: there } =
+        let SiteCopy { files, database, dump: dumped, control, base, served, models: there } =
             clouds::copied(folder, site).with_context(|| format!("look at site {site}"))?;
         held.extend(control);
         for file in files {
@@ -119,7 +116,12 @@ pub async fn gather(
             }
             (None, None) => None,
         };
-        if let Some((database, file)) = taken {
+        if let Some((mut database, file)) = taken {
+            if let Some(keeper) = base {
+                let (base, tar) = copied_base(site, &keeper, within).await?;
+                items.push(Item { path: base.member.clone(), content: Content::File(tar) });
+                database.base = Some(base);
+            }
             databases.insert(site.clone(), database);
             dumps.insert(site.clone(), file);
         }
@@ -146,7 +148,7 @@ pub async fn gather(
             let schema = databases[&primary].schema;
             prepare(&file).await.with_context(|| format!("make a database for site {site}"))?;
             let member = format!("databases/{site}.db");
-            databases.insert(site.clone(), Database { member, path, schema, keys: 0, usage: 0 });
+            databases.insert(site.clone(), Database { member, path, schema, keys: 0, usage: 0, base: None });
             dumps.insert(site, file);
         }
         for (site, file) in dumps.iter().filter(|(site, _)| **site != primary) {
@@ -203,23 +205,8 @@ fn holder(operator: &Operator) -> Holder {
     Holder { by, pid, host, since: Timestamp::now(), tool }
 }
 
-/// Folders of work say whose they are, so that those of the dead can be told.
-fn prefix() -> String {
-    format!("{WORK}{}-", std::process::id())
-}
-
+/// The folder of work, within the state's.
 const WORK: &str = ".backup-";
-
-/// Removes what killed runs left of their work: it holds a database.
-fn clear(folder: &Utf8Path) {
-    for entry in folder.read_dir_utf8().into_iter().flatten().flatten() {
-        let pid = entry.file_name().strip_prefix(WORK).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Utf8PathBuf::from(format!("/proc/{pid}")).exists()) {
-            // What cannot be removed now is tried again by the next run.
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-}
 
 /// A file, or a folder with all files in it; what is not there is left out.
 fn take(root: &Utf8Path, path: &Utf8Path, items: &mut Vec<Item>) -> Result<(), Failure> {
@@ -285,7 +272,19 @@ async fn dump(
         .await
         .with_context(|| format!("copy the database of site {site}"))?;
     let (schema, keys, usage) = (number(&said, "schema"), number(&said, "keys"), number(&said, "usage"));
-    Ok((Database { member: format!("databases/{site}.{ending}"), path, schema, keys, usage }, file))
+    Ok((Database { member: format!("databases/{site}.{ending}"), path, schema, keys, usage, base: None }, file))
+}
+
+/// The files of a PostgreSQL of our own, from which its archived log goes on.
+async fn copied_base(site: &SiteName, keeper: &Utf8Path, work: &Utf8Path) -> Result<(Base, Utf8PathBuf), Failure> {
+    let file = work.join(format!("{site}.base.tar"));
+    let program = std::env::current_exe().context("find this program")?;
+    let arguments = ["serve", "--role", "base", "--config", keeper.as_str(), "--out", file.as_str()];
+    let said = prove::child(program.as_ref(), &arguments, None, DATABASE_WITHIN).await;
+    let mut said = said.with_context(|| format!("copy the files of the PostgreSQL of site {site}"))?;
+    said["member"] = json!(format!("databases/{site}.base.tar"));
+    let base = serde_json::from_value(said).with_context(|| format!("read what was copied of site {site}"))?;
+    Ok((base, file))
 }
 
 /// An empty database of today's schema.

@@ -1,9 +1,12 @@
 //! `backup …` and `restore`: copies that bring a deployment back, and the proof that they do.
 
+mod archive;
+mod beside;
 mod create;
 mod gather;
 pub mod keep;
 mod key;
+mod moment;
 mod prove;
 mod restore;
 mod standing;
@@ -34,6 +37,7 @@ pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Resul
         Backup::Prune { keep } => create::prune(session, keep.as_deref(), console).await,
         Backup::Key(crate::backup_args::Key::Show) => key::show(session, console).await,
         Backup::Run(args) => create::run(args).await,
+        Backup::Archive(args) => archive::archive(args).await,
     }
 }
 
@@ -131,9 +135,21 @@ fn no_object_store(destination: Option<&str>) -> Result<(), Failure> {
 fn list(session: &Session, console: Console) -> Result<Success, Failure> {
     let (chosen, shelf, _) = its_shelf(session, console)?;
     let dumps = shelf.list().map_err(failed)?;
+    let mut parts = moment::Parts::default();
+    let ranges = moment::Range::all(&dumps, &mut parts)?;
+    let mut logs = Vec::new();
+    for log in shelf.logs().map_err(failed)? {
+        let names = parts.of(&log)?;
+        logs.push(json!({
+            "log": log.folder(), "system": log.system(), "parts": names.len(), "bytes": log.bytes(names),
+            "until": log.newest(names),
+        }));
+    }
     let document = json!({
         "environment": chosen.name, "folder": shelf.folder(),
         "backups": dumps.iter().map(document).collect::<Vec<_>>(),
+        "moments": ranges.iter().map(moment::Range::document).collect::<Vec<_>>(),
+        "logs": logs,
     });
     if dumps.is_empty() {
         let text = format!(
@@ -152,6 +168,14 @@ fn list(session: &Session, console: Console) -> Result<Success, Failure> {
         let sealed = facts.map_or("?", |facts| facts.sealed.as_str());
         let name = dump.file.file_name().unwrap_or_default();
         text.push_str(&format!("\n{name:<26} {made:<20} {:>9}  {sealed:<11} {}", size(dump.bytes), proof_text(dump)));
+    }
+    if !logs.is_empty() {
+        text.push_str("\n\nWITH THE ARCHIVED LOG");
+        ranges.iter().for_each(|range| text.push_str(&format!("\n{}", range.says())));
+        for log in &logs {
+            let (parts, bytes) = (&log["parts"], log["bytes"].as_u64().unwrap_or_default());
+            text.push_str(&format!("\n{}: {parts} parts, {}", log["log"].as_str().unwrap_or_default(), size(bytes)));
+        }
     }
     Ok(Success::new(text, document))
 }

@@ -1,13 +1,14 @@
 //! `backup verify`: a copy is read whole, restored beside, its server started on a socket and asked with its own key. Then all of it goes.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use textnlp_orchestrator::backup::{Dump, Manifest, Opener, Proof, Shelf, opened, unpack};
+use textnlp_orchestrator::backup::{Dump, Manifest, Opener, Proof, Shelf, listed, opened, unpack};
 use textnlp_orchestrator::environment::{API_KEY, SIGNING_KEY, names};
 use textnlp_orchestrator::state::{Folder, State};
 use textnlp_provider::{EnvironmentName, Lineage, Secret, SecretRef, SecretStore, SiteName};
@@ -16,7 +17,9 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use uuid::Uuid;
 
-use super::gather::STATE;
+use super::beside::{From, Postgres};
+use super::gather::{DATABASE_WITHIN, STATE};
+use super::moment::{self, Parts, Range};
 use super::{failed, its_shelf, opener};
 use crate::again::Again;
 use crate::backup_args::Verify;
@@ -24,6 +27,7 @@ use crate::clouds;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
+use crate::workplace;
 
 /// What the restored server is asked.
 const PROMPT: &str = "Mira walked to the harbour";
@@ -43,7 +47,7 @@ pub async fn verify(session: &Session, args: &Verify, console: Console) -> Resul
         Some(file) => session.here.join(file),
         None => newest(&shelf, &chosen.name, &session.again())?.file,
     };
-    let opener = opener(&args.opening, session, &chosen.folder).await?;
+    let opener = Arc::new(opener(&args.opening, session, &chosen.folder).await?);
     let progress = Progress::new(console);
     progress.doing("restores it beside and asks it");
     let proven = prove(&file, &opener, &chosen.folder, args.light).await;
@@ -69,14 +73,14 @@ fn newest(shelf: &Shelf, name: &EnvironmentName, again: &Again) -> Result<Dump, 
 
 /// Proves a copy and writes the proof beside it, also one that failed. An error is a copy that could not be opened or a machine that
 /// could not try.
-pub async fn prove(file: &Utf8Path, opener: &Opener, live: &Utf8Path, light: bool) -> Result<Proof, Failure> {
+pub async fn prove(file: &Utf8Path, opener: &Arc<Opener>, live: &Utf8Path, light: bool) -> Result<Proof, Failure> {
     let began = Instant::now();
     let (sha256, read) = {
         let work = workplace(live)?;
         let place = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
         let unpacked = tokio::task::block_in_place(|| open(file, opener, place));
         match unpacked {
-            Ok((sha256, manifest)) => (sha256, restored(place, &manifest, live, light).await),
+            Ok((sha256, manifest)) => (sha256, restored(file, opener, place, &manifest, live, light).await),
             // Nobody learns whether a copy is good by the wrong key.
             Err(failure) if !matches!(failure.code, "damaged") => return Err(failure),
             Err(failure) => (digest(file)?, Err(failure.error)),
@@ -104,32 +108,17 @@ fn digest(file: &Utf8Path) -> anyhow::Result<String> {
     Ok(crate::deployment::file_digest(file)?.trim_start_matches("sha256:").to_owned())
 }
 
-/// A private folder on the disk of the state; those of killed runs go.
+/// A private folder on the disk of the state.
 fn workplace(live: &Utf8Path) -> Result<tempfile::TempDir, Failure> {
     const PREFIX: &str = ".verify-";
     let parent = live.parent().unwrap_or(live);
     std::fs::create_dir_all(parent).with_context(|| format!("make {parent}"))?;
-    for entry in parent.read_dir_utf8().into_iter().flatten().flatten() {
-        let pid = entry.file_name().strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Utf8PathBuf::from(format!("/proc/{pid}")).exists()) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-    let made = tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir_in(parent);
-    Ok(made.with_context(|| format!("make a folder in {parent}"))?)
+    Ok(workplace::make(parent, PREFIX, |_| false)?)
 }
 
 /// Opens a copy into a folder and puts everything where a state has it: `FOLDER/state`. Says the copy's digest.
 pub fn open(file: &Utf8Path, opener: &Opener, folder: &Utf8Path) -> Result<(String, Manifest), Failure> {
-    let source = std::fs::File::open(file).map_err(|error| {
-        Failure::usage("no_such_file", anyhow::Error::new(error).context(format!("open {file}"))).hint(
-            "give the path of a file that `backup create` made; `backup list` of its environment says where they lie",
-        )
-    })?;
-    if !source.metadata().context("look at the file")?.is_file() {
-        return Err(Failure::usage("no_such_file", anyhow::anyhow!("{file} is not a file")));
-    }
-    let manifest = unpack(file, &mut *opened(file, source, opener).map_err(failed)?, folder).map_err(failed)?;
+    let manifest = unpack(file, &mut *opened(file, source(file)?, opener).map_err(failed)?, folder).map_err(failed)?;
     let sha256 = digest(file)?;
     for database in manifest.databases.values() {
         let to = folder.join(STATE).join(&database.path);
@@ -138,6 +127,23 @@ pub fn open(file: &Utf8Path, opener: &Opener, folder: &Utf8Path) -> Result<(Stri
         std::fs::rename(folder.join(&database.member), &to).with_context(|| format!("put {to}"))?;
     }
     Ok((sha256, manifest))
+}
+
+/// What a copy says of itself, without opening more than its beginning: of which deployment it is, and what is in it.
+pub fn list(file: &Utf8Path, opener: &Opener) -> Result<Manifest, Failure> {
+    listed(file, &mut *opened(file, source(file)?, opener).map_err(failed)?).map_err(failed)
+}
+
+fn source(file: &Utf8Path) -> Result<std::fs::File, Failure> {
+    let source = std::fs::File::open(file).map_err(|error| {
+        Failure::usage("no_such_file", anyhow::Error::new(error).context(format!("open {file}"))).hint(
+            "give the path of a file that `backup create` made; `backup list` of its environment says where they lie",
+        )
+    })?;
+    match source.metadata().context("look at the file")?.is_file() {
+        true => Ok(source),
+        false => Err(Failure::usage("no_such_file", anyhow::anyhow!("{file} is not a file"))),
+    }
 }
 
 /// Where the configuration of a site's first replica lies in a copy.
@@ -161,6 +167,8 @@ pub async fn state_of(folder: &Utf8Path, manifest: &Manifest) -> anyhow::Result<
 
 /// How far the proof went, and what was seen.
 async fn restored(
+    copy: &Utf8Path,
+    opener: &Arc<Opener>,
     place: &Utf8Path,
     manifest: &Manifest,
     live: &Utf8Path,
@@ -177,7 +185,8 @@ async fn restored(
         let file = folder.join(&database.path);
         let (settings, beside) = match file.extension() {
             Some("dump") => {
-                let beside = Postgres::start(site, &file, place).await.context("read the dump back beside")?;
+                let beside =
+                    Postgres::start(site, From::Dump(&file), place).await.context("read the dump back beside")?;
                 (beside.settings.clone(), Some(beside))
             }
             _ => (json!({ "url": format!("sqlite://{file}") }), None),
@@ -195,79 +204,63 @@ async fn restored(
         if let Some(beside) = beside {
             beside.stop().await;
         }
+        if let Some(base) = &database.base {
+            let range = Range::of(copy, site, base, &mut Parts::default()).map_err(|failure| failure.error)?;
+            let (asked, says) = logged(range, opener, at, live, light, &state).await?;
+            level = if asked { level } else { "keys" };
+            said.push(says);
+        }
     }
     Ok((level, said.join("; ")))
 }
 
-struct Restored<'a> {
-    site: &'a SiteName,
-    folder: &'a Utf8Path,
+/// Recovers a base as far as its log leads, and asks a server on it. Says whether it could be asked, and what was seen.
+async fn logged(
+    range: Range,
+    opener: &Arc<Opener>,
+    at: Restored<'_>,
+    live: &Utf8Path,
+    light: bool,
+    state: &State,
+) -> anyhow::Result<(bool, String)> {
+    let Restored { site, place, .. } = at;
+    let to = range.reach.until;
+    let (opened, damaged) = tokio::task::block_in_place(|| moment::open(&range, to, opener));
+    ensure!(damaged.is_empty(), "the log of site {site}: {}", damaged.join("; "));
+    let gap = range.reach.missing.as_ref().map(|missing| format!(", and no further: {missing} is missing"));
+    let tar = place.join(&range.base.member);
+    let from = From::Base { tar: &tar, base: &range.base, log: range.log, opener: opener.clone(), opened, to };
+    let beside = Postgres::start(site, from, place).await.context("recover the base and its log beside")?;
+    let at = Restored { settings: beside.settings.clone(), ..at };
+    let keys = at.keys(state).await.with_context(|| format!("check the keys of site {site} after its log"))?;
+    let asked = at.ask(live, &keys, light).await.with_context(|| format!("ask the recovered server of site {site}"))?;
+    beside.stop().await;
+    let reached = to.map_or("the base alone".to_owned(), |to| format!("base and log up to {}", moment::shown(to)));
+    let answered = if asked.is_ok() { ", and a server on it answered" } else { "" };
+    Ok((asked.is_ok(), format!("{reached} recovered{answered}{}", gap.unwrap_or_default())))
+}
+
+/// A restored database, and the state that it was restored with.
+pub struct Restored<'a> {
+    /// Of which site.
+    pub site: &'a SiteName,
+    /// The state.
+    pub folder: &'a Utf8Path,
     /// `database:` of a server that uses what was restored.
-    settings: Value,
-    place: &'a Utf8Path,
+    pub settings: Value,
+    /// A private folder for files of the proof.
+    pub place: &'a Utf8Path,
 }
 
-/// A PostgreSQL that a dump was read back into, beside everything.
-struct Postgres {
-    settings: Value,
-    keeper: tokio::process::Child,
-    _made: clouds::Beside,
-    _sockets: tempfile::TempDir,
-}
-
-impl Postgres {
-    async fn start(site: &SiteName, dump: &Utf8Path, place: &Utf8Path) -> anyhow::Result<Self> {
-        let work = place.join(format!("{site}-postgres"));
-        std::fs::create_dir_all(&work)?;
-        let made = {
-            let work = work.clone();
-            tokio::task::spawn_blocking(move || clouds::postgres_beside(&work)).await??
-        };
-        let sockets = tempfile::Builder::new().prefix("textnlp-verify-").tempdir()?;
-        let socket = Utf8Path::from_path(sockets.path()).context("temporary folders have UTF-8 names")?.join("p");
-        let password = work.join("password");
-        std::fs::write(&password, Uuid::new_v4().simple().to_string())?;
-        let config = work.join("keeper.yaml");
-        let text = json!({ "postgres": {
-            "listen": format!("unix:{socket}"), "programs": made.programs, "folder": made.folder, "user": made.user,
-            "port": 5432, "database": "textnlp", "password_file": password, "max_connections": 50, "dump": dump,
-        } });
-        std::fs::write(&config, text.to_string())?;
-        let log = std::fs::File::create(work.join("postgres.log"))?;
-        let mut keeper = Command::new(std::env::current_exe()?)
-            .args(["serve", "--role", "postgres", "--config", config.as_str()])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()?;
-        tokio::select! {
-            ready = ready(&socket) => ready?,
-            ended = keeper.wait() => bail!("{}: {}", ended?, last_words(&work.join("postgres.log"))),
-        }
-        let folder = made.folder.join("run").as_str().replace('/', "%2F");
-        let settings =
-            json!({ "url": format!("postgresql://textnlp@{folder}:5432/textnlp"), "password_file": password });
-        Ok(Self { settings, keeper, _made: made, _sockets: sockets })
-    }
-
-    /// Lets it end by itself, so that its folder is nobody's when it goes.
-    async fn stop(mut self) {
-        if let Some(pid) = self.keeper.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = tokio::time::timeout(KEYS_WITHIN, self.keeper.wait()).await;
-    }
-}
-
-struct Keys {
+/// What a restored server is asked with.
+pub struct Keys {
     api: Secret,
     jwt: Option<Utf8PathBuf>,
 }
 
 impl Restored<'_> {
     /// The restored secrets; the first key must be the one that the restored database knows.
-    async fn keys(&self, state: &State) -> anyhow::Result<Keys> {
+    pub async fn keys(&self, state: &State) -> anyhow::Result<Keys> {
         let secrets = clouds::secrets(self.folder);
         let reference = |site: &SiteName, name: &str| {
             let id = format!("{site}/{}/{name}", names::SECRETS);
@@ -295,6 +288,14 @@ impl Restored<'_> {
         ensure!(answer["changed"] == json!(false), "the database does not hold the digest of the restored key `{id}`");
         let jwt = reference(self.site, SIGNING_KEY).and_then(|jwt| secrets.file_of(&jwt).ok());
         Ok(Keys { api, jwt })
+    }
+
+    /// Dumps it, and says what is in it.
+    pub async fn dump(&self, to: &Utf8Path) -> anyhow::Result<Value> {
+        let config = self.place.join(format!("{}-dump.yaml", self.site));
+        std::fs::write(&config, chores(&self.settings))?;
+        let arguments = ["serve", "--role", "backup", "--config", config.as_str(), "--out", to.as_str()];
+        child(std::env::current_exe()?.as_ref(), &arguments, None, DATABASE_WITHIN).await
     }
 
     /// Starts the restored server and asks it. `Err` within says why that could not be tried.
@@ -385,13 +386,13 @@ impl Restored<'_> {
 }
 
 /// Waits until whoever listens there says that it is ready.
-async fn ready(socket: &Utf8Path) -> anyhow::Result<()> {
+pub async fn ready(socket: &Utf8Path, within: Duration) -> anyhow::Result<()> {
     let began = Instant::now();
     loop {
         match exchange(socket, "GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".as_bytes()).await {
             Ok((200, _)) => return Ok(()),
             Ok((_, body)) if body.contains("\"status\":\"failing\"") => bail!("it cannot serve: {body}"),
-            _ if began.elapsed() > READY_WITHIN => bail!("it was not ready within {} s", READY_WITHIN.as_secs()),
+            _ if began.elapsed() > within => bail!("it was not ready within {} s", within.as_secs()),
             _ => tokio::time::sleep(LOOK).await,
         }
     }
@@ -399,7 +400,7 @@ async fn ready(socket: &Utf8Path) -> anyhow::Result<()> {
 
 /// Waits until the server is ready, then has it write with the restored key.
 async fn answer(socket: &Utf8Path, key: &Secret) -> anyhow::Result<()> {
-    ready(socket).await?;
+    ready(socket, READY_WITHIN).await?;
     let body = json!({ "prompt": PROMPT, "max_tokens": 8, "temperature": 0.0 }).to_string();
     let mut request = format!(
         "POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\

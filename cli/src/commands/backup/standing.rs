@@ -11,7 +11,7 @@ use textnlp_orchestrator::backup::Dump;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::{EnvironmentName, Lineage};
 
-use super::{keep, shelf};
+use super::{archive, keep, moment, shelf};
 use crate::again::Again;
 use crate::report::Failure;
 
@@ -90,7 +90,12 @@ pub fn warning(
     };
     let ours: Vec<&Dump> =
         dumps.iter().filter(|dump| dump.facts.as_ref().is_some_and(|facts| facts.lineage == lineage)).collect();
-    let lines = lines(again, name, &facts, &standing, &ours);
+    let mut lines = lines(again, name, &facts, &standing, &ours);
+    let archived =
+        settings.point_in_time.map(|behind| archived(again, name, folder, lineage, behind.0, &ours, destination));
+    if let Some(archived) = &archived {
+        lines.extend(archived.lines.iter().cloned());
+    }
     let at = |dump: Option<&&Dump>| dump.and_then(|dump| dump.facts.as_ref()).map(|facts| facts.at);
     let document = json!({
         "enabled": settings.enabled,
@@ -98,9 +103,60 @@ pub fn warning(
         "newest": at(ours.first()),
         "newest_verified": at(ours.iter().find(|dump| dump.is_proven())),
         "key_shown": standing.key_shown,
+        "archive": archived.map(|archived| archived.document),
         "warnings": lines,
     });
     Warning { lines, document }
+}
+
+/// How the archived log stands: how far it goes, and what is wrong with it.
+fn archived(
+    again: &Again,
+    name: &EnvironmentName,
+    folder: &Utf8Path,
+    lineage: Lineage,
+    behind: Duration,
+    ours: &[&Dump],
+    destination: Option<&str>,
+) -> Warning {
+    let mut lines = Vec::new();
+    let logs = shelf(name, folder, destination).logs().unwrap_or_default();
+    let logs = logs.into_iter().filter(|log| log.header().is_some_and(|header| header.lineage == lineage));
+    let mut parts = moment::Parts::default();
+    let until = logs.filter_map(|log| log.newest(parts.of(&log).ok()?)).max();
+    let trouble = archive::trouble(folder);
+    let up_to = until.map_or(String::new(), |until| format!(" after {}", moment::shown(until)));
+    // Ended, handed over and sealed: each takes its time.
+    let slack = behind.saturating_mul(2).saturating_add(Duration::from_secs(60));
+    if let Some(trouble) = &trouble {
+        lines.push(format!("the log of {name}'s database is NOT archived{up_to}: {}", trouble.says));
+    } else if is_silent(until, put_up(folder), slack, Timestamp::now()) {
+        let ever = if until.is_some() { "was" } else { "was ever" };
+        lines.push(format!("nothing of the log of {name}'s database {ever} archived{up_to}: is it up?"));
+    }
+    let newest = moment::Range::newest(ours, &mut parts).ok().flatten();
+    if let Some(missing) = newest.as_ref().and_then(|range| range.reach.missing.as_ref()) {
+        let next = again.command("backup create", name);
+        lines.push(format!(
+            "the archived log of {name} has a gap: {missing} is missing; from a new backup on it is whole: {next}"
+        ));
+    }
+    let document = json!({
+        "until": until, "base": newest.as_ref().map(|range| range.base.from),
+        "moments": newest.as_ref().map(moment::Range::document), "trouble": trouble,
+    });
+    Warning { lines, document }
+}
+
+/// Whether nothing was archived for too long: since the last part, or, where there never was one, since the environment was put up as it is.
+fn is_silent(until: Option<Timestamp>, put_up: Option<Timestamp>, slack: Duration, now: Timestamp) -> bool {
+    until.or(put_up).is_some_and(|since| now.duration_since(since).unsigned_abs() > slack)
+}
+
+/// When what the environment says now was put up: `up` writes that down at its end.
+fn put_up(folder: &Utf8Path) -> Option<Timestamp> {
+    let written = std::fs::metadata(keep::whole(folder)).and_then(|found| found.modified()).ok()?;
+    Timestamp::try_from(written).ok()
 }
 
 struct Facts {
@@ -166,6 +222,7 @@ mod tests {
             models: false,
             scheduled: true,
             tool: "t".into(),
+            bases: Default::default(),
         };
         let proof = proven.map(|ok| Proof {
             format: 1,
@@ -178,6 +235,18 @@ mod tests {
             milliseconds: 1,
         });
         Dump { file: "f".into(), bytes: 1, facts: Some(facts), proof }
+    }
+
+    #[test]
+    fn a_log_that_never_came_is_told_like_one_that_stopped() {
+        let at = |text: &str| -> Timestamp { format!("2026-11-20T{text}Z").parse().unwrap() };
+        let is_silent = |until: Option<&str>, put_up: Option<&str>| {
+            super::is_silent(until.map(at), put_up.map(at), Duration::from_secs(120), at("12:00:00"))
+        };
+        assert!(is_silent(Some("11:50:00"), Some("10:00:00")) && !is_silent(Some("11:59:00"), Some("10:00:00")));
+        assert!(is_silent(None, Some("11:50:00")), "point_in_time is on, and nothing ever came");
+        assert!(!is_silent(None, Some("11:59:00")), "it was put up just now");
+        assert!(!is_silent(None, None), "it was never put up");
     }
 
     #[test]

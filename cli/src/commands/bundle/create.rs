@@ -7,8 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use serde_yaml::Value;
 use textnlp_bundle::recipe::{self, Ingredients, ModelFolder, ProgramFile};
-use textnlp_bundle::{elf, pack};
-use textnlp_models::{Digest, FetchOptions, Model, Source, Store};
+use textnlp_bundle::{Inputs, Manifest, elf, pack};
+use textnlp_models::{Cut, Digest, FetchOptions, Model, Source, Store};
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::environment::{Loaded, Origin};
 
@@ -31,7 +31,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         );
     }
     let programs = programs(args)?;
-    let (models, held) = models(session, args, &environments, &progress).await?;
+    let (store, models, held) = models(session, args, &environments, &progress).await?;
     let digests: BTreeMap<&str, Digest> = models.iter().map(|m| (m.name.as_str(), m.manifest.digest)).collect();
     let texts = environments.iter().map(|e| Ok((e.environment.environment.to_string(), sealed(e, &digests)?)));
     let texts = texts.collect::<Result<Vec<_>, Failure>>()?;
@@ -58,6 +58,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
         failure.error = failure.error.context(format!("{} is not made", args.out));
         failure
     })?;
+    keep_chunks(&store, &inputs, &packed.manifest);
     // Models may be removed from the cache from here on.
     drop(held);
     let signed = match &args.sign_key {
@@ -184,13 +185,13 @@ fn programs(args: &Create) -> Result<Vec<ProgramFile>, Failure> {
     Ok(programs)
 }
 
-/// Every model of every environment, and those of `--model`, from the cache or their sources; the second value keeps them in the cache.
+/// Every model of every environment, and those of `--model`, from the cache or their sources; the last value keeps them in the cache.
 async fn models(
     session: &Session,
     args: &Create,
     environments: &[Loaded],
     progress: &Progress,
-) -> Result<(Vec<ModelFolder>, Vec<Model>), Failure> {
+) -> Result<(Store, Vec<ModelFolder>, Vec<Model>), Failure> {
     let mut wanted: BTreeMap<String, (String, Option<String>)> = BTreeMap::new();
     for loaded in environments {
         for model in &loaded.environment.models {
@@ -237,10 +238,23 @@ async fn models(
         if let Some(path) = manifest.source.strip_prefix("file:") {
             manifest.source = format!("file:{}", Utf8Path::new(path).file_name().unwrap_or(path));
         }
-        folders.push(ModelFolder { name, path: model.dir.clone(), manifest });
+        let lists = model.manifest.files.iter().filter_map(|f| Some((f.name.clone(), store.chunks(&f.digest)?)));
+        folders.push(ModelFolder { name, path: model.dir.clone(), manifest, recorded: lists.collect() });
         held.push(model);
     }
-    Ok((folders, held))
+    Ok((store, folders, held))
+}
+
+/// Keeps the chunks of weights beside them in the cache, where that has none yet: the next bundle hashes them once. The bundle is made,
+/// whether this succeeds or not.
+fn keep_chunks(store: &Store, inputs: &Inputs, made: &Manifest) {
+    for file in made.files.iter().filter(|file| !inputs.recorded.contains_key(&file.path)) {
+        let weights = file.path.ends_with(".safetensors") || file.path.ends_with(".gguf");
+        if weights && inputs.promised.get(&file.path) == Some(&file.digest) {
+            let cuts: Vec<Cut> = file.chunks.iter().map(|chunk| (chunk.size, chunk.digest)).collect();
+            let _ = store.keep_chunks(&file.digest, &cuts);
+        }
+    }
 }
 
 /// Refuses a place that nothing can be written to before hours of work.

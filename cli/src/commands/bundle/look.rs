@@ -22,7 +22,7 @@ pub fn verify(args: &Verify, console: Console) -> Result<Success, Failure> {
     let mut bundle = open(&args.bundle)?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
-    let found = drive(&progress, &stop, |drive| bundle.verify(&VerifyOptions { whole_files: false, drive }));
+    let found = drive(&progress, &stop, |drive| bundle.verify(&VerifyOptions { whole_files: true, drive }));
     progress.finish();
     let found = found.map_err(failed)?;
     if !found.is_whole() {

@@ -2,9 +2,9 @@
 
 use anyhow::Context;
 use camino::Utf8Path;
-use textnlp_bundle::manifest::Item;
+use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::oci::{self, Image, Platform, Reference, image, layout, registry};
-use textnlp_bundle::recipe::{IMAGES, Ingredients};
+use textnlp_bundle::recipe::{IMAGES, Ingredients, list_path};
 use textnlp_bundle::scan::{self, Unsealed};
 use textnlp_bundle::{Content, Input, sbom};
 use textnlp_models::FetchOptions;
@@ -111,38 +111,48 @@ fn items(images: &[Image]) -> Vec<Item> {
 
 /// What everything is made of, as CycloneDX, and the advisories for scans on the other side.
 fn lists(args: &Create, ingredients: &mut Ingredients) -> Result<(), Failure> {
-    let (version, epoch) = (ingredients.version.clone(), ingredients.epoch);
-    let subject = |name: &str| sbom::Subject { name: name.to_owned(), version: version.clone(), epoch };
+    let own = sbom::Subject {
+        name: "textnlp-deploy".to_owned(),
+        version: ingredients.version.clone(),
+        epoch: Some(ingredients.epoch),
+    };
+    // What did not change keeps its list: nothing of the release or of the day is in it.
+    let subject = |name: &str, version: Option<&str>, digest: &str| {
+        let version = version.unwrap_or(digest).to_owned();
+        sbom::Subject { name: name.to_owned(), version, epoch: None }
+    };
     let lock = sbom::Lock::parse(LOCK).map_err(|why| anyhow::anyhow!("read this program's Cargo.lock: {why}"))?;
-    let mut found = vec![("program".to_owned(), sbom::program(&subject("textnlp-deploy"), &lock, "textnlp-deploy"))];
+    let program = list_path(ItemKind::Program, "textnlp-deploy", None);
+    let mut found = vec![(program, sbom::program(&own, &lock, "textnlp-deploy"))];
     let (images, unread) = scan::image::images(&Unsealed(&ingredients.files), IMAGES, scan::image::Limits::default());
     if let (Some((what, why)), false) = (unread.first(), ingredients.images.is_empty()) {
         let error = anyhow::anyhow!("{what}: {why}").context("list what the images are made of");
         return Err(Failure::new(Exit::Failed, "image", error));
     }
     for image in &images {
-        let plain: String =
-            image.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-        let name = format!("image-{plain}");
-        let twice = found.iter().filter(|(there, _)| there.starts_with(&name)).count();
-        let name = if twice == 0 { name } else { format!("{name}-{}", twice + 1) };
-        found.push((name, sbom::image(&subject(&image.name), image)));
+        let same = |item: &&Item| item.digest.to_string() == image.digest && item.platform == image.platform;
+        for item in ingredients.images.iter().filter(same) {
+            let path = list_path(ItemKind::Image, &item.name, item.platform.as_deref());
+            if found.iter().all(|(there, _)| *there != path) {
+                let subject = subject(&image.name, item.version.as_deref(), &image.digest);
+                found.push((path, sbom::image(&subject, image)));
+            }
+        }
     }
-    let models: Vec<sbom::Model> = ingredients
-        .models
-        .iter()
-        .map(|model| sbom::Model {
+    for model in &ingredients.models {
+        let of = sbom::Model {
             name: model.name.clone(),
             version: model.manifest.revision.clone(),
             digest: model.manifest.digest,
             license: model.manifest.license.clone(),
             source: Some(model.manifest.source.clone()),
             architecture: textnlp_models::inspect(&model.path).ok().map(|summary| summary.family.to_string()),
-        })
-        .collect();
-    found.push(("models".to_owned(), sbom::models(&subject("models"), &models)));
-    for (name, list) in found {
-        document(ingredients, format!("sbom/{name}.cdx.json"), list.to_bytes());
+        };
+        let subject = subject(&model.name, of.version.as_deref(), &of.digest.to_string());
+        found.push((list_path(ItemKind::Model, &model.name, None), sbom::models(&subject, &[of])));
+    }
+    for (path, list) in found {
+        document(ingredients, path, list.to_bytes());
     }
     if let Some(folder) = &args.advisories {
         let database = scan::Database::from_folder(folder).map_err(super::scan::failed)?;

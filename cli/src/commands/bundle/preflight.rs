@@ -93,8 +93,16 @@ async fn of_environment(
     // A folder that nobody else could have made: an install is often run as root.
     let folder = tempfile::tempdir().context("look at the bundle's environment")?;
     let there = Utf8Path::from_path(folder.path()).context("the temporary folder's path is not UTF-8")?;
-    let written = there.join(format!("{name}.yaml"));
-    std::fs::write(&written, placed).with_context(|| format!("write {written}"))?;
+    let own = there.join(format!("{name}.yaml"));
+    let kept = root.join("environments").join(format!("{name}.yaml"));
+    // The settings that an earlier install wrote stand over those of the bundle, as they will for `up`.
+    let bundled = if kept.is_file() {
+        std::fs::copy(&kept, &own).with_context(|| format!("copy {kept}"))?;
+        there.join(format!("bundle-{name}.yaml"))
+    } else {
+        own
+    };
+    std::fs::write(&bundled, placed).with_context(|| format!("write {bundled}"))?;
     let mut global = session.global.clone();
     (global.env, global.file) = (Some(name.to_owned()), None);
     global.state_dir = Some(root.join(".textnlp"));

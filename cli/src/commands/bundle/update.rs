@@ -40,7 +40,10 @@ fn create(
         Failure::usage("other_kind", anyhow::anyhow!("{from} is an update itself"))
             .hint("--from is the whole bundle that the site has")
     })?;
-    let scope = scope(&target.manifest().items, only)?;
+    let gone =
+        contents.items.iter().filter(|item| target.manifest().items.iter().all(|there| there.key() != item.key()));
+    let items: Vec<&Item> = target.manifest().items.iter().chain(gone).collect();
+    let scope = scope(&items, only)?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let made =
@@ -64,15 +67,15 @@ fn create(
     ))
 }
 
-/// The items that are meant, by `kind/name`.
-fn scope(items: &[Item], only: &[String]) -> Result<Scope, Failure> {
+/// The items that are meant, by `kind/name`; also those that the target has no more.
+fn scope(items: &[&Item], only: &[String]) -> Result<Scope, Failure> {
     if only.is_empty() {
         return Ok(Scope::Everything);
     }
-    let called = |item: &Item| format!("{}/{}", item.kind, item.name);
+    let called = |item: &&Item| format!("{}/{}", item.kind, item.name);
     let mut keys = Vec::new();
     for wanted in only {
-        let found: Vec<_> = items.iter().filter(|item| called(item) == *wanted).map(Item::key).collect();
+        let found: Vec<_> = items.iter().filter(|item| called(item) == *wanted).map(|item| item.key()).collect();
         if found.is_empty() {
             let there: Vec<String> = items.iter().map(called).collect();
             return Err(Failure::usage("no_such_item", anyhow::anyhow!("the bundle has no `{wanted}`"))

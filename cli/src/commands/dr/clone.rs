@@ -11,7 +11,6 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use textnlp_orchestrator::backup::Content;
 use textnlp_orchestrator::dr::picture::Picture;
-use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::road::Ask;
 use textnlp_orchestrator::state::LineageFile;
@@ -27,6 +26,7 @@ use crate::commands::{down, up};
 use crate::deployment::{Deployment, operator};
 use crate::report::{Console, Failure};
 use crate::session::Session;
+use crate::workplace;
 
 /// Beside the states of the environments: no environment has such a name.
 const FOLDER: &str = ".drill-clone-";
@@ -106,7 +106,7 @@ impl Cloned {
         let text = written(&chosen.loaded.to_yaml(false))?;
         std::fs::write(&file, text).with_context(|| format!("write {file}"))?;
         let deployment = Deployment::wanted(&self.session, self.session.load_to_run(quiet())?, quiet()).await?;
-        let arrival = up::go(&deployment, Ask { purpose: Purpose::Up, delete_data: false }, None, quiet()).await?;
+        let arrival = up::go(&deployment, Ask::UP, None, None, quiet()).await?;
         if !arrival.is_complete() {
             return Err(up::incomplete(&arrival, "up", &self.session, &chosen.name));
         }
@@ -127,6 +127,13 @@ impl Cloned {
         for (site, database) in &manifest.databases {
             let dump = items.iter().find(|item| item.path == database.member);
             let Some(Content::File(dump)) = dump.map(|item| &item.content) else { continue };
+            if Utf8Path::new(&database.path).extension() == Some("dump") {
+                // The server that the clone makes is filled from it, as after a restore; the other sites copy that one.
+                let to = state.join(&database.path);
+                to.parent().map_or(Ok(()), private)?;
+                std::fs::copy(dump, &to).with_context(|| format!("write {to}"))?;
+                continue;
+            }
             clouds::seed(&chosen.folder, state, site, lineage, dump)
                 .with_context(|| format!("put the data of site {site} into the clone"))?;
         }
@@ -162,14 +169,14 @@ impl Cloned {
     }
 }
 
-/// Removes the clones of drills that were killed.
+/// The clones of drills that were killed, in the folder that holds the states.
+pub(super) fn left(parent: &Utf8Path) -> Vec<Utf8PathBuf> {
+    workplace::left(parent, FOLDER)
+}
+
+/// Removes them.
 async fn remove_left(parent: &Utf8Path, session: &Session) -> Result<(), Failure> {
-    for entry in parent.read_dir_utf8().into_iter().flatten().flatten() {
-        let pid = entry.file_name().strip_prefix(FOLDER).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_none_or(|pid| Utf8PathBuf::from(format!("/proc/{pid}")).exists()) {
-            continue;
-        }
-        let root = entry.path().to_owned();
+    for root in left(parent) {
         let names = root.read_dir_utf8().into_iter().flatten().flatten();
         let state =
             names.filter(|entry| entry.path().join(clouds::EXPIRES).is_file()).map(|e| e.file_name().to_owned());
@@ -256,7 +263,8 @@ fn written(text: &str) -> Result<String, Failure> {
         (site["port"], site["metrics_port"]) = (next(), next());
     }
     (tree["traffic"]["port"], tree["traffic"]["metrics_port"]) = (next(), next());
-    tree["backup"]["enabled"] = json!(false);
+    // Without copies there is nothing that a log could go on from.
+    (tree["backup"]["enabled"], tree["backup"]["point_in_time"]) = (json!(false), Value::Null);
     tree["dr"]["drill"] = json!("live");
     if let Some(tree) = tree.as_object_mut() {
         tree.remove("dns");
@@ -275,6 +283,19 @@ fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_clones_of_drills_that_died_are_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let parent = Utf8Path::from_path(folder.path()).unwrap();
+        // No process has a number that is higher than the kernel gives out.
+        let (dead, alive) = (format!("{FOLDER}4194305-a"), format!("{FOLDER}{}-b", std::process::id()));
+        for name in [&dead, &alive, "staging", ".drill-clone-odd", ".drill-clone-"] {
+            std::fs::create_dir(parent.join(name)).unwrap();
+        }
+        assert_eq!(left(parent), [parent.join(&dead)]);
+        assert!(left(&parent.join("nothing")).is_empty());
+    }
 
     #[test]
     fn a_clone_has_ports_of_its_own_and_reaches_nothing_outside() {

@@ -31,12 +31,20 @@ pub async fn failback(session: &Session, args: &Failback, console: Console) -> R
 fn done(sites: &Sites, shifted: &Shifted) -> Success {
     let how = match shifted.way {
         Way::Already => format!("{} is primary already (epoch {}); nothing was changed", shifted.to, shifted.epoch),
+        Way::Handover if shifted.unsent => format!(
+            "{} handed over to {}: epoch {}. Its database did nothing any more: usage that it had not sent is lost",
+            shifted.from, shifted.to, shifted.epoch
+        ),
         Way::Handover => {
             format!("{} handed over to {}: epoch {}, nothing lost", shifted.from, shifted.to, shifted.epoch)
         }
         Way::Claim => format!(
-            "{} took the place of {}, which is gone: epoch {}. What two sites had acknowledged is there; usage that {} had not shipped comes when it is back",
-            shifted.to, shifted.from, shifted.epoch, shifted.from
+            "{} took the place of {}, which is gone: epoch {}. What two sites had acknowledged is there; usage that {} had not {}",
+            shifted.to,
+            shifted.from,
+            shifted.epoch,
+            shifted.from,
+            if shifted.unsent { "sent is lost" } else { "shipped comes when it is back" }
         ),
     };
     let undo = (shifted.way != Way::Already).then(|| sites.command(&format!("dr failover --to {}", shifted.from)));
@@ -59,7 +67,7 @@ fn refused(refusal: Refusal, sites: &Sites) -> Failure {
             "site_not_there",
             format!("bring it back ({}), or choose another: {look}", sites.command("up")),
         ),
-        Refusal::NotMember { .. } | Refusal::Behind { .. } => (
+        Refusal::NotMember { .. } | Refusal::NotFit { .. } | Refusal::Behind { .. } => (
             Exit::Refused,
             "not_caught_up",
             format!("choose a site that is in sync, or wait until this one is: {look}"),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::dr::picture::{Line, Picture};
 use textnlp_orchestrator::dr::shift;
 
-use super::Sites;
+use super::{Sites, clone};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
 use crate::signals;
@@ -75,6 +75,16 @@ async fn look(sites: &Sites, console: Console) -> Look {
             word("at")
         ));
     }
+    let states = sites.chosen.folder.parent();
+    let clones: Vec<_> = states.map(clone::left).unwrap_or_default();
+    // Other environments may have states beside this one: only its own clones are its own business.
+    let clones: Vec<_> = clones.into_iter().filter(|root| root.join(name.as_str()).exists()).collect();
+    for root in &clones {
+        warnings.push(format!(
+            "a drill was killed and left its clone in {root}; its programs end by themselves, and the next {} removes it",
+            sites.command("dr drill")
+        ));
+    }
     let (primary, epoch) = (picture.primary(), picture.epoch());
     let home = &sites.everybody.home;
     let shown = primary.as_deref().unwrap_or("nobody");
@@ -125,7 +135,7 @@ async fn look(sites: &Sites, console: Console) -> Look {
     let well = warnings.is_empty();
     let document = json!({
         "environment": name, "ready": well, "epoch": epoch, "primary": primary, "home": home, "members": picture.members(),
-        "max_lag_ms": sites.max_lag_ms, "sites": lines, "witness": witness, "warnings": warnings, "unfinished": open,
+        "max_lag_ms": sites.max_lag_ms, "sites": lines, "witness": witness, "warnings": warnings, "unfinished": open, "clones_left": clones,
     });
     Look { text, steady, document, well }
 }

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::event::Quiet;
 use textnlp_orchestrator::import::forget;
-use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::road::{self, Ask};
 use textnlp_orchestrator::state::{Holder, Remedy, State, check, mend, moved_away, transfer};
 use textnlp_orchestrator::status::{self, Standing};
@@ -182,9 +181,8 @@ async fn rebind(session: &Session, site: &str, console: Console) -> Result<Succe
         return Ok(Success::new(text, json!({ "environment": name, "site": site, "place": is })));
     }
     // Objects that the new place shows under their recorded ids are the same objects: nothing moves but the name of the place.
-    let facts = road::read(&deployment.road(&Quiet), &state, Ask { purpose: Purpose::Up, delete_data: false })
-        .await
-        .map_err(|e| road_failed(e, session, name))?;
+    let facts =
+        road::read(&deployment.road(&Quiet), &state, Ask::UP).await.map_err(|e| road_failed(e, session, name))?;
     let here = facts.sites.get(&site);
     let missing: Vec<String> = here
         .into_iter()
@@ -222,9 +220,8 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
     let failed = |error| state_failed(error, &session.again(), name);
     let resources: Vec<_> = resources.iter().map(|text| resource_id(session, text)).collect::<Result<_, _>>()?;
     let state = deployment.state().await?;
-    let facts = road::read(&deployment.road(&Quiet), &state, Ask { purpose: Purpose::Up, delete_data: false })
-        .await
-        .map_err(|e| road_failed(e, session, name))?;
+    let facts =
+        road::read(&deployment.road(&Quiet), &state, Ask::UP).await.map_err(|e| road_failed(e, session, name))?;
     let standing = status::status(&facts, state.places()).resources;
     let mut text = String::new();
     let mut removed = Vec::new();

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use textnlp_provider::told;
 use tokio::time::Instant;
 
 use super::super::fault::Fault;
 use super::super::journal::{Action, Is, Journal, WHOLE, begun, unfinished};
 use super::super::ledger::prefix;
 use super::super::picture::Picture;
-use super::super::{shift, told};
+use super::super::shift;
 use super::{DrillError, LOOK_EVERY, Order, RECOVERED_WITHIN, Stage, pause, until};
 
 /// What was found before anything was changed.

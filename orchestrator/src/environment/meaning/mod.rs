@@ -1,5 +1,6 @@
 //! What the schema cannot say: whether the values of an environment make sense together.
 
+mod alerts;
 mod names;
 mod providers;
 mod recovery;
@@ -78,6 +79,7 @@ pub(crate) fn check(environment: &Environment, tree: &Node, catalogue: &Catalogu
     meaning.ports();
     meaning.models();
     meaning.server();
+    meaning.receivers();
     meaning.stores();
     meaning.tls();
     meaning.scaling();
@@ -128,6 +130,7 @@ impl Meaning<'_> {
             if let Some(host) = site.host.as_deref() {
                 self.host(&format!("sites[{i}].host"), host);
             }
+            self.cluster_access(i, site);
             if site.region.is_empty() || site.region.chars().any(|c| c.is_whitespace() || c.is_control()) {
                 self.error(
                     &format!("sites[{i}].region"),
@@ -148,6 +151,33 @@ impl Meaning<'_> {
         if primaries != 1 {
             let fix = "give exactly one site `role: primary` and the others `secondary` or `standby`";
             self.error("sites", format!("{primaries} sites are primary"), fix);
+        }
+    }
+
+    /// What is said of a cluster has a meaning where programs run in one.
+    fn cluster_access(&mut self, i: usize, site: &SiteSettings) {
+        let access = &site.cluster;
+        let fields = [
+            ("kubeconfig", &access.kubeconfig),
+            ("context", &access.context),
+            ("image", &access.image),
+            ("address", &access.address),
+        ];
+        for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value.as_deref()?))) {
+            let path = format!("sites[{i}].cluster.{field}");
+            if site.runtime != "kubernetes" {
+                let cause = format!("the site runs by `{}`, in no cluster", cut(&site.runtime));
+                self.error(&path, cause, "remove it, or write `runtime: kubernetes`");
+            } else if value.is_empty() || value.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                self.error(&path, "it is empty or has blanks in it", "write it without blanks, or leave it out");
+            }
+        }
+        if let Some(address) = &access.address
+            && (access.host().is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
+        {
+            let cause = format!("`{}` is not where a service is reached", cut(address));
+            let fix = "write `https://HOST` or `https://HOST:PORT`, without a path";
+            self.error(&format!("sites[{i}].cluster.address"), cause, fix);
         }
     }
 

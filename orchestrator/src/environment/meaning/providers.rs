@@ -95,6 +95,13 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
     let (rollout, traffic, monitoring) =
         (Rollout::default(), TrafficSettings::default(), MonitoringSettings::default());
     let changed = |value: Span, usual: Span| if value == usual { NOTHING.to_owned() } else { value.to_string() };
+    // Rules of a monitoring beside the service know every limit; a supervisor that tells receivers does not measure answers.
+    let ruled = e.monitoring.stack;
+    let told = ruled || !e.monitoring.receivers.is_empty();
+    let limits = &e.monitoring.alerts;
+    let latency = changed(limits.latency, monitoring.alerts.latency);
+    let errors = Some(limits.error_rate).filter(|share| *share != monitoring.alerts.error_rate);
+    let errors = text(&errors.map(|share| share.to_string()));
     let health_path = Some(e.traffic.health_path.clone()).filter(|path| *path != traffic.health_path);
     let hosted =
         |kind: &str, hosting: Option<Hosting>| hosting.map_or_else(|| kind.to_owned(), |h| format!("{kind}/{h}"));
@@ -123,10 +130,14 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("backup.destination", kept_in(&e.backup).to_owned()),
         ("replication.database.mode", e.replication.database.mode.to_string()),
         ("monitoring.retention", changed(e.monitoring.retention, monitoring.retention)),
-        ("monitoring.alerts", list(alerts(&e.monitoring.alerts))),
-        ("monitoring.receivers", list(e.monitoring.receivers.keys().cloned().collect())),
+        // A limit says when somebody is told, and nobody is.
+        ("monitoring.alerts", if told { NOTHING.to_owned() } else { list(alerts(&e.monitoring.alerts)) }),
+        ("monitoring.alerts.latency", if told && !ruled { latency } else { NOTHING.to_owned() }),
+        ("monitoring.alerts.error_rate", if told && !ruled { errors } else { NOTHING.to_owned() }),
         ("scaling.max", grown.map_or_else(|| NOTHING.to_owned(), |max| max.to_string())),
         ("cluster.version", text(&e.cluster.version)),
+        ("cluster.restricted", e.cluster.restricted.to_string()),
+        ("network.private_ca", text(&e.network.private_ca)),
         ("cluster.max_nodes", nodes.to_string()),
         ("cache.max_size", cache),
         ("storage.archive_after", text(&e.storage.archive_after.map(|after| after.to_string()))),

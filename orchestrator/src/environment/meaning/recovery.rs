@@ -18,6 +18,10 @@ const SHIPPED: Duration = Duration::from_secs(1);
 const FASTEST_LOOK: Duration = Duration::from_millis(100);
 /// What the watch takes at most.
 const SLOWEST_LOOK: Duration = Duration::from_secs(600);
+/// Each part of a PostgreSQL's log takes 16 MB of the database's disk until it is archived.
+const LOG_FASTEST: Duration = Duration::from_secs(5);
+/// More than an hour is what daily copies with SQLite are for.
+const LOG_SLOWEST: Duration = Duration::from_secs(3600);
 
 impl Meaning<'_> {
     pub(super) fn traffic(&mut self) {
@@ -177,6 +181,25 @@ impl Meaning<'_> {
         if backup.enabled && backup.every.as_seconds() < 60 {
             self.error("backup.every", "copies would follow one another without a pause", "write at least `1m`");
         }
+        if let Some(behind) = backup.point_in_time {
+            if e.database_hosting() != Some(Hosting::Cluster) || e.database.existing.is_some() {
+                let cause = "only the log of a PostgreSQL of our own can be archived";
+                self.error("backup.point_in_time", cause, "write `database: { kind: postgres }`, or remove it");
+            } else if e.shares_database() {
+                let cause = "the log of a PostgreSQL that sites share is not archived yet";
+                self.error("backup.point_in_time", cause, "remove it: copies are made, and every site has the data");
+            } else if !backup.enabled {
+                let cause = "a log is of no use without the copies that it begins at";
+                self.error("backup.point_in_time", cause, "write `backup.enabled: true`, or remove it");
+            }
+            if behind.0 < LOG_FASTEST {
+                let cause = format!("every {behind} a part of 16 MB is ended, however little is in it");
+                self.error("backup.point_in_time", cause, format!("write at least `{}`", Span(LOG_FASTEST)));
+            } else if behind.0 > LOG_SLOWEST {
+                let cause = format!("as much as {behind} would be lost with the disk");
+                self.error("backup.point_in_time", cause, format!("write at most `{}`", Span(LOG_SLOWEST)));
+            }
+        }
         for (number, recipient) in backup.recipients.iter().enumerate() {
             if recipient.parse::<crate::backup::Recipient>().is_err() {
                 let cause = format!("`{}` is no public key", cut(recipient));
@@ -265,10 +288,6 @@ impl Meaning<'_> {
         if e.tls.mode == TlsMode::Existing {
             let cause = "the front trusts each site by the authority of its own that we make";
             self.say(Severity::Refusal, "tls.mode", cause, "write `tls: { mode: local-ca }`");
-        }
-        if e.database.kind != DatabaseKind::Sqlite {
-            let cause = "control data is replicated between sites that keep it in SQLite";
-            self.say(Severity::Refusal, "database.kind", cause, "write `database: { kind: sqlite }`");
         }
     }
 }

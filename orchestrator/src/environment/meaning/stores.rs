@@ -77,12 +77,7 @@ impl Meaning<'_> {
             }
         }
         if db.kind == DatabaseKind::Postgres && e.witness_place().is_some() {
-            self.say(
-                Severity::Refusal,
-                "database.kind",
-                "sites that stand in for one another keep their data in SQLite: PostgreSQL between sites is not there yet",
-                "set `database: { kind: sqlite }`, whose control data and usage are replicated",
-            );
+            self.between_sites();
         }
         if db.url.is_some() && db.host.is_some() {
             self.error("database.host", "the address is in `database.url` already", "keep one of them");
@@ -178,6 +173,26 @@ impl Meaning<'_> {
                 format!("`{}` is not an address range", cut(cidr)),
                 "write one such as `10.42.0.0/16`, from /8 to /28",
             );
+        }
+    }
+}
+
+impl Meaning<'_> {
+    /// What a PostgreSQL that moves between sites asks of the rest of the file.
+    fn between_sites(&mut self) {
+        let db = &self.environment.database;
+        if self.environment.database_hosting() != Some(Hosting::Cluster) {
+            let cause = "who is primary is decided between the sites, and a database of somebody else's does not move with that yet";
+            let fix = "leave out the address, and each site runs a server that follows the primary's; or write `kind: sqlite`";
+            self.say(Severity::Refusal, "database.hosting", cause, fix);
+        }
+        if db.replicas > 0 {
+            let cause = "each site has one server, and those of the others are its copies";
+            self.error("database.replicas", cause, "remove it");
+        }
+        if db.port.is_some() && db.host.is_none() {
+            let cause = "the servers of several sites cannot listen on one port, and clients go where the primary is";
+            self.error("database.port", cause, "remove it; a site's own socket is named in docs/guide/postgres.md");
         }
     }
 }

@@ -202,6 +202,11 @@ impl Environment {
         (db.kind == DatabaseKind::Postgres).then(|| db.hosting.unwrap_or(usual))
     }
 
+    /// Whether sites that fail over to one another share one PostgreSQL of ours, which moves between them.
+    pub fn shares_database(&self) -> bool {
+        self.witness_place().is_some() && self.database_hosting().is_some_and(|hosting| hosting != Hosting::External)
+    }
+
     /// The model that answers when a request names none.
     pub fn default_model(&self) -> Option<&ModelSettings> {
         self.models.iter().find(|model| model.role == Some(ModelRole::Default)).or(self.models.first())
@@ -312,6 +317,9 @@ pub struct SiteSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub metrics_port: Option<u16>,
+    /// How the cluster here is reached, and what runs in it, for `runtime: kubernetes`.
+    #[serde(default, skip_serializing_if = "ClusterAccess::is_empty")]
+    pub cluster: ClusterAccess,
     /// GPU machines here, when they are not those of `gpu`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
@@ -348,6 +356,41 @@ impl SiteSettings {
     /// Whether the API runs here.
     pub fn serves(&self) -> bool {
         self.services.is_empty() || self.services.contains(&Service::Api)
+    }
+}
+
+/// How the cluster of a site is reached, and what runs in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterAccess {
+    /// The kubeconfig file; left out, `KUBECONFIG`, else `~/.kube/config`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<String>,
+    /// The context in it; left out, its current one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// The image of the server: this program, as `bundle create` packs it, in a registry that the cluster reaches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Where clients reach the service, when that is not `traffic.domain`: what an ingress, a load balancer or a port-forward leads to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+impl ClusterAccess {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The host of the address, if it has one.
+    pub fn host(&self) -> Option<String> {
+        let rest = self.address.as_deref()?.strip_prefix("https://")?;
+        let authority = rest.split('/').next()?;
+        let host = match authority.strip_prefix('[') {
+            Some(v6) => v6.split(']').next()?,
+            None => authority.split(':').next()?,
+        };
+        (!host.is_empty()).then(|| host.to_owned())
     }
 }
 

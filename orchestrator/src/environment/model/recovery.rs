@@ -20,6 +20,9 @@ section! {
         pub verify: bool = true,
         /// Public keys (`age1…`) that open each copy, besides the environment's own: those of whoever restores after a fire.
         pub recipients: Vec<String> = Vec::new(),
+        /// How far the archived log of a PostgreSQL of our own may be behind: it can be restored to any moment up to then. Left out, no
+        /// log is archived.
+        pub point_in_time: Option<Span> = None,
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) fn encode(n: u64, fence: u64, batch: &Batch) -> Vec<u8> {
 pub(super) struct Kept {
     /// The number of the last batch.
     pub(super) n: u64,
+    /// The highest lock under which any of them was written.
+    pub(super) fence: u64,
     /// The number of the last batch that a segment holds.
     pub(super) segmented: u64,
     pub(super) log: Vec<u8>,
@@ -88,6 +90,7 @@ impl Kept {
             self.log.extend_from_slice(lines);
             self.bodies.extend_from_slice(bodies);
             self.n = header.n;
+            self.fence = self.fence.max(header.fence);
         }
         Ok(())
     }

@@ -180,10 +180,14 @@ impl Objects {
     }
 
     async fn put_batch(&self, site: &SiteName, fence: u64, batch: &Batch) -> Result<Put, StateError> {
-        let (n, fits) = match self.kept().get(site) {
-            Some(kept) => (kept.n + 1, kept.takes(batch.log_at, batch.bodies_at)),
-            None => (1, batch.log_at == 0 && batch.bodies_at == 0),
+        let (n, fits, newest) = match self.kept().get(site) {
+            Some(kept) => (kept.n + 1, kept.takes(batch.log_at, batch.bodies_at), kept.fence),
+            None => (1, batch.log_at == 0 && batch.bodies_at == 0, 0),
         };
+        // Whoever took over wrote into this journal before it was read here: its mark closes it to us although the next name is free.
+        if newest > fence {
+            return Err(StateError::Fenced { ours: fence, newest });
+        }
         let bytes = batch::encode(n, fence, batch);
         let name = format!("{}/{}", batches(site), number(n));
         if !fits {

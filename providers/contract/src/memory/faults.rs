@@ -95,6 +95,8 @@ pub enum Drift {
     Changed(String, serde_json::Value),
     /// It stops doing its work, for this reason.
     Degraded(String),
+    /// The controllers of a cluster make an object inside its network.
+    Child,
 }
 
 /// Counts the boundaries that a run crosses and stops it dead at one of them, as a power cut would.

@@ -50,6 +50,7 @@ const fn kind(
         schema: 1,
         price_key: None,
         permissions: &[],
+        terraform: &[],
     }
 }
 
@@ -59,7 +60,11 @@ use ReplaceOrder::{CreateFirst, DeleteFirst};
 
 /// Every kind of the memory cloud.
 pub const KINDS: &[Kind] = &[
-    kind("memory.network", "a network", Token, Nothing, CreateFirst),
+    // As if a Terraform provider for this cloud were there: what reads such states is tested with these.
+    Kind {
+        terraform: &[("memory_network", "id"), ("memory_vpc", "network_id")],
+        ..kind("memory.network", "a network", Token, Nothing, CreateFirst)
+    },
     kind("memory.cluster", "a cluster; servers are reached through it", Token, Nothing, CreateFirst),
     kind("memory.vault", "a place for secrets", Named, Nothing, DeleteFirst),
     kind("memory.secret", "a generated secret", Named, Nothing, DeleteFirst),
@@ -71,7 +76,11 @@ pub const KINDS: &[Kind] = &[
         settles: Duration::from_secs(5),
         ..kind("memory.cache", "a cache that lists late", Token, Nothing, CreateFirst)
     },
-    Kind { one_by_one: true, ..kind("memory.server", "a replica", Token, Nothing, CreateFirst) },
+    Kind {
+        one_by_one: true,
+        terraform: &[("memory_server", "id")],
+        ..kind("memory.server", "a replica", Token, Nothing, CreateFirst)
+    },
     kind("memory.service", "the replicas' common name", Named, Nothing, DeleteFirst),
     kind("memory.gateway", "what clients talk to", Named, Nothing, DeleteFirst),
     kind("memory.weight", "a weight of a gateway", Part, Nothing, DeleteFirst),

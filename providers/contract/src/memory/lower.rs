@@ -86,7 +86,7 @@ impl Lowering<'_> {
                     self.part(name.as_str(), "memory.weight", json!({"parent": self.own("id"), "weight": weight}));
                 }
             }
-            Part::Monitoring(monitoring) => self.main("memory.monitor", json!({"stack": monitoring.stack})),
+            Part::Monitoring(monitoring) => self.main("memory.monitor", json!(monitoring)),
             Part::Registry(registry) => self.main("memory.registry", json!({"url": registry.url})),
             Part::Border(border) => {
                 let spec = json!({"endpoint": border.endpoint, "peers": border.peers, "witness": border.witness});

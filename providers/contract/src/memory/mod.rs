@@ -126,6 +126,16 @@ impl MemoryCloud {
         self.world().place_foreign(kind, cloud_id, lineage, spec);
     }
 
+    /// The controllers of a cluster make an object, in its network or in the cluster itself.
+    pub fn make_child(&self, cluster: &ResourceId) {
+        self.world().make_children(cluster);
+    }
+
+    /// Somebody else's object inside a network of ours. Says whether that network is there.
+    pub fn place_guest(&self, resource: &ResourceId, cloud_id: &CloudId) -> bool {
+        self.world().place_guest(resource, cloud_id)
+    }
+
     /// Somebody else's object goes away again.
     pub fn remove_foreign(&self, cloud_id: &CloudId) {
         self.world().remove(cloud_id);

@@ -11,7 +11,7 @@ use crate::kind::Identity;
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::operation::{Handle, Operation, OperationId, Progress, Token, Verb};
 use crate::provider::Scope;
-use crate::resource::{Health, Object, Observed, Outputs, Why};
+use crate::resource::{Foreign, Health, Object, Observed, Outputs, Why};
 use crate::spec::Spec;
 
 /// The health of an object that a long operation has not finished yet.
@@ -42,6 +42,12 @@ pub struct Thing {
     pub looks_left: u32,
     /// Why it does not do its work.
     pub broken: Option<String>,
+    /// The object that it is inside of without being made by an operation.
+    pub inside: Option<CloudId>,
+    /// The cluster whose controllers made it, and the lineage in that cluster's name.
+    pub owner: Option<(CloudId, Lineage)>,
+    /// Its controllers make nothing more.
+    draining: bool,
     /// How many more observations do not show it.
     hidden_for: u32,
     /// As it was before its last change, and how many more observations show that.
@@ -106,10 +112,67 @@ impl World {
             parent: None,
             looks_left: 0,
             broken: None,
+            inside: None,
+            owner: None,
+            draining: false,
             hidden_for: 0,
             was: None,
         };
         self.things.insert(cloud_id.clone(), thing);
+    }
+
+    pub(super) fn place_guest(&mut self, resource: &ResourceId, cloud_id: &CloudId) -> bool {
+        let network = self.of_resource(resource).find(|thing| thing.kind.as_str() == "memory.network");
+        let Some(host) = network.map(|thing| thing.cloud_id.clone()) else { return false };
+        self.place_foreign(&noun("guest"), cloud_id, None, Spec::default());
+        self.things.get_mut(cloud_id).into_iter().for_each(|guest| guest.inside = Some(host.clone()));
+        true
+    }
+
+    /// The controllers of these clusters make an object each, in the network of the cluster or in the cluster itself.
+    pub(super) fn make_children(&mut self, resource: &ResourceId) {
+        let works =
+            |thing: &&Thing| thing.kind.as_str() == "memory.cluster" && thing.looks_left == 0 && !thing.draining;
+        let clusters: Vec<Thing> = self.of_resource(resource).filter(works).cloned().collect();
+        for Thing { cloud_id: cluster, spec, lineage, .. } in clusters {
+            let network = spec.get("network").and_then(Value::as_str).and_then(|id| CloudId::new(id).ok());
+            let network = network.filter(|id| self.things.get(id).is_some_and(|thing| thing.lineage == lineage));
+            self.made += 1;
+            let (kind, id) = (noun("balancer"), token_id(&noun("balancer"), self.made));
+            self.place_foreign(&kind, &id, None, Spec::default());
+            if let Some(child) = self.things.get_mut(&id) {
+                child.inside = Some(network.unwrap_or_else(|| cluster.clone()));
+                child.owner = lineage.map(|lineage| (cluster, lineage));
+            }
+        }
+    }
+
+    /// What is inside an object that no operation made, or that its controllers made elsewhere.
+    fn foreign<'a>(&'a self, id: &'a CloudId) -> impl Iterator<Item = &'a Thing> {
+        let is_there = move |thing: &&Thing| {
+            thing.inside.as_ref() == Some(id) || thing.owner.as_ref().is_some_and(|(owner, _)| owner == id)
+        };
+        self.things.values().filter(is_there)
+    }
+
+    /// The objects that have any inside of them.
+    fn foreign_places(&self) -> BTreeSet<CloudId> {
+        let children = self.things.values().filter(|thing| thing.inside.is_some());
+        children
+            .flat_map(|thing| thing.inside.iter().chain(thing.owner.iter().map(|(owner, _)| owner)))
+            .cloned()
+            .collect()
+    }
+
+    /// An object as it is shown, with what is inside of it.
+    fn shown(&self, thing: &Thing) -> Object {
+        let foreign = self.foreign(&thing.cloud_id).map(|child| Foreign {
+            cloud_id: child.cloud_id.clone(),
+            what: child.kind.as_str().trim_start_matches("memory.").to_owned(),
+            swept: child.owner.as_ref().is_some_and(|(_, lineage)| thing.lineage == Some(*lineage)),
+            maker: child.owner.as_ref().map(|(cluster, _)| cluster.clone()),
+        });
+        Object { foreign: foreign.collect(), ..object(thing) }
     }
 
     pub(super) fn change(&mut self, resource: &ResourceId, field: &str, value: Value) -> bool {
@@ -134,7 +197,7 @@ impl World {
         let children: Vec<_> = self
             .things
             .values()
-            .filter(|thing| thing.parent.as_ref() == Some(id))
+            .filter(|thing| thing.parent.as_ref() == Some(id) || thing.inside.as_ref() == Some(id))
             .map(|thing| thing.cloud_id.clone())
             .collect();
         children.iter().for_each(|child| self.remove(child));
@@ -149,6 +212,7 @@ impl World {
         asked.extend(scope.recorded.iter().map(|recorded| recorded.id.clone()));
         let mut answer = Vec::new();
         let mut shown = BTreeSet::new();
+        let foreign: BTreeSet<CloudId> = self.foreign_places();
         for thing in self.things.values_mut() {
             let (Some(resource), Some(site)) = (&thing.resource, &thing.site) else { continue };
             if thing.lineage != Some(scope.lineage) || site != scope.site || self.unseen.contains(resource) {
@@ -166,6 +230,14 @@ impl World {
                 thing.was = Some((was, looks - 1));
             }
             answer.push((resource, Observed::Present(seen)));
+        }
+        for (_, seen) in answer.iter_mut().filter(|_| !foreign.is_empty()) {
+            if let Observed::Present(seen) = seen
+                && foreign.contains(&seen.cloud_id)
+                && let Some(thing) = self.things.get(&seen.cloud_id)
+            {
+                seen.foreign = self.shown(thing).foreign;
+            }
         }
         for resource in asked.difference(&shown) {
             let seen = if self.unseen.contains(resource) || self.partial {
@@ -190,7 +262,7 @@ impl World {
 
     pub(super) fn read(&self, kind: &KindName, id: &CloudId) -> Observed {
         match self.things.get(id).filter(|thing| thing.kind == *kind) {
-            Some(thing) => Observed::Present(object(thing)),
+            Some(thing) => Observed::Present(self.shown(thing)),
             None => Observed::Absent,
         }
     }
@@ -208,7 +280,10 @@ impl World {
         let Some(id) = id else {
             return Err(Error::new(Sort::Invalid, "read the handle of", op.resource.as_str()));
         };
-        self.call(Stage::Advance, op, |world| world.look_again(op, &id))
+        self.call(Stage::Advance, op, |world| match op.verb {
+            Verb::Delete => world.delete(op),
+            _ => world.look_again(op, &id),
+        })
     }
 
     /// Applies the faults that fit, writes the call down, and does it.
@@ -253,8 +328,14 @@ impl World {
         self.drifts = later;
         for (_, resource, drift) in Vec::<(usize, ResourceId, Drift)>::into_iter(due) {
             match drift {
+                Drift::Child => self.make_children(&resource),
                 Drift::Removed => {
-                    let ids: Vec<_> = self.of_resource(&resource).map(|thing| thing.cloud_id.clone()).collect();
+                    // Nobody can remove what somebody's object is inside of.
+                    let free = |thing: &&Thing| {
+                        thing.lineage.is_none_or(|lineage| self.guest(&thing.cloud_id, lineage).is_none())
+                    };
+                    let ids: Vec<_> =
+                        self.of_resource(&resource).filter(free).map(|thing| thing.cloud_id.clone()).collect();
                     ids.iter().for_each(|id| self.remove(id));
                 }
                 Drift::Changed(field, value) => drop(self.change(&resource, &field, value)),
@@ -337,6 +418,9 @@ impl World {
             parent,
             looks_left: if kinds::is_slow(op.kind.as_str()) { self.slow } else { 0 },
             broken: None,
+            inside: None,
+            owner: None,
+            draining: false,
             hidden_for: self.lag,
             was: None,
         };
@@ -400,15 +484,55 @@ impl World {
         let Some(thing) = self.things.get_mut(&recorded.cloud_id) else {
             let (kind, cloud_id, spec) = (recorded.kind.clone(), recorded.cloud_id.clone(), recorded.spec.clone());
             let (outputs, lineage, health) = (recorded.outputs.clone(), Some(op.lineage), Health::Ready);
-            return (false, Ok(Progress::Done(Object { kind, cloud_id, spec, outputs, lineage, health })));
+            return (
+                false,
+                Ok(Progress::Done(Object { kind, cloud_id, spec, outputs, lineage, health, foreign: Vec::new() })),
+            );
         };
         if thing.lineage != Some(op.lineage) {
             self.complaints.push(format!("`{}` is somebody else's and was to be removed", recorded.cloud_id));
             return (false, Err(Error::new(Sort::Denied, "delete", recorded.cloud_id.as_str())));
         }
+        thing.draining = true;
         let last = object(thing);
+        if let Some(progress) = self.sweep(op, &recorded.cloud_id) {
+            return progress;
+        }
         self.remove(&recorded.cloud_id);
         (true, Ok(Progress::Done(last)))
+    }
+
+    /// Removes one of the objects that controllers made inside of an object that goes; refuses where anybody else's is inside.
+    fn sweep(&mut self, op: &Operation, id: &CloudId) -> Option<(bool, Result<Progress>)> {
+        let refuse = |why: String| {
+            let error = Error::new(Sort::Conflict, "delete", id.as_str()).code("DependencyViolation");
+            Some((false, Err(error.because(why))))
+        };
+        if let Some(guest) = self.guest(id, op.lineage) {
+            return refuse(format!("`{guest}` is inside of it"));
+        }
+        let mut children = self.foreign(id);
+        let (child, owner) = children.next().map(|child| (child.cloud_id.clone(), child.owner.clone()))?;
+        let left = children.count();
+        if let Some((owner, _)) = owner
+            && self.things.get(&owner).is_some_and(|owner| !owner.draining)
+        {
+            return refuse(format!("`{child}` is inside of it, and the controllers of `{owner}` would make it again"));
+        }
+        self.remove(&child);
+        let says = format!("removing what its controllers made: `{child}`, {left} left");
+        let handle = Handle(json!({"id": id, "swept": child}));
+        Some((true, Ok(Progress::Pending { handle, says, again_in: AGAIN_IN })))
+    }
+
+    /// Somebody else's object inside of this one, or of what is reached through it.
+    fn guest(&self, id: &CloudId, lineage: Lineage) -> Option<CloudId> {
+        let is_guest = |child: &&Thing| child.owner.as_ref().is_none_or(|(_, owner)| *owner != lineage);
+        let here = self.foreign(id).find(is_guest).map(|guest| guest.cloud_id.clone());
+        here.or_else(|| {
+            let mut reached = self.things.values().filter(|thing| thing.parent.as_ref() == Some(id));
+            reached.find_map(|thing| self.guest(&thing.cloud_id, lineage))
+        })
     }
 
     fn look_again(&mut self, op: &Operation, id: &CloudId) -> (bool, Result<Progress>) {
@@ -433,6 +557,10 @@ impl World {
 
 fn lost(op: &Operation, what: &str) -> Error {
     Error::new(Sort::Unavailable, op.verb.to_string(), op.resource.as_str()).because(what)
+}
+
+fn noun(noun: &str) -> KindName {
+    KindName::new(format!("memory.{noun}")).expect("a noun is a name")
 }
 
 fn token_id(kind: &KindName, number: u64) -> CloudId {
@@ -461,5 +589,5 @@ fn object(thing: &Thing) -> Object {
         (None, _) => Health::Degraded(BEING_MADE.to_owned()),
     };
     let (kind, cloud_id, spec) = (thing.kind.clone(), thing.cloud_id.clone(), thing.spec.clone());
-    Object { kind, cloud_id, spec, outputs, lineage: thing.lineage, health }
+    Object { kind, cloud_id, spec, outputs, lineage: thing.lineage, health, foreign: Vec::new() }
 }

@@ -15,7 +15,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use textnlp_provider::SiteName;
+use textnlp_provider::{SiteName, told};
 
 use crate::files;
 use crate::layout::SiteFolder;
@@ -251,6 +251,10 @@ impl Faults {
         if std::fs::symlink_metadata(&lost).is_ok() {
             permit(&lost, 0o700)?;
         }
+        if let Some(elsewhere) = elsewhere(&lost) {
+            let aside = aside(&elsewhere, id);
+            files::remove_tree(&aside).map_err(io("remove", &aside))?;
+        }
         files::remove_tree(&lost).map_err(io("remove", &lost))
     }
 
@@ -319,6 +323,9 @@ impl Faults {
         }
         let folder = self.site(&fault.site);
         let lock = folder.lock("supervisor");
+        if fault.lose_data {
+            disk::can_be_taken(&folder).map_err(refused)?;
+        }
         match fault.kind {
             Kind::DiskFull => disk::check(&folder).map_err(refused),
             Kind::Kill | Kind::Freeze if lock::holder(&lock).map_err(io("ask", &lock))?.is_none() => {
@@ -373,9 +380,23 @@ pub fn socket(state: &Utf8Path, place: &SiteName, name: &str) -> Utf8PathBuf {
 /// The site's data lies where nobody looks for it and nobody may read it; what runs still holds it open and is killed next.
 fn lose_data(folder: &SiteFolder, id: &str) -> Result<(), Error> {
     let (data, lost) = (folder.join("data"), lost(folder, id));
+    if let Some(elsewhere) = elsewhere(&data) {
+        let aside = aside(&elsewhere, id);
+        std::fs::rename(&elsewhere, &aside).map_err(io("take away", &elsewhere))?;
+        permit(&aside, 0o000)?;
+    }
     std::fs::rename(&data, &lost).map_err(io("take away", &data))?;
     permit(&lost, 0o000)?;
     files::flush_folder(folder.root()).map_err(io("flush", folder.root()))
+}
+
+/// Where a database lies that runs as another user than we do: it is the site's data as well.
+fn elsewhere(data: &Utf8Path) -> Option<Utf8PathBuf> {
+    data.join("postgres").read_link_utf8().ok().filter(|path| path.starts_with(crate::verbs::postgres::ELSEWHERE))
+}
+
+fn aside(elsewhere: &Utf8Path, id: &str) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{elsewhere}.lost-{id}"))
 }
 
 fn lost(folder: &SiteFolder, id: &str) -> Utf8PathBuf {
@@ -420,13 +441,6 @@ fn refused(why: String) -> Error {
 fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { action, path, source }
-}
-
-fn told(error: &Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 fn short(text: &str) -> String {

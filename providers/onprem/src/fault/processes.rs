@@ -1,4 +1,6 @@
 //! The processes of a site, as far as they are proven to be: by the locks that they hold and by what they wrote of themselves.
+//!
+//! What a program has started is the site's too, whatever group it is in and whomever it runs as: a PostgreSQL is in one of its own.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,6 +16,8 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(3);
 /// Without a supervisor nothing new begins; a child that it started a moment ago shows within this.
 const STRAGGLERS: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(10);
+/// Processes below one program that are looked at; a PostgreSQL has one per connection.
+const MOST_BELOW: usize = 4096;
 
 /// The supervisor of a site, and its programs.
 pub(super) struct Processes<'a> {
@@ -156,10 +160,12 @@ impl Proven {
         is_it().then_some(Self { pid, handle })
     }
 
-    /// With `group`, its children too, when it leads a group of its own as programs of ours do. A group keeps its number while anybody
-    /// is in it, and its leader was just seen alive.
-    fn signal(&self, signal: Signal, group: bool) -> Result<(), String> {
-        let leads = group && rustix::process::getpgid(Some(self.pid)).is_ok_and(|of| of == self.pid);
+    /// With `below`, what it has started too: its group, when it leads one as programs of ours do, and whoever has left that. A group keeps
+    /// its number while anybody is in it, and its leader was just seen alive.
+    fn signal(&self, signal: Signal, below: bool) -> Result<(), String> {
+        // Looked for before: of a dead one nobody can tell any more what it had started.
+        let others = if below { self.below() } else { Vec::new() };
+        let leads = below && rustix::process::getpgid(Some(self.pid)).is_ok_and(|of| of == self.pid);
         let sent = if leads {
             rustix::process::kill_process_group(self.pid, signal)
         } else {
@@ -167,10 +173,40 @@ impl Proven {
         };
         match sent {
             // Gone already is what a signal wants.
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(format!("signal process {}: {error}", self.pid.as_raw_nonzero())),
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(format!("signal process {}: {error}", self.pid.as_raw_nonzero())),
+        }
+        others.iter().try_for_each(|other| other.signal(signal, false))
+    }
+
+    /// Everything that it has started, and what that has, parents first.
+    fn below(&self) -> Vec<Self> {
+        let mut found: Vec<Self> = Vec::new();
+        let mut next = 0;
+        let mut parent = self.pid;
+        loop {
+            let room = MOST_BELOW - found.len();
+            let proven = |child| Self::when(child, || parent_of(child) == Some(parent));
+            found.extend(children(parent).into_iter().filter_map(proven).take(room));
+            let Some(one) = found.get(next) else { return found };
+            (parent, next) = (one.pid, next + 1);
         }
     }
+}
+
+/// The processes that a process has started and that are alive.
+fn children(pid: Pid) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
+}
+
+/// Who has started a process.
+fn parent_of(pid: u32) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything; the state and the parent follow it.
+    let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+    Pid::from_raw(parent.parse().ok()?)
 }
 
 /// Whether a process was started for this folder, by its own command line.

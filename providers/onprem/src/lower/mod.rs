@@ -7,17 +7,21 @@ mod recovery;
 
 use std::collections::BTreeMap;
 
-pub(crate) use postgres::DUMP;
+pub(crate) use postgres::{DUMP, POSTGRES_HOME};
 
+use camino::Utf8PathBuf;
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use textnlp_provider::component::{Backup, Certificate, Cluster, Database, ModelStore, Network, Part, Secrets};
+use textnlp_provider::component::{
+    Backup, Certificate, Cluster, Database, Given, ModelStore, Monitoring, Network, Part, ReceiverAddress, Secrets,
+};
 use textnlp_provider::{
     CloudId, Component, ComponentName, Need, OutputRef, Ownership, Problem, Problems, Ref, ResourceId, SecretName,
     Site, Spec, Wanted,
 };
 
+use crate::alert::{AlertOrder, Receiver};
 use crate::layout::{FOLDERS, SiteFolder};
 use crate::spec::{DatabaseSpec, DirectorySpec, ModelSpec, SecretSpec, SupervisorSpec};
 use crate::table::Noun;
@@ -36,6 +40,7 @@ pub(crate) const CA_FILE: &str = "certs/ca.pem";
 pub(crate) const CERTIFICATE_FILE: &str = "certs/server.pem";
 pub(crate) const KEY_FILE: &str = "certs/server-key.pem";
 pub(crate) const BACKUP_FILE: &str = "config/backup.yaml";
+pub(crate) const ALERTS_FILE: &str = "config/alerts.yaml";
 pub(crate) const DATABASE_FILE: &str = "data/textnlp.db";
 
 /// What all of a component's resources are made from.
@@ -44,6 +49,8 @@ pub(crate) struct Lowering<'a> {
     pub(crate) site: &'a Site,
     pub(crate) folder: SiteFolder,
     pub(crate) hostname: &'a str,
+    /// See [`crate::Options::serves_elsewhere`].
+    pub(crate) elsewhere: bool,
     pub(crate) wanted: Vec<Wanted>,
     pub(crate) problems: Vec<Problem>,
 }
@@ -54,8 +61,10 @@ pub(crate) fn lower(
     site: &Site,
     folder: SiteFolder,
     hostname: &str,
+    elsewhere: bool,
 ) -> Result<Vec<Wanted>, Problems> {
-    let mut lowering = Lowering { component, site, folder, hostname, wanted: Vec::new(), problems: Vec::new() };
+    let mut lowering =
+        Lowering { component, site, folder, hostname, elsewhere, wanted: Vec::new(), problems: Vec::new() };
     lowering.lower();
     if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
 }
@@ -90,11 +99,7 @@ impl Lowering<'_> {
                 let cause = "one machine's gateway does not share traffic with other sites";
                 self.problem("weights", cause, "leave only this site in `traffic.weights`");
             }
-            Part::Monitoring(monitoring) if !monitoring.stack => {}
-            Part::Monitoring(_) => {
-                let cause = "no dashboards are installed on a machine; the gateway's metrics port serves the figures";
-                self.problem("stack", cause, "set `monitoring: { stack: false }`");
-            }
+            Part::Monitoring(monitoring) => self.monitoring(monitoring),
             // Programs come as files, by digest: no images are pulled.
             Part::Registry(_) => {}
             Part::Border(border) => self.border(border),
@@ -128,7 +133,9 @@ impl Lowering<'_> {
     fn secrets(&mut self, secrets: &Secrets) {
         for (name, recipe) in &secrets.generate {
             let Some(id) = self.part(name) else { continue };
-            let spec = SecretSpec { name: self.secret_name(name), recipe: Some(recipe.clone()), given: None };
+            let is_shared = secrets.shared.contains(name);
+            let kept_as = if is_shared { SecretName(format!("shared/{name}")) } else { self.secret_name(name) };
+            let spec = SecretSpec { name: kept_as, recipe: Some(recipe.clone()), given: None, shared: is_shared };
             let network = self.network_id();
             self.want_protected(id, Noun::Secret, &spec, [network]);
         }
@@ -168,7 +175,8 @@ impl Lowering<'_> {
             self.problem("days", cause, format!("choose 1 to {} days", AUTHORITY_DAYS / 2));
         }
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-        names.extend([self.hostname.to_owned()].into_iter().filter(|name| is_dns_name(name)));
+        let own = Some(self.hostname.to_owned()).filter(|_| !self.elsewhere);
+        names.extend(own.into_iter().filter(|name| is_dns_name(name)));
         for name in &certificate.names {
             let usable = is_dns_name(name) || name.parse::<std::net::IpAddr>().is_ok();
             if usable {
@@ -184,7 +192,7 @@ impl Lowering<'_> {
             "subject": subject, "days": AUTHORITY_DAYS, "certificate_file": CA_FILE, "key": key,
         });
         self.want_protected(authority.clone(), Noun::Authority, &spec, [network]);
-        let spec = json!({
+        let mut spec = json!({
             "names": crate::trust::sorted_names(&names),
             "days": certificate.days,
             "certificate_file": CERTIFICATE_FILE,
@@ -193,6 +201,9 @@ impl Lowering<'_> {
             "authority": OutputRef::new(authority.clone(), "sha256"),
             "authority_key": OutputRef::new(authority.clone(), "secret"),
         });
+        if self.elsewhere {
+            spec["kept"] = json!(self.secret_name("tls"));
+        }
         self.want(leaf, Noun::Certificate, &spec, [authority]);
     }
 
@@ -239,6 +250,54 @@ impl Lowering<'_> {
         let spec = json!({ "path": BACKUP_FILE, "document": backup });
         let network = self.network_id();
         self.want(self.id(), Noun::File, &spec, [network]);
+    }
+
+    /// Who is told is a file that the supervisor reads. An address that is a secret is kept here as a file of its own, because the
+    /// supervisor goes on when the variables of whoever typed `up` are gone; one that lies in a file stays there.
+    fn monitoring(&mut self, monitoring: &Monitoring) {
+        if monitoring.stack {
+            let cause = "no dashboards are installed on a machine; the gateway's metrics port serves the figures";
+            self.problem("stack", cause, "set `monitoring: { stack: false }`");
+        }
+        if monitoring.receivers.is_empty() {
+            return;
+        }
+        let (mut receivers, mut needs) = (BTreeMap::new(), vec![self.network_id()]);
+        for (name, address) in &monitoring.receivers {
+            let receiver = match address {
+                ReceiverAddress::Plain(address) => Receiver::Address { address: address.clone() },
+                ReceiverAddress::Secret(given) => match given.source.strip_prefix("secret:file:") {
+                    Some(path) => Receiver::File { file: path.into() },
+                    None => {
+                        let parts = ["secret", "file"].map(|what| self.part(&format!("{what}-{name}")));
+                        let [Some(secret), Some(file)] = parts else { continue };
+                        let path = format!("config/alert-{name}");
+                        self.given_file(&format!("alert-{name}"), given, secret, file.clone(), &path);
+                        needs.push(file);
+                        Receiver::File { file: self.folder.join(&path) }
+                    }
+                },
+            };
+            receivers.insert(name.clone(), receiver);
+        }
+        let order = AlertOrder {
+            environment: self.site.environment.to_string(),
+            site: self.site.name.to_string(),
+            receivers,
+            limits: monitoring.limits,
+            home: monitoring.home,
+            ca_file: monitoring.ca_file.as_ref().map(Utf8PathBuf::from),
+        };
+        let spec = json!({ "path": ALERTS_FILE, "document": order });
+        self.want(self.id(), Noun::File, &spec, needs);
+    }
+
+    /// A secret that a person keeps, as `name`, and the file at `path` that programs read it from.
+    fn given_file(&mut self, name: &str, given: &Given, secret: ResourceId, file: ResourceId, path: &str) {
+        let network = self.network_id();
+        let spec = SecretSpec { name: self.secret_name(name), recipe: None, given: Some(given.clone()), shared: false };
+        self.want(secret.clone(), Noun::Secret, &spec, [network.clone()]);
+        self.want(file, Noun::File, &json!({ "path": path, "secret": OutputRef::new(secret, "secret") }), [network]);
     }
 
     pub(crate) fn id(&self) -> ResourceId {

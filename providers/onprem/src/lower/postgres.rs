@@ -6,13 +6,15 @@ use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::{DATABASE_FILE, Lowering};
 use crate::layout::SOCKET_PATH_MAX;
-use crate::spec::{PostgresSpec, SecretSpec};
+use crate::spec::PostgresSpec;
 use crate::table::Noun;
 
 /// The number in the name of the server's socket, where no port is asked for.
 const PORT: u16 = 5432;
 /// Where a restored dump waits for the server that it is read back into.
 pub(crate) const DUMP: &str = "data/postgres.dump";
+/// The folder of the primary.
+pub(crate) const POSTGRES_HOME: &str = "data/postgres";
 /// The most copies that one machine is asked to run.
 const COPIES_MAX: u32 = 3;
 /// Connections beyond those of the service: the keeper, copies, commands, people.
@@ -42,7 +44,7 @@ pub(super) struct StoreOf {
 }
 
 /// A file with a secret of the database's.
-fn secret_file(database: &ComponentName, what: &str) -> String {
+pub(super) fn secret_file(database: &ComponentName, what: &str) -> String {
     format!("certs/{database}-{what}")
 }
 
@@ -81,9 +83,7 @@ impl Lowering<'_> {
             }
             None => {
                 file(self, "password_file", "password")?;
-                let folder = self.folder.join(&home(0)).join("run").as_str().replace('/', "%2F");
-                let port = postgres.port.unwrap_or(PORT);
-                let url = format!("postgresql://{SERVICE}@{folder}:{port}/{}", postgres.name);
+                let url = self.own_address(postgres.port, postgres.between.is_some(), &postgres.name);
                 settings.insert("url".to_owned(), json!(url));
                 needs.push(self.part_of(name, "server-0")?);
             }
@@ -93,6 +93,13 @@ impl Lowering<'_> {
         }
         let schema = json!(workload.stored.schema);
         Some(StoreOf { named: name.to_string(), served: true, schema, settings, files, needs })
+    }
+
+    /// The address of the server here, or of the door of its keeper, which leads to the primary of all sites.
+    pub(super) fn own_address(&self, port: Option<u16>, door: bool, name: &str) -> String {
+        let folder = self.folder.join(&home(0)).join("run").as_str().replace('/', "%2F");
+        let number = port.unwrap_or(PORT).saturating_add(u16::from(door));
+        format!("postgresql://{SERVICE}@{folder}:{number}/{name}")
     }
 
     pub(super) fn postgres(&mut self, database: &Database, postgres: &Postgres) {
@@ -119,18 +126,18 @@ impl Lowering<'_> {
     /// A secret that a person keeps, and the file that the servers read it from.
     fn given(&mut self, what: &str, given: &Given) {
         let (Some(secret), Some(file)) = (self.part(what), self.part(&format!("{what}-file"))) else { return };
-        let network = self.network_id();
-        let name = self.secret_name(&format!("{}-{what}", self.component.name));
-        let spec = SecretSpec { name, recipe: None, given: Some(given.clone()) };
-        self.want(secret.clone(), Noun::Secret, &spec, [network.clone()]);
-        let path = secret_file(&self.component.name, what);
-        self.want(file, Noun::File, &json!({ "path": path, "secret": OutputRef::new(secret, "secret") }), [network]);
+        let (name, path) = (format!("{}-{what}", self.component.name), secret_file(&self.component.name, what));
+        self.given_file(&name, given, secret, file, &path);
     }
 
     fn own_postgres(&mut self, database: &Database, postgres: &Postgres) {
         if postgres.replicas > COPIES_MAX {
             let cause = format!("{} copies on one machine are of no use", postgres.replicas);
             return self.problem("replicas", cause, format!("choose 0 to {COPIES_MAX}"));
+        }
+        if postgres.between.is_some() && (postgres.replicas > 0 || postgres.port.is_some()) {
+            let cause = "each site has one server, which its keeper leads clients to";
+            return self.problem("replicas", cause, "remove `database.replicas` and `database.port`");
         }
         let name = self.component.name.clone();
         let port = postgres.port.unwrap_or(PORT);
@@ -150,7 +157,7 @@ impl Lowering<'_> {
         let spec = json!({ "path": path, "secret": OutputRef::new(secret, "secret") });
         self.want(password.clone(), Noun::File, &spec, [network.clone()]);
         let mut secrets = vec![("database-password", password)];
-        if postgres.replicas > 0 {
+        if postgres.replicas > 0 || postgres.between.is_some() {
             let (Some(file), Some(secret)) =
                 (self.part("replication-file"), self.part_of(&postgres.secrets, REPLICATION_PASSWORD))
             else {
@@ -193,11 +200,13 @@ impl Lowering<'_> {
         };
         let (Some(folder), Some(listen)) = (folder, self.unix(&unit)) else { return };
         let network = self.network_id();
+        let is_home = postgres.between.as_ref().is_none_or(|between| between.home == self.site.name);
         let spec = PostgresSpec {
             path: home(number),
             version: postgres.version,
             schema: database.schema.filter(|_| number == 0),
-            follows: number > 0,
+            follows: number > 0 || !is_home,
+            shared: postgres.between.is_some(),
         };
         // What a copy holds is copied again.
         match number {
@@ -216,12 +225,38 @@ impl Lowering<'_> {
             "password_file": self.folder.join(&secret_file(&name, "password")),
             "max_connections": postgres.connections.saturating_add(SPARE_CONNECTIONS),
         });
-        if postgres.replicas > 0 {
+        if postgres.replicas > 0 || postgres.between.is_some() {
             document["replication_password_file"] = json!(self.folder.join(&secret_file(&name, "replication")));
         }
         let mut needs = vec![ResourceId::of(&self.site.name, &postgres.cluster)];
-        if number == 0 {
+        if let Some(between) = &postgres.between {
+            let mut peers = Map::new();
+            for peer in &between.peers {
+                let Some(socket) = self.unix(&super::recovery::database_door_to(peer)) else { return };
+                peers.insert(peer.to_string(), json!(socket));
+            }
+            let (Some(watch), Some(process)) =
+                (self.unix(between.watch.as_str()), self.part_of(&between.watch, "process"))
+            else {
+                return;
+            };
+            document["sites"] = json!({
+                "site": self.site.name,
+                "watch": watch,
+                "peers": peers,
+                "door": self.folder.socket(&super::recovery::database_door(&name)),
+                "max_lag_ms": between.max_lag_ms,
+                "link": self.folder.join(&home(0)),
+            });
+            if is_home {
+                document["dump"] = json!(self.folder.join(DUMP));
+            }
+            needs.push(process);
+        } else if number == 0 {
             document["dump"] = json!(self.folder.join(DUMP));
+            if let Some(seconds) = postgres.archive_seconds {
+                document["archive"] = json!({ "every_seconds": seconds });
+            }
             document["copies"] = json!((1..=postgres.replicas).map(copy).collect::<Vec<_>>());
         } else {
             // The path is the primary's own: its server's user need not see ours.
@@ -259,7 +294,7 @@ impl Lowering<'_> {
 
 /// The folder of a server.
 fn home(number: u32) -> String {
-    if number == 0 { "data/postgres".to_owned() } else { format!("data/postgres-{number}") }
+    if number == 0 { POSTGRES_HOME.to_owned() } else { format!("data/postgres-{number}") }
 }
 
 fn map(value: Value) -> Map<String, Value> {

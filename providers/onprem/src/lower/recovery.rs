@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Border, Dns, Front, Program, SecretRecipe, Watch, Witness};
+use textnlp_provider::component::{Border, Dns, Front, Program, Watch, Witness};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId, SiteName};
 
 use super::{CA_FILE, DATABASE_FILE, Lowering};
 use crate::layout::{SOCKET_PATH_MAX, SiteFolder};
-use crate::spec::{ControlSpec, SecretSpec};
+use crate::spec::ControlSpec;
 use crate::table::Noun;
 
 /// What these answer is short.
@@ -30,6 +30,21 @@ fn watch_door(border: &ComponentName) -> String {
 /// The socket of a border that lets the front in to the gateway.
 fn gateway_door(border: &ComponentName) -> String {
     format!("{border}-gateway")
+}
+
+/// The socket of a border that lets peers in to the database.
+fn database_door_of(border: &ComponentName) -> String {
+    format!("{border}-database")
+}
+
+/// The socket of a border that leads out to another site's database.
+pub(super) fn database_door_to(site: &SiteName) -> String {
+    format!("db-{site}")
+}
+
+/// The socket of a database's keeper that lets peers in.
+pub(super) fn database_door(database: &ComponentName) -> String {
+    format!("{database}-door")
 }
 
 /// The socket of a border that leads out to another place.
@@ -63,6 +78,14 @@ impl Lowering<'_> {
         for peer in &border.peers {
             let there = self.socket_at(peer, &watch_door(&name));
             links.push(self.link(&door_to(peer), &door_to(peer), there));
+        }
+        if let Some(database) = &border.database {
+            let here = self.socket_at(&self.site.name, &database_door(database));
+            links.push(self.link("database-in", &database_door_of(&name), here));
+            for peer in &border.peers {
+                let there = self.socket_at(peer, &database_door_of(&name));
+                links.push(self.link(&format!("database-{peer}"), &database_door_to(peer), there));
+            }
         }
         let witness = &border.witness;
         let there = self.socket_at(&witness.site, witness.component.as_str());
@@ -121,8 +144,25 @@ impl Lowering<'_> {
             },
         }});
         let cluster = ResourceId::of(&self.site.name, &watch.cluster);
-        let inputs = BTreeMap::from([("jwt-key".to_owned(), json!(OutputRef::new(jwt, "sha256")))]);
-        let needs = vec![cluster, schema, border, data];
+        let mut inputs = BTreeMap::from([("jwt-key".to_owned(), json!(OutputRef::new(jwt, "sha256")))]);
+        let mut needs = vec![cluster, border, data];
+        let mut document = document;
+        match &watch.database {
+            None => needs.push(schema),
+            // It says who leads, so it is there before the database is.
+            Some((database, name)) => {
+                let Some(password) = self.part_of(database, "password-file") else { return };
+                let Some(keeper) = self.unix(&format!("{database}-0")) else { return };
+                document["watch"]["database"] = json!(self.own_address(None, true, name));
+                document["watch"]["postgres"] = json!({
+                    "keeper": keeper,
+                    "own": self.own_address(None, false, name),
+                    "password_file": self.folder.join(&super::postgres::secret_file(database, "password")),
+                });
+                inputs.insert("database-password".to_owned(), json!(OutputRef::new(password.clone(), "sha256")));
+                needs.push(password);
+            }
+        }
         self.keep_running(&watch.program, Unit { role: "watch", document, turns: true, needs, inputs });
     }
 
@@ -167,19 +207,14 @@ impl Lowering<'_> {
     /// `dns:` of the witness's file. A secret that lies in a file stays there; any other is kept here, because the witness goes on when
     /// the variables of whoever typed `up` are gone.
     fn dns(&mut self, dns: &Dns, needs: &mut Vec<ResourceId>) -> Option<Value> {
-        let secret_file = match dns.secret.strip_prefix("secret:file:") {
+        let secret_file = match dns.secret.source.strip_prefix("secret:file:") {
             Some(path) => path.to_owned(),
             None => {
                 let [Some(secret), Some(file)] = ["dns-key", "dns-key-file"].map(|part| self.part(part)) else {
                     return None;
                 };
-                let name = self.secret_name("dns-key");
-                let spec = SecretSpec { name, recipe: Some(SecretRecipe::Given(dns.secret.clone())), given: None };
-                let network = self.network_id();
-                self.want(secret.clone(), Noun::Secret, &spec, [network.clone()]);
                 let path = "config/dns-key";
-                let spec = json!({ "path": path, "secret": OutputRef::new(secret, "secret") });
-                self.want(file.clone(), Noun::File, &spec, [network]);
+                self.given_file("dns-key", &dns.secret, secret, file.clone(), path);
                 needs.push(file);
                 self.folder.join(path).into_string()
             }

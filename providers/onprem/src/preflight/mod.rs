@@ -33,11 +33,13 @@ pub(crate) async fn preflight(options: &Options, wanted: &[Wanted]) -> Result<Ve
         return Ok(problems);
     }
     state_folder(options, &mut problems);
-    if !options.supervisor.is_file() {
+    if !options.supervisor.is_file() && !options.serves_elsewhere {
         let cause = format!("{} is not there", options.supervisor);
         problems.push(Problem::new("supervisor", cause, "run the command from the file where it is installed"));
     }
-    host::check(&host::Facts::read(&nearest(&options.state_folder)), &options.minimum, &mut problems);
+    if !options.serves_elsewhere {
+        host::check(&host::Facts::read(&nearest(&options.state_folder)), &options.minimum, &mut problems);
+    }
     let mut needed = Needed::default();
     for one in wanted {
         let folder = SiteFolder::of(&options.state_folder, &one.site);
@@ -54,7 +56,9 @@ pub(crate) async fn preflight(options: &Options, wanted: &[Wanted]) -> Result<Ve
         }
     }
     space(options, &needed, &mut problems);
-    software::check(&software::read().await, &options.minimum, &mut problems);
+    if !options.serves_elsewhere {
+        software::check(&software::read().await, &options.minimum, &mut problems);
+    }
     Ok(problems)
 }
 
@@ -189,7 +193,7 @@ async fn model(
         Ok(source) => source,
         Err(error) => {
             let fix = "`model list` names what there is; `file:`, `hf:` and `https:` are the other ways";
-            problems.push(Problem::new(wanted.id.as_str(), verbs::said(&error), fix));
+            problems.push(Problem::new(wanted.id.as_str(), textnlp_provider::told(&error), fix));
             return;
         }
     };
@@ -235,7 +239,7 @@ async fn model(
         }
         Ok(Err(error)) => {
             let fix = error.hint_for_folder().unwrap_or_else(|| "correct the model's `source`".to_owned());
-            problems.push(Problem::new(wanted.id.as_str(), verbs::said(&error), fix));
+            problems.push(Problem::new(wanted.id.as_str(), textnlp_provider::told(&error), fix));
         }
         Err(error) => problems.push(Problem::new(wanted.id.as_str(), error.to_string(), "run the command again")),
     }

@@ -99,7 +99,7 @@ pub(super) async fn check_others(wanted: &Wanted, all: &[Wanted], folder: &SiteF
         Ok(found) => found,
         Err(error) => {
             let fix = "look whether the server program runs here";
-            return problems.push(Problem::new(place, crate::verbs::said(&error), fix));
+            return problems.push(Problem::new(place, textnlp_provider::told(&error), fix));
         }
     };
     let told = |list: &str| found[list].as_array().cloned().unwrap_or_default();

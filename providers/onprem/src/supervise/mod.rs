@@ -3,7 +3,10 @@
 //! It owns nothing that cannot be read again: units are files, children are locks. When it dies its programs go on and the
 //! next one adopts them. [`run`] is what the hidden command `supervise` calls; [`ask`] is how everybody else talks to it.
 
+mod alerts;
+mod archiver;
 mod begin;
+mod beside;
 mod child;
 mod control;
 pub(crate) mod output;
@@ -36,6 +39,8 @@ use crate::fault::Faults;
 use crate::files::{self, Stamp};
 use crate::layout::SiteFolder;
 use crate::lock;
+use alerts::{Alerts, Seen};
+use archiver::Archiver;
 use output::Notes;
 use renewal::Renewal;
 use roll::Kept;
@@ -44,7 +49,8 @@ use turn::Turns;
 
 /// Which supervisor this is: the release, and what it understands of unit files. A supervisor of another version is replaced by the next
 /// `up`, while its programs go on. 2: gateways whose sockets are kept. 3: copies on a schedule.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/4");
+/// 5: alerts.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/5");
 
 /// Between two looks at the children.
 const TICK: Duration = Duration::from_millis(100);
@@ -155,6 +161,8 @@ struct Supervisor {
     rejected: BTreeMap<String, String>,
     renewal: Renewal,
     schedule: Schedule,
+    archiver: Archiver,
+    alerts: Alerts,
     notes: Notes,
     units_read: Option<Instant>,
     housekept: Option<Instant>,
@@ -167,6 +175,8 @@ impl Supervisor {
         let notes = Notes::open(folder.log("supervisor"));
         let renewal = Renewal::new(&folder);
         let schedule = Schedule::new(&folder);
+        let archiver = Archiver::new(&folder);
+        let alerts = Alerts::new(&folder);
         Self {
             folder,
             units: BTreeMap::new(),
@@ -174,6 +184,8 @@ impl Supervisor {
             rejected: BTreeMap::new(),
             renewal,
             schedule,
+            archiver,
+            alerts,
             notes,
             units_read: None,
             housekept: None,
@@ -340,6 +352,19 @@ impl Supervisor {
             self.units.values_mut().for_each(Kept::stop_for_now);
         }
         self.schedule.look(jiff::Timestamp::now(), &mut self.notes);
+        self.archiver.look(Instant::now(), &mut self.notes);
+        if self.alerts.is_due() {
+            let now = jiff::Timestamp::now();
+            let units: Vec<UnitStatus> = self.units.values().map(Kept::status).collect();
+            let (rejected, certificates) = (self.rejected(), self.renewal.status());
+            let backup = self.schedule.trouble(now);
+            let seen = Seen { units: &units, rejected: &rejected, certificates: &certificates, backup };
+            self.alerts.look(seen, now, &mut self.notes).await;
+        }
+    }
+
+    fn rejected(&self) -> Vec<Rejected> {
+        self.rejected.iter().map(|(name, why)| Rejected { name: name.clone(), why: why.clone() }).collect()
     }
 
     async fn answer(&mut self, ask: Ask) -> Status {
@@ -364,11 +389,7 @@ impl Supervisor {
             pid: std::process::id(),
             version: VERSION.to_owned(),
             units: self.units.values().map(Kept::status).collect(),
-            rejected: self
-                .rejected
-                .iter()
-                .map(|(name, why)| Rejected { name: name.clone(), why: why.clone() })
-                .collect(),
+            rejected: self.rejected(),
             certificates: self.renewal.status(),
             error,
         }

@@ -11,7 +11,7 @@ use super::unit::Ready;
 /// A program that needs longer to say that it is ready is not.
 const WITHIN: Duration = Duration::from_secs(2);
 /// Status line, headers and the beginning of a short body.
-const ANSWER_MAX: u64 = 8 << 10;
+const ANSWER_MAX: u64 = 64 << 10;
 
 /// `Ok` when the program answers 200, else the reason in its own words as far as it has any.
 pub(crate) async fn probe(ready: &Ready) -> Result<(), String> {

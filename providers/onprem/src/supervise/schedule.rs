@@ -3,16 +3,15 @@
 //! How the last copy went is in `STATE/backup.json`, which the command writes, by the wall clock: what was missed while the machine
 //! slept is made up for at once.
 
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use camino::Utf8PathBuf;
 use jiff::Timestamp;
 use serde::Deserialize;
 use textnlp_provider::component::Backup;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
-use super::child::clean_environment;
+use super::beside::{Complaint, ourselves};
 use super::output::{self, Notes};
 use crate::files;
 use crate::layout::SiteFolder;
@@ -46,12 +45,12 @@ pub(super) struct Schedule {
     running: Option<(Child, Timestamp)>,
     tried: Option<Timestamp>,
     /// What was last said of the order, so that it is said once.
-    complained: Option<String>,
+    complaint: Complaint,
 }
 
 impl Schedule {
     pub(super) fn new(folder: &SiteFolder) -> Self {
-        Self { folder: folder.clone(), running: None, tried: None, complained: None }
+        Self { folder: folder.clone(), running: None, tried: None, complaint: Complaint::about("backup") }
     }
 
     /// Looks whether a copy ended and whether one is due.
@@ -62,7 +61,7 @@ impl Schedule {
         let order = match self.order() {
             Ok(Some(order)) => order,
             Ok(None) => return,
-            Err(why) => return self.complain(why, notes),
+            Err(why) => return self.complaint.say(why, notes),
         };
         if !is_due(self.last().as_ref(), Duration::from_secs(order.every_seconds), now)
             || self.tried.is_some_and(|at| is_within(at, now, AGAIN))
@@ -74,10 +73,21 @@ impl Schedule {
             Ok(child) => {
                 notes.say("backup begins");
                 self.running = Some((child, now));
-                self.complained = None;
+                self.complaint.end();
             }
-            Err(error) => self.complain(format!("it cannot be started: {error}"), notes),
+            Err(error) => self.complaint.say(format!("it cannot be started: {error}"), notes),
         }
+    }
+
+    /// What is wrong with the copies: the last one failed or was not proven, or none was made for two periods.
+    pub(super) fn trouble(&self, now: Timestamp) -> Option<String> {
+        let order = self.order().ok().flatten()?;
+        let last = self.last()?;
+        if !last.ok {
+            return Some(format!("the copy of {:.0} failed or could not be proven, see `backup list`", last.at));
+        }
+        let twice = Duration::from_secs(order.every_seconds.saturating_mul(2));
+        (!is_within(last.at, now, twice)).then(|| format!("the newest copy is of {:.0}", last.at))
     }
 
     fn is_running(&mut self, now: Timestamp, notes: &mut Notes) -> bool {
@@ -118,27 +128,10 @@ impl Schedule {
 
     /// The command is this very program: nobody else knows the state.
     fn start(&self) -> std::io::Result<Child> {
-        let program = std::env::current_exe()?;
-        let log_path: Utf8PathBuf = self.folder.log(LOG);
-        let log = output::open(&log_path)?;
-        Command::new(program)
+        ourselves(&self.folder, &self.folder.log(LOG))?
             .args(["backup", "run", "--folder", self.folder.state().as_str()])
             .args(["--order", self.folder.join(BACKUP_FILE).as_str()])
-            .env_clear()
-            .envs(clean_environment())
-            .current_dir(self.folder.root())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
             .spawn()
-    }
-
-    fn complain(&mut self, why: String, notes: &mut Notes) {
-        if self.complained.as_ref() != Some(&why) {
-            notes.say(&format!("backup: {why}"));
-        }
-        self.complained = Some(why);
     }
 }
 
@@ -160,6 +153,8 @@ fn is_within(since: Timestamp, now: Timestamp, long: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use camino::Utf8PathBuf;
+
     use super::*;
     use jiff::SignedDuration;
 

@@ -3,7 +3,10 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use textnlp_provider::{CloudId, Error, Health, Object, Observed, Progress, Result, Secret, Sort, Spec, Why};
+use textnlp_provider::{
+    CloudId, Error, Health, Object, Observed, Progress, Result, Secret, SecretName, SecretRef, SecretVersion, Sort,
+    Spec, Why,
+};
 
 use super::{Look, Seen, Work};
 use crate::files;
@@ -40,12 +43,32 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let written = serde_json::to_vec_pretty(&order).map_err(|error| work.invalid(error))?;
     files::put(&order_file(&work.folder), &written, 0o600).map_err(work.io(order_file(&work.folder)))?;
     reissue(&work.folder, &order, &authority_key, Timestamp::now()).map_err(|why| work.fails(why))?;
+    if let Some(name) = &spec.kept {
+        let certificate = files::read_bounded(&work.folder.inside(&spec.certificate_file)?, files::TEXT_MAX)
+            .map_err(work.io(&spec.certificate_file))?;
+        let key = files::read_bounded(&key_path, files::TEXT_MAX).map_err(work.io(&key_path))?;
+        let seen = trust::look(&certificate, None, None).map_err(|error| work.fails(error))?;
+        let [first, second] = kept(name, &seen.sha256);
+        let secrets = &work.onprem.options().secrets;
+        secrets.put(&first.name, &first.version, &Secret::new(certificate)).await?;
+        secrets.put(&second.name, &second.version, &Secret::new(key)).await?;
+    }
     let marker = work.complete(&cloud_id, Map::new())?;
     work.done(&marker).await
 }
 
-pub(super) fn remove(work: &Work<'_>) -> Result<()> {
+/// Certificate and key of a fingerprint as secrets.
+fn kept(name: &SecretName, sha256: &str) -> [SecretRef; 2] {
+    let version = SecretVersion(sha256.to_owned());
+    ["certificate", "key"]
+        .map(|part| SecretRef { name: SecretName(format!("{name}-{part}")), version: version.clone() })
+}
+
+pub(super) async fn remove(work: &Work<'_>) -> Result<()> {
     let spec: CertificateSpec = work.applied()?;
+    for secret in spec.kept.iter().flat_map(|name| kept(name, "")) {
+        work.onprem.options().secrets.delete(&secret.name).await?;
+    }
     // The order first: the supervisor issues nothing for a certificate that is on its way out.
     let order = order_file(&work.folder);
     files::remove_file(&order).map_err(work.io(&order))?;
@@ -95,6 +118,13 @@ pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
                 look.drift("certificate", format!("it is for {}", seen.names.join(", ")));
             } else if seen.not_after <= Timestamp::now() {
                 look.drift("certificate", format!("it ended on {}", seen.not_after));
+            } else if spec.kept.is_some() && seen.renew_at() <= Timestamp::now() {
+                // Nobody here renews it but the next `up`.
+                look.drift("certificate", format!("it is to be renewed, and ends on {}", seen.not_after));
+            }
+            if let Some(name) = &spec.kept {
+                let [certificate, key] = kept(name, &seen.sha256);
+                look.output("certificate", json!(certificate)).output("key", json!(key));
             }
         }
     }
@@ -108,7 +138,7 @@ pub(super) fn look_at_existing(file: &CloudId) -> Observed {
     let (pem, key) = match (read(&path), read(&key_path)) {
         (Ok(Some(pem)), Ok(key)) => (pem, key),
         (Ok(None), _) => return Observed::Absent,
-        (Err(error), _) | (_, Err(error)) => return Observed::Unknown(Why(super::said(&error))),
+        (Err(error), _) | (_, Err(error)) => return Observed::Unknown(Why(textnlp_provider::told(&error))),
     };
     let key = key.map(Secret::new);
     let mut look = Look::default();
@@ -133,6 +163,7 @@ pub(super) fn look_at_existing(file: &CloudId) -> Observed {
         outputs: look.outputs,
         lineage: None,
         health: trouble.map_or(Health::Ready, Health::Degraded),
+        foreign: Vec::new(),
     })
 }
 

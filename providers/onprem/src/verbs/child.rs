@@ -233,7 +233,7 @@ pub(super) async fn look_at_key(folder: &SiteFolder, marker: &Marker) -> Result<
     let answer = match keys(&program, &lent.path, &json!({ "do": "list" }), marker.resource.as_str()).await {
         // The program refuses the database: an older one was put back, say. The key is put once more behind the migration.
         Err(error) if error.sort == Sort::Invalid => {
-            look.drift("key", super::said(&error));
+            look.drift("key", textnlp_provider::told(&error));
             return Ok(Seen::There(look));
         }
         other => other?,

@@ -181,7 +181,7 @@ impl<'a> Work<'a> {
             Noun::Directory => return directory::remove(self, last).await,
             Noun::Secret => secret::remove(self).await?,
             Noun::Authority => authority::remove(self).await?,
-            Noun::Certificate => certificate::remove(self)?,
+            Noun::Certificate => certificate::remove(self).await?,
             Noun::Model => model::remove(self).await?,
             Noun::Program => program::remove(self)?,
             Noun::File => file::remove(self)?,
@@ -315,6 +315,7 @@ impl<'a> Work<'a> {
             outputs: recorded.map(|recorded| recorded.outputs.clone()).unwrap_or_default(),
             lineage: Some(self.op.lineage),
             health: Health::Degraded("it is gone".to_owned()),
+            foreign: Vec::new(),
         })
     }
 }
@@ -351,7 +352,7 @@ pub(crate) async fn look(onprem: &OnPrem, folder: &SiteFolder, marker: &Marker, 
         Noun::Process => process::look(folder, marker, supervisor),
     };
     match seen {
-        Err(error) => Observed::Unknown(Why(said(&error))),
+        Err(error) => Observed::Unknown(Why(textnlp_provider::told(&error))),
         Ok(Seen::Absent) => Observed::Absent,
         Ok(Seen::There(look)) => Observed::Present(object(marker, look)),
     }
@@ -383,22 +384,11 @@ fn object(marker: &Marker, mut look: Look) -> Object {
         outputs: look.outputs,
         lineage: Some(marker.lineage),
         health,
+        foreign: Vec::new(),
     }
 }
 
 /// What an `existing:` certificate shows.
 pub(crate) fn look_at_existing_certificate(file: &CloudId) -> Observed {
     certificate::look_at_existing(file)
-}
-
-/// An error with all that lies under it in one line.
-pub(crate) fn said(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(under) = source {
-        text.push_str(": ");
-        text.push_str(&under.to_string());
-        source = under.source();
-    }
-    text
 }

@@ -289,7 +289,7 @@ fn verdict(path: &Utf8PathBuf, applied: &str) -> Result<(), String> {
     match textnlp_models::verify(path) {
         Ok(manifest) if manifest.digest.to_string() == applied => Ok(()),
         Ok(manifest) => Err(format!("it is another model, {}", manifest.digest)),
-        Err(error) => Err(super::said(&error)),
+        Err(error) => Err(textnlp_provider::told(&error)),
     }
 }
 

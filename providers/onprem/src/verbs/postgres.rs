@@ -92,7 +92,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let cloud_id = work.folder.cloud_id(&spec.path)?;
     let user = user().map_err(|why| work.invalid(why))?;
     // Whatever is in the folder of an operation that did not come to its end is not whole.
-    let is_whole = work.marker.as_ref().is_some_and(|marker| marker.complete) && is_made(&link);
+    let is_whole = work.marker.as_ref().is_some_and(|marker| marker.complete) && (spec.shared || is_made(&link));
     if work.marker.as_ref().is_none_or(|marker| marker.complete || marker.operation != work.op.id) {
         let mut facts = Map::new();
         facts.insert("whole".to_owned(), json!(is_whole));
@@ -102,7 +102,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let unique = format!("{} {} {}", link, work.op.lineage, work.op.id);
     let name = format!("{}-{}", work.op.site, &hex::encode(Sha256::digest(unique))[..16]);
     let folder = home(&name, &link, user.as_ref()).map_err(work.io(&link))?;
-    if spec.follows || (is_whole && is_made(&link)) {
+    if spec.follows || (is_whole && (spec.shared || is_made(&link))) {
         let marker = work.complete(&cloud_id, Map::new())?;
         return work.done(&marker).await;
     }
@@ -122,6 +122,11 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
             work.done(&marker).await
         }
     }
+}
+
+/// Where the parts of a server's log are taken: beside its folder, see `server/src/postgres/archive.rs`.
+pub fn archive_socket(folder: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{folder}.archive"))
 }
 
 /// What to do where no PostgreSQL is installed.
@@ -211,13 +216,45 @@ impl Beside {
     /// Makes one: in `place`, or outside where nobody else may enter that. Takes seconds. The error says what is missing.
     pub fn make(place: &Utf8Path) -> std::result::Result<Self, String> {
         let version = newest(OLDEST).ok_or_else(|| missing(OLDEST))?;
-        let programs = programs(version).ok_or_else(|| missing(OLDEST))?;
+        let beside = Self::empty(place, version)?;
         let user = user()?;
-        let name = format!("verify-{}", &hex::encode(Sha256::digest(place.as_str()))[..16]);
-        let folder = home(&name, &place.join("postgres"), user.as_ref()).map_err(|error| error.to_string())?;
-        let beside = Self { folder, programs, user: user.as_ref().map(|user| user.ids) };
         make(&beside.programs, &beside.folder, user.as_ref()).map_err(|error| error.to_string())?;
         Ok(beside)
+    }
+
+    /// The folder alone, for files that this very version has written.
+    pub fn empty(place: &Utf8Path, version: u32) -> std::result::Result<Self, String> {
+        let programs = programs(version).ok_or_else(|| missing(version))?;
+        let user = user()?;
+        clear();
+        let unique = &hex::encode(Sha256::digest(place.as_str()))[..16];
+        let name = format!("{VERIFY}{}-{unique}", std::process::id());
+        let folder = home(&name, &place.join("postgres"), user.as_ref()).map_err(|error| error.to_string())?;
+        Ok(Self { folder, programs, user: user.as_ref().map(|user| user.ids) })
+    }
+
+    /// What is missing on this machine to read files of a version.
+    pub fn lacks(version: u32) -> Option<String> {
+        programs(version).is_none().then(|| {
+            format!("PostgreSQL {version} wrote it, and is not installed: on Debian and Ubuntu, apt-get install postgresql-{version}")
+        })
+    }
+}
+
+/// Folders of proofs say whose they are, so that those of the dead can be told.
+const VERIFY: &str = "verify-";
+
+/// Removes what killed proofs left where we are root.
+fn clear() {
+    for entry in Utf8Path::new(ELSEWHERE).read_dir_utf8().into_iter().flatten().flatten() {
+        let pid = entry.file_name().strip_prefix(VERIFY).and_then(|rest| rest.split_once('-')?.0.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Utf8PathBuf::from(format!("/proc/{pid}")).exists()) {
+            // What cannot be removed now is tried again by the next one.
+            let _ = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => files::remove_tree(entry.path()),
+                _ => files::remove_file(entry.path()),
+            };
+        }
     }
 }
 
@@ -225,6 +262,7 @@ impl Drop for Beside {
     fn drop(&mut self) {
         // What cannot be removed is empty of secrets that are not elsewhere.
         let _ = files::remove_tree(&self.folder);
+        let _ = files::remove_file(&archive_socket(&self.folder));
     }
 }
 
@@ -249,9 +287,11 @@ pub(super) fn remove(work: &Work<'_>) -> Result<()> {
         // A link that somebody else has put there leads to nothing of ours.
         if folder.starts_with(ELSEWHERE) {
             files::remove_tree(&folder).map_err(work.io(&folder))?;
+            files::remove_file(&archive_socket(&folder)).map_err(work.io(&folder))?;
         }
         return files::remove_file(&link).map_err(work.io(&link));
     }
+    files::remove_file(&archive_socket(&link)).map_err(work.io(&link))?;
     files::remove_tree(&link).map_err(work.io(&link))
 }
 
@@ -267,7 +307,8 @@ pub(super) fn look(site: &SiteFolder, marker: &Marker) -> Result<Seen> {
         Err(error) => return Err(Error::io("look at", link.as_str(), error)),
     };
     let version = version_of(&link);
-    if version.is_none() && !spec.follows {
+    // What is shared is copied back by its keeper, and never made anew once it was there.
+    if version.is_none() && !spec.follows && !(spec.shared && marker.complete) {
         return Ok(Seen::Absent);
     }
     let folder = link.canonicalize_utf8().map_err(|error| Error::io("look at", link.as_str(), error))?;

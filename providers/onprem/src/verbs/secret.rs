@@ -7,9 +7,14 @@ use textnlp_provider::{Error, Progress, Result, Secret, SecretName, SecretRef, S
 
 use super::{Look, Seen, Work};
 use crate::OnPrem;
+use crate::layout::SiteFolder;
 use crate::marker::Marker;
 use crate::spec::SecretSpec;
+use crate::table::Noun;
 use crate::trust;
+
+/// The one version of a secret that all sites have in common.
+const SHARED: &str = "shared";
 
 /// Bounds of what an environment may ask for.
 const RANDOM_MAX: u32 = 4096;
@@ -17,8 +22,8 @@ const RANDOM_MAX: u32 = 4096;
 pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     let spec: SecretSpec = work.spec()?;
     let version = match (&spec.recipe, &spec.given) {
+        _ if spec.shared => SecretVersion(SHARED.to_owned()),
         (_, Some(given)) => SecretVersion(given.version.clone()),
-        (Some(SecretRecipe::Given(reference)), None) => given_version(work, &spec.name, reference).await?,
         _ => kept_version(work, &spec.name).await?,
     };
     let cloud_id = work.folder.cloud_id(&format!("secrets/{}", spec.name))?;
@@ -27,19 +32,19 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     work.claim(&cloud_id, facts.clone())?;
     let there = work.onprem.options().secrets.versions(&spec.name).await?.contains(&version);
     if !there {
-        let value = if let (Some(SecretRecipe::Given(reference)), None) = (&spec.recipe, &spec.given) {
-            given(work, reference)?.clone()
-        } else {
-            let (spec, environment) = (spec.clone(), work.op.environment.to_string());
-            let make = move || match (&spec.recipe, &spec.given) {
-                (Some(recipe), None) => generate(recipe),
-                (None, Some(given)) => taken(given, &environment),
-                _ => Err("it has either a `recipe` or is `given`".to_owned()),
-            };
-            let made = tokio::task::spawn_blocking(make).await.map_err(|error| work.fails(error))?;
-            made.map_err(|why| work.invalid(why))?
+        let (recipe, environment) = (spec.clone(), work.op.environment.to_string());
+        let make = move || match (&recipe.recipe, &recipe.given) {
+            (Some(recipe), None) => generate(recipe),
+            (None, Some(given)) => taken(given, &environment),
+            _ => Err("it has either a `recipe` or is `given`".to_owned()),
         };
-        work.onprem.options().secrets.put(&spec.name, &version, &value).await?;
+        let made = tokio::task::spawn_blocking(make).await.map_err(|error| work.fails(error))?;
+        let value = made.map_err(|why| work.invalid(why))?;
+        match work.onprem.options().secrets.put(&spec.name, &version, &value).await {
+            // Another site was first: what it has made is everybody's.
+            Err(error) if spec.shared && error.sort == Sort::Conflict => {}
+            other => other?,
+        }
     }
     let marker = work.complete(&cloud_id, facts)?;
     work.done(&marker).await
@@ -70,27 +75,23 @@ pub(super) async fn version_for(work: &Work<'_>, name: &SecretName, fact: &str) 
     }
 }
 
-/// What a reference of the environment leads to.
-fn given<'w>(work: &'w Work<'_>, reference: &str) -> Result<&'w Secret> {
-    let fails = || Error::new(Sort::Invalid, "read secret", reference.to_owned()).because("it leads nowhere here");
-    work.onprem.options().given.get(reference).ok_or_else(fails)
-}
-
-/// The version that is there while it says the same as the reference; another value gets a version of its own.
-async fn given_version(work: &Work<'_>, name: &SecretName, reference: &str) -> Result<SecretVersion> {
-    let kept = kept_version(work, name).await?;
-    let store = &work.onprem.options().secrets;
-    match store.get(&SecretRef { name: name.clone(), version: kept.clone() }).await {
-        Ok(value) if value.expose() != given(work, reference)?.expose() => Ok(SecretVersion(work.op.id.to_string())),
-        Ok(_) => Ok(kept),
-        Err(error) if error.sort == Sort::NotFound => Ok(kept),
-        Err(error) => Err(error),
-    }
-}
-
 pub(super) async fn remove(work: &Work<'_>) -> Result<()> {
     let spec: SecretSpec = work.applied()?;
+    if spec.shared && is_used_elsewhere(work, &spec.name) {
+        return Ok(());
+    }
     work.onprem.options().secrets.delete(&spec.name).await
+}
+
+/// Whether another site has the same one.
+fn is_used_elsewhere(work: &Work<'_>, name: &SecretName) -> bool {
+    let sites = work.folder.root().parent().into_iter().flat_map(|sites| sites.read_dir_utf8()).flatten().flatten();
+    let others = sites.filter(|site| site.path() != work.folder.root()).map(|site| SiteFolder::at(site.path()));
+    let is_it = |marker: &Marker| {
+        marker.kind == Noun::Secret.kind() && marker.spec.get("name").and_then(Value::as_str) == Some(&name.0)
+    };
+    // A site that cannot be read may have it.
+    others.into_iter().any(|site| Marker::all(&site).map_or(true, |markers| markers.iter().any(is_it)))
 }
 
 pub(super) async fn look(onprem: &OnPrem, marker: &Marker) -> Result<Seen> {
@@ -107,11 +108,6 @@ pub(super) async fn look(onprem: &OnPrem, marker: &Marker) -> Result<Seen> {
     };
     let mut look = Look::default();
     look.output("secret", json!(secret));
-    if let Some(SecretRecipe::Given(reference)) = &spec.recipe
-        && onprem.options().given.get(reference).is_some_and(|given| given.expose() != value.expose())
-    {
-        look.drift("value", format!("`{reference}` says something else"));
-    }
     match spec.recipe.as_ref().map_or(Ok(Vec::new()), |recipe| outputs(recipe, &value)) {
         Ok(public) => look.outputs.extend(public),
         Err(why) => drop(look.drift("value", why)),
@@ -137,7 +133,7 @@ fn outputs(recipe: &SecretRecipe, value: &Secret) -> Result<Vec<(String, Value)>
         SecretRecipe::RsaSigningKey => {
             vec![("public_pem".to_owned(), json!(trust::public_pem(value).map_err(|error| error.to_string())?))]
         }
-        SecretRecipe::Password(_) | SecretRecipe::Random(_) | SecretRecipe::Given(_) => Vec::new(),
+        SecretRecipe::Password(_) | SecretRecipe::Random(_) => Vec::new(),
     })
 }
 
@@ -169,7 +165,6 @@ fn generate(recipe: &SecretRecipe) -> Result<Secret, String> {
         SecretRecipe::Password(_) => Err(format!("a password has 8 to {RANDOM_MAX} characters")),
         SecretRecipe::Random(_) => Err(format!("a random secret has 1 to {RANDOM_MAX} bytes")),
         SecretRecipe::RsaSigningKey => trust::new_rsa_key().map_err(|error| error.to_string()),
-        SecretRecipe::Given(reference) => Err(format!("`{reference}` is not ours to make")),
     }
 }
 

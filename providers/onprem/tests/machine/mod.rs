@@ -85,9 +85,15 @@ impl Machine {
         let part = |of: &str, part: Part| Component { name: name(of), existing: None, part };
         let generate = [("api-key", SecretRecipe::ApiKey), ("jwt-signing-key", SecretRecipe::RsaSigningKey)];
         let components = vec![
-            part("network", Part::Network(Network { cidr: None })),
+            part("network", Part::Network(Network { cidr: None, policies: false })),
             part("cluster", Part::Cluster(Cluster { network: name("network"), gpu: None })),
-            part("secrets", Part::Secrets(Secrets { generate: generate.map(|(n, r)| (n.to_owned(), r)).into() })),
+            part(
+                "secrets",
+                Part::Secrets(Secrets {
+                    generate: generate.map(|(n, r)| (n.to_owned(), r)).into(),
+                    shared: Default::default(),
+                }),
+            ),
             part(
                 "certificate",
                 Part::Certificate(Certificate {
@@ -119,6 +125,7 @@ impl Machine {
             part(
                 "server",
                 Part::Workload(Workload {
+                    growth: None,
                     replicas,
                     program: program.clone(),
                     config: json!({"textnlp": {"api": {"workers": 1, "stand_in": {}}, "models": {"serve": [{"name": "Tiny.1"}]}}}),
@@ -176,6 +183,7 @@ impl Machine {
             watch: name("watch"),
             peers: peers.clone(),
             witness: Elsewhere { site: place.clone(), component: name("witness") },
+            database: None,
             program: endpoint.program.clone(),
         };
         let watch = Watch {
@@ -191,6 +199,7 @@ impl Machine {
             failback: true,
             max_lag_ms: 5000,
             copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
+            database: None,
             program: endpoint.program,
         };
         machine.workload().watch = Some(name("watch"));

@@ -18,7 +18,7 @@ impl Member {
         if let Some(known) = &self.configuration
             && known.epoch > configuration.epoch
         {
-            let newer = Message::Newer { configuration: known.clone() };
+            let newer = Message::Newer { configuration: known.clone(), let_go: false };
             effects.push(Effect::Send(Peer::Site(from.clone()), newer));
             return false;
         }
@@ -27,6 +27,7 @@ impl Member {
         if leads {
             self.heard = now;
             self.granted_until = now + self.settings.grace;
+            self.followed_until = self.granted_until;
         }
         leads
     }
@@ -106,7 +107,7 @@ impl Member {
     /// A member whose primary is silent asks the witness for its place, those first that stand first.
     pub(super) fn ask_for_the_place(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let Some(configuration) = &self.configuration else { return };
-        if !self.is_member() || configuration.primary == self.settings.site {
+        if !self.is_member() || !self.fit || configuration.primary == self.settings.site {
             self.claim = None;
             return;
         }

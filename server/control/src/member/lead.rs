@@ -20,6 +20,13 @@ pub(super) struct Leading {
     handing: Option<(Site, Millis)>,
 }
 
+impl Leading {
+    /// Whether a configuration is what this primary itself asked the witness for.
+    pub(super) fn asked_for(&self, configuration: &Configuration) -> bool {
+        self.change.as_ref().is_some_and(|(wanted, _)| wanted == configuration)
+    }
+}
+
 /// How far another site is.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
@@ -142,6 +149,28 @@ impl Member {
             }
         }
         Ok(())
+    }
+
+    /// Until when nobody else can have been given this site's place, whatever happens; `None` where it is not this site's, or not for sure.
+    /// It is what a database that is not in the log may be written by: unlike a write of the log it needs nobody else to be in sync.
+    ///
+    /// The witness gives the place to another only a grace after it last heard of the primary, and whoever takes it waits until what it
+    /// granted to the one before has ended. So either the witness's last answer is recent, or the answers of all who may take over are.
+    pub fn leads_until(&self, now: Millis) -> Option<Millis> {
+        let (Some(leading), Some(configuration)) = (&self.leading, &self.configuration) else { return None };
+        // Whether the place was given away is known when the witness's answer is, which may be lost.
+        let gives_away = leading.change.as_ref().is_some_and(|(wanted, _)| wanted.primary != configuration.primary);
+        if gives_away || leading.handing.is_some() || self.granted_until.max(self.followed_until) > now {
+            return None;
+        }
+        let wanted = leading.change.iter().flat_map(|(wanted, _)| &wanted.members);
+        let others = configuration.members.iter().chain(wanted).filter(|(site, _)| **site != self.settings.site);
+        let answered = |(site, life): (&Site, &Incarnation)| {
+            leading.peers.get(site).filter(|peer| peer.incarnation == Some(*life)).and_then(|peer| peer.stamp)
+        };
+        let by_members = others.map(answered).reduce(|one, other| Some(one?.min(other?))).flatten();
+        let until = by_members.max(self.witness_heard)? + self.lease();
+        (until > now).then_some(until)
     }
 
     pub(super) fn put(

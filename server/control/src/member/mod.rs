@@ -89,6 +89,12 @@ pub enum Refused {
         /// Which.
         site: Site,
     },
+    /// What this site stores beside the log lacks what others have.
+    #[error("the database of {site} lacks what the primary's has, or may lack it")]
+    NotFit {
+        /// Which.
+        site: Site,
+    },
     /// Without the witness nothing can be given away.
     #[error("the witness does not answer")]
     NoWitness,
@@ -111,12 +117,16 @@ pub struct Member {
     heard: Millis,
     /// Until then a primary before us may believe in a lease that we gave.
     granted_until: Millis,
+    /// The same for what is led by it beside the log, which is not told at once of what comes after.
+    followed_until: Millis,
     witness_heard: Option<Millis>,
     witness_clock: Option<Millis>,
     renewed: Option<Millis>,
     claim: Option<Claim>,
     refusal: Option<Refusal>,
     leading: Option<lead::Leading>,
+    /// Whether what is stored beside the log is good enough to lead with.
+    fit: bool,
 }
 
 /// Asking for the primary's place.
@@ -145,12 +155,14 @@ impl Member {
             table,
             heard: now,
             granted_until,
+            followed_until: granted_until,
             witness_heard: None,
             witness_clock: None,
             renewed: None,
             claim: None,
             refusal: None,
             leading: None,
+            fit: true,
         };
         let mut effects = Vec::new();
         if member.is_primary() {
@@ -212,13 +224,16 @@ impl Member {
             (Peer::Site(site), Message::Behind { epoch, incarnation, hint, stamp }) => {
                 self.behind(now, site, epoch, incarnation, hint, stamp, &mut effects);
             }
-            (Peer::Site(site), Message::Newer { configuration }) => {
+            (Peer::Site(site), Message::Newer { configuration, let_go }) => {
                 let told = configuration.epoch;
                 self.adopt(now, configuration, &mut effects);
                 // Who was primary until this configuration and tells of it believes in no lease any more.
                 let holds = self.configuration.as_ref().is_some_and(|c| c.epoch == told);
                 if holds && self.before.as_ref() == Some(site) {
                     self.granted_until = now;
+                    if let_go {
+                        self.followed_until = now;
+                    }
                 }
             }
             _ => {}
@@ -242,6 +257,9 @@ impl Member {
         if !self.is_member() {
             return Err(Refused::NotInSync { site: self.settings.site.clone() });
         }
+        if !self.fit {
+            return Err(Refused::NotFit { site: self.settings.site.clone() });
+        }
         self.claim = Some(Claim { told: true, sent: None });
         let mut effects = Vec::new();
         self.ask_for_the_place(now, &mut effects);
@@ -251,6 +269,11 @@ impl Member {
     /// Nobody wants that any more.
     pub fn give_up_claim(&mut self) {
         self.claim = None;
+    }
+
+    /// Whether what this site stores beside the log is good enough to take the primary's place with. It is until somebody says otherwise.
+    pub fn set_fit(&mut self, fit: bool) {
+        self.fit = fit;
     }
 
     /// The table as far as everything in it is acknowledged.
@@ -316,17 +339,23 @@ impl Member {
         }
         let another = known.is_none_or(|known| known.primary != configuration.primary);
         let led = self.leading.is_some();
+        let asked = self.claim.is_some();
+        let let_go = self.leading.as_ref().is_some_and(|leading| leading.asked_for(&configuration));
         effects.push(Effect::Configure(configuration.clone()));
         self.before = self.configuration.replace(configuration.clone()).map(|c| c.primary).filter(|_| another);
         self.claim = self.claim.filter(|_| !another);
         if another {
             self.heard = now;
+            if !asked && self.is_primary() {
+                // The witness waited for nobody. The one before may still believe in its lease, until it says otherwise.
+                self.followed_until = self.followed_until.max(now + self.settings.grace);
+            }
         }
         match (led, self.is_primary()) {
             (true, true) => self.changed(now, effects),
             (true, false) => {
                 self.step_down(effects);
-                let newer = Message::Newer { configuration: configuration.clone() };
+                let newer = Message::Newer { configuration: configuration.clone(), let_go };
                 effects.push(Effect::Send(Peer::Site(configuration.primary), newer));
             }
             (false, true) => self.begin_to_lead(now, effects),

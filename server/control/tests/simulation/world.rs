@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use serde_json::json;
 use textnlp_control::{
-    Configuration, Effect, Entry, Incarnation, Log, Member, Memory, Message, Outcome, Peer, Position, Settings, Site,
-    Snapshot, State, Table, Witness, WitnessSettings, Write,
+    Configuration, Effect, Entry, Incarnation, Log, Member, Memory, Message, Outcome, Peer, Position, Refused,
+    Settings, Site, Snapshot, State, Table, Witness, WitnessSettings, Write,
 };
 
 use super::random::Random;
@@ -59,6 +59,8 @@ struct Node {
     /// What is on disk.
     disk: Disk,
     life: u64,
+    /// Until when, by its clock, something beside it believes that this site leads: it was told once, and is not told of what comes after.
+    believes_until: u64,
     /// Its clock runs this many thousandths of true time.
     rate: u64,
     offset: u64,
@@ -149,7 +151,14 @@ impl World {
         };
         for node in 0..SITES {
             let (rate, offset) = (rate(random), random.below(1_000_000));
-            world.nodes.push(Node { member: None, disk: Disk::default(), life: node as u64 + 1, rate, offset });
+            world.nodes.push(Node {
+                member: None,
+                disk: Disk::default(),
+                life: node as u64 + 1,
+                believes_until: 0,
+                rate,
+                offset,
+            });
             world.start(node);
             let first = world.random.below(every);
             world.plan(first, Event::Tick(node));
@@ -465,7 +474,25 @@ impl World {
         }
     }
 
+    /// What believes in a site's lead beside it (a database) is told so at any moment, and of its end only before the site itself gives its place away.
+    fn believe(&mut self, node: usize) {
+        let now = self.clock(node);
+        let Node { member: Some(member), believes_until, .. } = &mut self.nodes[node] else { return };
+        match member.leads_until(now) {
+            Some(until) => *believes_until = until.max(*believes_until),
+            None if matches!(member.writable(now), Err(Refused::HandingOver { .. })) => *believes_until = 0,
+            None => {}
+        }
+    }
+
     fn check(&mut self) {
+        let faults = self.faults.clone();
+        (0..SITES).filter(|node| !faults.contains(&Fault::Paused(*node))).for_each(|node| self.believe(node));
+        // Also of those that stand still or are gone: their clocks go on.
+        let led: Vec<usize> = (0..SITES).filter(|node| self.nodes[*node].believes_until > self.clock(*node)).collect();
+        if led.len() > 1 {
+            self.broken = Some(format!("{led:?} are led at one time"));
+        }
         let writers: Vec<usize> = (0..SITES)
             .filter(|node| self.nodes[*node].member.as_ref().is_some_and(|m| m.writable(self.clock(*node)).is_ok()))
             .collect();
@@ -496,6 +523,9 @@ impl World {
             return Err(format!("home is not primary in the end, {:?} is", self.primary()));
         }
         let primary = self.nodes[0].member.as_ref().unwrap();
+        if primary.leads_until(self.clock(0)).is_none() {
+            return Err("nobody leads in the end".to_owned());
+        }
         let table: &Table = primary.table();
         if let Some((_, key)) = self.acknowledged.values().find(|(_, key)| !table.contains_key(key)) {
             return Err(format!("{key} was acknowledged and is not in the table"));

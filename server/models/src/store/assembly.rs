@@ -10,7 +10,8 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{Model, Store};
-use crate::digest::{Digest, Hasher};
+use crate::chunks::{Recorded, Recorder};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::{Event, Progress};
 use crate::local;
@@ -105,17 +106,27 @@ impl Assembly<'_> {
         if found != digest {
             tracing::warn!(%blob, "a stored file is damaged and is fetched again");
             local::remove_file(&target)?;
-            local::remove_file(&blob)?;
+            self.store.remove_blob(&digest)?;
             return Ok(None);
         }
         Ok(Some(FileEntry { name: name.to_owned(), digest, bytes }))
     }
 
-    /// Takes a finished, checked and synced file: it becomes a blob and a file of this model.
-    pub(crate) async fn take(&self, entry: &FileEntry, from: &Utf8Path) -> Result<()> {
-        let (store, target, entry, from) = (self.store.clone(), self.path(&entry.name), entry.clone(), from.to_owned());
-        let taken = tokio::task::spawn_blocking(move || take(&store, &target, &entry, &from)).await;
-        taken.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    /// Takes a finished and synced file, whose digest was taken just now: it becomes a blob and a file of this model.
+    pub(crate) async fn take(&self, name: &str, found: Recorded, from: &Utf8Path) -> Result<FileEntry> {
+        let entry = FileEntry { name: name.to_owned(), digest: found.digest, bytes: found.bytes };
+        let (store, target, from) = (self.store.clone(), self.path(name), from.to_owned());
+        let taken = tokio::task::spawn_blocking(move || {
+            take(&store, &target, &entry, &from)?;
+            if !found.chunks.is_empty() {
+                // They spare a later bundle a pass over the weights; the model is whole without them.
+                if let Err(error) = store.keep_chunks(&entry.digest, &found.chunks) {
+                    tracing::warn!(digest = %entry.digest, error = crate::transport::chain(&error), "the chunks of weights are not kept");
+                }
+            }
+            Ok(entry)
+        });
+        taken.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     /// Writes a file of this content.
@@ -135,18 +146,16 @@ impl Assembly<'_> {
         let part = self.dir.join(format!(".{name}.part"));
         let total = fs::metadata(from).ok().map(|found| found.len());
         let done = Arc::new(AtomicU64::new(0));
-        let (from, to, counter) = (from.to_owned(), part.clone(), done.clone());
-        let mut copying = tokio::task::spawn_blocking(move || copy_and_hash(&from, &to, &counter));
+        let (from, to, counter, called) = (from.to_owned(), part.clone(), done.clone(), name.to_owned());
+        let mut copying = tokio::task::spawn_blocking(move || copy_and_hash(&called, &from, &to, &counter));
         let copied = loop {
             match tokio::time::timeout(LOOK, &mut copying).await {
                 Ok(copied) => break copied,
                 Err(_) => progress(Event::File { name: name.to_owned(), done: done.load(Ordering::Relaxed), total }),
             }
         };
-        let (digest, bytes) = copied.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        let entry = FileEntry { name: name.to_owned(), digest, bytes };
-        self.take(&entry, &part).await?;
-        Ok(entry)
+        let found = copied.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        self.take(name, found, &part).await
     }
 
     /// Makes sure that `more` bytes fit, under the store's bound and on the disk.
@@ -201,7 +210,7 @@ fn take(store: &Store, target: &Utf8Path, entry: &FileEntry, from: &Utf8Path) ->
             return local::remove_file(from);
         }
         local::remove_file(target)?;
-        local::remove_file(&blob)?;
+        store.remove_blob(&entry.digest)?;
     }
     fs::rename(from, target).map_err(Error::io("move", from))?;
     publish(store, target, entry)
@@ -250,21 +259,21 @@ fn copy_synced(from: &Utf8Path, to: &Utf8Path) -> io::Result<()> {
     fs::rename(&part, to)
 }
 
-fn copy_and_hash(from: &Utf8Path, to: &Utf8Path, done: &AtomicU64) -> Result<(Digest, u64)> {
+fn copy_and_hash(name: &str, from: &Utf8Path, to: &Utf8Path, done: &AtomicU64) -> Result<Recorded> {
     use std::io::Read;
     let mut source = File::open(from).map_err(Error::io("open", from))?;
     let mut target = File::create(to).map_err(Error::io("write", to))?;
-    let mut hasher = Hasher::default();
+    let mut recorder = Recorder::of(name, &source);
     let mut buffer = vec![0u8; 1 << 20];
     loop {
         let n = source.read(&mut buffer).map_err(Error::io("read", from))?;
         if n == 0 {
             break;
         }
-        hasher.update(&buffer[..n]);
+        recorder.update(&buffer[..n]);
         target.write_all(&buffer[..n]).map_err(Error::io("write", to))?;
         done.fetch_add(n as u64, Ordering::Relaxed);
     }
     target.sync_all().map_err(Error::io("sync", to))?;
-    Ok(hasher.finish())
+    Ok(recorder.finish())
 }

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::local;
 use crate::manifest::read_manifest;
 
-/// A download that nobody continued for so long is abandoned.
-const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// What nobody wrote to for so long, a download or another half-written file, is abandoned.
+pub(crate) const ABANDONED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl Store {
     /// Bytes on disk. A content with several names counts once.
@@ -75,7 +75,7 @@ impl Store {
         for file in manifest.iter().flat_map(|manifest| &manifest.files) {
             let blob = self.blob(&file.digest);
             if crate::manifest::hash_file(&blob).is_ok_and(|(found, _)| found != file.digest) {
-                local::remove_file(&blob)?;
+                self.remove_blob(&file.digest)?;
             }
         }
         // One in use elsewhere keeps its open files; its folder is replaced by the install that follows.
@@ -98,7 +98,7 @@ impl Store {
         let needed: HashSet<Digest> =
             self.list()?.into_iter().flat_map(|m| m.manifest.files).map(|f| f.digest).collect();
         for file in files.iter().filter(|file| !needed.contains(&file.digest)) {
-            local::remove_file(&self.blob(&file.digest))?;
+            self.remove_blob(&file.digest)?;
         }
         Ok(true)
     }
@@ -117,22 +117,27 @@ impl Store {
                 }
             }
         }
-        Ok(())
+        self.drop_lists()
     }
 
     fn drop_abandoned(&self) -> Result<()> {
         let folder = self.folder("partial");
         for name in local::file_names(&folder)?.iter().filter(|name| name.ends_with(".part")) {
             let path = folder.join(name);
-            let age = fs::metadata(&path).and_then(|found| found.modified()).ok().and_then(|time| time.elapsed().ok());
             let lock = folder.join(name.replace(".part", ".lock"));
-            if age.is_some_and(|age| age > ABANDONED) && local::try_lock(&lock, false)?.is_some() {
+            if is_abandoned(&path) && local::try_lock(&lock, false)?.is_some() {
                 local::remove_file(&path)?;
                 local::remove_file(&folder.join(name.replace(".part", ".json")))?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether nobody has written to a file for so long that nobody will.
+pub(crate) fn is_abandoned(path: &Utf8Path) -> bool {
+    let age = fs::metadata(path).and_then(|found| found.modified()).ok().and_then(|time| time.elapsed().ok());
+    age.is_some_and(|age| age > ABANDONED)
 }
 
 fn count(folder: &Utf8Path, depth: u32, seen: &mut HashSet<(u64, u64)>, bytes: &mut u64) -> Result<()> {

@@ -86,7 +86,9 @@ impl Follower {
     async fn look(&mut self, primary: &Address) {
         let asked = Instant::now();
         let offered: Result<Offer, String> = match client::get(primary, "/v1/copies", WITHIN).await {
-            Ok((StatusCode::OK, answer)) => serde_json::from_value(answer).map_err(|error| error.to_string()),
+            Ok((StatusCode::OK, answer)) => {
+                serde_json::from_value(answer).map_err(|error| error.to_string()).and_then(sound)
+            }
             Ok((status, _)) => Err(format!("the primary's watch answers {status}")),
             Err(why) => Err(why),
         };
@@ -231,9 +233,6 @@ impl Follower {
             mark.missing_bytes = missing.iter().map(|file| file.bytes).sum();
         });
         for file in missing {
-            if file.name.contains('/') || file.name.starts_with('.') {
-                return Err("the primary offers a file that has no plain name".to_owned());
-            }
             let path = format!("/v1/copies/configuration?file={}", super::super::http::escaped(&file.name));
             let bytes = fetched(primary, &path, FILE_MAX as usize).await?;
             if sha256(&bytes) != file.sha256 {
@@ -274,6 +273,19 @@ impl Follower {
     }
 }
 
+/// Refuses an offer that would be written outside of its folders, or be longer than it says: another site may be damaged, or somebody else's by now.
+fn sound(offer: Offer) -> Result<Offer, String> {
+    for model in &offer.models {
+        let text = serde_json::to_vec(model).map_err(|error| error.to_string())?;
+        Manifest::parse(Utf8Path::new("what the primary offers"), &text).map_err(|error| error.to_string())?;
+    }
+    let is_plain = |name: &str| Utf8Path::new(name).file_name() == Some(name) && !name.starts_with('.');
+    match offer.configuration.iter().find(|file| !is_plain(&file.name)) {
+        Some(_) => Err("the primary offers a file that has no plain name".to_owned()),
+        None => Ok(offer),
+    }
+}
+
 async fn fetched(primary: &Address, path: &str, most: usize) -> Result<Bytes, String> {
     match client::bytes(primary, path, most, WITHIN).await? {
         (StatusCode::OK, bytes) => Ok(bytes),
@@ -310,6 +322,28 @@ fn length(path: &Utf8Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_another_site_offers_stays_in_its_folder_and_is_as_long_as_it_says() {
+        let digest = textnlp_models::Digest::of(b"x");
+        let offer = |model: &str, more: u64, file: &str| -> Offer {
+            let list = format!("{model}\0{}\n", digest.hex());
+            let files = serde_json::json!([{ "name": model, "digest": digest, "bytes": 5 }]);
+            let model = serde_json::json!({
+                "format": 1, "source": "x", "digest": textnlp_models::Digest::of(list.as_bytes()), "bytes": 5 + more, "files": files,
+            });
+            let configuration = serde_json::json!([{ "name": file, "bytes": 1, "sha256": "x" }]);
+            serde_json::from_value(serde_json::json!({ "models": [model], "configuration": configuration })).unwrap()
+        };
+        assert_eq!(sound(offer("weights.gguf", 0, "server-0.yaml")).map(drop), Ok(()));
+        for strange in ["../weights", "/etc/cron.d/x", "a/b", "..", ".", "", "a/", MANIFEST] {
+            assert!(sound(offer(strange, 0, "server-0.yaml")).is_err(), "{strange:?}");
+        }
+        for strange in ["../x.yaml", "/x.yaml", ".hidden.yaml", ""] {
+            assert!(sound(offer("weights.gguf", 0, strange)).is_err(), "{strange:?}");
+        }
+        assert!(sound(offer("weights.gguf", 1, "server-0.yaml")).is_err(), "a size that is not the sum of its files'");
+    }
 
     #[test]
     fn a_piece_comes_back_as_it_was_and_never_longer_than_was_asked_for() {

@@ -1,9 +1,8 @@
 //! What is recorded, read by the tools that it is written for.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
+use camino::Utf8Path;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_orchestrator::export::terraform;
@@ -12,6 +11,8 @@ use textnlp_provider::{
     CloudId, EnvironmentName, KindName, Lineage, Need, Ownership, Recorded, ResourceId, SiteName, Spec,
 };
 use uuid::Uuid;
+
+use crate::Tool;
 
 fn holding(name: &str, needs: &[&str], spec: Value) -> (ResourceId, Holding) {
     let id = ResourceId::new(name).unwrap();
@@ -58,21 +59,10 @@ fn names_are_unique_and_needs_are_those_that_are_there() {
 
 #[test]
 fn terraform_takes_it_and_reads_every_text_as_it_is() {
-    let Some(tool) = ["tofu", "terraform"].into_iter().find(|tool| Command::new(tool).arg("version").output().is_ok())
-    else {
-        eprintln!("LEFT OUT: neither tofu nor terraform is installed, and neither is in a package registry");
-        return;
-    };
     let folder = tempfile::tempdir().unwrap();
+    let Some(tool) = Tool::find(Utf8Path::from_path(folder.path()).unwrap()) else { return };
     std::fs::write(folder.path().join("staging.tf.json"), document().to_string()).unwrap();
-    let run = |args: &[&str]| {
-        let mut command = Command::new(tool);
-        command.args(args).current_dir(folder.path()).env("CHECKPOINT_DISABLE", "1").env("TF_IN_AUTOMATION", "1");
-        let out = command.output().unwrap();
-        let said = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(out.status.success(), "{args:?}: {said}{}", String::from_utf8_lossy(&out.stderr));
-        said
-    };
+    let run = |args: &[&str]| tool.run(args);
     run(&["init", "-input=false", "-no-color"]);
     let valid: Value = serde_json::from_str(&run(&["validate", "-json"])).unwrap();
     assert_eq!((&valid["valid"], &valid["warning_count"]), (&json!(true), &json!(0)), "{valid:#}");

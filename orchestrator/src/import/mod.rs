@@ -2,11 +2,19 @@
 //!
 //! `up` adopts what an environment wants by itself. This is for a state that was lost, and for objects that a list leaves out.
 
-use serde::Serialize;
-use textnlp_provider::{CloudId, Error, Lineage, Object, Observed, Ownership, Recorded, ResourceId, SiteName, Wanted};
+mod terraform;
+mod tfstate;
 
-use crate::plan::{Facts, sorted_needs};
-use crate::state::{Entry, Holding, Locked, StateError};
+use serde::Serialize;
+use textnlp_provider::{
+    CloudId, Error, KindName, Lineage, Object, Observed, Ownership, Recorded, ResourceId, SiteName, Wanted,
+};
+
+use crate::plan::{Facts, SiteFacts, sorted_needs};
+use crate::state::{Entry, Locked, StateError};
+
+pub use terraform::{Left, Matched, lineage as lineage_of, matched};
+pub use tfstate::{LONGEST, TerraformObject, TerraformStanding, TerraformState, VERSION, read as read_terraform};
 
 /// One object that could be taken into the record.
 #[derive(Debug, Clone, Serialize)]
@@ -37,6 +45,14 @@ pub enum Refusal {
         resource: ResourceId,
         /// Its object.
         cloud_id: CloudId,
+    },
+    /// The object is in the record already, as another resource or as what is still to be removed, or comes in by another proposal.
+    #[error("`{cloud_id}` is `{resource}` already")]
+    Taken {
+        /// The object.
+        cloud_id: CloudId,
+        /// As which resource.
+        resource: ResourceId,
     },
     /// The provider does not show it.
     #[error("the provider shows no `{cloud_id}`{}", .why.as_deref().map(|why| format!(": {why}")).unwrap_or_default())]
@@ -72,22 +88,32 @@ pub fn propose(facts: &Facts) -> Vec<Proposal> {
     for (name, site) in &facts.sites {
         for (id, seen) in &site.observed {
             let Observed::Present(object) = seen else { continue };
-            let mut known = site.holdings.get(id).into_iter().flat_map(Holding::cloud_ids);
-            if object.lineage != Some(facts.lineage) || known.any(|known| *known == object.cloud_id) {
+            if object.lineage != Some(facts.lineage) || held(facts, &object.kind, &object.cloud_id).is_some() {
                 continue;
             }
             let wanted = site.wanted.iter().find(|wanted| wanted.id == *id);
-            let kinds = site.provider.kinds();
-            let schema = kinds.iter().find(|kind| kind.name == object.kind.as_str()).map_or(1, |kind| kind.schema);
-            let recorded = recorded(id, name, schema, object, wanted);
+            let recorded = recorded(id, name, site, object, wanted);
             all.push(Proposal { resource: id.clone(), site: name.clone(), recorded, wanted: wanted.is_some() });
         }
     }
     all
 }
 
-/// One object that a person names by the provider's own id.
-pub async fn named(facts: &Facts, resource: &ResourceId, cloud_id: &CloudId) -> Result<Proposal, Refusal> {
+/// As which resource an object is recorded. Kinds tell objects apart that a provider calls alike, such as a role and its profile.
+fn held<'a>(facts: &'a Facts, kind: &KindName, cloud_id: &CloudId) -> Option<&'a ResourceId> {
+    let all = facts.sites.values().flat_map(|site| &site.holdings);
+    let is_it = |recorded: &Recorded| recorded.cloud_id == *cloud_id && recorded.kind == *kind;
+    let mut holding = all.filter(|(_, holding)| holding.objects().any(is_it));
+    holding.next().map(|(resource, _)| resource)
+}
+
+/// One object that a person names by the provider's own id. `beside` are the proposals that would be recorded with it.
+pub async fn named(
+    facts: &Facts,
+    resource: &ResourceId,
+    cloud_id: &CloudId,
+    beside: &[Proposal],
+) -> Result<Proposal, Refusal> {
     let found = facts.sites.iter().find_map(|(name, site)| {
         let wanted = site.wanted.iter().find(|wanted| wanted.id == *resource)?;
         Some((name, site, wanted))
@@ -95,6 +121,14 @@ pub async fn named(facts: &Facts, resource: &ResourceId, cloud_id: &CloudId) -> 
     let Some((name, site, wanted)) = found else { return Err(Refusal::NotWanted { resource: resource.clone() }) };
     if let Some(current) = site.holdings.get(resource).and_then(|holding| holding.current.as_ref()) {
         return Err(Refusal::Recorded { resource: resource.clone(), cloud_id: current.cloud_id.clone() });
+    }
+    if let Some(other) = beside.iter().find(|other| other.resource == *resource) {
+        return Err(Refusal::Recorded { resource: resource.clone(), cloud_id: other.recorded.cloud_id.clone() });
+    }
+    let is_it = |other: &&Proposal| other.recorded.cloud_id == *cloud_id && other.recorded.kind == wanted.kind;
+    let beside = beside.iter().find(is_it).map(|other| &other.resource);
+    if let Some(resource) = held(facts, &wanted.kind, cloud_id).or(beside) {
+        return Err(Refusal::Taken { cloud_id: cloud_id.clone(), resource: resource.clone() });
     }
     let absent = |why: Option<String>| Refusal::Absent { cloud_id: cloud_id.clone(), why };
     let object = match site.provider.read(&wanted.kind, cloud_id).await.map_err(Refusal::Provider)? {
@@ -105,9 +139,7 @@ pub async fn named(facts: &Facts, resource: &ResourceId, cloud_id: &CloudId) -> 
     if object.lineage != Some(facts.lineage) {
         return Err(Refusal::Foreign { cloud_id: cloud_id.clone(), lineage: object.lineage });
     }
-    let kinds = site.provider.kinds();
-    let schema = kinds.iter().find(|kind| kind.name == object.kind.as_str()).map_or(1, |kind| kind.schema);
-    let recorded = recorded(resource, name, schema, &object, Some(wanted));
+    let recorded = recorded(resource, name, site, &object, Some(wanted));
     Ok(Proposal { resource: resource.clone(), site: name.clone(), recorded, wanted: true })
 }
 
@@ -135,16 +167,17 @@ pub async fn forget(
 }
 
 /// As it is there; the next plan finds what differs from what is wanted.
-fn recorded(id: &ResourceId, site: &SiteName, schema: u32, object: &Object, wanted: Option<&Wanted>) -> Recorded {
+fn recorded(id: &ResourceId, name: &SiteName, site: &SiteFacts, object: &Object, wanted: Option<&Wanted>) -> Recorded {
+    let kind = site.provider.kinds().iter().find(|kind| kind.name == object.kind.as_str());
     Recorded {
         id: id.clone(),
         kind: object.kind.clone(),
-        site: site.clone(),
+        site: name.clone(),
         via: wanted.and_then(|wanted| wanted.via.clone()),
         spec: object.spec.clone(),
         needs: wanted.map(sorted_needs).unwrap_or_default(),
         ownership: Ownership::Ours,
-        schema,
+        schema: kind.map_or(1, |kind| kind.schema),
         cloud_id: object.cloud_id.clone(),
         outputs: object.outputs.clone(),
         // Nobody knows what it held: removing it takes a typed consent until an `up` has looked at it.

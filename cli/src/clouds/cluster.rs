@@ -1,0 +1,162 @@
+//! A site in a cluster: its objects there, its secrets and its certificate here, where the operator is.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use camino::Utf8PathBuf;
+use textnlp_kubernetes::{Access, Kubernetes, Placement};
+use textnlp_models::Catalogue;
+use textnlp_onprem::OnPrem;
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::model::ClusterAccess;
+use textnlp_provider::component::Part;
+use textnlp_provider::{
+    CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
+    Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, SiteName, Wanted,
+};
+
+/// Its name in environment files.
+pub(super) const NAME: &str = "kubernetes";
+/// How the kinds of objects in clusters begin.
+const KINDS: &str = "kubernetes.";
+
+/// Two providers as one: each kind has its own.
+pub(super) struct InCluster {
+    cluster: Kubernetes,
+    machine: OnPrem,
+}
+
+impl InCluster {
+    pub(super) fn new(
+        machine: OnPrem,
+        secrets: Arc<dyn SecretStore>,
+        environment: &Environment,
+        site: &SiteName,
+        take: &[String],
+    ) -> anyhow::Result<Self> {
+        let access = access(environment, site);
+        let (file, context) = way_in(&access)?;
+        let settings = environment.sites.iter().find(|one| one.name == *site);
+        anyhow::ensure!(
+            settings.is_none_or(|settings| settings.account.is_none()),
+            "a cluster is known by the address of its API server, which the kubeconfig says: remove `account` of site {site}"
+        );
+        let port = settings.and_then(|settings| settings.port);
+        let by_name = environment.traffic.domain.as_ref();
+        let by_name = by_name.map(|name| format!("https://{name}:{}", port.unwrap_or(environment.server.api.port)));
+        let placement = Placement {
+            namespace: environment.cluster.namespace.clone(),
+            image: access.image,
+            led_by_others: access.address.is_some(),
+            model_bytes: model_bytes(environment),
+            min_nodes: environment.cluster.min_nodes,
+            max_nodes: environment.cluster.max_nodes,
+            address: access.address.map(|address| address.trim_end_matches('/').to_owned()).or(by_name),
+        };
+        let cluster = Kubernetes::new(Access::Kubeconfig { file, context }, secrets).placed(placement);
+        let cluster = cluster.taking(take.iter().cloned().collect());
+        Ok(Self { cluster, machine })
+    }
+
+    fn of(&self, kind: &KindName) -> &dyn Provider {
+        if is_there(kind) { &self.cluster } else { &self.machine }
+    }
+}
+
+/// What the models weigh together at the most, as numbers of four bytes; `None` where the catalogue does not have one of them.
+fn model_bytes(environment: &Environment) -> Option<u64> {
+    let catalogue = Catalogue::embedded();
+    let of = |source: &str| {
+        let entry = catalogue.get(source).or_else(|| {
+            let source = source.parse().ok()?;
+            catalogue.entries().find(|entry| entry.source == source)
+        })?;
+        entry.parameters.checked_mul(4)
+    };
+    environment.models.iter().map(|model| of(model.source())).sum()
+}
+
+fn is_there(kind: &KindName) -> bool {
+    kind.as_str().starts_with(KINDS)
+}
+
+fn access(environment: &Environment, site: &SiteName) -> ClusterAccess {
+    environment.sites.iter().find(|one| one.name == *site).map(|one| one.cluster.clone()).unwrap_or_default()
+}
+
+/// The kubeconfig, from where the command was typed, and the context in it.
+fn way_in(access: &ClusterAccess) -> anyhow::Result<(Option<PathBuf>, Option<String>)> {
+    let here = Utf8PathBuf::try_from(std::env::current_dir()?)?;
+    let file = access.kubeconfig.as_ref().map(|file| here.join(file).into_std_path_buf());
+    Ok((file, access.context.clone()))
+}
+
+/// Which cluster: another one behind the same names is another place.
+pub(super) fn account(environment: &Environment, site: &SiteName) -> anyhow::Result<String> {
+    let (file, context) = way_in(&access(environment, site))?;
+    Ok(Kubernetes::server(file.as_deref(), context.as_deref())?)
+}
+
+#[async_trait]
+impl Provider for InCluster {
+    fn kinds(&self) -> &'static [Kind] {
+        static BOTH: OnceLock<Vec<Kind>> = OnceLock::new();
+        BOTH.get_or_init(|| self.cluster.kinds().iter().chain(self.machine.kinds()).cloned().collect())
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        let mut wanted = self.cluster.lower(component, site)?;
+        let here = match &component.part {
+            Part::Network(network) => {
+                // The folder that secrets and certificates of the site lie in.
+                let network = Part::Network(textnlp_provider::component::Network { cidr: None, ..network.clone() });
+                Some(Component { existing: None, part: network, ..component.clone() })
+            }
+            Part::Secrets(_) | Part::Certificate(_) | Part::Database(_) => Some(component.clone()),
+            _ => None,
+        };
+        if let Some(here) = here {
+            let local = Site { runtime: "process".to_owned(), ..site.clone() };
+            let made = self.machine.lower(&here, &local)?;
+            // Files that programs would read here: programs run elsewhere.
+            wanted.extend(made.into_iter().filter(|one| one.kind.as_str() != "onprem.file"));
+        }
+        Ok(wanted)
+    }
+
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        self.of(&wanted.kind).diff(wanted, recorded, seen)
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        let (there, here): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| is_there(&one.kind));
+        let mut problems = self.cluster.preflight(&there).await?;
+        problems.extend(self.machine.preflight(&here).await?);
+        Ok(problems)
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        let (wanted_there, wanted_here): (Vec<_>, Vec<_>) =
+            scope.wanted.iter().cloned().partition(|one| is_there(&one.kind));
+        let (recorded_there, recorded_here): (Vec<_>, Vec<_>) =
+            scope.recorded.iter().cloned().partition(|one| is_there(&one.kind));
+        let there = Scope { wanted: &wanted_there, recorded: &recorded_there, ..*scope };
+        let here = Scope { wanted: &wanted_here, recorded: &recorded_here, ..*scope };
+        let mut seen = self.cluster.observe(&there).await?;
+        seen.extend(self.machine.observe(&here).await?);
+        Ok(seen)
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        self.of(kind).read(kind, id).await
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        self.of(&op.kind).begin(op).await
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        self.of(&op.kind).advance(op, handle).await
+    }
+}

@@ -1,0 +1,312 @@
+//! `alert`: whether messages arrive, what is wrong now, and the sending that supervisors have done.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use futures::StreamExt;
+use jiff::Timestamp;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use serde_json::json;
+use textnlp_onprem::alert::{AlertOrder, Outbox, Receiver};
+use textnlp_orchestrator::alert::{Arrived, Destination, Sender};
+use textnlp_provider::alert::{Alert, AlertState};
+use textnlp_provider::told;
+use uuid::Uuid;
+
+use crate::alert_args::{self, Test};
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+
+/// Messages that a receiver is sent in one go; the supervisor comes again for the rest. Counted for each: what waits for one that is down
+/// keeps nobody else waiting.
+const AT_ONCE: usize = 20;
+
+/// Receivers that are talked to at the same time.
+const BESIDE: usize = 8;
+
+/// No address of ours is near this size.
+const ADDRESS_MAX: u64 = 64 << 10;
+
+/// Picks the verb.
+pub async fn alert(session: &Session, verb: &alert_args::Alert, console: Console) -> Result<Success, Failure> {
+    match verb {
+        alert_args::Alert::Test(args) => test(session, args, console).await,
+        alert_args::Alert::List => list(session, console),
+        alert_args::Alert::Send(args) => send(&args.folder).await,
+    }
+}
+
+/// What is known of one receiver: where to, or why not.
+type Known = Result<Destination, String>;
+
+/// `alert test`: to the receivers of the environment file as it is now, with the secrets of whoever types this.
+async fn test(session: &Session, args: &Test, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(console)?;
+    let name = &chosen.name;
+    let environment = &chosen.loaded.environment;
+    let receivers = &environment.monitoring.receivers;
+    if receivers.is_empty() {
+        let error = anyhow::anyhow!("environment {name} names nobody who is told");
+        return Err(Failure::usage("no_receivers", error)
+            .hint("write `monitoring: { receivers: { oncall: secret:env:ONCALL_URL } }` into the environment file"));
+    }
+    if let Some(unknown) = args.receiver.iter().find(|wanted| !receivers.contains_key(*wanted)) {
+        let known: Vec<&str> = receivers.keys().map(String::as_str).collect();
+        return Err(Failure::usage(
+            "no_such_receiver",
+            anyhow::anyhow!("environment {name} has no receiver `{unknown}`"),
+        )
+        .hint(format!("its receivers: {}", known.join(", "))));
+    }
+    let chosen_ones = receivers.iter().filter(|(name, _)| args.receiver.is_empty() || args.receiver.contains(name));
+    let known: BTreeMap<String, Known> = chosen_ones
+        .map(|(name, address)| {
+            let text = address.read().ok_or_else(|| format!("its address ({address}) is not there"));
+            (name.clone(), text.and_then(|text| Destination::parse(&text).map_err(|why| why.to_string())))
+        })
+        .collect();
+    let sender = sender(environment.network.private_ca.as_deref().map(Utf8Path::new))?;
+    let message = Alert {
+        id: format!("test-{}", Uuid::new_v4()),
+        environment: name.to_string(),
+        site: environment.sites.first().map(|site| site.name.to_string()).unwrap_or_default(),
+        at: Timestamp::now(),
+        state: AlertState::Test,
+        name: "test".to_owned(),
+        about: "message".to_owned(),
+        says: "Nothing is wrong: somebody wanted to see that messages arrive.".to_owned(),
+    };
+    let tries = futures::stream::iter(known).map(|(receiver, known)| {
+        let (sender, message) = (&sender, &message);
+        async move {
+            let (to, sent) = match known {
+                Ok(destination) => {
+                    let sent = sender.send(&destination, message).await;
+                    (Some(destination.to_string()), sent.map_err(|error| told(&error)))
+                }
+                Err(why) => (None, Err(why)),
+            };
+            (receiver, to, sent)
+        }
+    });
+    let mut tried: Vec<_> = tries.buffer_unordered(BESIDE).collect().await;
+    tried.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut text = String::new();
+    let mut documents = Vec::new();
+    for (receiver, to, sent) in &tried {
+        let to = to.as_deref().unwrap_or("nowhere");
+        let _ = match sent {
+            Ok(Arrived { refused }) if refused.is_empty() => writeln!(text, "✓ {receiver}: {to}"),
+            Ok(Arrived { refused }) => writeln!(text, "! {receiver}: {to}, but not to all: {}", refused.join("; ")),
+            Err(why) => writeln!(text, "✗ {receiver}: {to}: {why}"),
+        };
+        let refused = sent.as_ref().map(|arrived| arrived.refused.as_slice()).unwrap_or_default();
+        documents.push(json!({
+            "receiver": receiver, "to": to, "ok": sent.is_ok(), "error": sent.as_ref().err(), "refused": refused,
+        }));
+    }
+    let document = json!({ "environment": name, "receivers": documents });
+    let failed = tried.iter().filter(|(.., sent)| sent.is_err()).count();
+    if failed == 0 {
+        return Ok(Success::new(text.trim_end(), document));
+    }
+    let error =
+        anyhow::anyhow!("{}", text.trim_end()).context(format!("{failed} of {} receivers have nothing", tried.len()));
+    Err(Failure::new(Exit::Failed, "alert_not_sent", error)
+        .hint(format!("mend `monitoring.receivers`, then: {}", session.again().command("alert test", name)))
+        .document(document))
+}
+
+/// `alert list`.
+fn list(session: &Session, console: Console) -> Result<Success, Failure> {
+    let chosen = session.load(console)?;
+    let name = &chosen.name;
+    let mut text = String::new();
+    let mut sites = Vec::new();
+    let folders = std::fs::read_dir(chosen.folder.join("sites")).into_iter().flatten().flatten();
+    let mut folders: Vec<Utf8PathBuf> =
+        folders.filter_map(|entry| Utf8PathBuf::from_path_buf(entry.path()).ok()).collect();
+    folders.sort();
+    for folder in folders {
+        let outbox = Outbox::of(&folder);
+        let site = folder.file_name().unwrap_or_default();
+        let Some(order) = outbox.order().with_context(|| format!("read who is told at site {site}"))? else { continue };
+        let active = outbox.active();
+        let waiting = outbox.waiting(Timestamp::now()).with_context(|| format!("read what waits at site {site}"))?;
+        let receivers: Vec<&str> = order.receivers.keys().map(String::as_str).collect();
+        let _ = writeln!(text, "{site}: told are {}", receivers.join(", "));
+        for one in &active {
+            let well = if one.well_since.is_some() { " (it looks well again)" } else { "" };
+            let _ = writeln!(text, "  ✗ {} {}: {} — since {:.0}{well}", one.name, one.about, one.says, one.since);
+        }
+        if active.is_empty() {
+            text.push_str("  ✓ nothing is wrong\n");
+        }
+        for one in &waiting {
+            let _ = writeln!(text, "  … waits to be sent: {} ({:.0})", one.alert, one.alert.at);
+        }
+        sites.push(json!({ "site": site, "receivers": receivers, "active": active, "waiting": waiting }));
+    }
+    if sites.is_empty() {
+        text = format!("Nobody is told of anything in {name}: no `monitoring.receivers` were put up");
+    }
+    Ok(Success::new(text.trim_end(), json!({ "environment": name, "sites": sites })))
+}
+
+/// `alert send`: what waits at a site. Fails when anything is left, so that the supervisor comes again later.
+async fn send(folder: &Utf8Path) -> Result<Success, Failure> {
+    let outbox = Outbox::of(folder);
+    let order = outbox.order().context("read who is told")?;
+    let Some(order) = order else { return Ok(Success::default()) };
+    let Some(_sole) = outbox.sole_sender().context("see who sends")? else { return Ok(Success::default()) };
+    let sender = sender(order.ca_file.as_deref())?;
+    let known = receivers(&order);
+    let (mut sent, mut problems, mut refused) = (0, BTreeMap::new(), BTreeMap::<String, Vec<String>>::new());
+    let mut tried: BTreeMap<&String, usize> = BTreeMap::new();
+    for mut waiting in outbox.waiting(Timestamp::now()).context("read what waits")? {
+        // A receiver that is down is asked once in each go.
+        let mut open: Vec<(&String, &Known)> = known.iter().collect();
+        open.retain(|(name, _)| !waiting.arrived.contains(*name) && !problems.contains_key(*name));
+        open.retain(|(name, _)| tried.get(name).is_none_or(|tried| *tried < AT_ONCE));
+        open.iter().for_each(|(name, _)| *tried.entry(*name).or_default() += 1);
+        let tries = futures::stream::iter(open).map(|(name, known)| {
+            let (sender, alert) = (&sender, &waiting.alert);
+            async move {
+                let sent = match known {
+                    Ok(destination) => sender.send(destination, alert).await.map_err(|error| told(&error)),
+                    Err(why) => Err(why.clone()),
+                };
+                (name.clone(), sent)
+            }
+        });
+        for (name, result) in tries.buffer_unordered(BESIDE).collect::<Vec<_>>().await {
+            match result {
+                Ok(Arrived { refused: not_to }) => {
+                    sent += 1;
+                    if !not_to.is_empty() {
+                        refused.insert(name.clone(), not_to);
+                    }
+                    outbox.arrived(&mut waiting, &name).context("remember who was told")?;
+                }
+                Err(why) => drop(problems.insert(name, why)),
+            }
+        }
+        if known.keys().all(|name| waiting.arrived.contains(name)) {
+            outbox.done(&waiting).context("take a message away that was sent")?;
+        }
+    }
+    let document = json!({ "sent": sent, "problems": problems, "refused": refused });
+    if problems.is_empty() && outbox.is_empty() {
+        let mut text = format!("{:.0} {sent} sent", Timestamp::now());
+        refused.iter().for_each(|(name, not_to)| text.push_str(&format!("; {name}: {}", not_to.join("; "))));
+        return Ok(Success::new(text, document));
+    }
+    let text: Vec<String> = problems.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    let text = if text.is_empty() { "more is waiting".to_owned() } else { text.join("; ") };
+    Err(Failure::new(Exit::Failed, "alert_not_sent", anyhow::anyhow!("{text}")).document(document))
+}
+
+fn receivers(order: &AlertOrder) -> BTreeMap<String, Known> {
+    let address = |receiver: &Receiver| match receiver {
+        Receiver::Address { address } => Ok(address.clone()),
+        Receiver::File { file: path } => {
+            let read = || {
+                let mut text = String::new();
+                std::io::Read::read_to_string(
+                    &mut std::io::Read::take(std::fs::File::open(path)?, ADDRESS_MAX),
+                    &mut text,
+                )?;
+                Ok::<_, std::io::Error>(text)
+            };
+            read().map_err(|error| format!("read its address in {path}: {error}"))
+        }
+    };
+    let known = |receiver: &Receiver| {
+        address(receiver).and_then(|text| Destination::parse(&text).map_err(|why| why.to_string()))
+    };
+    order.receivers.iter().map(|(name, receiver)| (name.clone(), known(receiver))).collect()
+}
+
+/// Trusts the public authorities that ship with the program, and one's own.
+fn sender(own: Option<&Utf8Path>) -> anyhow::Result<Sender> {
+    let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = own {
+        for certificate in CertificateDer::pem_slice_iter(&crate::client::read_ca(path)?) {
+            roots.add(certificate.context("read certificate authority")?).context("trust certificate authority")?;
+        }
+    }
+    let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    Sender::new(tls).context("prepare a client")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use textnlp_provider::component::AlertLimits;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A webhook on this machine that takes everything, and how much that was.
+    async fn hook() -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/", listener.local_addr().unwrap());
+        let took = Arc::new(AtomicUsize::new(0));
+        let counts = took.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut seen = Vec::new();
+                // A body ends with its last brace.
+                while !seen.ends_with(b"}") && stream.read_buf(&mut seen).await.is_ok_and(|read| read > 0) {}
+                counts.fetch_add(1, Ordering::SeqCst);
+                let answer = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let _ = stream.write_all(answer).await;
+            }
+        });
+        (address, took)
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_receiver_that_is_down_keeps_nobody_else_waiting() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let site = Utf8Path::from_path(dir.path()).unwrap();
+        let (address, took) = hook().await;
+        let to = |address: &str| Receiver::Address { address: address.to_owned() };
+        let receivers =
+            BTreeMap::from([("down".to_owned(), to("http://127.0.0.1:1/")), ("up".to_owned(), to(&address))]);
+        let (environment, place) = ("staging".to_owned(), "here".to_owned());
+        let limits = AlertLimits::default();
+        let order = AlertOrder { environment, site: place, receivers, limits, home: true, ca_file: None };
+        std::fs::create_dir(site.join("config")).unwrap();
+        std::fs::write(site.join("config/alerts.yaml"), serde_yaml::to_string(&order).unwrap()).unwrap();
+        let outbox = Outbox::of(site);
+        let now = Timestamp::now();
+        let total = AT_ONCE + 5;
+        for number in 0..total {
+            let alert = Alert {
+                id: format!("id-{number}"),
+                environment: "staging".to_owned(),
+                site: "here".to_owned(),
+                at: now - jiff::SignedDuration::from_secs(number as i64),
+                state: AlertState::Raised,
+                name: "disk".to_owned(),
+                about: String::new(),
+                says: String::new(),
+            };
+            outbox.put(alert).unwrap();
+        }
+        // Each go ends with what is down; all of them stay in the outbox for that one.
+        for expected in [AT_ONCE, total, total] {
+            let failed = send(site).await.map(drop).unwrap_err();
+            assert!(failed.document["problems"]["down"].is_string(), "{:?}", failed.document);
+            assert_eq!(took.load(Ordering::SeqCst), expected);
+        }
+        assert_eq!(outbox.waiting(now).unwrap().len(), total);
+    }
+}

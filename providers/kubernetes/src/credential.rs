@@ -1,0 +1,164 @@
+//! The credential that a kubeconfig's program prints (`users[].user.exec`): run here, with a bound, and never shown.
+//!
+//! Shapes: client authentication, <https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>.
+
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use kube::config::{AuthInfo, ExecConfig};
+use serde::Deserialize;
+use serde_json::json;
+use textnlp_provider::{Error, Result, Sort};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+/// How long the program may take: it may ask a service of its cloud, and it cannot ask a person.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// The longest answer that is read: a token, or a certificate and its key.
+const LONGEST: u64 = 256 << 10;
+/// How much of its complaint is shown.
+const SHOWN: usize = 500;
+/// A credential is renewed this long before it ends.
+const AHEAD: Duration = Duration::from_secs(60);
+
+#[derive(Deserialize)]
+struct Printed {
+    status: Option<Status>,
+}
+
+/// It has no `Debug`: it is a secret.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    expiration_timestamp: Option<jiff::Timestamp>,
+    token: Option<String>,
+    client_certificate_data: Option<String>,
+    client_key_data: Option<String>,
+}
+
+/// Puts in place of a program what it prints `within` this time; says when that has to be had anew.
+pub(crate) async fn resolve(auth: &mut AuthInfo, within: Duration) -> Result<Option<SystemTime>> {
+    if let Some(provider) = &auth.auth_provider {
+        let error = refused(&provider.name).because("`auth-provider` was taken out of Kubernetes 1.26");
+        return Err(error.hint("have the kubeconfig written anew, with `exec`: the tool of your cloud does it"));
+    }
+    let Some(exec) = auth.exec.take() else { return Ok(None) };
+    let program = exec.command.clone().unwrap_or_default();
+    let status = run(&program, &exec, within).await.map_err(|error| match &exec.install_hint {
+        Some(hint) if error.hint.is_none() => error.hint(hint.trim().to_owned()),
+        _ => error,
+    })?;
+    if let Some(token) = status.token {
+        auth.token = Some(token.into());
+    }
+    if let (Some(certificate), Some(key)) = (status.client_certificate_data, status.client_key_data) {
+        let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+        auth.client_certificate_data = Some(encode(&certificate));
+        auth.client_key_data = Some(encode(&key).into());
+    }
+    Ok(status.expiration_timestamp.map(|ends| SystemTime::from(ends).checked_sub(AHEAD).unwrap_or(SystemTime::now())))
+}
+
+fn refused(program: &str) -> Error {
+    Error::new(Sort::Denied, "have a credential printed by", program.to_owned())
+}
+
+async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Status> {
+    let mut command = Command::new(program);
+    command.args(exec.args.iter().flatten());
+    for one in exec.env.iter().flatten() {
+        if let (Some(name), Some(value)) = (one.get("name"), one.get("value")) {
+            command.env(name, value);
+        }
+    }
+    let mut spec = json!({ "interactive": false });
+    if let Some(cluster) = exec.cluster.as_ref().filter(|_| exec.provide_cluster_info) {
+        spec["cluster"] = json!(cluster);
+    }
+    let version = exec.api_version.as_deref().unwrap_or("client.authentication.k8s.io/v1");
+    let info = json!({ "apiVersion": version, "kind": "ExecCredential", "spec": spec });
+    command.env("KUBERNETES_EXEC_INFO", info.to_string());
+    // A program that waits for a person would wait for ever: nobody sits at a supervisor.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|source| {
+        let error = refused(program).because(source);
+        error.hint("the kubeconfig names it: install it, or name it by its path")
+    })?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let (out, err) = (out.ok_or_else(|| refused(program))?, err.ok_or_else(|| refused(program))?);
+    let ended = tokio::time::timeout(within, async {
+        let (printed, said) = tokio::try_join!(read(out), read(err))?;
+        Ok::<_, std::io::Error>((child.wait().await?, printed, said))
+    });
+    let (ended, printed, said) = match ended.await {
+        Ok(ended) => ended.map_err(|source| refused(program).because(source))?,
+        Err(_) => {
+            let why = format!("it did not end within {within:?}, and was ended");
+            return Err(refused(program).because(why).hint("run it by hand: it may wait for somebody to sign in"));
+        }
+    };
+    if !ended.success() {
+        // What it complains of is for people; what it prints is the credential.
+        let said = String::from_utf8_lossy(&said);
+        let shown: String = said.trim().chars().take(SHOWN).collect();
+        return Err(refused(program).because(format!("{ended}: {shown}")));
+    }
+    // The reader's own words would quote what it read.
+    let printed: Option<Printed> = serde_json::from_slice(&printed).ok();
+    let status = printed.and_then(|printed| printed.status);
+    status.filter(|status| status.token.is_some() || status.client_key_data.is_some()).ok_or_else(|| {
+        refused(program).because("it printed no ExecCredential with a token or a certificate in its `status`")
+    })
+}
+
+/// The beginning of what comes; whoever says more has nobody left to say it to.
+async fn read(stream: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.take(LONGEST).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auth(script: &str) -> AuthInfo {
+        let exec = json!({ "exec": { "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", script],
+            "env": [{ "name": "PLANTED", "value": "hunter2" }], "installHint": "install it from there" } });
+        serde_json::from_value(exec).expect("an auth info")
+    }
+
+    #[tokio::test]
+    async fn a_token_and_its_end_are_read() {
+        let mut auth = auth(
+            r#"test -n "$KUBERNETES_EXEC_INFO" || exit 1; echo '{"status":{"token":"'$PLANTED'","expirationTimestamp":"2040-01-01T00:01:00Z"}}'"#,
+        );
+        let ends = resolve(&mut auth, DEADLINE).await.expect("a credential").expect("an end");
+        assert_eq!(ends, SystemTime::from("2040-01-01T00:00:00Z".parse::<jiff::Timestamp>().expect("a time")));
+        assert_eq!(json!(auth)["token"], "hunter2");
+        assert!(auth.exec.is_none(), "the client runs nothing by itself");
+    }
+
+    #[tokio::test]
+    async fn what_it_prints_and_is_given_is_never_shown() {
+        for (script, expect) in [
+            ("echo $PLANTED; echo please sign in >&2; exit 3", "please sign in"),
+            ("echo $PLANTED", "it printed no ExecCredential"),
+            (r#"echo '{"status":{"token":7,"other":"'$PLANTED'"}}'"#, "it printed no ExecCredential"),
+            // It has nobody left to print to.
+            ("yes $PLANTED", "signal|exit status: 141"),
+        ] {
+            let error = resolve(&mut auth(script), DEADLINE).await.expect_err("no credential");
+            let told = format!("{error} {:?} {:?}", std::error::Error::source(&error), error.hint);
+            assert!(expect.split('|').any(|part| told.contains(part)), "{told}");
+            assert!(!told.contains("hunter2") && told.contains("install it from there"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_waits_is_ended() {
+        let error = resolve(&mut auth("exec sleep 1000"), Duration::from_millis(100)).await.expect_err("no credential");
+        assert!(format!("{:?}", std::error::Error::source(&error)).contains("within 100ms"), "{error}");
+    }
+}

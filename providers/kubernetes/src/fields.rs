@@ -1,0 +1,419 @@
+//! Who owns which field, and in what an object differs from what is wanted. Pure.
+//!
+//! The API server keeps, for each manager, the set of fields that it set (`managedFields`). A field that another manager changed
+//! is the other's from then on; one that is ours is as we applied it, whatever form the server gave it (`1000m` becomes `1`).
+
+use serde_json::{Map, Value};
+
+/// One thing in which an object differs from what is wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Finding {
+    /// Where, for people: elements of lists by their names.
+    pub(crate) field: String,
+    /// Where, within the wanted manifest.
+    pub(crate) path: Vec<Segment>,
+    pub(crate) before: Option<Value>,
+    pub(crate) after: Option<Value>,
+    pub(crate) is: Is,
+}
+
+/// Whose the difference is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Is {
+    /// Ours to mend.
+    Ours,
+    /// Somebody else set it, and nothing new is wanted of it.
+    Taken(String),
+    /// Somebody else set it, and what is wanted is something else.
+    Contested(String),
+}
+
+/// A step of a path within a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Segment {
+    Key(String),
+    Index(usize),
+}
+
+/// The fields of one manager.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner<'a> {
+    pub(crate) name: &'a str,
+    /// `scale` is an autoscaler's or a person's word on the number of pods.
+    pub(crate) subresource: &'a str,
+    pub(crate) fields: &'a Value,
+}
+
+impl Owner<'_> {
+    /// A person at a terminal, whose change is drift; a controller's is its work.
+    fn is_a_person(&self) -> bool {
+        self.name.starts_with("kubectl") && self.subresource != "scale"
+    }
+}
+
+/// What is compared, at one place of the manifests.
+#[derive(Clone)]
+struct Here<'a> {
+    field: String,
+    path: Vec<Segment>,
+    recorded: Option<&'a Value>,
+    live: Option<&'a Value>,
+    ours: Option<&'a Value>,
+    others: Vec<Owner<'a>>,
+}
+
+/// Every difference, in the order of the wanted manifest; then what is ours and wanted no more.
+pub(crate) fn compare(
+    wanted: &Value,
+    recorded: &Value,
+    live: &Value,
+    ours: Option<&Value>,
+    others: &[Owner<'_>],
+    kept: &[&str],
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    // Whoever owns nothing at all owns no object as a whole.
+    let ours = ours.filter(|fields| fields.as_object().is_some_and(|fields| !fields.is_empty()));
+    let here = Here {
+        field: String::new(),
+        path: Vec::new(),
+        recorded: Some(recorded),
+        live: Some(live),
+        ours,
+        others: others.to_vec(),
+    };
+    walk(wanted, &here, &mut found);
+    if let Some(ours) = ours {
+        left_over(ours, Some(wanted), Some(live), "", kept, &mut found);
+    }
+    found
+}
+
+/// A manifest without the fields at these paths.
+pub(crate) fn without(manifest: &Value, paths: &[&[Segment]]) -> Value {
+    let mut manifest = manifest.clone();
+    for path in paths {
+        let Some((Segment::Key(last), before)) = path.split_last() else { continue };
+        let mut place = Some(&mut manifest);
+        for segment in before {
+            place = match segment {
+                Segment::Key(key) => place.and_then(|value| value.get_mut(key)),
+                Segment::Index(index) => place.and_then(|value| value.get_mut(index)),
+            };
+        }
+        if let Some(parent) = place.and_then(Value::as_object_mut) {
+            parent.shift_remove(last);
+        }
+    }
+    manifest
+}
+
+fn walk(wanted: &Value, here: &Here<'_>, found: &mut Vec<Finding>) {
+    match wanted {
+        Value::Object(fields) if !is_one_value(fields) && !here.is_atomic() => {
+            for (name, wanted) in fields {
+                walk(wanted, &here.key(name), found);
+            }
+        }
+        Value::Array(items) => match here.listed() {
+            Listed::ByKey => {
+                for (index, item) in items.iter().enumerate() {
+                    walk_item(item, index, here, found);
+                }
+            }
+            Listed::AsSet => {
+                let live = here.live.and_then(Value::as_array);
+                for (index, item) in items.iter().enumerate() {
+                    if !live.is_some_and(|live| live.contains(item)) {
+                        found.push(here.index(index, &index.to_string()).finding(None, Some(item), Is::Ours));
+                    }
+                }
+            }
+            Listed::AsOne => leaf(wanted, here, found),
+        },
+        _ => leaf(wanted, here, found),
+    }
+}
+
+fn walk_item(item: &Value, index: usize, here: &Here<'_>, found: &mut Vec<Finding>) {
+    let keys = here.ours.into_iter().chain(here.others.iter().map(|owner| owner.fields));
+    let key = keys.flat_map(|fields| fields.as_object().into_iter().flatten().map(|(key, _)| key.as_str()));
+    let Some(key) = key.into_iter().find(|key| fits(key, item)) else {
+        found.push(here.index(index, &name_of(item, index)).finding(None, Some(item), Is::Ours));
+        return;
+    };
+    let among = |list: Option<&'_ Value>| -> Option<usize> { list?.as_array()?.iter().position(|one| fits(key, one)) };
+    let mut inner = here.index(index, &name_of(item, index));
+    inner.live = among(here.live).and_then(|place| here.live?.get(place));
+    inner.recorded = among(here.recorded).and_then(|place| here.recorded?.get(place));
+    inner.ours = here.ours.and_then(|fields| fields.get(key));
+    inner.others = here.others_at(key);
+    walk(item, &inner, found);
+}
+
+fn leaf(wanted: &Value, here: &Here<'_>, found: &mut Vec<Finding>) {
+    if same(Some(wanted), here.live) {
+        return;
+    }
+    let nothing_new = same(Some(wanted), here.recorded);
+    let is = match (here.ours, here.others.first()) {
+        // As applied, in the server's form of it.
+        (Some(_), _) if nothing_new => return,
+        (Some(_), _) | (None, None) => Is::Ours,
+        // Whoever took the lever from us has it. One that was there before we wanted a number is in our way.
+        (None, Some(owner)) if owner.subresource == "scale" && here.recorded.is_some() => {
+            Is::Taken(owner.name.to_owned())
+        }
+        (None, Some(owner)) if nothing_new && !owner.is_a_person() => Is::Taken(owner.name.to_owned()),
+        (None, Some(owner)) => Is::Contested(owner.name.to_owned()),
+    };
+    found.push(here.finding(here.live, Some(wanted), is));
+}
+
+/// What we own and want no more.
+fn left_over(
+    ours: &Value,
+    wanted: Option<&Value>,
+    live: Option<&Value>,
+    field: &str,
+    kept: &[&str],
+    found: &mut Vec<Finding>,
+) {
+    for (key, below) in ours.as_object().into_iter().flatten() {
+        let (name, wanted, live) = if let Some(name) = key.strip_prefix("f:") {
+            (name.to_owned(), wanted.and_then(|one| one.get(name)), live.and_then(|one| one.get(name)))
+        } else if key.starts_with("k:") {
+            let among = |list: Option<&'_ Value>| list?.as_array()?.iter().position(|one| fits(key, one));
+            let place = among(live).unwrap_or_default();
+            let inner = live.and_then(|list| list.get(place));
+            let name = inner.map_or_else(|| key.clone(), |item| name_of(item, place));
+            (name, among(wanted).and_then(|place| wanted?.get(place)), inner)
+        } else if let Some(value) = key.strip_prefix("v:") {
+            let value: Value = serde_json::from_str(value).unwrap_or(Value::Null);
+            let is_wanted = wanted.and_then(Value::as_array).is_some_and(|items| items.contains(&value));
+            if !is_wanted {
+                found.push(Finding {
+                    field: field.to_owned(),
+                    path: Vec::new(),
+                    before: Some(value),
+                    after: None,
+                    is: Is::Ours,
+                });
+            }
+            continue;
+        } else {
+            continue;
+        };
+        let field = if field.is_empty() { name } else { format!("{field}.{name}") };
+        let stands = wanted.is_some_and(|value| !value.is_null());
+        if kept.contains(&field.as_str()) || live.is_none() {
+            continue;
+        }
+        let is_leaf = below.as_object().is_none_or(Map::is_empty);
+        if stands || (!is_leaf && field.starts_with("metadata")) {
+            if !stands || !wanted.and_then(Value::as_object).is_some_and(is_one_value) {
+                left_over(below, wanted, live, &field, kept, found);
+            }
+        } else {
+            found.push(Finding { field, path: Vec::new(), before: live.cloned(), after: None, is: Is::Ours });
+        }
+    }
+}
+
+/// How a list is merged, which the keys of its owned fields tell.
+enum Listed {
+    /// Elements have keys: containers by their names.
+    ByKey,
+    /// Elements are their own keys.
+    AsSet,
+    /// The list is one value.
+    AsOne,
+}
+
+impl<'a> Here<'a> {
+    fn key(&self, name: &str) -> Self {
+        let key = format!("f:{name}");
+        let mut path = self.path.clone();
+        path.push(Segment::Key(name.to_owned()));
+        Here {
+            field: self.below(name),
+            path,
+            recorded: self.recorded.and_then(|one| one.get(name)),
+            live: self.live.and_then(|one| one.get(name)),
+            ours: self.ours.and_then(|one| one.get(&key)),
+            others: self.others_at(&key),
+        }
+    }
+
+    fn index(&self, index: usize, name: &str) -> Self {
+        let mut path = self.path.clone();
+        path.push(Segment::Index(index));
+        Here { field: self.below(name), path, recorded: None, live: None, ours: None, others: Vec::new() }
+    }
+
+    fn below(&self, name: &str) -> String {
+        if self.field.is_empty() { name.to_owned() } else { format!("{}.{name}", self.field) }
+    }
+
+    fn others_at(&self, key: &str) -> Vec<Owner<'a>> {
+        self.others.iter().filter_map(|owner| Some(Owner { fields: owner.fields.get(key)?, ..*owner })).collect()
+    }
+
+    fn owned(&self) -> impl Iterator<Item = &Map<String, Value>> {
+        let all = self.ours.into_iter().chain(self.others.iter().map(|owner| owner.fields));
+        all.filter_map(Value::as_object)
+    }
+
+    /// An object that is owned as a whole.
+    fn is_atomic(&self) -> bool {
+        self.owned().next().is_some() && self.owned().all(Map::is_empty)
+    }
+
+    fn listed(&self) -> Listed {
+        let has = |prefix: &str| self.owned().any(|fields| fields.keys().any(|key| key.starts_with(prefix)));
+        match (has("k:"), has("v:")) {
+            (true, _) => Listed::ByKey,
+            (_, true) => Listed::AsSet,
+            _ => Listed::AsOne,
+        }
+    }
+
+    fn finding(&self, before: Option<&Value>, after: Option<&Value>, is: Is) -> Finding {
+        let (field, path) = (self.field.clone(), self.path.clone());
+        Finding { field, path, before: before.cloned(), after: after.cloned(), is }
+    }
+}
+
+/// Whether an element of a list is the one with this key (`k:{"name":"web"}`): a field that it leaves to its default fits.
+fn fits(key: &str, item: &Value) -> bool {
+    let Some(Ok(Value::Object(key))) = key.strip_prefix("k:").map(serde_json::from_str) else { return false };
+    !key.is_empty()
+        && key.iter().all(|(name, value)| item.get(name).is_none_or(|own| own == value))
+        && key.keys().any(|name| item.get(name).is_some())
+}
+
+/// What a person calls an element of a list.
+fn name_of(item: &Value, index: usize) -> String {
+    match item.get("name").or(item.get("mountPath")).and_then(Value::as_str) {
+        Some(name) => name.to_owned(),
+        None => index.to_string(),
+    }
+}
+
+/// Nothing, an empty object and an empty list are the same to the API server.
+fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    let is_empty = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => true,
+        Some(Value::Object(fields)) => fields.is_empty(),
+        Some(Value::Array(items)) => items.is_empty(),
+        Some(_) => false,
+    };
+    a == b || (is_empty(a) && is_empty(b))
+}
+
+/// References to outputs and secrets are one value each.
+fn is_one_value(fields: &Map<String, Value>) -> bool {
+    fields.is_empty() || fields.contains_key("$output") || fields.contains_key("$secret")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Wanted, recorded, live, ours, others (manager, subresource, fields), and what is found.
+    fn check(manifests: [Value; 3], ours: Value, others: &[(&str, &str, Value)], expect: &[(&str, Is)]) {
+        let [wanted, recorded, live] = manifests;
+        let owners: Vec<Owner<'_>> =
+            others.iter().map(|(name, subresource, fields)| Owner { name, subresource, fields }).collect();
+        let found = compare(&wanted, &recorded, &live, Some(&ours), &owners, &["metadata.labels.kept"]);
+        let got: Vec<(&str, Is)> = found.iter().map(|one| (one.field.as_str(), one.is.clone())).collect();
+        assert_eq!(got, expect);
+    }
+
+    fn replicas(count: u64) -> Value {
+        json!({ "spec": { "replicas": count } })
+    }
+
+    #[test]
+    fn the_servers_form_of_what_was_applied_is_no_difference() {
+        let wanted = json!({ "spec": { "cpu": "1000m" } });
+        let ours = json!({ "f:spec": { "f:cpu": {} } });
+        check([wanted.clone(), wanted, json!({ "spec": { "cpu": "1" } })], ours, &[], &[]);
+    }
+
+    #[test]
+    fn a_new_wish_is_a_difference() {
+        let ours = json!({ "f:spec": { "f:replicas": {} } });
+        check([replicas(3), replicas(2), replicas(2)], ours, &[], &[("spec.replicas", Is::Ours)]);
+    }
+
+    #[test]
+    fn what_others_own_is_left_to_them_until_something_new_is_wanted() {
+        let fields = json!({ "f:spec": { "f:replicas": {} } });
+        let own = |manager: &'static str, part: &'static str| [(manager, part, fields.clone())];
+        let is = |is: Is| vec![("spec.replicas", is)];
+        let taken = |by: &str| is(Is::Taken(by.to_owned()));
+        let contested = |by: &str| is(Is::Contested(by.to_owned()));
+        let seen = |wish: u64| [replicas(wish), replicas(2), replicas(5)];
+        check(seen(2), json!({}), &own("keda", ""), &taken("keda"));
+        check(seen(3), json!({}), &own("keda", ""), &contested("keda"));
+        check(seen(2), json!({}), &own("kubectl-edit", ""), &contested("kubectl-edit"));
+        check(seen(3), json!({}), &own("kube-controller-manager", "scale"), &taken("kube-controller-manager"));
+        check(seen(3), json!({}), &own("kubectl", "scale"), &taken("kubectl"));
+    }
+
+    #[test]
+    fn what_somebody_removed_is_ours_to_mend() {
+        let wanted = json!({ "data": { "a": "1" } });
+        check([wanted.clone(), wanted, json!({})], json!({}), &[], &[("data.a", Is::Ours)]);
+    }
+
+    #[test]
+    fn elements_of_lists_are_found_by_their_keys() {
+        let container = |image: &str| json!({ "containers": [{ "name": "web", "image": image, "ports": [{ "containerPort": 80 }] }] });
+        let live = json!({ "containers": [
+            { "name": "sidecar", "image": "s" },
+            { "name": "web", "image": "a", "ports": [{ "containerPort": 80, "protocol": "TCP" }] },
+        ] });
+        let ours = json!({ "f:containers": { "k:{\"name\":\"web\"}": {
+            ".": {}, "f:name": {}, "f:image": {},
+            "f:ports": { "k:{\"containerPort\":80,\"protocol\":\"TCP\"}": { ".": {}, "f:containerPort": {} } } } } });
+        let injected =
+            json!({ "f:containers": { "k:{\"name\":\"sidecar\"}": { ".": {}, "f:image": {}, "f:name": {} } } });
+        let others = [("mesh", "", injected)];
+        check([container("a"), container("a"), live.clone()], ours.clone(), &others, &[]);
+        check([container("b"), container("a"), live], ours, &others, &[("containers.web.image", Is::Ours)]);
+    }
+
+    #[test]
+    fn what_is_ours_and_wanted_no_more_is_named_once() {
+        let live = json!({ "metadata": { "labels": { "a": "1", "kept": "2", "foreign": "3" } }, "spec": {
+            "containers": [{ "name": "old", "image": "x" }], "paused": true } });
+        let ours = json!({
+            "f:metadata": { "f:labels": { "f:a": {}, "f:kept": {} } },
+            "f:spec": { "f:paused": {}, "f:containers": { "k:{\"name\":\"old\"}": { ".": {}, "f:name": {}, "f:image": {} } } },
+        });
+        let wanted = json!({ "spec": { "containers": [] } });
+        let expect = [("metadata.labels.a", Is::Ours), ("spec.paused", Is::Ours), ("spec.containers.old", Is::Ours)];
+        check([wanted.clone(), wanted, live], ours, &[], &expect);
+    }
+
+    #[test]
+    fn an_atomic_map_and_a_list_without_keys_are_one_value_each() {
+        let ours = json!({ "f:selector": {}, "f:args": {} });
+        let live = json!({ "selector": { "a": "1" }, "args": ["x"] });
+        let wanted = json!({ "selector": { "a": "2" }, "args": ["x", "y"] });
+        check([wanted, live.clone(), live], ours, &[], &[("selector", Is::Ours), ("args", Is::Ours)]);
+    }
+
+    #[test]
+    fn fields_are_left_out_by_their_paths() {
+        let manifest = json!({ "spec": { "replicas": 1, "containers": [{ "name": "a", "image": "x" }] } });
+        let key = |key: &str| Segment::Key(key.to_owned());
+        let paths =
+            [vec![key("spec"), key("replicas")], vec![key("spec"), key("containers"), Segment::Index(0), key("image")]];
+        let paths: Vec<&[Segment]> = paths.iter().map(Vec::as_slice).collect();
+        assert_eq!(without(&manifest, &paths), json!({ "spec": { "containers": [{ "name": "a" }] } }));
+    }
+}

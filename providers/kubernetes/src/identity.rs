@@ -1,0 +1,145 @@
+//! How an object is recognised: its name and uid as a cloud id, and whose it is by labels and annotations.
+
+use serde_json::Value;
+use textnlp_provider::{CloudId, Error, Lineage, ResourceId, Result, Sort, Spec};
+
+use crate::table::Row;
+
+/// The label by which all objects of a deployment are found.
+pub(crate) const LINEAGE: &str = "textnlp-lineage";
+/// The label that says of which environment.
+pub(crate) const ENVIRONMENT: &str = "textnlp-environment";
+/// The annotation that says which resource: ids have slashes and may be longer than labels.
+pub(crate) const RESOURCE: &str = "textnlp-resource";
+/// The annotation that says which operation applied it last.
+pub(crate) const OPERATION: &str = "textnlp-operation";
+/// The annotation that says which version of which secret each key holds, as JSON.
+pub(crate) const SECRETS: &str = "textnlp-secrets";
+
+/// The annotation of a service that says where clients reach it.
+pub(crate) const ADDRESS: &str = "textnlp-address";
+
+/// Labels and annotations that are ours and stand in no spec.
+pub(crate) const OURS: [&str; 5] = [LINEAGE, ENVIRONMENT, RESOURCE, OPERATION, SECRETS];
+
+/// The field manager of a deployment: another deployment's objects are another manager's.
+pub(crate) fn manager(lineage: Lineage) -> String {
+    format!("textnlp-deploy-{}", lineage.0.as_simple())
+}
+
+/// The manager that holds a number for whoever is to have the last word on it, from when we give it up until they say another.
+pub(crate) fn holder(manager: &str) -> String {
+    format!("{manager}-handover")
+}
+
+/// Where an object is, and which of those that had its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) namespace: Option<String>,
+    pub(crate) name: String,
+    /// `None` where only the name is known.
+    pub(crate) uid: Option<String>,
+}
+
+impl Place {
+    /// Where a spec says that its object is.
+    pub(crate) fn of_spec(row: &Row, spec: &Spec) -> Result<Self> {
+        let invalid = |why: &str| Err(Error::new(Sort::Invalid, "read the spec of", row.name).because(why.to_owned()));
+        let metadata = spec.get("metadata").unwrap_or(&Value::Null);
+        let text = |field: &str| metadata[field].as_str().filter(|text| is_name(text)).map(str::to_owned);
+        let Some(name) = text("name") else { return invalid("`metadata.name` is not the name of an object") };
+        let namespace = match (row.namespaced, text("namespace")) {
+            (true, None) => return invalid("`metadata.namespace` is not the name of a namespace"),
+            (true, namespace) => namespace,
+            (false, _) => None,
+        };
+        Ok(Self { namespace, name, uid: None })
+    }
+
+    /// `NAMESPACE/NAME/UID`, or `NAME/UID` of a kind that lives in no namespace; the uid may be missing where a person wrote it.
+    pub(crate) fn of_id(row: &Row, id: &CloudId) -> Option<Self> {
+        let parts: Vec<&str> = id.as_str().split('/').collect();
+        let (namespace, name, uid) = match (row.namespaced, &parts[..]) {
+            (true, [namespace, name]) => (Some(*namespace), *name, None),
+            (true, [namespace, name, uid]) => (Some(*namespace), *name, Some(*uid)),
+            (false, [name]) => (None, *name, None),
+            (false, [name, uid]) => (None, *name, Some(*uid)),
+            _ => return None,
+        };
+        let sound = is_name(name) && namespace.is_none_or(is_name);
+        sound.then(|| Self {
+            namespace: namespace.map(str::to_owned),
+            name: name.to_owned(),
+            uid: uid.map(str::to_owned),
+        })
+    }
+
+    /// Where an object that the API server showed is.
+    pub(crate) fn of_object(row: &Row, object: &Value) -> Option<Self> {
+        let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
+        Some(Self { namespace: text("namespace").filter(|_| row.namespaced), name: text("name")?, uid: text("uid") })
+    }
+
+    /// The cloud id, as far as it is known.
+    pub(crate) fn id(&self) -> Result<CloudId> {
+        let parts = [self.namespace.as_deref(), Some(&self.name), self.uid.as_deref()];
+        let id = parts.into_iter().flatten().collect::<Vec<_>>().join("/");
+        CloudId::new(&id).map_err(|source| Error::new(Sort::Invalid, "name", id).because(source))
+    }
+}
+
+/// The uid of an object that the API server showed.
+pub(crate) fn uid(object: &Value) -> &str {
+    object["metadata"]["uid"].as_str().unwrap_or_default()
+}
+
+/// Whose an object is; `None` for nobody's.
+pub(crate) fn lineage(object: &Value) -> Option<Lineage> {
+    object["metadata"]["labels"][LINEAGE].as_str()?.parse().ok()
+}
+
+/// Whether a deployment applied an object: labels are copied, by people and by controllers, and field managers are not.
+pub(crate) fn is_applied(object: &Value, lineage: Lineage) -> bool {
+    let manager = manager(lineage);
+    let mut entries = object["metadata"]["managedFields"].as_array().into_iter().flatten();
+    entries.any(|entry| entry["manager"] == manager.as_str() && entry["operation"] == "Apply")
+}
+
+/// Which resource an object is; `None` where it does not say so.
+pub(crate) fn resource(object: &Value) -> Option<ResourceId> {
+    ResourceId::new(object["metadata"]["annotations"][RESOURCE].as_str()?).ok()
+}
+
+/// What may stand in a path as it is: names of objects are DNS labels, those of roles may have colons.
+fn is_name(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | ':');
+    (1..=253).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::ROWS;
+    use serde_json::json;
+
+    #[test]
+    fn places_are_read_as_they_are_written() {
+        for (kind, text) in
+            [("Deployment", "shop/web/1-2"), ("Deployment", "shop/web"), ("ClusterRole", "system:reader/1-2")]
+        {
+            let row = ROWS.iter().find(|row| row.kind == kind).expect("a row");
+            let place = Place::of_id(row, &CloudId::new(text).expect("an id")).expect("a place");
+            assert_eq!(place.id().expect("an id").as_str(), text);
+        }
+    }
+
+    #[test]
+    fn names_that_would_lead_elsewhere_are_refused() {
+        let row = ROWS.iter().find(|row| row.kind == "Deployment").expect("a row");
+        for bad in ["../secrets/x", "a?b", "", "A", "x/y"] {
+            let spec = Spec::of(&json!({ "metadata": { "name": bad, "namespace": "shop" } }));
+            assert!(Place::of_spec(row, &spec).is_err(), "{bad}");
+            assert_eq!(Place::of_id(row, &CloudId::new(format!("shop/{bad}/u/v")).expect("an id")), None);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What a namespace holds that is not ours: everything in it goes along with it, of whatever kind. The same of a definition, which takes
+//! the objects of its kind along, wherever they are.
+
+use std::collections::BTreeSet;
+
+use futures::future::BoxFuture;
+use serde_json::Value;
+use textnlp_provider::{Error, Lineage, Result, Sort};
+
+use crate::api::Api;
+use crate::error::{Call, Rule, missing_rules};
+use crate::identity;
+use crate::observe::several;
+use crate::ready::{self, Ready};
+
+/// What clusters put into every namespace, or write about what is in it.
+const EVERY_NAMESPACES: [(&str, &str); 6] = [
+    ("serviceaccounts", "default"),
+    ("configmaps", "kube-root-ca.crt"),
+    // OpenShift's own.
+    ("configmaps", "openshift-service-ca.crt"),
+    ("serviceaccounts", "builder"),
+    ("serviceaccounts", "deployer"),
+    ("serviceaccounts", "pipeline"),
+];
+/// Kinds that only tell about other objects.
+const WORDS_ABOUT_OTHERS: [(&str, &str); 3] = [("", "events"), ("events.k8s.io", "events"), ("", "endpoints")];
+/// Groups whose objects are readings, computed when they are asked for.
+const READINGS: &str = "metrics.k8s.io";
+
+/// A kind of objects that live in namespaces, as the cluster names it.
+struct Held {
+    group: String,
+    version: String,
+    plural: String,
+}
+
+impl Held {
+    fn path(&self, namespace: &str) -> String {
+        format!("{}/namespaces/{namespace}/{}", self.root(), self.plural)
+    }
+
+    /// The path of all of them, in whatever namespace.
+    fn everywhere(&self) -> String {
+        format!("{}/{}", self.root(), self.plural)
+    }
+
+    fn root(&self) -> String {
+        let Self { group, version, .. } = self;
+        if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") }
+    }
+
+    fn rule(&self) -> Rule<'_> {
+        Rule { group: &self.group, plural: &self.plural, verbs: vec!["list"] }
+    }
+}
+
+/// What is in a namespace and neither carries this lineage nor was made out of something that does: `configmaps settings`.
+///
+/// `call` is the removal of the namespace.
+///
+/// # Errors
+/// Where a kind cannot be listed: what is not seen is not said to be nobody's.
+pub(crate) async fn foreign(api: &Api, call: &Call<'_>, namespace: &str, lineage: Lineage) -> Result<Vec<String>> {
+    let kinds = kinds(api, call).await?;
+    let mut lists: Vec<BoxFuture<'_, Result<Vec<Value>>>> = Vec::new();
+    for kind in &kinds {
+        lists.push(Box::pin(async move { api.metadata(call, &kind.path(namespace)).await }));
+    }
+    let mut denied = Vec::new();
+    let mut all = Vec::new();
+    for (kind, listed) in kinds.iter().zip(several(lists).await) {
+        match listed {
+            Ok(objects) => all.extend(objects.into_iter().map(|object| (kind, object))),
+            Err(error) if error.sort == Sort::Denied => denied.push(kind.rule()),
+            // A kind that was taken out of the cluster meanwhile, or that cannot be listed, has no objects.
+            Err(error) if error.sort == Sort::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if !denied.is_empty() {
+        let kinds: Vec<String> = denied.iter().map(Rule::resource).collect();
+        let why = format!("it takes along what is in it, and you may not list its {}", kinds.join(", "));
+        let rules = missing_rules(Some(namespace), &denied);
+        let hint = format!("whoever administers the cluster adds this, and binds it to you:\n{rules}");
+        return Err(call.error(Sort::Denied).because(why).hint(hint));
+    }
+    let known = derived(&all, lineage);
+    let foreign = all
+        .iter()
+        .filter(|(kind, object)| !known.contains(identity::uid(object)) && !is_every_namespaces(&kind.plural, object));
+    Ok(foreign
+        .map(|(kind, object)| {
+            format!("{} {}", kind.rule().resource(), object["metadata"]["name"].as_str().unwrap_or_default())
+        })
+        .collect())
+}
+
+/// The objects of a definition's kind that neither carry this lineage nor were made out of one that does: `shop/web`.
+///
+/// `call` is the removal of the definition.
+///
+/// # Errors
+/// Where they cannot be listed.
+pub(crate) async fn of_kind(api: &Api, call: &Call<'_>, definition: &Value, lineage: Lineage) -> Result<Vec<String>> {
+    let spec = &definition["spec"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // Whatever version an object was written in, it is listed in each that is served.
+    let Some(version) = versions.iter().find(|version| version["served"] == true) else {
+        let why = "none of its versions is served, so what it takes along cannot be seen";
+        return Err(call.error(Sort::Denied).because(why).hint("serve a version, and run the same command again"));
+    };
+    let kind =
+        Held { group: text(&spec["group"]), version: text(&version["name"]), plural: text(&spec["names"]["plural"]) };
+    let objects = match api.metadata(call, &kind.everywhere()).await {
+        Ok(objects) => objects,
+        // It was never served.
+        Err(error) if error.sort == Sort::NotFound && !matches!(ready::definition(definition), Ready::Yes) => {
+            return Ok(Vec::new());
+        }
+        Err(error) if error.sort == Sort::Denied => {
+            let why =
+                format!("it takes along the objects of its kind, and you may not list {}", kind.rule().resource());
+            let rules = missing_rules(None, &[kind.rule()]);
+            let hint = format!("whoever administers the cluster adds this, and binds it to you:\n{rules}");
+            return Err(call.error(Sort::Denied).because(why).hint(hint));
+        }
+        Err(error) => return Err(error),
+    };
+    let all: Vec<(&Held, Value)> = objects.into_iter().map(|object| (&kind, object)).collect();
+    let known = derived(&all, lineage);
+    let foreign = all.iter().filter(|(_, object)| !known.contains(identity::uid(object)));
+    let name = |(_, object): &(&Held, Value)| {
+        let metadata = &object["metadata"];
+        let parts = [&metadata["namespace"], &metadata["name"]].into_iter().filter_map(Value::as_str);
+        parts.collect::<Vec<_>>().join("/")
+    };
+    Ok(foreign.map(name).collect())
+}
+
+/// Every kind that lives in namespaces and can be listed, in the version that the cluster prefers.
+async fn kinds(api: &Api, call: &Call<'_>) -> Result<Vec<Held>> {
+    let groups = api.document(call, "/apis").await?;
+    let groups = groups["groups"].as_array().cloned().unwrap_or_default();
+    let mut versions = vec![(String::new(), "v1".to_owned())];
+    for group in &groups {
+        let name = group["name"].as_str().unwrap_or_default();
+        if let Some(version) = group["preferredVersion"]["version"].as_str()
+            && name != READINGS
+            && !name.ends_with(&format!(".{READINGS}"))
+        {
+            versions.push((name.to_owned(), version.to_owned()));
+        }
+    }
+    let mut documents: Vec<BoxFuture<'_, Result<Value>>> = Vec::new();
+    for (group, version) in &versions {
+        let path = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+        documents.push(Box::pin(async move { api.document(call, &path).await }));
+    }
+    let mut kinds = Vec::new();
+    for ((group, version), document) in versions.iter().zip(several(documents).await) {
+        let document = document?;
+        for one in document["resources"].as_array().into_iter().flatten() {
+            let Some(plural) = one["name"].as_str() else { continue };
+            let can_be_listed = one["verbs"].as_array().is_some_and(|verbs| verbs.iter().any(|verb| verb == "list"));
+            let is_part = plural.contains('/');
+            if one["namespaced"] == true
+                && can_be_listed
+                && !is_part
+                && !WORDS_ABOUT_OTHERS.contains(&(group.as_str(), plural))
+            {
+                kinds.push(Held { group: group.clone(), version: version.clone(), plural: plural.to_owned() });
+            }
+        }
+    }
+    match kinds.is_empty() {
+        true => Err(Error::new(Sort::Unavailable, "list the kinds of", "the cluster").because("it names none")),
+        false => Ok(kinds),
+    }
+}
+
+/// The uids of what carries the lineage, and of what controllers made out of it.
+fn derived<'a>(all: &'a [(&Held, Value)], lineage: Lineage) -> BTreeSet<&'a str> {
+    let ours = all.iter().filter(|(_, object)| identity::lineage(object) == Some(lineage));
+    let mut known: BTreeSet<&str> = ours.map(|(_, object)| identity::uid(object)).collect();
+    loop {
+        let before = known.len();
+        for (_, object) in all {
+            let mut owners = object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+            if owners.any(|owner| owner["uid"].as_str().is_some_and(|uid| known.contains(uid))) {
+                known.insert(identity::uid(object));
+            }
+        }
+        if known.len() == before {
+            return known;
+        }
+    }
+}
+
+fn is_every_namespaces(plural: &str, object: &Value) -> bool {
+    let metadata = &object["metadata"];
+    let name = metadata["name"].as_str().unwrap_or_default();
+    // The tokens of service accounts, of which those with a life of their own are removed with it anyway.
+    let is_token = plural == "secrets" && metadata["annotations"]["kubernetes.io/service-account.name"].is_string();
+    is_token || EVERY_NAMESPACES.contains(&(plural, name))
+}

@@ -1,0 +1,28 @@
+//! Objects in any cluster, whoever made the cluster: one table of kinds ([`table`](crate)), one way of working for all of them.
+//!
+//! A spec is the object's manifest without `apiVersion` and `kind`, which the kind's row knows. It is applied by the server
+//! (server-side apply) under a field manager of the deployment's own, never forced: what others own stays theirs. Objects carry
+//! the lineage as a label, by which they are found in bulk; what they are called for us is an annotation.
+//!
+//! Read in this order: `table`, `provider`, `verbs`, `fields` (who owns what, and what differs), `ready`, `credential`, `error`.
+
+mod api;
+mod credential;
+mod diff;
+mod error;
+mod fields;
+mod identity;
+mod inside;
+mod lower;
+mod manifest;
+mod observe;
+mod preflight;
+mod provider;
+mod ready;
+mod table;
+mod trouble;
+mod verbs;
+mod watch;
+
+pub use lower::Placement;
+pub use provider::{Access, Kubernetes};

@@ -1,0 +1,100 @@
+//! From templates to wanted specs: texts of `templates/kubernetes`, with typed inputs and nothing undefined.
+
+use minijinja::value::Kwargs;
+use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::table::{ROWS, Row};
+
+macro_rules! templates {
+    ($($name:ident = $file:literal;)*) => {
+        /// One template.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Template {
+            $($name,)*
+        }
+
+        impl Template {
+            #[cfg(test)]
+            pub(super) const ALL: &[Template] = &[$(Template::$name,)*];
+
+            pub(super) fn file(self) -> &'static str {
+                match self {
+                    $(Self::$name => $file,)*
+                }
+            }
+
+            fn text(self) -> &'static str {
+                match self {
+                    $(Self::$name => include_str!(concat!("../../../../templates/kubernetes/", $file)),)*
+                }
+            }
+        }
+    };
+}
+
+templates! {
+    Namespace = "namespace.yaml";
+    ServiceAccount = "service-account.yaml";
+    ConfigMap = "config-map.yaml";
+    Secret = "secret.yaml";
+    Deny = "deny.yaml";
+    AllowIn = "allow-in.yaml";
+    AllowOut = "allow-out.yaml";
+    Job = "job.yaml";
+    Deployment = "deployment.yaml";
+    Service = "service.yaml";
+    Metrics = "metrics.yaml";
+    DisruptionBudget = "disruption-budget.yaml";
+    Autoscaler = "autoscaler.yaml";
+    ServiceMonitor = "service-monitor.yaml";
+    PrometheusRule = "prometheus-rule.yaml";
+    Dashboard = "dashboard.yaml";
+}
+
+/// What one text may cost: a template that runs for ever is an error.
+const FUEL: u64 = 100_000;
+
+/// The filter of its name, which by itself takes what is undefined for `null`.
+fn json_of(value: &minijinja::Value, arguments: Kwargs) -> Result<minijinja::Value, minijinja::Error> {
+    if value.is_undefined() {
+        return Err(ErrorKind::UndefinedError.into());
+    }
+    minijinja::filters::tojson(value, None, arguments)
+}
+
+/// The object of a template with these inputs: its kind's row and its spec.
+pub(super) fn render(template: Template, inputs: &impl Serialize) -> Result<(&'static Row, Value), String> {
+    let mut texts = Environment::new();
+    texts.set_undefined_behavior(UndefinedBehavior::Strict);
+    texts.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    texts.set_fuel(Some(FUEL));
+    texts.add_filter("tojson", json_of);
+    // The language has a function of this name, which would stand in for an input that is missing.
+    texts.remove_global("namespace");
+    let rendered = texts
+        .render_named_str(template.file(), template.text(), minijinja::value::Serde(inputs))
+        .map_err(|e| e.to_string())?;
+    let mut object: Value = serde_yaml::from_str(&rendered).map_err(|error| format!("it is no YAML: {error}"))?;
+    let fields = object.as_object_mut().ok_or("it is no object")?;
+    let mut take = |field: &str| fields.shift_remove(field).and_then(|value| value.as_str().map(str::to_owned));
+    let (Some(version), Some(kind)) = (take("apiVersion"), take("kind")) else {
+        return Err("it says no `apiVersion` and `kind`".to_owned());
+    };
+    let row = ROWS.iter().find(|row| row.kind == kind && row.api_version() == version);
+    Ok((row.ok_or_else(|| format!("{kind} of {version} is not applied here"))?, object))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_passes_over_nothing_that_is_missing() {
+        for template in Template::ALL {
+            let why = render(*template, &serde_json::json!({})).map(|(row, _)| row.kind).unwrap_err();
+            assert!(why.contains("undefined"), "{}: {why}", template.file());
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What is there: one list a kind, by the label of the lineage, and a look by name at what the lists do not show.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use serde_json::Value;
+use textnlp_provider::{
+    CloudId, Error, Health, KindName, Lineage, Object, Observed, Ownership, Recorded, ResourceId, Result, Scope, Sort,
+    Wanted, Why, told,
+};
+
+use crate::api::Api;
+use crate::error::Call;
+use crate::identity::{self, Place};
+use crate::ready::Ready;
+use crate::table::{self, ROWS, Row};
+use crate::{manifest, trouble};
+
+/// Calls that are under way at once.
+const AT_ONCE: usize = 8;
+/// Objects whose pods are asked what is wrong, at most: with the others it is the same.
+const EXPLAINED: usize = 5;
+
+/// What is known beforehand of one id.
+#[derive(Default, Clone, Copy)]
+struct Asked<'a> {
+    wanted: Option<&'a Wanted>,
+    recorded: Option<&'a Recorded>,
+}
+
+impl<'a> Asked<'a> {
+    fn kind(&self) -> Option<&'a KindName> {
+        self.wanted.map(|wanted| &wanted.kind).or(self.recorded.map(|recorded| &recorded.kind))
+    }
+
+    /// Where it should be; recorded places come first, whose uid is known.
+    fn places(&self, row: &Row) -> Vec<Place> {
+        let recorded = self.recorded.filter(|recorded| recorded.kind.as_str() == row.name);
+        let recorded = recorded.and_then(|recorded| Place::of_id(row, &recorded.cloud_id));
+        let wanted = self.wanted.and_then(|wanted| Place::of_spec(row, &wanted.spec).ok());
+        let mut places: Vec<Place> = recorded.into_iter().collect();
+        places.extend(
+            wanted.filter(|wanted| {
+                !places.iter().any(|one| one.name == wanted.name && one.namespace == wanted.namespace)
+            }),
+        );
+        places
+    }
+}
+
+/// What the lists of one kind say.
+struct Listed {
+    row: &'static Row,
+    /// The objects of the lineage, or why they could not be seen.
+    objects: Result<Vec<Value>, String>,
+}
+
+pub(crate) async fn observe(api: &Api, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+    let mut asked: BTreeMap<&ResourceId, Asked<'_>> = BTreeMap::new();
+    for wanted in scope.wanted.iter().filter(|wanted| wanted.site == *scope.site) {
+        asked.entry(&wanted.id).or_default().wanted = Some(wanted);
+    }
+    for recorded in scope.recorded.iter().filter(|recorded| recorded.site == *scope.site) {
+        asked.entry(&recorded.id).or_default().recorded = Some(recorded);
+    }
+    let lists = list_all(api, scope, &asked).await?;
+    let mut answer = Vec::new();
+    let mut shown: BTreeSet<ResourceId> = BTreeSet::new();
+    let mut degraded = Vec::new();
+    for list in &lists {
+        for raw in list.objects.iter().flatten() {
+            let Some(id) = identity::resource(raw).filter(|id| id.site() == scope.site.as_str()) else { continue };
+            // A copy with our label on it is nobody's of ours; what is recorded stays ours whoever wiped its field managers.
+            let recorded = asked.get(&id).and_then(|asked| asked.recorded);
+            let recorded = recorded.and_then(|recorded| Place::of_id(list.row, &recorded.cloud_id)?.uid);
+            if !identity::is_applied(raw, scope.lineage) && recorded.as_deref() != Some(identity::uid(raw)) {
+                continue;
+            }
+            let object = shown_as(list.row, raw, scope.lineage)?;
+            if object.health != Health::Ready && list.row.has_pods && degraded.len() < EXPLAINED {
+                degraded.push((answer.len(), list.row, raw.clone()));
+            }
+            shown.insert(id.clone());
+            answer.push((id, Observed::Present(object)));
+        }
+    }
+    for (place, row, raw) in degraded {
+        if let Observed::Present(Object { health: Health::Degraded(why), .. }) = &mut answer[place].1 {
+            *why = trouble::of_pods(api, row, &raw, why.clone()).await;
+        }
+    }
+    let mut looks: Vec<BoxFuture<'_, (ResourceId, Observed)>> = Vec::new();
+    for (id, asked) in asked {
+        if !shown.contains(id) {
+            let lists = &lists;
+            looks.push(Box::pin(async move { (id.clone(), look_for(api, scope, lists, asked).await) }));
+        }
+    }
+    answer.extend(several(looks).await);
+    Ok(answer)
+}
+
+pub(crate) async fn read(api: &Api, kind: &KindName, id: &CloudId) -> Result<Observed> {
+    let invalid = |why: &str| Error::new(Sort::Invalid, "read", id.to_string()).because(why.to_owned());
+    let row = table::row(kind).ok_or_else(|| invalid("its kind is not ours"))?;
+    let example = if row.namespaced { "NAMESPACE/NAME" } else { "NAME" };
+    let place = Place::of_id(row, id).ok_or_else(|| invalid(&format!("an id of this kind is {example}")))?;
+    let Some(raw) = get(api, row, &place).await? else { return Ok(Observed::Absent) };
+    // An object of nobody is seen as whoever asks about it sees it: there are no fields of ours in it.
+    let lineage = identity::lineage(&raw).unwrap_or(Lineage(Default::default()));
+    Ok(Observed::Present(shown_as(row, &raw, lineage)?))
+}
+
+/// The object at a place, if it is the one with the uid where one is known.
+async fn get(api: &Api, row: &'static Row, place: &Place) -> Result<Option<Value>> {
+    let (namespace, name) = (place.namespace.as_deref(), Some(place.name.as_str()));
+    let raw = api.get(&Call { action: "read", verb: "get", row, namespace, name }).await?;
+    Ok(raw.filter(|raw| place.uid.as_deref().is_none_or(|uid| uid == identity::uid(raw))))
+}
+
+/// One list a kind over all namespaces; where that is not allowed, one for each namespace that somebody asks about.
+async fn list_all(api: &Api, scope: &Scope<'_>, asked: &BTreeMap<&ResourceId, Asked<'_>>) -> Result<Vec<Listed>> {
+    let selector = format!("{}={}", identity::LINEAGE, scope.lineage);
+    let namespaces: BTreeSet<String> = asked
+        .values()
+        .filter_map(|asked| Some((asked, table::row(asked.kind()?)?)))
+        .flat_map(|(asked, row)| asked.places(row))
+        .filter_map(|place| place.namespace)
+        .collect();
+    let mut lists: Vec<BoxFuture<'_, Result<Vec<Value>>>> = Vec::new();
+    for row in &ROWS {
+        lists.push(Box::pin(list(api, row, &selector, &namespaces)));
+    }
+    let mut found = Vec::new();
+    let mut lost = Vec::new();
+    for (row, objects) in ROWS.iter().zip(several(lists).await) {
+        let objects = match objects {
+            Ok(objects) => Ok(objects),
+            // A kind that this cluster does not have has no objects.
+            Err(error) if error.sort == Sort::NotFound => Ok(Vec::new()),
+            Err(error) => {
+                let why = told(&error);
+                lost.push(error);
+                Err(why)
+            }
+        };
+        found.push(Listed { row, objects });
+    }
+    // A cluster of which nothing can be seen is an error, not a list of unknowns.
+    match lost.len() == ROWS.len() {
+        true => Err(lost.swap_remove(0)),
+        false => Ok(found),
+    }
+}
+
+async fn list(api: &Api, row: &'static Row, selector: &str, namespaces: &BTreeSet<String>) -> Result<Vec<Value>> {
+    let everywhere = Call { action: "list", verb: "list", row, namespace: None, name: None };
+    match api.list(&everywhere, selector).await {
+        Err(error) if error.sort == Sort::Denied && row.namespaced && !namespaces.is_empty() => {}
+        other => return other,
+    }
+    let mut objects = Vec::new();
+    for namespace in namespaces {
+        objects.extend(api.list(&Call { namespace: Some(namespace), ..everywhere }, selector).await?);
+    }
+    Ok(objects)
+}
+
+/// The answers of calls, in their order, of which a few are under way at once.
+pub(crate) async fn several<T>(calls: Vec<BoxFuture<'_, T>>) -> Vec<T> {
+    futures::stream::iter(calls).buffered(AT_ONCE).collect().await
+}
+
+/// What no list of the lineage shows: it is gone, it lost its label, or somebody else has its name.
+async fn look_for(api: &Api, scope: &Scope<'_>, lists: &[Listed], asked: Asked<'_>) -> Observed {
+    let unknown = |why: String| Observed::Unknown(Why(why));
+    let Some(row) = asked.kind().and_then(table::row) else { return unknown("its kind is not ours".to_owned()) };
+    let ownership = asked.wanted.map(|wanted| &wanted.ownership).or(asked.recorded.map(|recorded| &recorded.ownership));
+    if let Some(Ownership::External(id)) = ownership {
+        let kind = KindName::new(row.name).expect("the names in the table are kind names");
+        return read(api, &kind, id).await.unwrap_or_else(|error| unknown(told(&error)));
+    }
+    if let Some(Err(why)) = lists.iter().find(|list| list.row.name == row.name).map(|list| &list.objects) {
+        return unknown(why.clone());
+    }
+    for place in asked.places(row) {
+        let uid = place.uid.clone();
+        let there = match get(api, row, &Place { uid: None, ..place }).await {
+            Ok(Some(raw)) => raw,
+            Ok(None) => continue,
+            Err(error) => return unknown(told(&error)),
+        };
+        // The one that we made, without the label by which it is found.
+        if uid.as_deref() == Some(identity::uid(&there)) && identity::lineage(&there).is_none() {
+            return shown_as(row, &there, scope.lineage).map_or_else(|error| unknown(told(&error)), Observed::Present);
+        }
+        // It was made since the lists were read, or belongs to another site or resource of ours.
+        let whose = match identity::lineage(&there) {
+            Some(lineage) if lineage == scope.lineage => "appeared while this was looked at".to_owned(),
+            Some(lineage) => format!("belongs to lineage {lineage}"),
+            None => "carries no lineage: somebody else made it".to_owned(),
+        };
+        // A record of another object of this name says that ours is gone; the name is what a create runs into.
+        return unknown(format!(
+            "{} {} is there and {whose}",
+            row.resource(),
+            there["metadata"]["name"].as_str().unwrap_or_default()
+        ));
+    }
+    Observed::Absent
+}
+
+fn shown_as(row: &Row, raw: &Value, lineage: Lineage) -> Result<Object> {
+    let ready = match raw["metadata"]["deletionTimestamp"].is_string() {
+        true => Ready::NotYet(trouble::of_ending(raw)),
+        false => (row.ready)(raw),
+    };
+    manifest::seen(row, raw, &identity::manager(lineage), ready)
+}

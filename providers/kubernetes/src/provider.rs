@@ -1,0 +1,203 @@
+//! [`Kubernetes`]: the provider's face.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use textnlp_provider::{
+    CloudId, Component, Error, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems,
+    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Sort, Wanted,
+};
+use tokio::sync::Mutex;
+
+use crate::api::Api;
+use crate::lower::{self, Placement};
+use crate::verbs::Work;
+use crate::{credential, diff, observe, preflight, table};
+
+/// How a cluster is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// By a kubeconfig: this file, else `KUBECONFIG`, else `~/.kube/config`; this context of it, else its current one.
+    Kubeconfig {
+        /// The file.
+        file: Option<PathBuf>,
+        /// The context.
+        context: Option<String>,
+    },
+    /// As the service account of the pod that this runs in.
+    InCluster,
+}
+
+/// One cluster as a provider.
+///
+/// Every object carries its lineage as a label and is applied under a field manager of the lineage's own. Nothing is forced but what
+/// [`Kubernetes::taking`] names: a field that another manager holds is left to it, or named as what stands in the way.
+pub struct Kubernetes {
+    access: Access,
+    secrets: Arc<dyn SecretStore>,
+    taking: BTreeSet<String>,
+    placement: Option<Placement>,
+    connected: Mutex<Option<Connected>>,
+}
+
+/// The way to the API server, and until when its credential is good where that is known.
+struct Connected {
+    api: Api,
+    until: Option<SystemTime>,
+}
+
+impl Kubernetes {
+    /// The provider for one cluster; it is not called before it is asked. Secrets that objects hold are read from `secrets`.
+    pub fn new(access: Access, secrets: Arc<dyn SecretStore>) -> Self {
+        Self { access, secrets, taking: BTreeSet::new(), placement: None, connected: Mutex::default() }
+    }
+
+    /// The same with where a site's objects go: what components are made into needs it.
+    #[must_use]
+    pub fn placed(self, placement: Placement) -> Self {
+        Self { placement: Some(placement), ..self }
+    }
+
+    /// The address of the API server that a kubeconfig leads to, which is what a deployment is bound to. Nothing is asked.
+    pub fn server(file: Option<&Path>, context: Option<&str>) -> Result<String> {
+        let what = file.map_or("the kubeconfig".to_owned(), |file| format!("kubeconfig {}", file.display()));
+        let refused = |why: Box<dyn std::error::Error + Send + Sync>| {
+            Error::new(Sort::Denied, "read", what.clone()).because(why).hint(WAY_IN)
+        };
+        let read = file.map(Kubeconfig::read_from).unwrap_or_else(Kubeconfig::read).map_err(|e| refused(boxed(e)))?;
+        let wanted = context.or(read.current_context.as_deref());
+        let named = wanted.and_then(|wanted| read.contexts.iter().find(|one| one.name == wanted));
+        let Some(cluster) = named.and_then(|named| Some(&named.context.as_ref()?.cluster)) else {
+            let why =
+                wanted.map_or("it has no current context".to_owned(), |wanted| format!("it has no context `{wanted}`"));
+            return Err(refused(why.into()));
+        };
+        let found =
+            read.clusters.iter().find(|one| one.name == *cluster).and_then(|one| one.cluster.as_ref()?.server.clone());
+        found.ok_or_else(|| refused(format!("it does not say where cluster `{cluster}` is").into()))
+    }
+
+    /// The same provider, which takes these fields from whoever owns them, as refusals name them: `spec.replicas`. What a person agreed
+    /// to take, and nothing else, is forced.
+    #[must_use]
+    pub fn taking(self, fields: BTreeSet<String>) -> Self {
+        Self { taking: fields, ..self }
+    }
+
+    /// The provider for the API server that a client talks to; the client must not repeat calls by itself.
+    pub fn with_client(client: kube::Client, secrets: Arc<dyn SecretStore>) -> Self {
+        let connected = Connected { api: Api::new(client), until: None };
+        let connected = Mutex::new(Some(connected));
+        Self { access: Access::InCluster, secrets, taking: BTreeSet::new(), placement: None, connected }
+    }
+
+    /// What the pods run.
+    pub(crate) fn image(&self) -> Option<&str> {
+        self.placement.as_ref()?.image.as_deref()
+    }
+
+    /// How many nodes the cluster should have at least.
+    pub(crate) fn min_nodes(&self) -> u32 {
+        self.placement.as_ref().map_or(0, |placement| placement.min_nodes)
+    }
+
+    /// The fields that are taken from their owners.
+    pub(crate) fn taken(&self) -> &BTreeSet<String> {
+        &self.taking
+    }
+
+    pub(crate) fn secrets(&self) -> &dyn SecretStore {
+        &*self.secrets
+    }
+
+    /// The way to the API server, with a credential that has not ended.
+    pub(crate) async fn api(&self) -> Result<Api> {
+        let mut connected = self.connected.lock().await;
+        match &*connected {
+            Some(Connected { api, until }) if until.is_none_or(|until| SystemTime::now() < until) => Ok(api.clone()),
+            _ => Ok(connected.insert(connect(&self.access).await?).api.clone()),
+        }
+    }
+}
+
+const WAY_IN: &str =
+    "`kubectl config view --minify` shows what is used; set KUBECONFIG or name the file and the context";
+
+/// What is said of the way in.
+async fn configured(access: &Access) -> Result<kube::Config> {
+    let (what, config) = match access {
+        Access::InCluster => ("the service account of this pod".to_owned(), kube::Config::incluster().map_err(boxed)),
+        Access::Kubeconfig { file, context } => {
+            let what =
+                file.as_ref().map_or("the kubeconfig".to_owned(), |file| format!("kubeconfig {}", file.display()));
+            let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+            let config = match file.as_ref().map(Kubeconfig::read_from).unwrap_or_else(Kubeconfig::read) {
+                Ok(read) => kube::Config::from_custom_kubeconfig(read, &options).await.map_err(boxed),
+                Err(error) => Err(boxed(error)),
+            };
+            (what, config)
+        }
+    };
+    config.map_err(|source| Error::new(Sort::Denied, "read", what).because(source).hint(WAY_IN))
+}
+
+async fn connect(access: &Access) -> Result<Connected> {
+    let mut config = configured(access).await?;
+    let what = config.cluster_url.to_string();
+    let refused = |source| Error::new(Sort::Denied, "use", what.clone()).because(source).hint(WAY_IN);
+    // Each call is journaled, and made again by whoever journaled it.
+    config.default_retry = false;
+    let until = credential::resolve(&mut config.auth_info, credential::DEADLINE).await?;
+    let client = kube::Client::try_from(config).map_err(|error| refused(boxed(error)))?;
+    Ok(Connected { api: Api::new(client), until })
+}
+
+fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Box<dyn std::error::Error + Send + Sync> {
+    Box::new(error)
+}
+
+#[async_trait]
+impl Provider for Kubernetes {
+    fn kinds(&self) -> &'static [Kind] {
+        table::kinds()
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        match &self.placement {
+            Some(placement) => lower::lower(component, site, placement),
+            None => {
+                let cause = "nobody said where in the cluster its objects go";
+                let fix = "this is a fault of the program: tell its makers";
+                Err(Problems(vec![Problem::new(component.name.to_string(), cause, fix)]))
+            }
+        }
+    }
+
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        diff::diff(wanted, recorded, seen, &self.taking)
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        preflight::preflight(self, wanted).await
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        observe::observe(&self.api().await?, scope).await
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        observe::read(&self.api().await?, kind, id).await
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        Work::on(self, op).await?.begin().await
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        Work::on(self, op).await?.advance(handle).await
+    }
+}

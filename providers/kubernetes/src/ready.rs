@@ -1,0 +1,293 @@
+//! Whether an object does its work, by what it says of itself. Pure.
+
+use serde_json::Value;
+
+/// How far an object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// It does its work.
+    Yes,
+    /// Not yet, for this reason.
+    NotYet(String),
+    /// It will not by itself, for this reason.
+    Never(String),
+}
+
+/// What works as soon as it is there.
+pub(crate) fn at_once(_: &Value) -> Ready {
+    Ready::Yes
+}
+
+pub(crate) fn namespace(object: &Value) -> Ready {
+    match object["status"]["phase"].as_str() {
+        Some("Active") => Ready::Yes,
+        phase => Ready::NotYet(format!("its phase is {}", phase.unwrap_or("not known yet"))),
+    }
+}
+
+/// A volume is bound, or waits for its first pod, as many kinds of volume do.
+pub(crate) fn volume_claim(object: &Value) -> Ready {
+    match object["status"]["phase"].as_str() {
+        Some("Bound" | "Pending") => Ready::Yes,
+        Some("Lost") => Ready::Never("the volume behind it is lost".to_owned()),
+        _ => Ready::NotYet("its volume is looked for".to_owned()),
+    }
+}
+
+/// A load balancer has an address when the cloud has made it.
+pub(crate) fn service(object: &Value) -> Ready {
+    let balanced = object["spec"]["type"] == "LoadBalancer";
+    let has_address = object["status"]["loadBalancer"]["ingress"].as_array().is_some_and(|all| !all.is_empty());
+    if balanced && !has_address {
+        return Ready::NotYet("its load balancer has no address yet".to_owned());
+    }
+    Ready::Yes
+}
+
+pub(crate) fn deployment(object: &Value) -> Ready {
+    if let Some(why) = not_seen_yet(object) {
+        return why;
+    }
+    let status = &object["status"];
+    if let Some(condition) = condition(object, "Progressing")
+        && condition["reason"] == "ProgressDeadlineExceeded"
+    {
+        return Ready::Never(format!(
+            "no progress within {} s",
+            count(&object["spec"]["progressDeadlineSeconds"], 600)
+        ));
+    }
+    let wanted = count(&object["spec"]["replicas"], 1);
+    let (updated, available) = (count(&status["updatedReplicas"], 0), count(&status["availableReplicas"], 0));
+    let all = count(&status["replicas"], 0);
+    if updated < wanted {
+        return Ready::NotYet(failing(object, format!("{updated} of {wanted} pods are of the new kind")));
+    }
+    if all > updated {
+        return Ready::NotYet(format!("{} pods of the old kind are still there", all - updated));
+    }
+    if available < wanted {
+        return Ready::NotYet(failing(object, format!("{available} of {wanted} pods are available")));
+    }
+    Ready::Yes
+}
+
+pub(crate) fn stateful_set(object: &Value) -> Ready {
+    if let Some(why) = not_seen_yet(object) {
+        return why;
+    }
+    let status = &object["status"];
+    let wanted = count(&object["spec"]["replicas"], 1);
+    let (updated, ready) = (count(&status["updatedReplicas"], 0), count(&status["readyReplicas"], 0));
+    // A partition leaves the pods below it as they were.
+    let partition = count(&object["spec"]["updateStrategy"]["rollingUpdate"]["partition"], 0);
+    if ready < wanted {
+        return Ready::NotYet(format!("{ready} of {wanted} pods are ready"));
+    }
+    let revised = status["updateRevision"] == status["currentRevision"];
+    let by_hand = object["spec"]["updateStrategy"]["type"] == "OnDelete";
+    if !revised && !by_hand && updated < wanted.saturating_sub(partition) {
+        return Ready::NotYet(format!("{updated} of {} pods are of the new kind", wanted.saturating_sub(partition)));
+    }
+    Ready::Yes
+}
+
+pub(crate) fn daemon_set(object: &Value) -> Ready {
+    if let Some(why) = not_seen_yet(object) {
+        return why;
+    }
+    let status = &object["status"];
+    let wanted = count(&status["desiredNumberScheduled"], 0);
+    let by_hand = object["spec"]["updateStrategy"]["type"] == "OnDelete";
+    let updated = count(&status["updatedNumberScheduled"], 0);
+    if updated < wanted && !by_hand {
+        return Ready::NotYet(format!("{updated} of {wanted} pods are of the new kind"));
+    }
+    let available = count(&status["numberAvailable"], 0);
+    if available < wanted {
+        return Ready::NotYet(format!("{available} of {wanted} pods are available"));
+    }
+    Ready::Yes
+}
+
+/// A job is ready when it is done; one that is suspended waits for whoever suspended it.
+pub(crate) fn job(object: &Value) -> Ready {
+    if let Some(failed) = condition(object, "Failed") {
+        let why = failed["message"].as_str().or(failed["reason"].as_str()).unwrap_or("it failed");
+        return Ready::Never(why.to_owned());
+    }
+    if condition(object, "Complete").is_some() || object["spec"]["suspend"] == true {
+        return Ready::Yes;
+    }
+    let (done, failed) = (count(&object["status"]["succeeded"], 0), count(&object["status"]["failed"], 0));
+    let wanted = count(&object["spec"]["completions"], 1);
+    let tries = if failed > 0 { format!(", {failed} tries failed") } else { String::new() };
+    Ready::NotYet(format!("{done} of {wanted} runs are done{tries}"))
+}
+
+/// A definition serves its kind when nobody else has its names and the API server has taken it up.
+pub(crate) fn definition(object: &Value) -> Ready {
+    let conditions = || object["status"]["conditions"].as_array().into_iter().flatten();
+    if let Some(refused) = conditions().find(|one| one["type"] == "NamesAccepted" && one["status"] == "False") {
+        return Ready::Never(said(refused, "another definition has its names"));
+    }
+    match conditions().any(|one| one["type"] == "Established" && one["status"] == "True") {
+        true => Ready::Yes,
+        false => Ready::NotYet("the API server does not serve it yet".to_owned()),
+    }
+}
+
+/// What a controller of its own looks after and says of as a whole, by the condition `Ready`.
+pub(crate) fn of_its_own(object: &Value) -> Ready {
+    by_condition(object, &object["status"]["conditions"], "Ready")
+}
+
+pub(crate) fn gateway(object: &Value) -> Ready {
+    by_condition(object, &object["status"]["conditions"], "Programmed")
+}
+
+/// A route is taken up by each gateway that it names.
+pub(crate) fn http_route(object: &Value) -> Ready {
+    let parents = object["status"]["parents"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let named = object["spec"]["parentRefs"].as_array().map_or(0, Vec::len);
+    if parents.len() < named {
+        return Ready::NotYet(format!("{} of {named} gateways have looked at it", parents.len()));
+    }
+    let worst = parents.iter().map(|parent| by_condition(object, &parent["conditions"], "Accepted"));
+    worst.into_iter().find(|ready| *ready != Ready::Yes).unwrap_or(Ready::Yes)
+}
+
+pub(crate) fn openshift_route(object: &Value) -> Ready {
+    match object["status"]["ingress"][0].get("conditions") {
+        Some(conditions) => by_condition(object, conditions, "Admitted"),
+        None => Ready::NotYet("no router has looked at it yet".to_owned()),
+    }
+}
+
+/// Whether a condition of this name holds for what is wanted now.
+fn by_condition(object: &Value, conditions: &Value, name: &str) -> Ready {
+    let Some(condition) = conditions.as_array().into_iter().flatten().find(|one| one["type"] == name) else {
+        return Ready::NotYet("no controller of the cluster has looked at it yet".to_owned());
+    };
+    let generation = count(&object["metadata"]["generation"], 0);
+    if count(&condition["observedGeneration"], generation) < generation {
+        return Ready::NotYet("its controller has not looked at the change yet".to_owned());
+    }
+    match condition["status"] == "True" {
+        true => Ready::Yes,
+        false => Ready::NotYet(said(condition, &format!("it is not {}", name.to_lowercase()))),
+    }
+}
+
+/// A condition's own words, else its reason.
+fn said(condition: &Value, otherwise: &str) -> String {
+    let words = [&condition["message"], &condition["reason"]].into_iter().filter_map(Value::as_str);
+    words.into_iter().find(|words| !words.is_empty()).unwrap_or(otherwise).to_owned()
+}
+
+/// The status is of an older spec.
+fn not_seen_yet(object: &Value) -> Option<Ready> {
+    let (generation, seen) =
+        (count(&object["metadata"]["generation"], 0), count(&object["status"]["observedGeneration"], 0));
+    (seen < generation).then(|| Ready::NotYet("the cluster's controllers have not looked at it yet".to_owned()))
+}
+
+/// What keeps pods from being made, such as a quota: it is told nowhere else.
+fn failing(object: &Value, otherwise: String) -> String {
+    match condition(object, "ReplicaFailure").and_then(|condition| condition["message"].as_str()) {
+        Some(message) => format!("{otherwise}: {message}"),
+        None => otherwise,
+    }
+}
+
+/// The condition of this name, where it holds; `Progressing` counts as soon as it says something.
+fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
+    let conditions = object["status"]["conditions"].as_array()?;
+    conditions.iter().find(|one| one["type"] == name && (one["status"] == "True" || name == "Progressing"))
+}
+
+fn count(value: &Value, otherwise: u64) -> u64 {
+    value.as_u64().unwrap_or(otherwise)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(look: fn(&Value) -> Ready, object: Value, expect: Ready) {
+        assert_eq!(look(&object), expect, "{object}");
+    }
+
+    #[test]
+    fn a_deployment_tells_what_it_waits_for() {
+        let not_yet = |why: &str| Ready::NotYet(why.to_owned());
+        let status = |generation: u64, status: Value| json!({ "metadata": { "generation": generation }, "spec": { "replicas": 3 }, "status": status });
+        check(
+            deployment,
+            status(2, json!({ "observedGeneration": 1 })),
+            not_yet("the cluster's controllers have not looked at it yet"),
+        );
+        let seen = json!({ "observedGeneration": 2, "updatedReplicas": 1, "replicas": 4, "availableReplicas": 3 });
+        check(deployment, status(2, seen), not_yet("1 of 3 pods are of the new kind"));
+        let old = json!({ "observedGeneration": 2, "updatedReplicas": 3, "replicas": 4, "availableReplicas": 3 });
+        check(deployment, status(2, old), not_yet("1 pods of the old kind are still there"));
+        let quota = json!({ "observedGeneration": 2, "conditions": [
+            { "type": "ReplicaFailure", "status": "True", "message": "exceeded quota: q" }] });
+        check(deployment, status(2, quota), not_yet("0 of 3 pods are of the new kind: exceeded quota: q"));
+        let done = json!({ "observedGeneration": 2, "updatedReplicas": 3, "replicas": 3, "availableReplicas": 3 });
+        check(deployment, status(2, done), Ready::Yes);
+        let late = json!({ "observedGeneration": 2, "conditions": [
+            { "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded" }] });
+        check(deployment, status(2, late), Ready::Never("no progress within 600 s".to_owned()));
+    }
+
+    #[test]
+    fn a_job_is_ready_when_it_is_done() {
+        check(
+            job,
+            json!({ "status": { "failed": 1 } }),
+            Ready::NotYet("0 of 1 runs are done, 1 tries failed".to_owned()),
+        );
+        check(job, json!({ "status": { "conditions": [{ "type": "Complete", "status": "True" }] } }), Ready::Yes);
+        let failed =
+            json!({ "status": { "conditions": [{ "type": "Failed", "status": "True", "message": "too often" }] } });
+        check(job, failed, Ready::Never("too often".to_owned()));
+    }
+
+    #[test]
+    fn what_controllers_of_others_say_is_believed_of_what_is_wanted_now() {
+        let not_yet = |why: &str| Ready::NotYet(why.to_owned());
+        let object = |status: Value| json!({ "metadata": { "generation": 2 }, "spec": { "parentRefs": [{ "name": "a" }] }, "status": status });
+        check(gateway, object(json!({})), not_yet("no controller of the cluster has looked at it yet"));
+        let condition = |kind: &str, status: &str, seen: u64| json!([{ "type": kind, "status": status, "observedGeneration": seen, "message": "no address" }]);
+        let says = |conditions: Value| object(json!({ "conditions": conditions }));
+        check(
+            gateway,
+            says(condition("Programmed", "True", 1)),
+            not_yet("its controller has not looked at the change yet"),
+        );
+        check(gateway, says(condition("Programmed", "False", 2)), not_yet("no address"));
+        check(gateway, says(condition("Programmed", "True", 2)), Ready::Yes);
+        check(
+            of_its_own,
+            says(json!([{ "type": "Ready", "status": "False", "reason": "Issuing" }])),
+            not_yet("Issuing"),
+        );
+        check(http_route, object(json!({})), not_yet("0 of 1 gateways have looked at it"));
+        let taken = |status: &str| object(json!({ "parents": [{ "conditions": condition("Accepted", status, 2) }] }));
+        check(http_route, taken("True"), Ready::Yes);
+        check(http_route, taken("False"), not_yet("no address"));
+        check(openshift_route, object(json!({})), not_yet("no router has looked at it yet"));
+        check(definition, says(condition("Established", "False", 2)), not_yet("the API server does not serve it yet"));
+        check(definition, says(condition("NamesAccepted", "False", 2)), Ready::Never("no address".to_owned()));
+        check(definition, says(condition("Established", "True", 2)), Ready::Yes);
+    }
+
+    #[test]
+    fn a_load_balancer_without_an_address_is_waited_for() {
+        check(service, json!({ "spec": { "type": "ClusterIP" } }), Ready::Yes);
+        let waits = Ready::NotYet("its load balancer has no address yet".to_owned());
+        check(service, json!({ "spec": { "type": "LoadBalancer" }, "status": { "loadBalancer": {} } }), waits);
+    }
+}

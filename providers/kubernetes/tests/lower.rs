@@ -1,0 +1,304 @@
+//! What an environment's components become in a cluster: golden objects, refusals, and the word of a real API server.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs, dead_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use expect_test::expect_file;
+use serde_json::{Value, json};
+use textnlp_cluster::Cluster as ControlPlane;
+use textnlp_kubernetes::{Access, Kubernetes, Placement};
+use textnlp_provider::component::*;
+use textnlp_provider::{Component, OutputRef, Ownership, Problems, Provider, Site, Wanted};
+
+mod world;
+
+fn placement() -> Placement {
+    Placement {
+        namespace: "textnlp".to_owned(),
+        image: Some("registry.example.com/textnlp:v1.0.0".to_owned()),
+        address: Some("https://textnlp.example.com:8443".to_owned()),
+        led_by_others: false,
+        model_bytes: Some(14_000_000_000),
+        min_nodes: 1,
+        max_nodes: None,
+    }
+}
+
+fn site() -> Site {
+    Site {
+        environment: "pilot".parse().unwrap(),
+        name: "main".parse().unwrap(),
+        account: "https://127.0.0.1:6443".to_owned(),
+        region: "local".to_owned(),
+        runtime: "kubernetes".to_owned(),
+        role: "primary".to_owned(),
+        tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
+        protect_data: true,
+    }
+}
+
+fn component(name: &str, part: Part) -> Component {
+    Component { name: name.parse().unwrap(), existing: None, part }
+}
+
+fn program() -> Program {
+    Program { path: "/opt/textnlp-deploy".to_owned(), digest: format!("sha256:{}", "ab".repeat(32)) }
+}
+
+fn database() -> Database {
+    let given = Given { source: "secret:env:DATABASE_URL".to_owned(), version: "abc123".to_owned() };
+    let postgres = Postgres {
+        address: Some(DatabaseAddress::Secret(given)),
+        ca_file: None,
+        name: "textnlp".to_owned(),
+        version: 15,
+        port: None,
+        replicas: 0,
+        connections: 60,
+        secrets: "secrets".parse().unwrap(),
+        cluster: "cluster".parse().unwrap(),
+        program: program(),
+        archive_seconds: None,
+        between: None,
+    };
+    let hosting = Some("external".to_owned());
+    Database { kind: "postgres".to_owned(), hosting, schema: Some(7), postgres: Some(Box::new(postgres)) }
+}
+
+fn workload() -> Workload {
+    let config = json!({ "textnlp": {
+        "environment": "pilot",
+        "api": { "timeout": 300, "drain_seconds": 30, "require_https": true },
+        "models": { "default": "textnlp-tiny", "max_cache_size": "50GB", "serve": [{ "name": "textnlp-tiny", "quantize": "q8_0" }] },
+        "database": { "pool_size": 20, "max_overflow": 40 },
+        "security": { "jwt_algorithm": "RS256" },
+        "monitoring": { "metrics_port": 9090, "log_file": null },
+    } });
+    Workload {
+        replicas: 3,
+        growth: None,
+        program: program(),
+        config,
+        cluster: "cluster".parse().unwrap(),
+        models: "models".parse().unwrap(),
+        database: "database".parse().unwrap(),
+        stored: database(),
+        secrets: "secrets".parse().unwrap(),
+        first_key: true,
+        watch: None,
+        drain_seconds: 30,
+    }
+}
+
+fn endpoint() -> Endpoint {
+    Endpoint {
+        host: "0.0.0.0".to_owned(),
+        port: 8443,
+        metrics_port: 9090,
+        tls: true,
+        certificate: "certificate".parse().unwrap(),
+        workload: "server".parse().unwrap(),
+        watch: None,
+        program: program(),
+        max_request_bytes: 10_000_000,
+        timeout_seconds: 300,
+    }
+}
+
+fn models() -> ModelStore {
+    let model = Model {
+        name: "textnlp-tiny".to_owned(),
+        source: "bundled".to_owned(),
+        digest: Some(format!("sha256:{}", "cd".repeat(32))),
+        role: Some("default".to_owned()),
+        quantize: Some("q8_0".to_owned()),
+        context: Some(1024),
+        preload: true,
+    };
+    ModelStore { models: vec![model], max_cache_bytes: 50_000_000_000 }
+}
+
+/// The components of a site, with everything on that this version has.
+fn whole() -> Vec<Component> {
+    let growth = Growth { max: 20, cpu: Some(70), memory: Some(80), requests_per_second: Some(1000) };
+    vec![
+        component("network", Part::Network(Network { cidr: None, policies: true })),
+        component("cluster", Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None })),
+        component("models", Part::ModelStore(models())),
+        component("database", Part::Database(database())),
+        component("cache", Part::Cache(Cache { kind: "memory".to_owned() })),
+        component("server", Part::Workload(Workload { growth: Some(growth), ..workload() })),
+        component("gateway", Part::Endpoint(endpoint())),
+        component("monitoring", Part::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
+    ]
+}
+
+fn lowered(component: &Component, placement: Placement) -> Result<Vec<Wanted>, Problems> {
+    let access = Access::Kubeconfig { file: None, context: None };
+    Kubernetes::new(access, Arc::new(world::Vault::default())).placed(placement).lower(component, &site())
+}
+
+fn objects(placement: &Placement) -> Vec<Wanted> {
+    whole().iter().flat_map(|one| lowered(one, placement.clone()).unwrap()).collect()
+}
+
+#[test]
+fn a_whole_site_becomes_these_objects() {
+    let mut text = String::new();
+    for one in objects(&placement()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/site.yaml"].assert_eq(&text);
+}
+
+#[test]
+fn without_an_autoscaler_the_number_of_pods_is_ours_and_small_sites_have_no_budget_that_keeps_nodes() {
+    let made = |replicas| {
+        let one = component("server", Part::Workload(Workload { replicas, ..workload() }));
+        lowered(&one, placement()).unwrap()
+    };
+    let find = |made: &[Wanted], kind: &str| {
+        made.iter().find(|one| one.kind.as_str() == kind).map(|one| one.spec.as_value()["spec"].clone())
+    };
+    let three = made(3);
+    assert_eq!(find(&three, "kubernetes.deployment").unwrap()["replicas"], 3);
+    assert_eq!(find(&three, "kubernetes.horizontal-pod-autoscaler"), None);
+    for (replicas, least) in [(1, None), (2, Some(1)), (3, Some(2)), (20, Some(2))] {
+        let budget = find(&made(replicas), "kubernetes.pod-disruption-budget");
+        assert_eq!(budget.map(|spec| spec["minAvailable"].clone()), least.map(|least: u32| json!(least)), "{replicas}");
+    }
+}
+
+#[test]
+fn a_namespace_that_exists_is_read_and_only_the_one_that_is_named() {
+    let mut network = component("network", Part::Network(Network { cidr: None, policies: false }));
+    network.existing = Some("textnlp".parse().unwrap());
+    let made = lowered(&network, placement()).unwrap();
+    assert_eq!(made.len(), 1);
+    assert_eq!(made[0].ownership, Ownership::External("textnlp".parse().unwrap()));
+    // What others run there goes on talking.
+    let policies = Network { cidr: None, policies: true };
+    let shared = Component { part: Part::Network(policies.clone()), ..network.clone() };
+    let denied = |component: &Component| {
+        let made = lowered(component, placement()).unwrap();
+        let deny = made.iter().find(|one| one.id.as_str().ends_with("/deny")).unwrap();
+        deny.spec.as_value()["spec"]["podSelector"].clone()
+    };
+    assert_eq!(denied(&shared), json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } }));
+    assert_eq!(denied(&Component { existing: None, ..shared }), json!({}));
+    network.existing = Some("other".parse().unwrap());
+    let problems = lowered(&network, placement()).unwrap_err();
+    assert!(problems.to_string().contains("the existing namespace is `other`"), "{problems}");
+    for name in ["default", "kube-system", "a/b", "", "-a", "../x"] {
+        network.existing = None;
+        assert!(lowered(&network, Placement { namespace: name.to_owned(), ..placement() }).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_by_name() {
+    let mut sqlite = database();
+    (sqlite.kind, sqlite.hosting, sqlite.postgres) = ("sqlite".to_owned(), None, None);
+    let gpu = GpuPool { size: "small".to_owned(), count: 1, spot: "never".to_owned() };
+    let mut far = models();
+    far.models[0].digest = None;
+    let mut near = models();
+    near.models[0].source = "file:/srv/model".to_owned();
+    let watched = Workload { watch: Some("watch".parse().unwrap()), ..workload() };
+    let mail = ReceiverAddress::Plain("mailto:oncall@example.com".to_owned());
+    let told = Monitoring { receivers: BTreeMap::from([("oncall".to_owned(), mail)]), ..Monitoring::default() };
+    let mut logged = workload();
+    logged.config["textnlp"]["monitoring"]["log_file"] = json!("/var/log/a");
+    for (part, says) in [
+        (Part::Database(sqlite), "`sqlite` database is not put into a cluster"),
+        (Part::Cache(Cache { kind: "redis".to_owned() }), "`redis` cache"),
+        (Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: Some(gpu) }), "serve on the CPU"),
+        (Part::ModelStore(far), "nobody knows the digest of model `textnlp-tiny`"),
+        (Part::ModelStore(near), "pods cannot reach it"),
+        (Part::Workload(watched), "between sites"),
+        (Part::Workload(logged), "writes its log to its output"),
+        (Part::Monitoring(told), "nobody in a cluster tells receivers"),
+        (Part::Network(Network { cidr: Some("10.0.0.0/8".to_owned()), policies: false }), "10.0.0.0/8 is not made"),
+        (Part::Workload(Workload { replicas: 0, ..workload() }), "0 replicas"),
+    ] {
+        let problems = lowered(&component("one", part), placement()).unwrap_err();
+        assert!(problems.to_string().contains(says), "{says}: {problems}");
+    }
+    let cluster = component("cluster", Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None }));
+    let growing = Placement { max_nodes: Some(5), ..placement() };
+    assert!(lowered(&cluster, growing).unwrap_err().to_string().contains("nobody here makes nodes"));
+    let nowhere = Placement { image: None, address: None, ..placement() };
+    let server = component("server", Part::Workload(workload()));
+    assert!(lowered(&server, nowhere.clone()).unwrap_err().to_string().contains("no image is named"));
+    let gateway = component("gateway", Part::Endpoint(endpoint()));
+    assert!(lowered(&gateway, nowhere).unwrap_err().to_string().contains("where clients reach"));
+    let open = component("gateway", Part::Endpoint(Endpoint { tls: false, ..endpoint() }));
+    assert!(lowered(&open, placement()).unwrap_err().to_string().contains("in the open"));
+}
+
+/// A spec in which what is known only later has a value of its form.
+fn filled(value: &Value, encoded: bool) -> Value {
+    if OutputRef::from_value(value).is_some() {
+        return json!(if encoded { "Y2VydGlmaWNhdGU=" } else { "0123abcd" });
+    }
+    match value {
+        Value::Array(items) => items.iter().map(|item| filled(item, encoded)).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), filled(value, encoded))).collect(),
+        other => other.clone(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
+    let Some(control) = ControlPlane::shared() else { return };
+    world::add_kinds(control).await;
+    let namespace = control.namespace("dry");
+    let label = "pod-security.kubernetes.io/enforce=restricted";
+    assert!(control.kubectl(&["label", "namespace", &namespace, label]).status.success());
+    let mut tried = 0;
+    for one in objects(&Placement { namespace: namespace.clone(), ..placement() }) {
+        let (_, noun) = one.kind.as_str().split_once('.').unwrap();
+        let is_secret = noun == "secret";
+        let mut object = filled(one.spec.as_value(), is_secret);
+        let (version, kind) =
+            API.iter().find(|(name, ..)| *name == noun).map(|(_, version, kind)| (version, kind)).unwrap();
+        object["apiVersion"] = json!(version);
+        object["kind"] = json!(kind);
+        let file = control.folder().join(format!("dry-{tried}.json"));
+        std::fs::write(&file, object.to_string()).unwrap();
+        let said = control.kubectl(&[
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "--validate=strict",
+            "--field-manager=dry",
+            "-f",
+            file.as_str(),
+        ]);
+        let errors = String::from_utf8_lossy(&said.stderr);
+        assert!(said.status.success(), "{}: {errors}", one.id);
+        // The certificate is none, which is only remarked on; what pods are not allowed would be remarked on too.
+        assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
+        tried += 1;
+    }
+    assert_eq!(tried, 20, "all of them");
+}
+
+const API: &[(&str, &str, &str)] = &[
+    ("namespace", "v1", "Namespace"),
+    ("service-account", "v1", "ServiceAccount"),
+    ("config-map", "v1", "ConfigMap"),
+    ("service-monitor", "monitoring.coreos.com/v1", "ServiceMonitor"),
+    ("prometheus-rule", "monitoring.coreos.com/v1", "PrometheusRule"),
+    ("secret", "v1", "Secret"),
+    ("network-policy", "networking.k8s.io/v1", "NetworkPolicy"),
+    ("job", "batch/v1", "Job"),
+    ("deployment", "apps/v1", "Deployment"),
+    ("service", "v1", "Service"),
+    ("pod-disruption-budget", "policy/v1", "PodDisruptionBudget"),
+    ("horizontal-pod-autoscaler", "autoscaling/v2", "HorizontalPodAutoscaler"),
+];

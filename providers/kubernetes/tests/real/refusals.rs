@@ -1,0 +1,196 @@
+//! What an API server refuses, and what is said of it: rights, quotas, policies, pods that do not come up.
+
+use super::*;
+
+/// Each call is made once: who journaled the operation decides when it is made again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_or_broken_api_server_is_told_apart_and_never_asked_twice() {
+    let Some(world) = World::new("busy") else { return };
+    let wanted = world.want("config-map", "settings", json!({ "data": { "a": "1" } }));
+    let op = operation(&world, 1, Verb::Create, &wanted, None);
+    let second = Some(Duration::from_secs(1));
+    for (status, sort) in [
+        (429, Sort::Throttled { after: second }),
+        (500, Sort::Unavailable),
+        (503, Sort::Unavailable),
+        (504, Sort::Unavailable),
+    ] {
+        // The look goes through, the apply is answered.
+        let line = Cut::answering(vec![(1, status, json!({ "kind": "Status", "message": "not now" }))]);
+        let busy = Kubernetes::with_client(line.client(&world.cluster.admin()).await, world.vault());
+        let error = busy.begin(&op).await.unwrap_err();
+        assert_eq!((error.sort, line.calls()), (sort, 2));
+    }
+    world.create(&wanted).await;
+    // The second page of a list has expired: the list is begun again and is whole.
+    let first = json!({ "kind": "List", "metadata": { "continue": "next" }, "items": [{ "metadata": { "name": "of the first page" } }] });
+    let expired = json!({ "kind": "Status", "reason": "Expired", "message": "the provided continue parameter is too old", "code": 410 });
+    let line = Cut::answering(
+        (0..8).map(|call| (call, 200, first.clone())).chain((8..16).map(|call| (call, 410, expired.clone()))).collect(),
+    );
+    let paged = Kubernetes::with_client(line.client(&world.cluster.admin()).await, world.vault());
+    let seen = look(&paged, world.lineage, &[], &[]).await;
+    assert!(matches!(&seen[..], [(id, Observed::Present(_))] if *id == wanted.id), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_rule_is_printed_and_adding_it_is_enough() {
+    let Some(world) = World::new("denied") else { return };
+    let user = format!("user-of-{}", world.namespace);
+    let file = Some(world.cluster.kubeconfig(&user, &[]).into_std_path_buf());
+    let limited = Kubernetes::new(Access::Kubeconfig { file, context: None }, world.vault());
+    let wanted = world.want("config-map", "settings", json!({ "data": { "a": "1" } }));
+    let problems = limited.preflight(std::slice::from_ref(&wanted)).await.unwrap();
+    let [problem] = &problems[..] else { panic!("{problems:?}") };
+    assert!(problem.cause.contains("you may not create, delete, get, list, patch configmaps"), "{problem}");
+    let op = operation(&world, 1, Verb::Create, &wanted, None);
+    let error = follow(&limited, &op, None).await.err().unwrap();
+    assert!(error.sort == Sort::Denied && told(&error).contains("kind: Role"), "{}", told(&error));
+    // A user of whom nothing is allowed sees nothing, and says so.
+    assert!(
+        limited
+            .observe(&Scope {
+                lineage: world.lineage,
+                environment: &"staging".parse().unwrap(),
+                site: &"here".parse().unwrap(),
+                wanted: std::slice::from_ref(&wanted),
+                recorded: &[],
+            })
+            .await
+            .is_err()
+    );
+
+    // What was printed, as it was printed.
+    let role = problem.fix.split_once(":\n").unwrap().1;
+    world.cluster.feed(&["apply"], &serde_yaml::from_str::<Value>(role).unwrap());
+    inside(&world, &["create", "rolebinding", "it", "--role=textnlp-deploy", &format!("--user={user}")]);
+    let object = follow(&limited, &op, None).await.unwrap().done();
+    assert_eq!(limited.preflight(&[want("config-map", "other", Some(&world.namespace), json!({}))]).await.unwrap(), []);
+    // Lists over all namespaces are still forbidden: the namespace is asked instead, and what is not seen is unknown.
+    let recorded = record(&wanted, &object);
+    let other = world.want("service", "web", json!({ "spec": { "ports": [{ "port": 80 }] } }));
+    let seen = look(&limited, world.lineage, &[wanted.clone(), other.clone()], &[recorded]).await;
+    let of = |id: &ResourceId| seen.iter().filter(|(one, _)| one == id).map(|(_, seen)| seen).collect::<Vec<_>>();
+    assert!(matches!(of(&wanted.id)[..], [Observed::Present(_)]), "{seen:?}");
+    assert!(matches!(of(&other.id)[..], [Observed::Unknown(_)]), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_policies_and_bad_specs_are_told_apart() {
+    let Some(world) = World::new("refused") else { return };
+    let ns = &world.namespace;
+    world.cluster.feed(
+        &["apply"],
+        &json!({
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": { "name": "few", "namespace": ns },
+            "spec": { "hard": { "count/secrets": "0" } },
+        }),
+    );
+    let secret = world.want("secret", "keys", json!({ "data": { "key": { "$secret": "key", "version": "1" } } }));
+    // The quota is counted by a controller: until then everything is let in.
+    let mut error = None;
+    for number in 0..100 {
+        match follow(&world.provider, &operation(&world, number, Verb::Create, &secret, None), None).await {
+            Err(refused) => {
+                error = Some(refused);
+                break;
+            }
+            Ok(done) => {
+                let recorded = record(&secret, &done.done());
+                follow(&world.provider, &operation(&world, 500 + number, Verb::Delete, &secret, Some(&recorded)), None)
+                    .await
+                    .unwrap()
+                    .done();
+            }
+        }
+    }
+    let error = error.expect("the quota refuses");
+    assert!(error.sort == Sort::Quota && told(&error).contains("exceeded quota: few"), "{}", told(&error));
+    assert!(!told(&error).contains(PLANTED));
+
+    let misspelt = world.want("service", "web", json!({ "spec": { "prots": [{ "port": 80 }] } }));
+    let error = world.refused(&misspelt).await;
+    assert!(error.sort == Sort::Invalid && told(&error).contains("prots"), "{}", told(&error));
+    let banana = world.want(
+        "limit-range",
+        "limits",
+        json!({ "spec": { "limits": [{ "type": "Container", "max": { "cpu": "banana" } }] } }),
+    );
+    let error = world.refused(&banana).await;
+    assert!(error.sort == Sort::Invalid, "{}", told(&error));
+    let plain = world.want("secret", "plain", json!({ "data": { "key": "aHVudGVyMg==" } }));
+    assert_eq!(
+        world.refused(&plain).await.sort,
+        Sort::Invalid,
+        "a secret's value in a spec is refused before anything is sent"
+    );
+    let nowhere = want("config-map", "settings", Some("no-such-namespace"), json!({ "data": {} }));
+    assert_eq!(world.refused(&nowhere).await.sort, Sort::NotFound);
+}
+
+/// What is said while pods do not come up: image, node, quota, crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_do_not_come_up_say_why() {
+    let Some(world) = World::new("trouble") else { return };
+    world.cluster.kubelet();
+    let of = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut spec = deployment(1, &FOREVER);
+        spec["spec"]["selector"]["matchLabels"]["app"] = json!(name);
+        spec["spec"]["template"]["metadata"]["labels"]["app"] = json!(name);
+        change(&mut spec["spec"]);
+        world.want("deployment", name, spec)
+    };
+    let container =
+        |spec: &mut Value, field: &str, value: Value| spec["template"]["spec"]["containers"][0][field] = value;
+    let crash = json!(["sh", "-c", "echo loading the model; echo no such file: weights >&2; exit 7"]);
+    let cases = [
+        (
+            of("image", &|spec| container(spec, "image", json!("missing.example/web:1"))),
+            "failed to pull image \"missing.example/web:1\"",
+        ),
+        (of("node", &|spec| spec["template"]["spec"]["nodeSelector"] = json!({ "gpu": "h100" })), "finds no node: 0/"),
+        (
+            of("crash", &|spec| {
+                // Between two crashes it is ready for a moment.
+                spec["minReadySeconds"] = json!(60);
+                container(spec, "command", crash.clone());
+            }),
+            "ended with status 7 and is restarted again and again, and said last:\n  loading the model\n  no such file: weights",
+        ),
+        (
+            of("config", &|spec| container(spec, "envFrom", json!([{ "configMapRef": { "name": "gone" } }]))),
+            "CreateContainerConfigError configmap \"gone\" not found",
+        ),
+    ];
+    for (number, (wanted, expect)) in cases.iter().enumerate() {
+        let op = operation(&world, number as u64, Verb::Create, wanted, None);
+        follow(&world.provider, &op, Some(expect)).await.unwrap().says();
+    }
+    // The same words stand in what is observed.
+    let seen = world.seen(&[cases[2].0.clone()], &[]).await;
+    let crashed = seen.iter().find(|(id, _)| *id == cases[2].0.id).unwrap();
+    assert!(
+        matches!(&crashed.1, Observed::Present(object) if matches!(&object.health, Health::Degraded(why) if why.contains("status 7"))),
+        "{crashed:?}"
+    );
+
+    let late = of("late", &|spec| {
+        spec["progressDeadlineSeconds"] = json!(1);
+        container(spec, "image", json!("missing.example/web:1"));
+    });
+    let error = world.refused(&late).await;
+    assert!(told(&error).contains("no progress within 1 s"), "{}", told(&error));
+    // Its pod may come to say why after that; from then on both are said.
+    for _ in 0..300 {
+        let seen = world.seen(std::slice::from_ref(&late), &[]).await;
+        let seen = seen.iter().find(|(id, _)| *id == late.id).map(|(_, seen)| seen);
+        if let Some(Observed::Present(Object { health: Health::Degraded(why), .. })) = seen
+            && why.contains("no progress within 1 s")
+            && why.contains("failed to pull image")
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("it does not say why");
+}

@@ -1,0 +1,273 @@
+//! Messages of a site that wait to be sent: whom they go to, what is wrong now, and the outbox.
+//!
+//! The supervisor puts messages into the outbox, and so may a command that learns something. One process at a time sends them. Nothing
+//! here waits for anybody, and nothing grows without a bound.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use textnlp_provider::alert::Alert;
+use textnlp_provider::component::AlertLimits;
+
+use crate::files;
+use crate::layout::SiteFolder;
+use crate::lock;
+use crate::lower::ALERTS_FILE;
+
+/// More messages do not wait: the oldest goes.
+const WAITING_MOST: usize = 200;
+
+/// A message that could not be sent for so long tells nobody anything.
+const KEPT: SignedDuration = SignedDuration::from_hours(24);
+
+/// Who is told, and when: the file that `up` writes for the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlertOrder {
+    /// Which environment this is.
+    pub environment: String,
+    /// Which site.
+    pub site: String,
+    /// Who is told, by name.
+    pub receivers: BTreeMap<String, Receiver>,
+    /// When.
+    pub limits: AlertLimits,
+    /// Whether this site tells of what the environment has once: its gate.
+    #[serde(default)]
+    pub home: bool,
+    /// An authority that receivers' certificates may come from besides the public ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<Utf8PathBuf>,
+}
+
+/// Where a receiver's address is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Receiver {
+    /// Here: it holds no secret.
+    Address {
+        /// The address.
+        address: String,
+    },
+    /// In a file.
+    File {
+        /// Its path.
+        file: Utf8PathBuf,
+    },
+}
+
+/// Something that is wrong now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Active {
+    /// What kind of thing.
+    pub name: String,
+    /// Which one.
+    pub about: String,
+    /// What there is to say.
+    pub says: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// When somebody was told last.
+    pub told: Timestamp,
+    /// Since when it looks well again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub well_since: Option<Timestamp>,
+}
+
+/// The messages of a site.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    folder: Utf8PathBuf,
+    order: Utf8PathBuf,
+}
+
+/// A message that waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The message.
+    pub alert: Alert,
+    /// The receivers that have it already.
+    #[serde(default)]
+    pub arrived: BTreeSet<String>,
+    #[serde(skip)]
+    file: Utf8PathBuf,
+}
+
+impl Outbox {
+    /// The outbox of a site's folder. Nothing is made until something is put.
+    pub fn of(site: &Utf8Path) -> Self {
+        let site = SiteFolder::at(site);
+        Self { folder: site.join("run/alerts"), order: site.join(ALERTS_FILE) }
+    }
+
+    /// Who is told; `None` where nobody is.
+    pub fn order(&self) -> io::Result<Option<AlertOrder>> {
+        match files::read_bounded(&self.order, files::TEXT_MAX) {
+            Ok(text) => serde_yaml::from_slice(&text).map(Some).map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps a message until it is sent. When too many wait, the oldest goes; says whether one went.
+    pub fn put(&self, alert: Alert) -> io::Result<bool> {
+        files::make_folder(&self.folder)?;
+        // Ordered by the time of the message; the same message twice is one.
+        let id: String = alert.id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(80).collect();
+        let file = self.folder.join(format!("{:015}-{id}.json", alert.at.as_millisecond().max(0)));
+        let waiting = Waiting { alert, arrived: BTreeSet::new(), file: file.clone() };
+        self.write(&waiting)?;
+        let all = self.files()?;
+        let too_many = all.len().saturating_sub(WAITING_MOST);
+        for oldest in all.iter().filter(|path| **path != file).take(too_many) {
+            files::remove_file(oldest)?;
+        }
+        Ok(too_many > 0)
+    }
+
+    /// What waits, the oldest first. What is too old to be sent, or cannot be read, is taken away.
+    pub fn waiting(&self, now: Timestamp) -> io::Result<Vec<Waiting>> {
+        let mut all = Vec::new();
+        for file in self.files()? {
+            let text = files::read_bounded(&file, files::TEXT_MAX)?;
+            match serde_json::from_slice::<Waiting>(&text) {
+                Ok(waiting) if now.duration_since(waiting.alert.at) < KEPT => all.push(Waiting { file, ..waiting }),
+                _ => files::remove_file(&file)?,
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether nothing waits; cheap.
+    pub fn is_empty(&self) -> bool {
+        self.files().map_or(true, |files| files.is_empty())
+    }
+
+    /// Remembers that a receiver has a message.
+    pub fn arrived(&self, waiting: &mut Waiting, receiver: &str) -> io::Result<()> {
+        waiting.arrived.insert(receiver.to_owned());
+        self.write(waiting)
+    }
+
+    /// Takes a message away: everybody has it.
+    pub fn done(&self, waiting: &Waiting) -> io::Result<()> {
+        files::remove_file(&waiting.file)
+    }
+
+    /// Lets this process send and no other one, for as long as the file is held; `None` when another does.
+    pub fn sole_sender(&self) -> io::Result<Option<File>> {
+        files::make_folder(&self.folder)?;
+        match lock::take(&self.folder.join("sender.lock")) {
+            Ok(held) => Ok(Some(held)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is wrong now, as the supervisor saw it last.
+    pub fn active(&self) -> Vec<Active> {
+        let text = files::read_bounded(&self.folder.join(ACTIVE), files::TEXT_MAX).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Remembers what is wrong, so that the next supervisor does not tell it again.
+    pub(crate) fn remember(&self, active: &[Active]) -> io::Result<()> {
+        files::make_folder(&self.folder)?;
+        files::put(&self.folder.join(ACTIVE), &serde_json::to_vec_pretty(active)?, 0o600)
+    }
+
+    fn write(&self, waiting: &Waiting) -> io::Result<()> {
+        files::put(&waiting.file, &serde_json::to_vec_pretty(waiting)?, 0o600)
+    }
+
+    fn files(&self) -> io::Result<Vec<Utf8PathBuf>> {
+        let entries = match self.folder.read_dir_utf8() {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let is_message = entry.file_name().starts_with(|c: char| c.is_ascii_digit());
+            if is_message && entry.file_name().ends_with(".json") {
+                all.push(entry.into_path());
+            }
+        }
+        all.sort();
+        Ok(all)
+    }
+}
+
+const ACTIVE: &str = "active.json";
+
+#[cfg(test)]
+mod tests {
+    use textnlp_provider::alert::AlertState;
+
+    use super::*;
+
+    fn alert(number: i64) -> Alert {
+        let text = String::new();
+        Alert {
+            id: format!("id-{number}"),
+            environment: "staging".to_owned(),
+            site: "here".to_owned(),
+            at: Timestamp::from_second(1_000_000 + number).unwrap(),
+            state: AlertState::Raised,
+            name: "disk".to_owned(),
+            about: text.clone(),
+            says: text,
+        }
+    }
+
+    #[test]
+    fn the_outbox_keeps_order_bounds_and_who_has_what() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = Outbox::of(&Utf8Path::from_path(dir.path()).unwrap().join("sites/here"));
+        assert!(outbox.is_empty() && outbox.active().is_empty() && outbox.order().unwrap().is_none());
+        std::fs::create_dir_all(&outbox.folder).unwrap();
+        let now = Timestamp::from_second(1_000_500).unwrap();
+        for number in (0..210).rev() {
+            outbox.put(alert(number)).unwrap();
+        }
+        let waiting = outbox.waiting(now).unwrap();
+        assert_eq!(waiting.len(), WAITING_MOST);
+        // The one that was just put is never the one that goes.
+        assert_eq!(waiting[0].alert.id, "id-0");
+        let mut first = waiting[0].clone();
+        outbox.put(alert(0)).unwrap();
+        outbox.arrived(&mut first, "oncall").unwrap();
+        let again = outbox.waiting(now).unwrap();
+        assert_eq!((again.len(), again[0].arrived.len(), again[1].arrived.len()), (WAITING_MOST, 1, 0));
+        outbox.done(&first).unwrap();
+        assert_eq!(outbox.waiting(now).unwrap().len(), WAITING_MOST - 1);
+        let late = Timestamp::from_second(1_000_000 + 86_400 + 205).unwrap();
+        assert_eq!(outbox.waiting(late).unwrap().len(), 4, "what is a day old tells nobody anything");
+        std::fs::write(outbox.folder.join("0-torn.json"), "{").unwrap();
+        assert_eq!(outbox.waiting(late).unwrap().len(), 4);
+        assert!(!outbox.folder.join("0-torn.json").exists());
+        let held = outbox.sole_sender().unwrap();
+        assert!(held.is_some());
+    }
+
+    #[test]
+    fn who_is_told_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let site = Utf8Path::from_path(dir.path()).unwrap();
+        std::fs::create_dir(site.join("config")).unwrap();
+        let receivers = BTreeMap::from([
+            ("oncall".to_owned(), Receiver::File { file: "/run/address".into() }),
+            ("team".to_owned(), Receiver::Address { address: "https://hooks.example.com/".to_owned() }),
+        ]);
+        let (environment, place) = ("staging".to_owned(), "here".to_owned());
+        let limits = AlertLimits::default();
+        let order = AlertOrder { environment, site: place, receivers, limits, home: true, ca_file: None };
+        std::fs::write(site.join(ALERTS_FILE), serde_yaml::to_string(&order).unwrap()).unwrap();
+        assert_eq!(Outbox::of(site).order().unwrap(), Some(order));
+    }
+}

@@ -1,0 +1,253 @@
+//! A node whose pods are processes of this machine: enough of a kubelet for a Deployment to end in a service that answers.
+//!
+//! It starts the containers of pods that the scheduler gives it, with their environment, config maps and secrets, probes them,
+//! restarts them, tells the API server, and lends their logs. What it is not: there are no images (an image from
+//! `missing.example` cannot be pulled, any other is there, with the programs of [`Kubelet::put_program`]), no namespaces of the kernel (a
+//! mount's path is replaced by its real one in commands, variables and config maps, and in config maps the pod's own addresses, `0.0.0.0` and
+//! `127.0.0.1`, by the one that it has here) and no pod network (each pod has a loopback address of its own, which it finds
+//! in `status.podIP` of its variables; [`Kubelet::forward`] stands for the services).
+
+mod container;
+mod logs;
+mod pod;
+mod probe;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::api::Api;
+use crate::programs::Sender;
+use pod::Pod;
+
+/// The name of the node.
+pub const NODE: &str = "here";
+
+/// How often it looks at its pods.
+const EVERY: Duration = Duration::from_millis(100);
+/// How often it says that it is there; the controllers give a node up after 40 s.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// The node; it lives as long as the test program.
+pub struct Kubelet {
+    shared: Arc<Shared>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// What pods and probes share.
+pub(crate) struct Shared {
+    pub(crate) api: Api,
+    pub(crate) folder: Utf8PathBuf,
+    pub(crate) keeper: Sender,
+    addresses: AtomicU32,
+    /// Address of each pod, by its uid.
+    pods: Mutex<BTreeMap<String, Ipv4Addr>>,
+    /// What images hold, by its path there.
+    programs: Mutex<BTreeMap<String, Utf8PathBuf>>,
+}
+
+impl Shared {
+    /// An address of 127.0.0.0/8 that no other pod has, here or in a test program beside this one.
+    fn new_address(&self) -> Ipv4Addr {
+        let number = self.addresses.fetch_add(1, Ordering::SeqCst);
+        let bytes = number.to_be_bytes();
+        Ipv4Addr::new(127, (std::process::id() % 200) as u8 + 20, bytes[2], bytes[3])
+    }
+
+    /// The file behind a program's path in images; else the path itself.
+    pub(crate) fn program(&self, path: &str) -> Utf8PathBuf {
+        let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        programs.get(path).cloned().unwrap_or_else(|| Utf8PathBuf::from(path))
+    }
+
+    fn address_of(&self, uid: &str) -> Option<Ipv4Addr> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).copied()
+    }
+}
+
+impl Kubelet {
+    /// Starts it on threads of its own, so that a test may ask for it from within a runtime.
+    pub(crate) fn start(
+        kubeconfig: Utf8PathBuf,
+        folder: Utf8PathBuf,
+        keeper: Sender,
+        (certificate, key): (String, String),
+    ) -> Self {
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let runtime = runtime.expect("start a runtime");
+            runtime.block_on(async {
+                let api = Api::new(&kubeconfig);
+                let port = logs::lend(folder.clone(), &certificate, &key).await;
+                join(&api, port).await;
+                let shared = Arc::new(Shared {
+                    api,
+                    folder,
+                    keeper,
+                    addresses: AtomicU32::new(1),
+                    pods: Mutex::default(),
+                    programs: Mutex::default(),
+                });
+                let handle = tokio::runtime::Handle::current();
+                tell.send(Self { shared: shared.clone(), runtime: handle }).expect("somebody waits");
+                tokio::join!(heartbeat(shared.api.clone()), turn(shared));
+            });
+        });
+        told.recv().expect("the kubelet starts")
+    }
+
+    /// From now on every image holds this program at this path.
+    pub fn put_program(&self, path: &str, program: impl Into<Utf8PathBuf>) {
+        let mut programs = self.shared.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        programs.insert(path.to_owned(), program.into());
+    }
+
+    /// An address on loopback behind which the ready pods of a service take turns.
+    pub fn forward(&self, namespace: &str, service: &str, port: u16) -> SocketAddr {
+        let (shared, namespace, service) = (self.shared.clone(), namespace.to_owned(), service.to_owned());
+        let (tell, told) = std::sync::mpsc::channel();
+        self.runtime.spawn(async move {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("ask for a port");
+            tell.send(listener.local_addr().expect("ask for a port")).expect("somebody waits");
+            for turn in 0_usize.. {
+                let Ok((mut client, _)) = listener.accept().await else { return };
+                let (shared, namespace, service) = (shared.clone(), namespace.clone(), service.clone());
+                tokio::spawn(async move {
+                    let behind = backends(&shared, &namespace, &service, port).await;
+                    // A connection that finds nobody is closed, as a service without endpoints refuses it.
+                    if behind.is_empty() {
+                        return;
+                    }
+                    if let Ok(mut pod) = TcpStream::connect(behind[turn % behind.len()]).await {
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut pod).await;
+                    }
+                });
+            }
+        });
+        told.recv().expect("the runtime runs")
+    }
+}
+
+/// The ready pods of a service, with the port that it means.
+async fn backends(shared: &Shared, namespace: &str, service: &str, port: u16) -> Vec<SocketAddr> {
+    let path = format!("/api/v1/namespaces/{namespace}/services/{service}");
+    let Some(service) = shared.api.get(&path).await else { return Vec::new() };
+    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let Some(target) = ports.iter().find(|one| one["port"] == port).map(|one| one["targetPort"].clone()) else {
+        return Vec::new();
+    };
+    let selector = service["spec"]["selector"].as_object().into_iter().flatten();
+    let selector: Vec<String> = selector.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
+    let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={}", selector.join(","));
+    let Some(pods) = shared.api.get(&path).await else { return Vec::new() };
+    let mut found = Vec::new();
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        let ready = conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
+        let going = pod["metadata"]["deletionTimestamp"].is_string();
+        let address = pod["metadata"]["uid"].as_str().and_then(|uid| shared.address_of(uid));
+        if let (true, false, Some(address)) = (ready, going, address)
+            && let Some(port) = container_port(pod, &target, port)
+        {
+            found.push(SocketAddr::from((address, port)));
+        }
+    }
+    found
+}
+
+/// A number, the name of a container's port, or nothing: then it is the service's own.
+pub(crate) fn container_port(pod: &Value, target: &Value, otherwise: u16) -> Option<u16> {
+    if let Some(number) = target.as_u64() {
+        return u16::try_from(number).ok();
+    }
+    let Some(name) = target.as_str() else { return Some(otherwise) };
+    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+    let mut ports = containers.flat_map(|one| one["ports"].as_array().into_iter().flatten());
+    ports.find(|port| port["name"] == name)?["containerPort"].as_u64().and_then(|port| u16::try_from(port).ok())
+}
+
+/// Makes the node and says that it is ready.
+async fn join(api: &Api, logs: u16) {
+    let node = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": NODE,
+            "labels": { "kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "zone-0" },
+        },
+    });
+    api.call("POST", "/api/v1/nodes", Some(&node)).await.expect("make the node").ok();
+    let resources = json!({ "cpu": "64", "memory": "256Gi", "pods": "500", "ephemeral-storage": "100Gi" });
+    let ready = json!({ "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "it runs processes" });
+    let status = json!({ "status": {
+        "capacity": resources,
+        "allocatable": resources,
+        "conditions": [ready],
+        // Without a host name, which the API server would look up in the DNS first.
+        "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }],
+        "daemonEndpoints": { "kubeletEndpoint": { "Port": logs } },
+    } });
+    let path = format!("/api/v1/nodes/{NODE}/status");
+    api.call("PATCH", &path, Some(&status)).await.expect("tell of the node").ok();
+}
+
+/// Says again and again that the node is there.
+async fn heartbeat(api: Api) {
+    let path = format!(
+        "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{NODE}?fieldManager=kubelet&force=true"
+    );
+    loop {
+        // A lease's time is RFC 3339 with microseconds.
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": { "name": NODE, "namespace": "kube-node-lease" },
+            "spec": { "holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": format!("{now:.6}") },
+        });
+        // The API server may just be restarted by a test.
+        let _ = api.call("PATCH", &path, Some(&lease)).await;
+        tokio::time::sleep(HEARTBEAT).await;
+    }
+}
+
+/// Looks at the node's pods for ever.
+async fn turn(shared: Arc<Shared>) {
+    let path = format!("/api/v1/pods?fieldSelector=spec.nodeName={NODE}");
+    let mut pods: BTreeMap<String, Pod> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let Ok(answer) = shared.api.call("GET", &path, None).await else { continue };
+        if answer.status != 200 {
+            continue;
+        }
+        let wanted = answer.body["items"].as_array().cloned().unwrap_or_default();
+        let is_there = |uid: &str| wanted.iter().any(|pod| pod["metadata"]["uid"] == uid);
+        // A pod that was removed without being asked is ended without being asked.
+        for (uid, mut pod) in std::mem::take(&mut pods) {
+            if is_there(&uid) {
+                pods.insert(uid, pod);
+            } else {
+                pod.end_at_once(&shared).await;
+                shared.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+            }
+        }
+        for object in wanted {
+            let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+            let pod = pods.entry(uid.clone()).or_insert_with(|| {
+                let address = shared.new_address();
+                shared.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, address);
+                Pod::new(address)
+            });
+            pod.turn(&shared, &object).await;
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Probes of containers: HTTP, TCP and commands.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::container_port;
+use super::volumes::Places;
+
+/// Whether a probe succeeds within its time. HTTPS is only connected to.
+pub(super) async fn ask(probe: &Value, pod: &Value, places: &Places, within: Duration) -> bool {
+    let asked = async {
+        if let Some(http) = probe.get("httpGet") {
+            let port = container_port(pod, &http["port"], 0)?;
+            let mut stream = TcpStream::connect((places.address(), port)).await.ok()?;
+            if http["scheme"] == "HTTPS" {
+                return Some(());
+            }
+            let path = http["path"].as_str().unwrap_or("/");
+            let host = places.address();
+            let request = format!(
+                "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: kube-probe/stand-in\r\nconnection: close\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).await.ok()?;
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).await.ok()?;
+            let status: u16 = std::str::from_utf8(&head[9..]).ok()?.parse().ok()?;
+            return (200..400).contains(&status).then_some(());
+        }
+        if let Some(tcp) = probe.get("tcpSocket") {
+            let port = container_port(pod, &tcp["port"], 0)?;
+            return TcpStream::connect((places.address(), port)).await.ok().map(drop);
+        }
+        let words: Vec<&str> = probe["exec"]["command"].as_array()?.iter().filter_map(Value::as_str).collect();
+        let (program, rest) = words.split_first()?;
+        let mut command = tokio::process::Command::new(program);
+        let said = command.args(rest).current_dir(places.folder()).kill_on_drop(true).output().await.ok()?;
+        said.status.success().then_some(())
+    };
+    tokio::time::timeout(within, asked).await.ok().flatten().is_some()
+}

@@ -1,0 +1,257 @@
+//! What a pod finds: variables, and folders with its config maps and secrets.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use base64::Engine;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+
+use super::{Shared, pod};
+
+/// The folders of a pod, and the documents that its variables come from.
+pub(super) struct Places {
+    folder: Utf8PathBuf,
+    address: Ipv4Addr,
+    volumes: BTreeMap<String, Utf8PathBuf>,
+    maps: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    pod: Value,
+}
+
+const MAP: &str = "configmaps";
+const SECRET: &str = "secrets";
+
+/// Makes a pod's folders; says what is missing.
+pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) -> Result<Places, String> {
+    let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+    let mut places = Places {
+        folder: shared.folder.join(uid),
+        address,
+        volumes: BTreeMap::new(),
+        maps: BTreeMap::new(),
+        pod: object.clone(),
+    };
+    let failed = |error: std::io::Error| error.to_string();
+    std::fs::create_dir_all(&places.folder).map_err(failed)?;
+    let spec = &object["spec"];
+    let containers = ["initContainers", "containers"].into_iter().flat_map(|field| spec[field].as_array()).flatten();
+    for container in containers {
+        let single = container["env"].as_array().into_iter().flatten().map(|one| &one["valueFrom"]);
+        for (from, plural) in single.flat_map(|from| [(&from["configMapKeyRef"], MAP), (&from["secretKeyRef"], SECRET)])
+        {
+            places.fetch(shared, plural, from).await?;
+        }
+        for from in container["envFrom"].as_array().into_iter().flatten() {
+            places.fetch(shared, MAP, &from["configMapRef"]).await?;
+            places.fetch(shared, SECRET, &from["secretRef"]).await?;
+        }
+    }
+    for volume in spec["volumes"].as_array().into_iter().flatten() {
+        let name = volume["name"].as_str().unwrap_or_default();
+        let folder = match volume["hostPath"]["path"].as_str() {
+            Some(path) => Utf8PathBuf::from(path),
+            None => places.folder.join("volumes").join(name),
+        };
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        places.volumes.insert(name.to_owned(), folder.clone());
+        for (field, key, plural) in [("configMap", "name", MAP), ("secret", "secretName", SECRET)] {
+            let Some(source) = volume[field][key].as_str() else { continue };
+            places.fetch_named(shared, plural, source, volume[field]["optional"] == true).await?;
+            let documents = places.maps.get(&format!("{plural}/{source}")).cloned().unwrap_or_default();
+            let items = volume[field]["items"].as_array();
+            for (key, bytes) in documents {
+                let path = match items {
+                    None => key.clone(),
+                    Some(items) => match items.iter().find(|item| item["key"] == key.as_str()) {
+                        Some(item) => item["path"].as_str().unwrap_or_default().to_owned(),
+                        None => continue,
+                    },
+                };
+                std::fs::write(folder.join(path), bytes).map_err(failed)?;
+            }
+        }
+    }
+    places.rewrite_maps(spec).map_err(failed)?;
+    Ok(places)
+}
+
+impl Places {
+    pub(super) fn folder(&self) -> &Utf8Path {
+        &self.folder
+    }
+
+    pub(super) fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// A text in which the paths of a container's mounts are those of this machine.
+    pub(super) fn put(&self, container: &Value, text: &str) -> String {
+        rewritten(text, &self.mounts([container]))
+    }
+
+    /// Where mounts really are, by their paths.
+    fn mounts<'a>(&'a self, containers: impl IntoIterator<Item = &'a Value>) -> BTreeMap<&'a str, &'a str> {
+        let mounts = containers.into_iter().flat_map(|one| one["volumeMounts"].as_array()).flatten();
+        mounts
+            .filter_map(|one| Some((one["mountPath"].as_str()?, self.volumes.get(one["name"].as_str()?)?.as_str())))
+            .collect()
+    }
+
+    /// The variables of a container, in their order.
+    pub(super) fn variables(&self, container: &Value) -> Result<Vec<(String, String)>, String> {
+        let mut found: Vec<(String, String)> = Vec::new();
+        for from in container["envFrom"].as_array().into_iter().flatten() {
+            for (plural, reference) in [(MAP, &from["configMapRef"]), (SECRET, &from["secretRef"])] {
+                let Some(name) = reference["name"].as_str() else { continue };
+                for (key, bytes) in self.maps.get(&format!("{plural}/{name}")).into_iter().flatten() {
+                    found.push((key.clone(), String::from_utf8_lossy(bytes).into_owned()));
+                }
+            }
+        }
+        for one in container["env"].as_array().into_iter().flatten() {
+            let name = one["name"].as_str().unwrap_or_default().to_owned();
+            let from = &one["valueFrom"];
+            let value = if let Some(field) = from["fieldRef"]["fieldPath"].as_str() {
+                self.field(field)
+            } else if let Some(value) = one["value"].as_str() {
+                value.to_owned()
+            } else {
+                let (plural, reference) = match from.get("secretKeyRef") {
+                    Some(reference) => (SECRET, reference),
+                    None => (MAP, &from["configMapKeyRef"]),
+                };
+                let (source, key) = (reference["name"].as_str(), reference["key"].as_str());
+                let document = self.maps.get(&format!("{plural}/{}", source.unwrap_or_default()));
+                match document.and_then(|document| document.get(key.unwrap_or_default())) {
+                    Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                    None if reference["optional"] == true || from.is_null() => String::new(),
+                    None => {
+                        return Err(format!(
+                            "couldn't find key {} in {plural} {}",
+                            key.unwrap_or_default(),
+                            source.unwrap_or_default()
+                        ));
+                    }
+                }
+            };
+            found.push((name, value));
+        }
+        Ok(found)
+    }
+
+    fn field(&self, path: &str) -> String {
+        match path {
+            "status.podIP" => self.address.to_string(),
+            "spec.nodeName" => super::NODE.to_owned(),
+            _ => {
+                let (namespace, name) = pod::names(&self.pod);
+                match path {
+                    "metadata.name" => name.to_owned(),
+                    "metadata.namespace" => namespace.to_owned(),
+                    "metadata.uid" => self.pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
+                    _ => String::new(),
+                }
+            }
+        }
+    }
+
+    async fn fetch(&mut self, shared: &Shared, plural: &str, reference: &Value) -> Result<(), String> {
+        match reference["name"].as_str() {
+            Some(name) => self.fetch_named(shared, plural, name, reference["optional"] == true).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn fetch_named(&mut self, shared: &Shared, plural: &str, name: &str, optional: bool) -> Result<(), String> {
+        let (namespace, _) = pod::names(&self.pod);
+        let path = format!("/api/v1/namespaces/{namespace}/{plural}/{name}");
+        let answer = shared.api.call("GET", &path, None).await.map_err(|error| error.to_string())?;
+        let mut documents = BTreeMap::new();
+        if answer.status == 200 {
+            for (key, value) in answer.body["data"].as_object().into_iter().flatten() {
+                let text = value.as_str().unwrap_or_default();
+                let bytes = match plural {
+                    SECRET => base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default(),
+                    _ => text.as_bytes().to_vec(),
+                };
+                documents.insert(key.clone(), bytes);
+            }
+        } else if !optional {
+            return Err(format!("{} \"{name}\" not found", plural.trim_end_matches('s')));
+        }
+        self.maps.insert(format!("{plural}/{name}"), documents);
+        Ok(())
+    }
+
+    /// Config maps name paths of mounts and addresses of the pod too: their files say where those really are.
+    fn rewrite_maps(&self, spec: &Value) -> std::io::Result<()> {
+        let containers =
+            ["initContainers", "containers"].into_iter().flat_map(|field| spec[field].as_array()).flatten();
+        let mut words = self.mounts(containers);
+        let address = self.address.to_string();
+        words.extend([("0.0.0.0", address.as_str()), ("127.0.0.1", address.as_str())]);
+        let maps = spec["volumes"].as_array().into_iter().flatten().filter(|volume| volume["configMap"].is_object());
+        for folder in maps.filter_map(|volume| self.volumes.get(volume["name"].as_str()?)) {
+            for entry in
+                folder.read_dir_utf8()?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+            {
+                let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+                std::fs::write(entry.path(), rewritten(&text, &words))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text with whole words and paths put for others, in one pass: what was put in is not read again. The longer one goes first, and what goes
+/// on with a letter, a digit or a hyphen is another word.
+fn rewritten(text: &str, words: &BTreeMap<&str, &str>) -> String {
+    let mut longest: Vec<_> = words.iter().collect();
+    longest.sort_by_key(|(word, _)| std::cmp::Reverse(word.len()));
+    let (mut written, mut rest) = (String::with_capacity(text.len()), text);
+    let goes_on = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    while let Some(first) = rest.chars().next() {
+        let found = longest.iter().find_map(|(word, by)| {
+            let after = rest.strip_prefix(**word)?;
+            let begins = !goes_on(first) || !written.ends_with(goes_on);
+            (begins && !after.starts_with(goes_on)).then_some((after, **by))
+        });
+        match found {
+            Some((after, by)) => {
+                written.push_str(by);
+                rest = after;
+            }
+            None => {
+                written.push(first);
+                rest = &rest[first.len_utf8()..];
+            }
+        }
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_addresses_are_put_once_and_only_whole() {
+        let words = BTreeMap::from([
+            ("/etc/a", "/tmp/1/a"),
+            ("/etc/a-b", "/tmp/1/b"),
+            ("/tmp", "/tmp/1/tmp"),
+            ("0.0.0.0", "127.1.2.3"),
+        ]);
+        for (text, expect) in [
+            ("x: /etc/a/f", "x: /tmp/1/a/f"),
+            ("/etc/a-b/f", "/tmp/1/b/f"),
+            ("/etc/a-bc", "/etc/a-bc"),
+            ("\"/tmp\"", "\"/tmp/1/tmp\""),
+            ("/tmpx", "/tmpx"),
+            ("0.0.0.0:8080", "127.1.2.3:8080"),
+            ("10.0.0.0", "10.0.0.0"),
+        ] {
+            assert_eq!(rewritten(text, &words), expect);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! A bucket of S3's protocol in which the program keeps a state.
+
+use crate::http;
+use crate::servers::{Server, moto};
+
+/// The bucket, on a server of its own.
+pub struct Bucket {
+    server: Server,
+}
+
+const NAME: &str = "states";
+const PREFIX: &str = "company";
+
+impl Bucket {
+    /// An empty one; nothing where its server cannot be had.
+    pub fn start() -> Option<Self> {
+        let bucket = Self { server: moto(env!("CARGO_MANIFEST_DIR"))? };
+        let made = http::ask(bucket.port(), "PUT", &format!("/{NAME}"), &[("Content-Length", "0")], b"");
+        assert_eq!(made.expect("make the bucket").status, 200);
+        Some(bucket)
+    }
+
+    /// What tells the program that its state lies here.
+    pub fn variables(&self) -> [(&'static str, String); 5] {
+        [
+            ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+            ("TEXTNLP_SET__state__store", format!("s3://{NAME}/{PREFIX}")),
+            ("TEXTNLP_SET__state__endpoint", self.server.address.clone()),
+            ("TEXTNLP_SET__state__region", "us-east-1".to_owned()),
+        ]
+    }
+
+    /// How many objects an environment has in a folder of its state; the first thousand are counted.
+    pub fn count(&self, environment: &str, folder: &str) -> usize {
+        let listed = http::get(self.port(), &format!("/{NAME}?list-type=2&prefix={PREFIX}/{environment}/{folder}/"));
+        listed.map_or(0, |answer| answer.text().matches("<Key>").count())
+    }
+
+    fn port(&self) -> u16 {
+        let port = self.server.address.rsplit(':').next().and_then(|port| port.parse().ok());
+        port.expect("an address ends with its port")
+    }
+}

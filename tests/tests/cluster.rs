@@ -1,0 +1,284 @@
+//! A cluster as an operator meets it: the real program, a real control plane, real servers in its pods, and a PostgreSQL that somebody else runs.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use serde_json::Value;
+use textnlp_cluster::Cluster;
+use textnlp_tests::{Said, Sandbox, counts, eventually, program};
+
+#[path = "../../server/tests/support/postgres.rs"]
+mod postgres;
+
+/// Where the program is in its image.
+const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
+
+/// An operator with a kubeconfig, a namespace and a database.
+struct Operator {
+    cluster: &'static Cluster,
+    sandbox: Sandbox,
+    namespace: String,
+    url: String,
+    sets: Vec<String>,
+}
+
+impl Operator {
+    /// `None` where there is no control plane or no PostgreSQL.
+    fn new(about: &str) -> Option<Self> {
+        let cluster = Cluster::shared()?;
+        let database = postgres::shared()?;
+        cluster.kubelet().put_program(PROGRAM, program());
+        let namespace = cluster.namespace_name(about);
+        let sandbox = Sandbox::new(about);
+        // What a load balancer, an ingress or a port-forward would lead to.
+        let address = cluster.kubelet().forward(&namespace, "textnlp-api", sandbox.port);
+        let sets = [
+            format!("cluster.namespace={namespace}"),
+            format!("sites[0].cluster.address=https://{address}"),
+            "sites[0].cluster.image=local/textnlp:1".to_owned(),
+            "database.hosting=external".to_owned(),
+            "database.url=secret:env:DATABASE_URL".to_owned(),
+            "cache.kind=memory".to_owned(),
+            "cache.hosting=null".to_owned(),
+            "monitoring.stack=false".to_owned(),
+            "backup.enabled=false".to_owned(),
+            "network.policies=true".to_owned(),
+        ];
+        let url = database.url(&database.database());
+        Some(Self { cluster, sandbox, namespace, url, sets: sets.into() })
+    }
+
+    fn command(&self, args: &[&str], more: &[&str]) -> Command {
+        let mut all: Vec<&str> = args.to_vec();
+        all.extend(["--env", "pilot"]);
+        all.extend(self.sets.iter().map(String::as_str).chain(more.iter().copied()).flat_map(|set| ["--set", set]));
+        let mut command = self.sandbox.command(&all);
+        command.env("KUBECONFIG", self.cluster.admin()).env("DATABASE_URL", &self.url);
+        command
+    }
+
+    fn run(&self, args: &[&str], more: &[&str]) -> Said {
+        textnlp_tests::said(self.command(args, more).output().unwrap())
+    }
+
+    fn up(&self, more: &[&str]) -> Value {
+        self.run(&["up", "--yes", "--no-gate", "-o", "json"], more).expect(0).json()
+    }
+
+    /// Every object of the namespace that is not the trace of another one, by kind and name, with what it is.
+    fn objects(&self) -> BTreeMap<String, Value> {
+        let kinds = self.cluster.kubectl(&["api-resources", "--verbs=list", "--namespaced", "-o", "name"]);
+        let kinds = String::from_utf8(kinds.stdout).unwrap();
+        let listed: Vec<&str> = kinds.lines().filter(|kind| !kind.starts_with("events")).collect();
+        let out = self.cluster.kubectl(&[
+            "get",
+            &listed.join(","),
+            "-n",
+            &self.namespace,
+            "-o",
+            "json",
+            "--ignore-not-found",
+        ]);
+        let found: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+        let objects = found["items"].as_array().cloned().unwrap_or_default();
+        objects
+            .into_iter()
+            .map(|mut object| {
+                let metadata = object["metadata"].as_object_mut().unwrap();
+                for changing in ["resourceVersion", "managedFields", "generation"] {
+                    metadata.remove(changing);
+                }
+                object.as_object_mut().unwrap().remove("status");
+                (format!("{} {}", object["kind"], object["metadata"]["name"]), object)
+            })
+            .collect()
+    }
+
+    fn get(&self, kind: &str, name: &str) -> Value {
+        let out = self.cluster.kubectl(&["get", kind, name, "-n", &self.namespace, "-o", "json"]);
+        serde_json::from_slice(&out.stdout).unwrap_or_default()
+    }
+
+    fn key(&self) -> String {
+        let folder = self.sandbox.state("pilot").join("secrets/main.api-key");
+        let newest = folder.read_dir_utf8().unwrap().flatten().max_by_key(|entry| entry.file_name().to_owned());
+        std::fs::read_to_string(newest.unwrap().path()).unwrap().trim().to_owned()
+    }
+}
+
+#[test]
+fn the_workload_comes_up_answers_rolls_and_goes() {
+    let Some(operator) = Operator::new("road") else { return };
+    // A namespace that was there, with something of somebody else's in it.
+    let namespace = &operator.namespace;
+    operator.cluster.kubectl(&["create", "namespace", namespace]);
+    operator.cluster.kubectl(&["create", "configmap", "somebody-elses", "-n", namespace, "--from-literal=a=1"]);
+    eventually("the namespace has what every namespace gets", || {
+        let there = operator.objects();
+        (there.contains_key("\"ConfigMap\" \"kube-root-ca.crt\"")
+            && there.contains_key("\"ServiceAccount\" \"default\""))
+        .then_some(())
+    });
+    let before = operator.objects();
+    let existing = format!("sites[0].existing.network={namespace}");
+
+    let plan = operator.run(&["plan", "-o", "json"], &[&existing]).expect(0).json();
+    eprintln!("plan: {:?}", counts(&plan));
+    let done = operator.up(&[&existing]);
+    assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
+    eprintln!("up: {:?} in {} s: {}", counts(&done), done["seconds"], done["text"]);
+    let deployment = operator.get("deployment", "textnlp-api");
+    assert_eq!(deployment["status"]["availableReplicas"], 3, "{deployment:#}");
+
+    let again = operator.up(&[&existing]);
+    assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "a second up plans nothing: {again:#}");
+    let status = operator.run(&["status", "-o", "json"], &[&existing]).expect(0).json();
+    assert_eq!(
+        (status["ready"].as_bool(), status["drift"].as_array().map(Vec::len)),
+        (Some(true), Some(0)),
+        "{status:#}"
+    );
+    let said = operator.run(&["generate", "Once upon a time"], &[&existing]);
+    assert!(said.exit == 0 && !said.out.trim().is_empty(), "{said:?}");
+
+    let made = operator.run(&["key", "create", "somebody", "-o", "json"], &[&existing]).expect(0).json();
+    let listed = operator.run(&["key", "list"], &[&existing]).expect(0).out;
+    assert!(listed.contains("somebody") && listed.contains("first"), "{listed}");
+    let public = made["public_id"].as_str().unwrap();
+    operator.run(&["key", "revoke", public], &[&existing]).expect(0);
+    let said = operator.run(&["logs"], &[&existing]).expect(2);
+    assert!(said.err.contains(&format!("kubectl logs --namespace {namespace}")), "{}", said.err);
+
+    let (asked, failed) = while_asked(&operator, &done, || {
+        let rolled = operator.up(&[&existing, "server.api.max_tokens=2048"]);
+        let done: Vec<_> = rolled["outcome"]["done"].as_array().unwrap().iter().map(|one| &one["resource"]).collect();
+        assert_eq!(done, ["main/server/config", "main/server/deployment"], "the settings, and then the pods");
+    });
+    eprintln!("rolled while {asked} requests were answered, {failed:?} failed");
+    assert!(failed.is_empty(), "of {asked} requests {}: {failed:?}", failed.len());
+    assert!(asked > 0);
+
+    let down = operator.run(&["down", "--yes", "-o", "json"], &[&existing]).expect(0).json();
+    eprintln!("down: {}", down["plan"]);
+    eventually("the pods are gone", || (operator.objects() == before).then_some(()));
+    assert_eq!(operator.objects(), before);
+}
+
+/// Asks for texts again and again while something is done: how many were answered, and what the others said.
+fn while_asked(operator: &Operator, up: &Value, work: impl FnOnce()) -> (u32, Vec<String>) {
+    let (over, asked) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (address, ca, key) = (up["address"].as_str().unwrap(), up["ca_file"].as_str().unwrap(), operator.key());
+    let failed = std::thread::scope(|scope| {
+        let askers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut failed = Vec::new();
+                    while !over.load(Ordering::SeqCst) {
+                        let mut curl = Command::new("curl");
+                        curl.args([
+                            "-sS",
+                            "-m",
+                            "60",
+                            "--cacert",
+                            ca,
+                            "-w",
+                            " %{http_code}",
+                            "-H",
+                            "content-type: application/json",
+                        ]);
+                        curl.args(["-H", &format!("x-api-key: {key}"), "-d", r#"{"prompt":"Once","max_tokens":8}"#]);
+                        let said = textnlp_tests::said(curl.arg(format!("{address}/v1/generate")).output().unwrap());
+                        match said.out.ends_with(" 200") {
+                            true => drop(asked.fetch_add(1, Ordering::SeqCst)),
+                            false => failed.push(format!("{}{}", said.out, said.err)),
+                        }
+                    }
+                    failed
+                })
+            })
+            .collect();
+        let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        over.store(true, Ordering::SeqCst);
+        if let Err(panic) = worked {
+            std::panic::resume_unwind(panic);
+        }
+        askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect()
+    });
+    (asked.into_inner(), failed)
+}
+
+#[test]
+fn an_up_that_is_killed_is_finished_by_the_next_and_a_namespace_of_our_own_goes() {
+    let Some(operator) = Operator::new("killed") else { return };
+    // Killed when its first object is there, and once more when its pods begin.
+    for what in [["configmap", "textnlp-models"], ["deployment", "textnlp-api"]] {
+        let mut child = operator.command(&["up", "--yes", "--no-gate", "-o", "json"], &[]).spawn().unwrap();
+        eventually("it has begun", || {
+            let there = operator.get(what[0], what[1])["metadata"].is_object();
+            (there || child.try_wait().unwrap().is_some()).then_some(())
+        });
+        assert!(child.try_wait().unwrap().is_none(), "it was over before it could be killed");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let done = operator.up(&[]);
+    assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
+    assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0]);
+    let keys = operator.cluster.kubectl(&["get", "jobs,deployments,secrets", "-n", &operator.namespace, "-o", "name"]);
+    assert_eq!(String::from_utf8(keys.stdout).unwrap().lines().count(), 5, "nothing is there twice");
+
+    operator.run(&["down", "--yes"], &[]).expect(0);
+    let gone = operator.cluster.kubectl(&["get", "namespace", &operator.namespace]);
+    assert!(!gone.status.success(), "the namespace was ours");
+}
+
+#[test]
+fn what_a_person_changed_is_taken_back_only_when_it_is_named() {
+    let Some(operator) = Operator::new("taken") else { return };
+    operator.up(&[]);
+    let kubectl = |args: &[&str]| operator.cluster.kubectl(&[args, &["-n", &operator.namespace]].concat());
+    let change = r#"{"spec":{"revisionHistoryLimit":3}}"#;
+    assert!(kubectl(&["patch", "deployment", "textnlp-api", "--type=merge", "-p", change]).status.success());
+    let refused = operator.run(&["up", "--yes", "--no-gate"], &[]);
+    let field = "spec.revisionHistoryLimit";
+    assert!(refused.exit != 0 && refused.err.contains(&format!("--take-ownership {field}")), "{refused:?}");
+    let kept = || operator.get("deployment", "textnlp-api")["spec"]["revisionHistoryLimit"].clone();
+    assert_eq!(kept(), 3, "nothing was forced");
+    // A plan that was read and saved says it too.
+    let file = operator.sandbox.folder().join("take.plan");
+    operator.run(&["plan", "--take-ownership", field, "--out", file.as_str()], &[]).expect(0);
+    let mut apply = operator.sandbox.command(&["apply", file.as_str()]);
+    apply.env("KUBECONFIG", operator.cluster.admin()).env("DATABASE_URL", &operator.url);
+    let applied = textnlp_tests::said(apply.output().unwrap());
+    assert!(matches!(applied.exit, 0 | 3), "{applied:?}");
+    assert_eq!(kept(), 10);
+    assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0]);
+    operator.run(&["down", "--yes"], &[]).expect(0);
+
+    let elsewhere =
+        operator.sandbox.run(&["plan", "--env", "development", "--take-ownership", "spec.replicas"]).expect(2);
+    assert!(elsewhere.err.contains("is of objects in clusters"), "{}", elsewhere.err);
+}
+
+#[test]
+fn what_cannot_be_done_in_a_cluster_yet_is_named_all_of_it_at_once() {
+    let Some(operator) = Operator::new("refused") else { return };
+    let mut command = operator.sandbox.command(&["up", "--env", "pilot", "--yes"]);
+    let said = textnlp_tests::said(command.env("KUBECONFIG", operator.cluster.admin()).output().unwrap()).expect(2);
+    for named in ["database.kind", "cache.kind", "backup.enabled"] {
+        assert!(said.err.contains(named), "{named} is not named:\n{}", said.err);
+    }
+    assert!(!operator.get("namespace", &operator.namespace)["metadata"].is_object(), "nothing was begun");
+
+    let mut unnamed = operator.sets.clone();
+    unnamed.retain(|set| !set.contains("cluster.image") && !set.contains("cluster.address"));
+    let operator = Operator { sets: unnamed, ..operator };
+    let said = operator.run(&["up", "--yes", "--no-gate"], &[]).expect(2);
+    assert!(said.err.contains("no image is named") && said.err.contains("where clients reach"), "{}", said.err);
+    let said = operator.run(&["plan"], &["sites[0].account=team-a"]).expect(2);
+    assert!(said.err.contains("remove `account` of site main"), "{}", said.err);
+    let said = operator.run(&["plan"], &["sites[0].cluster.context=nowhere"]).expect(2);
+    assert!(said.err.contains("it has no context `nowhere`"), "{}", said.err);
+}
