@@ -152,7 +152,7 @@ pub enum Command {
     Hold(crate::state_args::Hold),
     /// Looks at everything that this program needs, and says how to mend what is not well
     Doctor,
-    /// What is recorded, in the words of other tools
+    /// What is recorded or wanted, in the words of other tools: Terraform, kubectl, Kustomize, Helm
     #[command(subcommand)]
     Export(crate::state_args::Export),
     /// One file with what somebody who helps needs to see, and no secret

@@ -15,7 +15,7 @@ use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
 use textnlp_orchestrator::dr::talk::Places;
 use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
-use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, told};
+use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, Wanted, told};
 
 /// One row of `providers`.
 pub struct Row {
@@ -291,6 +291,37 @@ pub struct Keeper {
     pub rejected: Vec<String>,
     /// Programs that keep ending.
     pub failing: Vec<String>,
+}
+
+/// A site's objects as files for another tool, and what they lack.
+pub struct Exported {
+    /// Path below the folder, and text.
+    pub files: Vec<(String, String)>,
+    /// The Secrets that somebody has to bring: name, type, keys.
+    pub secrets: Vec<(String, String, Vec<String>)>,
+}
+
+/// Tools that read the objects of a cluster from files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    /// One stream.
+    Kubectl,
+    /// A base.
+    Kustomize,
+    /// A chart.
+    Helm,
+}
+
+/// What is wanted of a site in a cluster, for another tool.
+#[cfg(feature = "kubernetes")]
+pub fn exported(wanted: &[Wanted], environment: &Environment, tool: Tool) -> anyhow::Result<Exported> {
+    cluster::exported(wanted, environment.environment.as_str(), tool)
+}
+
+/// What is wanted of a site in a cluster, for another tool.
+#[cfg(not(feature = "kubernetes"))]
+pub fn exported(_wanted: &[Wanted], _environment: &Environment, _tool: Tool) -> anyhow::Result<Exported> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 
 /// Where the watches and the witness of an environment are asked.

@@ -52,6 +52,20 @@ pub struct Deployment<'a> {
 impl<'a> Deployment<'a> {
     /// With everything that is wanted, lowered by the providers.
     pub async fn wanted(session: &'a Session, chosen: Chosen, console: Console) -> Result<Deployment<'a>, Failure> {
+        Self::lowered(session, chosen, true, console).await
+    }
+
+    /// The same where nothing is asked of the places and nothing is done there: nobody has to be able to reach them.
+    pub async fn described(session: &'a Session, chosen: Chosen, console: Console) -> Result<Deployment<'a>, Failure> {
+        Self::lowered(session, chosen, false, console).await
+    }
+
+    async fn lowered(
+        session: &'a Session,
+        chosen: Chosen,
+        bound: bool,
+        console: Console,
+    ) -> Result<Deployment<'a>, Failure> {
         let lock_path = Lock::path(&session.lock_folder(&chosen), &chosen.name);
         let store = stores::of(session, &chosen)?;
         let release = resolve(session, &chosen, &lock_path, console).await?;
@@ -61,7 +75,9 @@ impl<'a> Deployment<'a> {
         for (PlaceOf { provider, .. }, (mut site, components)) in
             environment::places(environment).into_iter().zip(components)
         {
-            site.account = account(environment, &site, &provider)?;
+            if bound {
+                site.account = account(environment, &site, &provider)?;
+            }
             let mut here = road_site(session, &chosen.folder, environment, &site, &provider)?;
             for component in &components {
                 match here.provider.lower(component, &site) {

@@ -137,4 +137,28 @@ pub enum Export {
         #[arg(long, value_name = "FILE")]
         out: Option<Utf8PathBuf>,
     },
+    /// The objects of a site in a cluster as one stream of YAML, for `kubectl apply`; nothing has to be up, and no cluster is asked
+    #[command(after_help = "Example:\n  \
+        textnlp-deploy export yaml --env pilot --out textnlp.yaml && kubectl apply --server-side -f textnlp.yaml")]
+    Yaml {
+        /// Where it goes [default: stdout]
+        #[arg(long, value_name = "FILE")]
+        out: Option<Utf8PathBuf>,
+    },
+    /// The same as a Kustomize base
+    #[command(after_help = "Example:\n  \
+        textnlp-deploy export kustomize --env pilot --out deploy/base && kubectl apply --server-side -k deploy/base")]
+    Kustomize(ExportFolder),
+    /// The same as a Helm chart
+    #[command(after_help = "Example:\n  \
+        textnlp-deploy export helm --env pilot --out chart && helm lint chart && cat chart/README.md")]
+    Helm(ExportFolder),
+}
+
+/// Where files for another tool go.
+#[derive(Debug, Args)]
+pub struct ExportFolder {
+    /// A folder that is empty, not there yet, or holds an earlier export, which is replaced
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Utf8PathBuf,
 }

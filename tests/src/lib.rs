@@ -4,16 +4,18 @@
 
 pub mod bucket;
 pub mod http;
+pub mod ports;
 pub mod servers;
 pub mod small;
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use ports::Ports;
 
 /// A folder of its own with everything that one story needs.
 pub struct Sandbox {
@@ -22,6 +24,7 @@ pub struct Sandbox {
     pub port: u16,
     /// The port of the metrics.
     pub metrics_port: u16,
+    _ports: Ports,
     /// Variables that every run of the program has.
     pub variables: Vec<(&'static str, String)>,
 }
@@ -66,10 +69,9 @@ impl Sandbox {
 
     /// A sandbox in a folder that the story made.
     pub fn at(folder: TempDir) -> Self {
-        // Both are held until both are known, or they could be the same.
-        let ports = [free_port(), free_port()];
-        let [port, metrics_port] = ports.map(|held| held.local_addr().expect("ask for a port").port());
-        Self { folder, port, metrics_port, variables: Vec::new() }
+        let ports = Ports::ask(2);
+        let (port, metrics_port) = (ports.numbers()[0], ports.numbers()[1]);
+        Self { folder, port, metrics_port, _ports: ports, variables: Vec::new() }
     }
 
     /// Its folder.
@@ -239,10 +241,6 @@ pub fn program() -> Utf8PathBuf {
     let program = Utf8PathBuf::try_from(release.join("textnlp-deploy")).expect("a UTF-8 path");
     assert!(program.exists(), "build the program first: cargo build --release");
     program
-}
-
-fn free_port() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").expect("ask for a port")
 }
 
 /// Every key, `a.b` for one inside of another, is in the document.

@@ -263,6 +263,83 @@ fn what_a_person_changed_is_taken_back_only_when_it_is_named() {
 }
 
 #[test]
+fn an_exported_chart_is_installed_by_helm_answers_and_rolls() {
+    let Some(operator) = Operator::new("chart") else { return };
+    let Some(_) = operator.cluster.helm() else { return };
+    let (namespace, chart) = (operator.namespace.as_str(), operator.sandbox.folder().join("chart"));
+    let export = |args: &[&str]| {
+        let mut command = operator.command(&[&["export"], args].concat(), &[]);
+        textnlp_tests::said(command.env_remove("KUBECONFIG").output().unwrap())
+    };
+    let done = export(&["helm", "--out", chart.as_str(), "-o", "json"]).expect(0).json();
+    assert_eq!((&done["environment"], &done["site"]), (&Value::from("pilot"), &Value::from("main")), "{done:#}");
+    // Again, over itself; never over what is somebody's.
+    std::fs::write(chart.join("templates/mine.yaml"), "").unwrap();
+    export(&["helm", "--out", chart.as_str()]).expect(0);
+    assert!(chart.join("templates/mine.yaml").exists());
+    std::fs::remove_file(chart.join("templates/mine.yaml")).unwrap();
+    let refused = export(&["kustomize", "--out", operator.sandbox.folder().as_str()]).expect(4);
+    assert!(refused.err.contains("no export wrote"), "{}", refused.err);
+    assert!(export(&["yaml"]).expect(0).out.contains("kind: Deployment"));
+
+    // The secrets as the chart's README says, run as it stands there.
+    let files = operator.sandbox.folder().join("files");
+    std::fs::create_dir(&files).unwrap();
+    let readme = std::fs::read_to_string(chart.join("README.md")).unwrap();
+    let commands = readme.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let shell = |script: &str| {
+        let said = textnlp_tests::said(Command::new("sh").current_dir(&files).args(["-euc", script]).output().unwrap());
+        assert_eq!(said.exit, 0, "{script}: {said:?}");
+    };
+    shell(commands);
+    shell(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=textnlp -addext subjectAltName=IP:127.0.0.1 -keyout tls.key -out tls.crt",
+    );
+    std::fs::write(files.join("database-url"), &operator.url).unwrap();
+    operator.cluster.kubectl(&["create", "namespace", namespace]);
+    operator.cluster.kubectl(&["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]);
+    let helm = |args: &[&str]| {
+        let mut helm = operator.cluster.helm().unwrap();
+        let said =
+            textnlp_tests::said(helm.current_dir(&files).args(args).args(["--namespace", namespace]).output().unwrap());
+        assert_eq!(said.exit, 0, "helm {args:?}: {said:?}");
+    };
+    let sets: Vec<&str> =
+        readme.split("--set-file ").skip(1).map(|rest| rest.split([' ', '\n']).next().unwrap()).collect();
+    assert_eq!(sets.len(), 6, "{sets:?}");
+    let sets = sets.iter().flat_map(|set| ["--set-file", set]);
+    let install: Vec<&str> = ["upgrade", "--install", "textnlp", chart.as_str(), "--wait", "--timeout", "5m"]
+        .into_iter()
+        .chain(sets)
+        .collect();
+    helm(&install);
+    let key = std::fs::read_to_string(files.join("api-key")).unwrap();
+    let address = operator.cluster.kubelet().forward(namespace, "textnlp-api", operator.sandbox.port);
+    let answers = || {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-m", "60", "--cacert", files.join("tls.crt").as_str(), "-w", " %{http_code}"]);
+        curl.args(["-H", &format!("x-api-key: {key}"), "-H", "content-type: application/json"]);
+        curl.args(["-d", r#"{"prompt":"Once","max_tokens":8}"#, &format!("https://{address}/v1/generate")]);
+        textnlp_tests::said(curl.output().unwrap())
+    };
+    // The key is written when the database has its schema, beside the pods and not before them.
+    eventually("the first key opens", || answers().out.ends_with(" 200").then_some(()));
+
+    let pods = || {
+        let out = operator.cluster.kubectl(&["get", "replicasets", "-n", namespace, "-o", "name"]);
+        String::from_utf8(out.stdout).unwrap().lines().count()
+    };
+    assert_eq!(pods(), 1);
+    helm(&[install.as_slice(), &["--set", "image=local/textnlp:2"]].concat());
+    assert_eq!(pods(), 2, "another image is another set of pods");
+    let said = answers();
+    assert!(said.out.ends_with(" 200"), "{said:?}");
+    helm(&["uninstall", "textnlp", "--wait"]);
+    assert!(!operator.get("deployment", "textnlp-api")["metadata"].is_object());
+    operator.cluster.kubectl(&["delete", "namespace", namespace, "--wait=false"]);
+}
+
+#[test]
 fn what_cannot_be_done_in_a_cluster_yet_is_named_all_of_it_at_once() {
     let Some(operator) = Operator::new("refused") else { return };
     let mut command = operator.sandbox.command(&["up", "--env", "pilot", "--yes"]);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use camino::Utf8PathBuf;
 use serde_json::json;
+use textnlp_tests::ports::Ports;
 use textnlp_tests::{Said, Sandbox, eventually, http, program};
 
 const GATEWAY: &str = "--role gateway";
@@ -228,9 +229,8 @@ fn down_frees_the_ports_and_another_port_is_taken_instead_of_the_old_one() {
     sandbox.up("development");
     let shared = "gateway shares 2 listening sockets";
     eventually("its sockets are kept", || (supervisor_says(&sandbox, shared) > 0).then_some(()));
-    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = held.local_addr().unwrap().port();
-    drop(held);
+    let held = Ports::ask(1);
+    let port = held.numbers()[0];
     let other = format!("server.api.port={port}");
     let mut command = sandbox.command(&["up", "--env", "development", "--yes", "--no-gate", "--set", &other]);
     let said = textnlp_tests::said(command.env_remove("TEXTNLP_SET__server__api__port").output().unwrap());

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
-use textnlp_kubernetes::{Access, Kubernetes, Placement};
+use textnlp_kubernetes::{Access, Export, Form, Kubernetes, Placement};
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::Environment;
@@ -15,6 +15,8 @@ use textnlp_provider::{
     CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
     Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, SiteName, Wanted,
 };
+
+use super::{Exported, Tool};
 
 /// Its name in environment files.
 pub(super) const NAME: &str = "kubernetes";
@@ -96,6 +98,22 @@ fn way_in(access: &ClusterAccess) -> anyhow::Result<(Option<PathBuf>, Option<Str
 pub(super) fn account(environment: &Environment, site: &SiteName) -> anyhow::Result<String> {
     let (file, context) = way_in(&access(environment, site))?;
     Ok(Kubernetes::server(file.as_deref(), context.as_deref())?)
+}
+
+/// What is wanted there, for another tool; what is made here for it is not part of that.
+pub(super) fn exported(wanted: &[Wanted], environment: &str, tool: Tool) -> anyhow::Result<Exported> {
+    let form = match tool {
+        Tool::Kubectl => Form::Yaml,
+        Tool::Kustomize => Form::Kustomize,
+        Tool::Helm => Form::Helm,
+    };
+    let there: Vec<Wanted> = wanted.iter().filter(|one| is_there(&one.kind)).cloned().collect();
+    let Export { files, secrets } =
+        textnlp_kubernetes::export(&there, environment, form).map_err(anyhow::Error::msg)?;
+    Ok(Exported {
+        files: files.into_iter().map(|file| (file.path, file.text)).collect(),
+        secrets: secrets.into_iter().map(|one| (one.name, one.kind, one.keys.into_iter().collect())).collect(),
+    })
 }
 
 #[async_trait]

@@ -9,6 +9,7 @@ mod doctor;
 mod down;
 mod dr;
 mod env;
+mod export;
 mod gate;
 mod hold;
 mod key;
@@ -31,7 +32,6 @@ use anyhow::Context;
 use crate::args::{Cli, Command};
 use crate::report::{Console, Exit, Failure, Success};
 use crate::session::Session;
-use crate::state_args::Export;
 
 /// Runs the command that was typed.
 pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
@@ -68,7 +68,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Gate(args) => gate::gate(session, &args, console).await,
         Command::State(command) => state::state(session, &command, console).await,
         Command::Hold(args) => hold::hold(session, &args, console).await,
-        Command::Export(Export::Terraform { out }) => state::terraform(session, out.as_deref(), console).await,
+        Command::Export(command) => export::export(session, &command, console).await,
         Command::Doctor => doctor::doctor(session, console).await,
         Command::SupportBundle(args) => support::support_bundle(session, &args, console).await,
         Command::Key(command) => key::key(session, &command, console).await,

@@ -10,6 +10,7 @@ mod api;
 mod credential;
 mod diff;
 mod error;
+mod export;
 mod fields;
 mod identity;
 mod inside;
@@ -24,5 +25,6 @@ mod trouble;
 mod verbs;
 mod watch;
 
+pub use export::{Export, ExportFile, Form, NeededSecret, export};
 pub use lower::Placement;
 pub use provider::{Access, Kubernetes};

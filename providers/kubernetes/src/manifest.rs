@@ -155,7 +155,7 @@ pub(crate) fn owners(seen: &Spec) -> (Option<&Value>, Vec<Owner<'_>>) {
 }
 
 /// What others may read of an object: what stays the same while it lives, and digests by which pods are rolled.
-fn outputs(row: &Row, raw: &Value) -> Outputs {
+pub(crate) fn outputs(row: &Row, raw: &Value) -> Outputs {
     let mut outputs = Outputs::new();
     for field in ["name", "namespace", "uid"] {
         if let Some(value) = raw["metadata"].get(field) {

@@ -2,146 +2,18 @@
 #![allow(clippy::unwrap_used, unreachable_pub, missing_docs, dead_code)]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use expect_test::expect_file;
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::{Access, Kubernetes, Placement};
+use textnlp_kubernetes::Placement;
 use textnlp_provider::component::*;
-use textnlp_provider::{Component, OutputRef, Ownership, Problems, Provider, Site, Wanted};
+use textnlp_provider::{Component, OutputRef, Ownership, Wanted};
 
+mod parts;
 mod world;
 
-fn placement() -> Placement {
-    Placement {
-        namespace: "textnlp".to_owned(),
-        image: Some("registry.example.com/textnlp:v1.0.0".to_owned()),
-        address: Some("https://textnlp.example.com:8443".to_owned()),
-        led_by_others: false,
-        model_bytes: Some(14_000_000_000),
-        min_nodes: 1,
-        max_nodes: None,
-    }
-}
-
-fn site() -> Site {
-    Site {
-        environment: "pilot".parse().unwrap(),
-        name: "main".parse().unwrap(),
-        account: "https://127.0.0.1:6443".to_owned(),
-        region: "local".to_owned(),
-        runtime: "kubernetes".to_owned(),
-        role: "primary".to_owned(),
-        tags: BTreeMap::from([("team".to_owned(), "text".to_owned())]),
-        protect_data: true,
-    }
-}
-
-fn component(name: &str, part: Part) -> Component {
-    Component { name: name.parse().unwrap(), existing: None, part }
-}
-
-fn program() -> Program {
-    Program { path: "/opt/textnlp-deploy".to_owned(), digest: format!("sha256:{}", "ab".repeat(32)) }
-}
-
-fn database() -> Database {
-    let given = Given { source: "secret:env:DATABASE_URL".to_owned(), version: "abc123".to_owned() };
-    let postgres = Postgres {
-        address: Some(DatabaseAddress::Secret(given)),
-        ca_file: None,
-        name: "textnlp".to_owned(),
-        version: 15,
-        port: None,
-        replicas: 0,
-        connections: 60,
-        secrets: "secrets".parse().unwrap(),
-        cluster: "cluster".parse().unwrap(),
-        program: program(),
-        archive_seconds: None,
-        between: None,
-    };
-    let hosting = Some("external".to_owned());
-    Database { kind: "postgres".to_owned(), hosting, schema: Some(7), postgres: Some(Box::new(postgres)) }
-}
-
-fn workload() -> Workload {
-    let config = json!({ "textnlp": {
-        "environment": "pilot",
-        "api": { "timeout": 300, "drain_seconds": 30, "require_https": true },
-        "models": { "default": "textnlp-tiny", "max_cache_size": "50GB", "serve": [{ "name": "textnlp-tiny", "quantize": "q8_0" }] },
-        "database": { "pool_size": 20, "max_overflow": 40 },
-        "security": { "jwt_algorithm": "RS256" },
-        "monitoring": { "metrics_port": 9090, "log_file": null },
-    } });
-    Workload {
-        replicas: 3,
-        growth: None,
-        program: program(),
-        config,
-        cluster: "cluster".parse().unwrap(),
-        models: "models".parse().unwrap(),
-        database: "database".parse().unwrap(),
-        stored: database(),
-        secrets: "secrets".parse().unwrap(),
-        first_key: true,
-        watch: None,
-        drain_seconds: 30,
-    }
-}
-
-fn endpoint() -> Endpoint {
-    Endpoint {
-        host: "0.0.0.0".to_owned(),
-        port: 8443,
-        metrics_port: 9090,
-        tls: true,
-        certificate: "certificate".parse().unwrap(),
-        workload: "server".parse().unwrap(),
-        watch: None,
-        program: program(),
-        max_request_bytes: 10_000_000,
-        timeout_seconds: 300,
-    }
-}
-
-fn models() -> ModelStore {
-    let model = Model {
-        name: "textnlp-tiny".to_owned(),
-        source: "bundled".to_owned(),
-        digest: Some(format!("sha256:{}", "cd".repeat(32))),
-        role: Some("default".to_owned()),
-        quantize: Some("q8_0".to_owned()),
-        context: Some(1024),
-        preload: true,
-    };
-    ModelStore { models: vec![model], max_cache_bytes: 50_000_000_000 }
-}
-
-/// The components of a site, with everything on that this version has.
-fn whole() -> Vec<Component> {
-    let growth = Growth { max: 20, cpu: Some(70), memory: Some(80), requests_per_second: Some(1000) };
-    vec![
-        component("network", Part::Network(Network { cidr: None, policies: true })),
-        component("cluster", Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None })),
-        component("models", Part::ModelStore(models())),
-        component("database", Part::Database(database())),
-        component("cache", Part::Cache(Cache { kind: "memory".to_owned() })),
-        component("server", Part::Workload(Workload { growth: Some(growth), ..workload() })),
-        component("gateway", Part::Endpoint(endpoint())),
-        component("monitoring", Part::Monitoring(Monitoring { stack: true, ..Monitoring::default() })),
-    ]
-}
-
-fn lowered(component: &Component, placement: Placement) -> Result<Vec<Wanted>, Problems> {
-    let access = Access::Kubeconfig { file: None, context: None };
-    Kubernetes::new(access, Arc::new(world::Vault::default())).placed(placement).lower(component, &site())
-}
-
-fn objects(placement: &Placement) -> Vec<Wanted> {
-    whole().iter().flat_map(|one| lowered(one, placement.clone()).unwrap()).collect()
-}
+use parts::*;
 
 #[test]
 fn a_whole_site_becomes_these_objects() {

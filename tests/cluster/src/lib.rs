@@ -6,10 +6,11 @@
 
 mod api;
 pub mod kubelet;
+#[path = "../../src/ports.rs"]
+pub mod ports;
 mod programs;
 mod trust;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -20,10 +21,11 @@ use serde_json::{Value, json};
 
 pub use api::Api;
 use kubelet::Kubelet;
+use ports::Ports;
 use programs::{Keeper, Programs};
 use trust::Authority;
 
-/// A start that others disturbed, by taking a port that was just free, is tried again.
+/// A start that something else of this machine disturbed is tried again.
 const STARTS: u32 = 3;
 /// The time until all of them say that they are ready; a busy machine with two cores takes 20 seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -39,6 +41,7 @@ pub struct Cluster {
     namespaces: AtomicU32,
     /// The API server's process, and how it was started.
     api_server: Mutex<(u32, Vec<String>)>,
+    _ports: Ports,
 }
 
 impl Cluster {
@@ -76,7 +79,8 @@ impl Cluster {
         let keeper = Keeper::new();
         let folder = keeper.folder().to_owned();
         let authority = Authority::new();
-        let [etcd, peer, secure] = free_ports();
+        let ports = Ports::ask(3);
+        let [etcd, peer, secure] = [0, 1, 2].map(|n| ports.numbers()[n]);
         let url = format!("https://127.0.0.1:{secure}");
         let file = |name: &str| folder.join(name);
         let write = |name: &str, text: &str| std::fs::write(file(name), text).expect("write a file of the cluster");
@@ -97,6 +101,7 @@ impl Cluster {
             kubelet: OnceLock::new(),
             namespaces: AtomicU32::new(0),
             api_server: Mutex::default(),
+            _ports: ports,
         };
         let admin = cluster.kubeconfig("admin", &["system:masters"]);
 
@@ -273,6 +278,13 @@ impl Cluster {
         command.output().expect("start kubectl")
     }
 
+    /// Helm as the administrator, with a home of its own; `None`, where the programs are not built.
+    pub fn helm(&self) -> Option<Command> {
+        let mut command = Command::new(programs::helm()?);
+        command.env("KUBECONFIG", self.admin()).env("HOME", &self.folder).env("HELM_NAMESPACE", "default");
+        Some(command)
+    }
+
     /// Gives kubectl a text, as `kubectl apply -f -` takes it, and expects that it succeeds.
     #[track_caller]
     pub fn feed(&self, arguments: &[&str], text: &Value) -> String {
@@ -338,10 +350,4 @@ impl Cluster {
     pub fn folder(&self) -> &Utf8Path {
         &self.folder
     }
-}
-
-/// Ports that were free a moment ago, all different.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let held = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("ask for a port"));
-    held.map(|listener| listener.local_addr().expect("ask for a port").port())
 }

@@ -26,6 +26,13 @@ impl Programs {
     }
 }
 
+/// Where Helm is, if it is built.
+pub(crate) fn helm() -> Option<Utf8PathBuf> {
+    let build = concat!(env!("CARGO_MANIFEST_DIR"), "/build");
+    let said = Command::new("bash").args([build, "--helm"]).output().expect("start bash");
+    said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().into())
+}
+
 /// A shell that holds the folder of a cluster and knows every process in it. Its input ends when the test program does, by
 /// whatever signal; then it ends them all and removes the folder.
 pub(crate) struct Keeper {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 use serde_json::Value;
+use textnlp_tests::ports::Ports;
 use textnlp_tests::small::Small;
 use textnlp_tests::{Said, Sandbox, eventually, said};
 
@@ -13,6 +14,7 @@ pub(crate) const NAME: &str = "regions";
 
 pub(crate) struct Regions {
     sandbox: Sandbox,
+    _ports: Ports,
     mounted: Vec<Small>,
 }
 
@@ -32,9 +34,8 @@ impl Regions {
     /// With more settings of `traffic`, and more sections.
     pub(crate) fn with(name: &str, traffic: &str, more: &str) -> Self {
         let sandbox = Sandbox::new(name);
-        // Held until all are known, or two could be the same.
-        let held: Vec<_> = (0..7).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<u16> = held.iter().map(|port| port.local_addr().unwrap().port()).collect();
+        let held = Ports::ask(7);
+        let ports = held.numbers();
         let site = |name: &str, role: &str, n: usize| {
             let (port, metrics) = (ports[2 * n], ports[2 * n + 1]);
             format!(
@@ -51,8 +52,7 @@ impl Regions {
         );
         std::fs::create_dir_all(sandbox.folder().join("environments")).unwrap();
         std::fs::write(sandbox.folder().join(format!("environments/{NAME}.yaml")), text).unwrap();
-        drop(held);
-        Self { sandbox, mounted: Vec::new() }
+        Self { sandbox, _ports: held, mounted: Vec::new() }
     }
 
     pub(crate) fn up(name: &str) -> Self {

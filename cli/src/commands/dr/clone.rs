@@ -2,10 +2,10 @@
 //! made for one drill and taken away after it; what a killed drill leaves ends by itself, and the next drill removes it.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -272,12 +272,22 @@ fn written(text: &str) -> Result<String, Failure> {
     Ok(serde_yaml::to_string(&tree).context("write the environment of the clone")?)
 }
 
-/// Ports that nobody has at this moment, all different.
+/// Ports that nobody has at this moment, all different. They lie below those that the kernel gives to whoever connects: the programs of
+/// the clone take theirs seconds later, and a request somewhere else must not have it by then.
 fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
-    let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>();
-    let held = held.context("find free ports")?;
-    let ports = held.iter().map(|held| held.local_addr().map(|address| address.port())).collect::<Result<_, _>>();
-    Ok(ports.context("find free ports")?)
+    const LIE_IN: std::ops::Range<u16> = 26_000..32_000;
+    let length = u32::from(LIE_IN.end - LIE_IN.start);
+    // Two drills at the same time do not begin at the same place.
+    let start = std::process::id().wrapping_mul(97) % length;
+    let candidates = (0..length).filter_map(|n| LIE_IN.clone().nth(usize::try_from((start + n) % length).ok()?));
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
+    let free: Vec<u16> = candidates.filter(is_free).take(count).collect();
+    if free.len() < count {
+        return Err(
+            anyhow!("the clone needs {count} free ports between 26000 and 32000, and {} are free", free.len()).into()
+        );
+    }
+    Ok(free)
 }
 
 #[cfg(test)]

@@ -10,6 +10,11 @@ use textnlp_onprem::{OnPrem, Options};
 use textnlp_provider::component::*;
 use textnlp_provider::*;
 
+#[path = "../../../../tests/src/ports.rs"]
+mod ports;
+
+use ports::Ports;
+
 /// No step of these tests takes that long on any machine.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -22,6 +27,7 @@ pub struct Machine {
     pub components: Vec<Component>,
     pub recorded: BTreeMap<ResourceId, Recorded>,
     pub next: u64,
+    _ports: Ports,
 }
 
 pub fn stand_in() -> Utf8PathBuf {
@@ -31,10 +37,6 @@ pub fn stand_in() -> Utf8PathBuf {
 pub fn sha256(path: &Utf8Path) -> String {
     use sha2::Digest;
     hex::encode(sha2::Sha256::digest(std::fs::read(path).unwrap()))
-}
-
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn name(name: &str) -> ComponentName {
@@ -81,6 +83,7 @@ impl Machine {
             tags: BTreeMap::new(),
             protect_data: false,
         };
+        let ports = Ports::ask(2);
         let program = Program { path: stand_in().into_string(), digest: format!("sha256:{}", sha256(&stand_in())) };
         let part = |of: &str, part: Part| Component { name: name(of), existing: None, part };
         let generate = [("api-key", SecretRecipe::ApiKey), ("jwt-signing-key", SecretRecipe::RsaSigningKey)];
@@ -143,8 +146,8 @@ impl Machine {
                 "gateway",
                 Part::Endpoint(Endpoint {
                     host: "127.0.0.1".to_owned(),
-                    port: free_port(),
-                    metrics_port: free_port(),
+                    port: ports.numbers()[0],
+                    metrics_port: ports.numbers()[1],
                     tls: true,
                     certificate: name("certificate"),
                     workload: name("server"),
@@ -164,6 +167,7 @@ impl Machine {
             components,
             recorded: BTreeMap::new(),
             next: 1,
+            _ports: ports,
         }
     }
 

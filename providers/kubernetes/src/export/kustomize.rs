@@ -1,0 +1,37 @@
+//! A folder for `kubectl apply -k`: a base on which overlays are put. Secrets come from files that are kept beside it, out of the repository,
+//! and Kustomize gives each the digest of its content as a part of its name, so that a changed one rolls the pods.
+
+use serde_json::{Value, json};
+
+use super::{ExportFile, SiteObjects, fixed, notes, yaml};
+
+pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportFile>, String> {
+    let mut files = Vec::new();
+    let mut resources = Vec::new();
+    for item in &site.items {
+        let (_, manifest) = fixed(item);
+        // The name without the digest, so that a change is one of a file.
+        let path = item.file(&item.name);
+        files.push(ExportFile { path: path.clone(), text: yaml(&manifest)? });
+        resources.push(path);
+    }
+    let generated: Vec<Value> = site
+        .secrets
+        .iter()
+        .map(|secret| {
+            let files: Vec<String> = secret.keys.iter().map(|key| format!("{key}=secrets/{key}")).collect();
+            json!({ "name": secret.name, "namespace": site.namespace, "type": secret.kind, "files": files })
+        })
+        .collect();
+    let kustomization = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": resources,
+        "secretGenerator": generated,
+    });
+    let about = notes::kustomize(site, environment);
+    files.push(ExportFile { path: "kustomization.yaml".to_owned(), text: yaml(&kustomization)? });
+    files.push(ExportFile { path: "README.md".to_owned(), text: about });
+    files.push(ExportFile { path: "secrets/.gitignore".to_owned(), text: "*\n!.gitignore\n".to_owned() });
+    Ok(files)
+}

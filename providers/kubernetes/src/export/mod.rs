@@ -1,0 +1,222 @@
+//! The objects of a site for other tools: one stream of YAML, a Kustomize folder, a Helm chart.
+//!
+//! What they share is made here: objects in the order of the graph, digests of configuration filled in, and a list of the secrets that
+//! somebody has to bring, since an export holds none. A job of Kubernetes cannot be changed, so each has the digest of what it does in its name.
+
+mod helm;
+mod kustomize;
+mod notes;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use textnlp_provider::{OutputRef, Outputs, ResourceId, Wanted};
+
+use crate::manifest;
+use crate::table::{self, Row};
+
+/// Which tool reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One stream of documents, for `kubectl apply`.
+    Yaml,
+    /// A folder with a `kustomization.yaml`, for `kubectl apply -k`.
+    Kustomize,
+    /// A folder that is a chart, for `helm install`.
+    Helm,
+}
+
+/// One file of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportFile {
+    /// Below the folder of the export, with `/`.
+    pub path: String,
+    /// What it holds.
+    pub text: String,
+}
+
+/// A Secret that has to be in the namespace before pods begin, which no export holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeededSecret {
+    /// Its name.
+    pub name: String,
+    /// `Opaque`, `kubernetes.io/tls`.
+    pub kind: String,
+    /// Its keys.
+    pub keys: BTreeSet<String>,
+}
+
+/// Files for a tool, and what they do not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// In the order of their paths.
+    pub files: Vec<ExportFile>,
+    /// In the order of their names.
+    pub secrets: Vec<NeededSecret>,
+}
+
+/// The Secret of the first API key: who it is and its digest, never the key.
+const FIRST_KEY: &str = "textnlp-first-key";
+const FIRST_KEY_ID: &str = "first-key-id";
+const FIRST_KEY_DIGEST: &str = "first-key-sha256";
+
+/// What is wanted of one site in a cluster, as files; `environment` names it. An error is an object that cannot be written so: which, and why.
+pub fn export(wanted: &[Wanted], environment: &str, form: Form) -> Result<Export, String> {
+    let site = SiteObjects::of(wanted)?;
+    let mut files = match form {
+        Form::Yaml => vec![ExportFile { path: "textnlp.yaml".to_owned(), text: site.stream(environment)? }],
+        Form::Kustomize => kustomize::files(&site, environment)?,
+        Form::Helm => helm::files(&site, environment)?,
+    };
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Export { files, secrets: site.secrets })
+}
+
+/// One object on its way into a file.
+struct Item {
+    row: &'static Row,
+    name: String,
+    manifest: Value,
+}
+
+impl Item {
+    /// `deployment-textnlp-api.yaml`.
+    fn file(&self, name: &str) -> String {
+        format!("{}-{name}.yaml", self.row.kind.to_lowercase())
+    }
+}
+
+struct SiteObjects {
+    /// Each after what it needs; secrets are not among them.
+    items: Vec<Item>,
+    secrets: Vec<NeededSecret>,
+    namespace: String,
+}
+
+impl SiteObjects {
+    fn of(wanted: &[Wanted]) -> Result<Self, String> {
+        let ordered = in_order(wanted);
+        let rows: Vec<(&Wanted, &'static Row)> =
+            ordered.into_iter().filter_map(|one| Some((one, table::row(&one.kind)?))).collect();
+        // What only depends on the object itself is known before there is a cluster.
+        let digests: BTreeMap<&ResourceId, Outputs> = rows
+            .iter()
+            .filter(|(_, row)| row.kind == "ConfigMap")
+            .map(|(one, row)| (&one.id, manifest::outputs(row, one.spec.as_value())))
+            .collect();
+        let mut site = Self { items: Vec::new(), secrets: Vec::new(), namespace: String::new() };
+        for (one, row) in rows {
+            let spec = one.spec.resolve_known(|id| digests.get(id));
+            let name = spec.as_value()["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            if row.kind == "Secret" {
+                site.secrets.push(needed(&name, spec.as_value()));
+                continue;
+            }
+            if row.kind == "Namespace" {
+                name.clone_into(&mut site.namespace);
+            }
+            let mut manifest = Map::from_iter([
+                ("apiVersion".to_owned(), json!(row.api_version())),
+                ("kind".to_owned(), json!(row.kind)),
+            ]);
+            manifest.extend(spec.fields().map(|(name, value)| (name.clone(), value.clone())));
+            let mut manifest = Value::Object(manifest);
+            let mut asks_for_key = false;
+            later(&mut manifest, &mut asks_for_key);
+            if let Some(left) = first_output(&manifest) {
+                return Err(format!("{} needs {}#{}, which only an `up` knows", one.id, left.resource, left.field));
+            }
+            if asks_for_key && site.secrets.iter().all(|secret| secret.name != FIRST_KEY) {
+                let keys = [FIRST_KEY_ID, FIRST_KEY_DIGEST].map(str::to_owned).into();
+                site.secrets.push(NeededSecret { name: FIRST_KEY.to_owned(), kind: "Opaque".to_owned(), keys });
+            }
+            site.items.push(Item { row, name, manifest });
+        }
+        site.secrets.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(site)
+    }
+
+    /// All of them as one stream, with what has to be there before at its head.
+    fn stream(&self, environment: &str) -> Result<String, String> {
+        let mut text = notes::commented(&notes::yaml(self, environment));
+        for item in &self.items {
+            text += "---\n";
+            text += &yaml(&fixed(item).1)?;
+        }
+        Ok(text)
+    }
+}
+
+/// Its name and manifest where nothing fills it in later: a job has its digest in its name.
+fn fixed(item: &Item) -> (String, Value) {
+    let mut manifest = item.manifest.clone();
+    if item.row.kind != "Job" {
+        return (item.name.clone(), manifest);
+    }
+    let name = format!("{}-{}", item.name, short_digest(&manifest));
+    manifest["metadata"]["name"] = json!(name);
+    (name, manifest)
+}
+
+fn short_digest(manifest: &Value) -> String {
+    hex::encode(&Sha256::digest(manifest.to_string())[..4])
+}
+
+fn yaml(manifest: &Value) -> Result<String, String> {
+    serde_yaml::to_string(manifest).map_err(|why| why.to_string())
+}
+
+/// Each after what it needs, and otherwise as they came.
+fn in_order(wanted: &[Wanted]) -> Vec<&Wanted> {
+    let (mut ordered, mut left): (Vec<&Wanted>, Vec<&Wanted>) = (Vec::new(), wanted.iter().collect());
+    while !left.is_empty() {
+        let waits: BTreeSet<&ResourceId> = left.iter().map(|one| &one.id).collect();
+        let (ready, rest): (Vec<_>, Vec<_>) =
+            left.iter().copied().partition(|one| one.needs.iter().all(|need| !waits.contains(&need.on)));
+        // A circle is refused long before; it must not be an endless loop here.
+        left = if ready.is_empty() { Vec::new() } else { rest.clone() };
+        ordered.extend(if ready.is_empty() { rest } else { ready });
+    }
+    ordered
+}
+
+fn needed(name: &str, spec: &Value) -> NeededSecret {
+    NeededSecret {
+        name: name.to_owned(),
+        kind: spec["type"].as_str().unwrap_or("Opaque").to_owned(),
+        keys: spec["data"].as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect(),
+    }
+}
+
+/// What depends on secrets: their digests are left out, and variables are read from the Secret that somebody brings.
+fn later(value: &mut Value, asks_for_key: &mut bool) {
+    match value {
+        Value::Object(fields) => {
+            let output = |value: &Value| OutputRef::from_value(value).map(|output| output.field);
+            fields.retain(|_, value| output(value).as_deref() != Some("digest"));
+            let key = match fields.get("value").and_then(output).as_deref() {
+                Some("public_id") => Some(FIRST_KEY_ID),
+                Some("sha256") => Some(FIRST_KEY_DIGEST),
+                _ => None,
+            };
+            if let Some(key) = key {
+                fields.shift_remove("value");
+                let from = json!({ "secretKeyRef": { "name": FIRST_KEY, "key": key } });
+                fields.insert("valueFrom".to_owned(), from);
+                *asks_for_key = true;
+            }
+            fields.values_mut().for_each(|value| later(value, asks_for_key));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| later(value, asks_for_key)),
+        _ => {}
+    }
+}
+
+fn first_output(value: &Value) -> Option<OutputRef> {
+    OutputRef::from_value(value).or_else(|| match value {
+        Value::Object(fields) => fields.values().find_map(first_output),
+        Value::Array(items) => items.iter().find_map(first_output),
+        _ => None,
+    })
+}

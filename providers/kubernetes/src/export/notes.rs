@@ -1,0 +1,102 @@
+//! What a person has to know of an export: which secrets it does not hold and how to make them, and the command that applies it.
+
+use std::fmt::Write as _;
+
+use super::{FIRST_KEY, SiteObjects};
+
+/// For the head of the stream.
+pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
+    let mut text = head(environment);
+    let namespace = &site.namespace;
+    text += "It holds no secrets. Make the namespace and these first:\n\n";
+    let _ = writeln!(text, "  kubectl create namespace {namespace}");
+    for secret in &site.secrets {
+        let kind = if secret.kind == "Opaque" { String::new() } else { format!(" --type {}", secret.kind) };
+        let files: String = secret.keys.iter().fold(String::new(), |mut all, key| {
+            let _ = write!(all, " --from-file={key}");
+            all
+        });
+        let _ = writeln!(text, "  kubectl -n {namespace} create secret generic {}{kind}{files}", secret.name);
+    }
+    text += "\nEach file has the name of its key:\n\n";
+    text += &indented(&making(site));
+    text += "\nThen: kubectl apply --server-side -f FILE\n";
+    text += "A Secret that is changed later does not roll the pods by itself: kubectl rollout restart deployment/textnlp-api\n";
+    text
+}
+
+/// The README of the folder.
+pub(super) fn kustomize(site: &SiteObjects, environment: &str) -> String {
+    format!(
+        "# textnlp, as Kustomize\n\n{}It holds no secrets. These files belong into `secrets/`, which keeps them out of the repository:\n\n```sh\ncd secrets\n{}```\n\n\
+         Then `kubectl apply --server-side -k .`; what is to be different in one place is an overlay on this base. A changed file in `secrets/` rolls the pods.\n",
+        head(environment),
+        making(site)
+    )
+}
+
+/// The README of the chart.
+pub(super) fn helm(site: &SiteObjects, environment: &str) -> String {
+    let mut sets = String::new();
+    for key in site.secrets.iter().flat_map(|secret| &secret.keys) {
+        let _ = write!(sets, " \\\n  --set-file secrets.{}={key}", super::helm::value_name(key));
+    }
+    format!(
+        "# textnlp, as a Helm chart\n\n{}It holds no secrets. Make these files, each named after its key, in a folder outside of the chart:\n\n\
+         ```sh\n{}```\n\nThen, from that folder:\n\n```sh\nkubectl create namespace {namespace} && kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=restricted\n\
+         helm upgrade --install textnlp PATH/TO/THIS/CHART --namespace {namespace}{sets}\n```\n\n\
+         Where something else brings the Secrets, `--set secrets.existing=true` leaves them out. `values.yaml` says what can be set; \
+         everything else is the environment's: change it there and export again.\n",
+        head(environment),
+        making(site),
+        namespace = site.namespace,
+    )
+}
+
+pub(super) fn commented(text: &str) -> String {
+    text.lines().fold(String::new(), |mut all, line| {
+        let _ = writeln!(all, "{}", format!("# {line}").trim_end());
+        all
+    })
+}
+
+fn head(environment: &str) -> String {
+    format!(
+        "Written by `textnlp-deploy export` from environment {environment}. `textnlp-deploy up` does not know what is applied from here: \
+         use one or the other in a namespace.\n\n"
+    )
+}
+
+/// Commands that make what can be made, and what else has to come.
+fn making(site: &SiteObjects) -> String {
+    let mut text = String::new();
+    let keys = || site.secrets.iter().flat_map(|secret| secret.keys.iter().map(move |key| (secret, key.as_str())));
+    for (secret, key) in keys() {
+        match key {
+            "jwt-key.pem" => text += "openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out jwt-key.pem\n",
+            "database-url" => {
+                text += "printf %s 'postgres://USER:PASSWORD@HOST:5432/textnlp?sslmode=verify-full' > database-url\n"
+            }
+            "tls.crt" => {
+                text += "# tls.crt and tls.key: a certificate for the name that clients use, with its chain, and its key (cert-manager, your authority)\n"
+            }
+            super::FIRST_KEY_ID => {
+                text += "id=$(openssl rand -hex 8); printf 'tnlp_%s_%s' \"$id\" \"$(openssl rand -hex 32)\" > api-key   # for clients; give it to nobody else\n\
+                         printf %s \"$id\" > first-key-id; sha256sum < api-key | cut -d' ' -f1 | tr -d '\\n' > first-key-sha256\n";
+            }
+            "tls.key" | super::FIRST_KEY_DIGEST => {}
+            other if secret.name != FIRST_KEY => {
+                let _ = writeln!(text, "# {other}: what the environment keeps under this name");
+            }
+            _ => {}
+        }
+    }
+    text
+}
+
+fn indented(text: &str) -> String {
+    text.lines().fold(String::new(), |mut all, line| {
+        let _ = writeln!(all, "  {line}");
+        all
+    })
+}

@@ -1,0 +1,253 @@
+//! What is exported is read by the tools that it is for: kubectl, Kustomize, Helm, and a real API server.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs, dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use textnlp_cluster::Cluster as ControlPlane;
+use textnlp_kubernetes::{Export, Form, Placement, export};
+use textnlp_provider::{OutputRef, Wanted};
+
+mod parts;
+mod world;
+
+use parts::*;
+
+const KEYS: [&str; 6] = ["database-url", "jwt-key.pem", "tls.crt", "tls.key", "first-key-id", "first-key-sha256"];
+
+fn exported(form: Form) -> Export {
+    export(&objects(&placement()), "pilot", form).unwrap()
+}
+
+fn text_of<'a>(export: &'a Export, path: &str) -> &'a str {
+    &export.files.iter().find(|file| file.path == path).unwrap_or_else(|| panic!("no {path}")).text
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    let read = |document| Value::deserialize(document).unwrap();
+    serde_yaml::Deserializer::from_str(text).map(read).filter(|one| !one.is_null()).collect()
+}
+
+/// By kind and name; a job without the digest in its name.
+fn by_name(objects: impl IntoIterator<Item = Value>) -> BTreeMap<String, Value> {
+    let named = |mut one: Value| {
+        let mut name = one["metadata"]["name"].as_str().unwrap().to_owned();
+        if one["kind"] == "Job" {
+            let (plain, digest) = name.rsplit_once('-').unwrap();
+            assert!(digest.len() == 8 && digest.chars().all(|c| c.is_ascii_hexdigit()), "{name}");
+            name = plain.to_owned();
+            one["metadata"]["name"] = json!(name);
+        }
+        (format!("{} {name}", one["kind"].as_str().unwrap()), one)
+    };
+    objects.into_iter().map(named).collect()
+}
+
+/// What we would apply, as far as it is known before: what secrets have to do with is left out, or named by where it is read.
+fn ours() -> BTreeMap<String, Value> {
+    let stream = exported(Form::Yaml);
+    by_name(documents(text_of(&stream, "textnlp.yaml")))
+}
+
+fn put(export: &Export) -> (tempfile::TempDir, Utf8PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();
+    for file in &export.files {
+        std::fs::create_dir_all(path.join(&file.path).parent().unwrap()).unwrap();
+        std::fs::write(path.join(&file.path), &file.text).unwrap();
+    }
+    (folder, path)
+}
+
+fn secrets_in(folder: &Utf8Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    for key in KEYS {
+        std::fs::write(folder.join(key), format!("the {key}")).unwrap();
+    }
+}
+
+fn said(command: &mut Command) -> (bool, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_stream_holds_every_object_after_what_it_needs_and_no_secret() {
+    let wanted = objects(&placement());
+    let stream = exported(Form::Yaml);
+    let text = text_of(&stream, "textnlp.yaml");
+    let all = documents(text);
+    let secrets = |one: &&Wanted| one.kind.as_str() == "kubernetes.secret";
+    assert_eq!(all.len(), wanted.iter().filter(|one| !secrets(one)).count());
+    assert_eq!((all[0]["kind"].as_str(), stream.files.len()), (Some("Namespace"), 1));
+    assert!(all.iter().all(|one| one["kind"] != "Secret") && !text.contains("$output"), "{text}");
+    let at = |kind: &str| all.iter().position(|one| one["kind"] == kind).unwrap();
+    assert!(at("ServiceAccount") < at("Job") && at("Job") < at("Deployment"));
+    // The same objects that `up` applies, but for what only it can know.
+    let mut same = 0;
+    for one in &wanted {
+        let spec = one.spec.as_value();
+        let found = all
+            .iter()
+            .find(|object| object["metadata"]["name"] == spec["metadata"]["name"] && object["spec"] == spec["spec"]);
+        same += u32::from(found.is_some() && OutputRef::from_value(&spec["spec"]).is_none());
+    }
+    assert!(same >= 14, "{same} of {} are as they are applied", wanted.len());
+    let digest =
+        &ours()["Deployment textnlp-api"]["spec"]["template"]["metadata"]["annotations"]["textnlp-config-digest"];
+    assert_eq!(digest.as_str().map(str::len), Some(64), "what is configured rolls the pods");
+    let keys: BTreeSet<&str> = stream.secrets.iter().flat_map(|one| &one.keys).map(String::as_str).collect();
+    assert_eq!(keys, BTreeSet::from(KEYS));
+    assert!(KEYS.iter().all(|key| text.contains(key)), "each is told of at the head");
+}
+
+#[test]
+fn a_job_that_does_something_else_has_another_name() {
+    let name = |image: &str| {
+        let place = Placement { image: Some(image.to_owned()), ..placement() };
+        let stream = export(&objects(&place), "pilot", Form::Yaml).unwrap();
+        let all = documents(&stream.files[0].text);
+        all.iter().find(|one| one["kind"] == "Job").unwrap()["metadata"]["name"].clone()
+    };
+    assert_eq!(name("a:1"), name("a:1"));
+    assert_ne!(name("a:1"), name("a:2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kustomize_builds_the_same_objects_and_a_real_api_server_takes_them() {
+    let Some(control) = ControlPlane::shared() else { return };
+    world::add_kinds(control).await;
+    let base = exported(Form::Kustomize);
+    let (_folder, path) = put(&base);
+    assert!(!control.kubectl(&["kustomize", path.as_str()]).status.success(), "the secrets are not there");
+    secrets_in(&path.join("secrets"));
+    let built = control.kubectl(&["kustomize", path.as_str()]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let built = String::from_utf8(built.stdout).unwrap();
+    let (secrets, others): (Vec<_>, Vec<_>) = documents(&built).into_iter().partition(|one| one["kind"] == "Secret");
+    assert_eq!(secrets.len(), 3);
+    // Each Secret has the digest of its content as a part of its name, which is known wherever it is named.
+    let mut renamed = serde_json::to_string(&others).unwrap();
+    for secret in &secrets {
+        let name = secret["metadata"]["name"].as_str().unwrap();
+        let (plain, _) = name.rsplit_once('-').unwrap();
+        assert!(renamed.contains(name), "{name} is read by nobody");
+        renamed = renamed.replace(name, plain);
+    }
+    let renamed: Vec<Value> = serde_json::from_str(&renamed).unwrap();
+    assert_eq!(by_name(renamed), ours());
+
+    // An overlay in a namespace of its own, tried on the server.
+    let overlay = path.join("overlay");
+    std::fs::create_dir_all(&overlay).unwrap();
+    let namespace = control.namespace("kustomized");
+    let text = format!("resources: [../base]\nnamespace: {namespace}\n");
+    std::fs::write(overlay.join("kustomization.yaml"), text).unwrap();
+    std::fs::create_dir_all(path.join("base/secrets")).unwrap();
+    for file in &base.files {
+        std::fs::write(path.join("base").join(&file.path), &file.text).unwrap();
+    }
+    secrets_in(&path.join("base/secrets"));
+    for pem in ["tls.crt", "tls.key"] {
+        std::fs::write(path.join("base/secrets").join(pem), "none").unwrap();
+    }
+    let tried =
+        control.kubectl(&["apply", "--server-side", "--dry-run=server", "--validate=strict", "-k", overlay.as_str()]);
+    assert!(tried.status.success(), "{}", String::from_utf8_lossy(&tried.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chart_is_clean_and_renders_what_we_would_apply() {
+    let Some(control) = ControlPlane::shared() else { return };
+    let Some(_) = control.helm() else { return };
+    let helm = |args: &[&str]| said(control.helm().unwrap().args(args));
+    let chart = exported(Form::Helm);
+    let (_folder, path) = put(&chart);
+    let files = path.join("files");
+    secrets_in(&files);
+    let sets: Vec<String> = [
+        ("databaseUrl", "database-url"),
+        ("jwtKeyPem", "jwt-key.pem"),
+        ("tlsCrt", "tls.crt"),
+        ("tlsKey", "tls.key"),
+        ("firstKeyId", "first-key-id"),
+        ("firstKeySha256", "first-key-sha256"),
+    ]
+    .iter()
+    .flat_map(|(value, key)| ["--set-file".to_owned(), format!("secrets.{value}={}", files.join(key))])
+    .collect();
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    let (clean, out, err) = helm(&[&["lint", "--strict", path.as_str()], sets.as_slice()].concat());
+    assert!(clean && out.contains("0 chart(s) failed"), "{out}{err}");
+    let template = |more: &[&str]| {
+        let args = ["template", "textnlp", path.as_str(), "--kube-version", "1.34.0", "--namespace", "textnlp"];
+        helm(&[args.as_slice(), sets.as_slice(), more].concat())
+    };
+    let (rendered, out, err) = template(&["--set", "namespace.create=true"]);
+    assert!(rendered, "{err}");
+    let mut all = by_name(documents(&out));
+    let secrets: Vec<String> = all.keys().filter(|name| name.starts_with("Secret ")).cloned().collect();
+    assert_eq!(secrets.len(), 3);
+    for name in secrets {
+        let secret = all.remove(&name).unwrap();
+        for (key, value) in secret["data"].as_object().unwrap() {
+            use base64::Engine;
+            let plain = base64::engine::general_purpose::STANDARD.decode(value.as_str().unwrap()).unwrap();
+            assert_eq!(String::from_utf8(plain).unwrap(), format!("the {key}"));
+        }
+    }
+    for one in all.values_mut() {
+        let is_deployment = one["kind"] == "Deployment";
+        let Some(template) = one.pointer_mut("/spec/template") else { continue };
+        let annotations = template.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+        let digest = annotations.and_then(|all| all.remove("textnlp-secrets-digest"));
+        assert_eq!(digest.is_some(), is_deployment);
+        let spec = template["spec"].as_object_mut().unwrap();
+        for chosen in ["imagePullSecrets", "nodeSelector", "tolerations"] {
+            assert!(spec.remove(chosen).is_some_and(|value| value == json!([]) || value == json!({})));
+        }
+    }
+    let ours = ours();
+    for (name, object) in &ours {
+        assert_eq!(all.get(name), Some(object), "{name}");
+    }
+    assert_eq!(all.keys().collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>());
+
+    // What is set arrives; what is mistyped or lacking is told.
+    let (_, out, _) =
+        template(&["--set", "image=other:2,autoscaling.max=7,namespace.create=true", "--namespace", "elsewhere"]);
+    let other = by_name(documents(&out));
+    assert_eq!(other["HorizontalPodAutoscaler textnlp-api-hpa"]["spec"]["maxReplicas"], 7);
+    let images: BTreeSet<&str> = out.lines().filter_map(|line| line.trim().strip_prefix("image: ")).collect();
+    assert_eq!(images, BTreeSet::from(["\"other:2\""]));
+    assert!(other.contains_key("Namespace elsewhere"), "{:?}", other.keys());
+    let left: Vec<_> = out.lines().filter(|line| line.contains("namespace") && line.contains("\"textnlp")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let (_, out, _) = template(&["--set", "secrets.existing=true,monitoring.enabled=false"]);
+    let fewer = by_name(documents(&out));
+    assert!(
+        fewer.keys().all(|name| !name.starts_with("Secret") && !name.starts_with("PrometheusRule")),
+        "{:?}",
+        fewer.keys()
+    );
+    let (ok, _, err) = template(&["--set", "autoscaling.maximum=7"]);
+    assert!(!ok && err.contains("maximum"), "{err}");
+    let from = |name: &str, text: &str| {
+        std::fs::write(files.join(name), text).unwrap();
+        format!("secrets.databaseUrl={}", files.join(name))
+    };
+    let (ok, _, err) = template(&["--set-file", &from("nothing", "")]);
+    assert!(!ok && err.contains("set secrets.databaseUrl"), "{err}");
+    // Another secret is another pod and another migration.
+    let of = |out: &str| {
+        let jobs = documents(out).into_iter().filter(|one| one["kind"] == "Job");
+        jobs.map(|one| one["metadata"]["name"].to_string()).collect::<BTreeSet<_>>()
+    };
+    let (_, out, _) = template(&[]);
+    let (_, changed, _) = template(&["--set-file", &from("other", "postgres://other")]);
+    assert!(of(&out).is_disjoint(&of(&changed)) && of(&out).len() == 2);
+}
