@@ -323,6 +323,8 @@ pub(crate) fn row(kind: &KindName) -> Option<&'static Row> {
 
 /// The row that holds definitions of kinds.
 pub(crate) const DEFINITION: &str = "CustomResourceDefinition";
+/// What adds pods and removes them.
+pub(crate) const AUTOSCALER: &str = "HorizontalPodAutoscaler";
 
 /// The row that holds namespaces.
 pub(crate) fn namespaces() -> &'static Row {

@@ -6,9 +6,11 @@
 
 mod api;
 pub mod kubelet;
+pub mod metrics;
 #[path = "../../src/ports.rs"]
 pub mod ports;
 mod programs;
+mod tls;
 mod trust;
 
 use std::process::{Command, Output};
@@ -21,6 +23,7 @@ use serde_json::{Value, json};
 
 pub use api::Api;
 use kubelet::Kubelet;
+use metrics::Metrics;
 use ports::Ports;
 use programs::{Keeper, Programs};
 use trust::Authority;
@@ -38,6 +41,7 @@ pub struct Cluster {
     programs: Programs,
     keeper: Keeper,
     kubelet: OnceLock<Kubelet>,
+    metrics: OnceLock<Metrics>,
     namespaces: AtomicU32,
     /// The API server's process, and how it was started.
     api_server: Mutex<(u32, Vec<String>)>,
@@ -99,6 +103,7 @@ impl Cluster {
             programs: programs.clone(),
             keeper,
             kubelet: OnceLock::new(),
+            metrics: OnceLock::new(),
             namespaces: AtomicU32::new(0),
             api_server: Mutex::default(),
             _ports: ports,
@@ -307,6 +312,8 @@ impl Cluster {
                     "--manage-all-nodes=false",
                     "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
                     "--server-address=127.0.0.1:0",
+                    // Without leases its nodes are taken for lost after a while.
+                    "--node-lease-duration-seconds=40",
                 ],
             );
         });
@@ -338,6 +345,32 @@ impl Cluster {
         self.kubelet.get_or_init(|| {
             let trusted = self.authority.server(&["127.0.0.1"]);
             Kubelet::start(self.admin(), self.folder.join("pods"), self.keeper.sender(), trusted)
+        })
+    }
+
+    /// What autoscalers are told of pods; the API server leads them there from the first call on.
+    pub fn metrics(&self) -> &Metrics {
+        self.metrics.get_or_init(|| {
+            let metrics = Metrics::start(self.admin(), self.authority.server(&["localhost"]));
+            let mut items = vec![json!({
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": { "name": "metrics", "namespace": "kube-system" },
+                "spec": { "type": "ExternalName", "externalName": "localhost" },
+            })];
+            for (group, version, _) in metrics::SERVED {
+                items.push(json!({
+                    "apiVersion": "apiregistration.k8s.io/v1",
+                    "kind": "APIService",
+                    "metadata": { "name": format!("{version}.{group}") },
+                    "spec": {
+                        "group": group, "version": version, "groupPriorityMinimum": 100, "versionPriority": 100, "insecureSkipTLSVerify": true,
+                        "service": { "name": "metrics", "namespace": "kube-system", "port": metrics.port },
+                    },
+                }));
+            }
+            self.feed(&["apply"], &json!({ "apiVersion": "v1", "kind": "List", "items": items }));
+            metrics
         })
     }
 

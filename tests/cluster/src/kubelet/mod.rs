@@ -78,7 +78,7 @@ impl Kubelet {
         kubeconfig: Utf8PathBuf,
         folder: Utf8PathBuf,
         keeper: Sender,
-        (certificate, key): (String, String),
+        trusted: (String, String),
     ) -> Self {
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -86,7 +86,7 @@ impl Kubelet {
             let runtime = runtime.expect("start a runtime");
             runtime.block_on(async {
                 let api = Api::new(&kubeconfig);
-                let port = logs::lend(folder.clone(), &certificate, &key).await;
+                let port = logs::lend(folder.clone(), &trusted).await;
                 join(&api, port).await;
                 let shared = Arc::new(Shared {
                     api,

@@ -1,0 +1,55 @@
+//! A small HTTPS server for what a node or an adapter is asked: one request a connection, without a body.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// A status, the type of the text, the text.
+pub(crate) type Answer = (&'static str, &'static str, String);
+
+/// Answers requests, each by its target (`/path?query`), until the runtime ends; tells the port.
+pub(crate) async fn serve(
+    (certificate, key): &(String, String),
+    answer: impl Fn(String) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
+) -> u16 {
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate of ours");
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key of ours");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.expect("TLS as it comes").with_no_client_auth().with_single_cert(vec![certificate], key);
+    let acceptor = TlsAcceptor::from(Arc::new(config.expect("the key belongs to the certificate")));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("ask for a port");
+    let port = listener.local_addr().expect("ask for a port").port();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, answer) = (acceptor.clone(), answer.clone());
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                let _ = stream.read_line(&mut line).await;
+                let mut header = String::new();
+                while stream.read_line(&mut header).await.is_ok_and(|read| read > 2) {
+                    header.clear();
+                }
+                let target = line.split_whitespace().nth(1).unwrap_or_default().to_owned();
+                let (status, kind, text) = answer(target).await;
+                let head = format!(
+                    "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    text.len()
+                );
+                let _ = stream.get_mut().write_all(head.as_bytes()).await;
+                let _ = stream.get_mut().write_all(text.as_bytes()).await;
+                let _ = stream.get_mut().shutdown().await;
+            });
+        }
+    });
+    port
+}

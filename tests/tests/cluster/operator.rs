@@ -1,0 +1,107 @@
+//! An operator with a kubeconfig, a namespace and a database that somebody else runs.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use serde_json::Value;
+use textnlp_cluster::Cluster;
+use textnlp_tests::{Said, Sandbox, program};
+
+#[path = "../../../server/tests/support/postgres.rs"]
+mod postgres;
+
+/// Where the program is in its image.
+const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
+
+/// An operator with a kubeconfig, a namespace and a database.
+pub(crate) struct Operator {
+    pub(crate) cluster: &'static Cluster,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) namespace: String,
+    pub(crate) url: String,
+    pub(crate) sets: Vec<String>,
+}
+
+impl Operator {
+    /// `None` where there is no control plane or no PostgreSQL.
+    pub(crate) fn new(about: &str) -> Option<Self> {
+        let cluster = Cluster::shared()?;
+        let database = postgres::shared()?;
+        cluster.kubelet().put_program(PROGRAM, program());
+        let namespace = cluster.namespace_name(about);
+        let sandbox = Sandbox::new(about);
+        // What a load balancer, an ingress or a port-forward would lead to.
+        let address = cluster.kubelet().forward(&namespace, "textnlp-api", sandbox.port);
+        let sets = [
+            format!("cluster.namespace={namespace}"),
+            format!("sites[0].cluster.address=https://{address}"),
+            "sites[0].cluster.image=local/textnlp:1".to_owned(),
+            "database.hosting=external".to_owned(),
+            "database.url=secret:env:DATABASE_URL".to_owned(),
+            "cache.kind=memory".to_owned(),
+            "cache.hosting=null".to_owned(),
+            "monitoring.stack=false".to_owned(),
+            "backup.enabled=false".to_owned(),
+            "network.policies=true".to_owned(),
+        ];
+        let url = database.url(&database.database());
+        Some(Self { cluster, sandbox, namespace, url, sets: sets.into() })
+    }
+
+    pub(crate) fn command(&self, args: &[&str], more: &[&str]) -> Command {
+        let mut all: Vec<&str> = args.to_vec();
+        all.extend(["--env", "pilot"]);
+        all.extend(self.sets.iter().map(String::as_str).chain(more.iter().copied()).flat_map(|set| ["--set", set]));
+        let mut command = self.sandbox.command(&all);
+        command.env("KUBECONFIG", self.cluster.admin()).env("DATABASE_URL", &self.url);
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str], more: &[&str]) -> Said {
+        textnlp_tests::said(self.command(args, more).output().unwrap())
+    }
+
+    pub(crate) fn up(&self, more: &[&str]) -> Value {
+        self.run(&["up", "--yes", "--no-gate", "-o", "json"], more).expect(0).json()
+    }
+
+    /// Every object of the namespace that is not the trace of another one, by kind and name, with what it is.
+    pub(crate) fn objects(&self) -> BTreeMap<String, Value> {
+        let kinds = self.cluster.kubectl(&["api-resources", "--verbs=list", "--namespaced", "-o", "name"]);
+        let kinds = String::from_utf8(kinds.stdout).unwrap();
+        let listed: Vec<&str> = kinds.lines().filter(|kind| !kind.starts_with("events")).collect();
+        let out = self.cluster.kubectl(&[
+            "get",
+            &listed.join(","),
+            "-n",
+            &self.namespace,
+            "-o",
+            "json",
+            "--ignore-not-found",
+        ]);
+        let found: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+        let objects = found["items"].as_array().cloned().unwrap_or_default();
+        objects
+            .into_iter()
+            .map(|mut object| {
+                let metadata = object["metadata"].as_object_mut().unwrap();
+                for changing in ["resourceVersion", "managedFields", "generation"] {
+                    metadata.remove(changing);
+                }
+                object.as_object_mut().unwrap().remove("status");
+                (format!("{} {}", object["kind"], object["metadata"]["name"]), object)
+            })
+            .collect()
+    }
+
+    pub(crate) fn get(&self, kind: &str, name: &str) -> Value {
+        let out = self.cluster.kubectl(&["get", kind, name, "-n", &self.namespace, "-o", "json"]);
+        serde_json::from_slice(&out.stdout).unwrap_or_default()
+    }
+
+    pub(crate) fn key(&self) -> String {
+        let folder = self.sandbox.state("pilot").join("secrets/main.api-key");
+        let newest = folder.read_dir_utf8().unwrap().flatten().max_by_key(|entry| entry.file_name().to_owned());
+        std::fs::read_to_string(newest.unwrap().path()).unwrap().trim().to_owned()
+    }
+}
