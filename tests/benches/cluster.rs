@@ -2,7 +2,7 @@
 //! and by Helm, whose files are exported from the same environment.
 //!
 //! `cargo build --release --locked --bins && cargo bench --locked --workspace --bench cluster -- [--times 5]`
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../tests/cluster/operator.rs"]
 #[allow(dead_code, reason = "the stories use all of it")]
@@ -25,7 +25,12 @@ fn main() {
     let Some(_) = ours.cluster.helm() else { return };
 
     // From nothing to pods that are ready, each with a namespace and a database of its own.
-    let by_up = timed(|| drop(ours.up(&[])));
+    let by_up = timed(|| {
+        let out = ours.run(&["up", "--yes", "--no-gate", "-o", "jsonl"], &[]).expect(0).out;
+        if arguments.iter().any(|one| one == "--events") {
+            println!("{out}");
+        }
+    });
     files(&theirs);
     let stream = theirs.sandbox.folder().join("textnlp.yaml");
     theirs.run(&["export", "yaml", "--out", stream.as_str()], &[]).expect(0);

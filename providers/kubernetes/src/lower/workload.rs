@@ -104,10 +104,9 @@ impl Lowering<'_> {
             job("textnlp-first-key", json!(arguments), &env)
         });
         self.object(migrate.clone(), Template::Job, &inputs, before);
-        let mut last = migrate.clone();
+        // Beside the pods, which begin without it.
         if let Some(inputs) = key_inputs {
-            self.object(first_key.clone(), Template::Job, &inputs, [migrate]);
-            last = first_key;
+            self.object(first_key, Template::Job, &inputs, [migrate.clone()]);
         }
         let grown = workload.growth.is_some();
         let startup = startup_seconds(self.place.model_bytes);
@@ -133,7 +132,7 @@ impl Lowering<'_> {
             "api_leaves_after": API_LEAVES_AFTER,
             "grace_seconds": API_LEAVES_AFTER + u64::from(workload.drain_seconds) + LEAVING,
         });
-        self.object(deployment.clone(), Template::Deployment, &inputs, [account, last]);
+        self.object(deployment.clone(), Template::Deployment, &inputs, [account, migrate]);
         if workload.replicas > 1 {
             // At least two stay, where two are not all there are.
             let inputs = json!({ "namespace": self.place.namespace, "min_available": 2.min(workload.replicas - 1) });
