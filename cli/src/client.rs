@@ -7,6 +7,7 @@ use camino::Utf8Path;
 use futures::StreamExt;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
+use textnlp_orchestrator::load::system_authorities;
 use textnlp_provider::{EnvironmentName, Secret};
 
 use crate::again::Again;
@@ -155,7 +156,7 @@ pub fn read_ca(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("read certificate authority {path}"))
 }
 
-/// Trust: the given authority alone when there is one, else the roots that ship with the program.
+/// Trust: the given authority alone when there is one, else the roots that ship with the program and those of this machine.
 fn tls(ca_pem: Option<&[u8]>) -> anyhow::Result<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
     match ca_pem {
@@ -165,7 +166,10 @@ fn tls(ca_pem: Option<&[u8]>) -> anyhow::Result<rustls::ClientConfig> {
             }
             anyhow::ensure!(!roots.is_empty(), "the certificate authority's file holds no certificate");
         }
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        None => {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+            roots.add_parsable_certificates(system_authorities());
+        }
     }
     Ok(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }

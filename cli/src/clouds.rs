@@ -95,6 +95,7 @@ pub const PROVIDERS: &[Row] = &[
             "database.kind=postgres/external",
             "cache.kind=memory",
             "tls.mode=local-ca",
+            "tls.mode=existing",
             "gpu.size=none",
             "dr.mode=none",
             "traffic.mode=gateway",
@@ -105,6 +106,7 @@ pub const PROVIDERS: &[Row] = &[
             "state.store=gs",
             "state.store=az",
             "network.waf=false",
+            "network.waf=true",
             "network.policies=false",
             "network.policies=true",
             "network.subnets=none",
@@ -310,6 +312,16 @@ pub enum Tool {
     Kustomize,
     /// A chart.
     Helm,
+}
+
+impl std::fmt::Display for Tool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kubectl => "kubectl",
+            Self::Kustomize => "kustomize",
+            Self::Helm => "helm",
+        })
+    }
 }
 
 /// What is wanted of a site in a cluster, for another tool.

@@ -5,11 +5,11 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
-use textnlp_kubernetes::{Access, Export, Form, Kubernetes, Placement};
+use textnlp_kubernetes::{Access, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes, Placement};
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::ClusterAccess;
+use textnlp_orchestrator::environment::model::{ClusterAccess, IngressKind};
 use textnlp_provider::component::Part;
 use textnlp_provider::{
     CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
@@ -47,14 +47,26 @@ impl InCluster {
         let port = settings.and_then(|settings| settings.port);
         let by_name = environment.traffic.domain.as_ref();
         let by_name = by_name.map(|name| format!("https://{name}:{}", port.unwrap_or(environment.server.api.port)));
+        let ingress = ingress(&access, environment);
+        // Whoever ends TLS before the service has the port that browsers take.
+        let led = ingress.is_some().then(|| environment.traffic.domain.as_ref().map(|name| format!("https://{name}")));
         let placement = Placement {
             namespace: environment.cluster.namespace.clone(),
             image: access.image,
-            led_by_others: access.address.is_some(),
+            led_by_others: access.address.is_some() || ingress.is_some(),
+            ingress,
+            waf: environment.network.waf,
             model_bytes: model_bytes(environment),
+            tls_secret: settings
+                .and_then(|settings| settings.existing.certificate.clone())
+                .or_else(|| environment.tls.existing.clone()),
             min_nodes: environment.cluster.min_nodes,
             max_nodes: environment.cluster.max_nodes,
-            address: access.address.map(|address| address.trim_end_matches('/').to_owned()).or(by_name),
+            address: access
+                .address
+                .map(|address| address.trim_end_matches('/').to_owned())
+                .or(led.flatten())
+                .or(by_name),
         };
         let cluster = Kubernetes::new(Access::Kubeconfig { file, context }, secrets).placed(placement);
         let cluster = cluster.taking(take.iter().cloned().collect());
@@ -77,6 +89,19 @@ fn model_bytes(environment: &Environment) -> Option<u64> {
         entry.parameters.checked_mul(4)
     };
     environment.models.iter().map(|model| of(model.source())).sum()
+}
+
+fn ingress(access: &ClusterAccess, environment: &Environment) -> Option<Ingress> {
+    let (settings, host) = (access.ingress.clone()?, environment.traffic.domain.clone()?);
+    Some(match settings.kind {
+        IngressKind::Route => Ingress::Route { host },
+        IngressKind::Ingress => Ingress::Nginx {
+            class: settings.class?,
+            host,
+            tls_secret: settings.tls_secret.unwrap_or_else(|| FILLED_BY_CERT_MANAGER.to_owned()),
+            issuer: settings.issuer,
+        },
+    })
 }
 
 fn is_there(kind: &KindName) -> bool {
@@ -131,6 +156,8 @@ impl Provider for InCluster {
                 let network = Part::Network(textnlp_provider::component::Network { cidr: None, ..network.clone() });
                 Some(Component { existing: None, part: network, ..component.clone() })
             }
+            // A certificate that exists is a Secret there.
+            Part::Certificate(_) if component.existing.is_some() => None,
             Part::Secrets(_) | Part::Certificate(_) | Part::Database(_) => Some(component.clone()),
             _ => None,
         };

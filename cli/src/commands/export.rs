@@ -17,7 +17,8 @@ use crate::state_args::Export;
 
 /// The runtime of sites whose objects are in a cluster.
 const IN_CLUSTER: &str = "kubernetes";
-/// In the folder of an export: the files that it wrote, one a line. The next export there removes those that it does not write again.
+/// In the folder of an export: for which tool it is, and the files that it wrote, one a line. The next one there removes those that it does
+/// not write again.
 const LIST: &str = ".textnlp-export";
 
 /// `export TOOL`.
@@ -32,9 +33,13 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
         Export::Helm(args) => (Tool::Helm, &args.out),
     };
     let folder = session.here.join(folder);
-    let before = earlier(&folder)?;
+    let before = earlier(&folder, tool)?;
     let (exported, about) = exported(session, tool, console).await?;
     let paths: BTreeSet<&str> = exported.files.iter().map(|(path, _)| path.as_str()).collect();
+    let list = |paths: &BTreeSet<&str>| paths.iter().fold(format!("{tool}\n"), |all, path| all + path + "\n");
+    // Before any of them is there: what is broken off is gone on with by the next, and nothing of it is taken for somebody else's.
+    let both = paths.iter().copied().chain(before.iter().map(String::as_str)).collect();
+    write(&folder.join(LIST), &list(&both))?;
     for (path, text) in &exported.files {
         write(&folder.join(path), text)?;
     }
@@ -46,8 +51,7 @@ pub async fn export(session: &Session, command: &Export, console: Console) -> Re
             Err(error) => return Err(anyhow!(error).context(format!("remove {}", folder.join(path))).into()),
         }
     }
-    let list = paths.iter().fold(String::new(), |all, path| all + path + "\n");
-    write(&folder.join(LIST), &list)?;
+    write(&folder.join(LIST), &list(&paths))?;
     let mut text = format!("wrote {} files into {folder}", paths.len());
     if !removed.is_empty() {
         text += &format!("\nremoved what is no longer part of it: {}", removed.join(", "));
@@ -108,7 +112,7 @@ async fn exported(session: &Session, tool: Tool, console: Console) -> Result<(Ex
 }
 
 /// What an export there wrote before. What is not ours is not written into.
-fn earlier(folder: &Utf8Path) -> Result<Vec<String>, Failure> {
+fn earlier(folder: &Utf8Path, tool: Tool) -> Result<Vec<String>, Failure> {
     let refused = |why: String| {
         Failure::new(Exit::Refused, "folder_in_use", anyhow!(why)).hint("choose another folder for --out")
     };
@@ -119,10 +123,14 @@ fn earlier(folder: &Utf8Path) -> Result<Vec<String>, Failure> {
     };
     match std::fs::read_to_string(folder.join(LIST)) {
         Ok(list) => {
+            // Files of an operator's lie beside those of the other tool: secrets that its own files keep out of a repository.
+            if list.lines().next() != Some(&tool.to_string()) {
+                return Err(refused(format!("{folder} holds an export for another tool, and nothing was changed")));
+            }
             // A path that leads out of the folder was not written by us.
             let below =
                 |path: &&str| Utf8Path::new(path).components().all(|part| matches!(part, Utf8Component::Normal(_)));
-            Ok(list.lines().filter(below).map(str::to_owned).collect())
+            Ok(list.lines().skip(1).filter(below).map(str::to_owned).collect())
         }
         Err(_) if entries == 0 => Ok(Vec::new()),
         Err(_) => Err(refused(format!("{folder} holds files that no export wrote, and nothing was changed"))),

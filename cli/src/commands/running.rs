@@ -79,11 +79,14 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
             Some((text(outputs, "address")?, outputs))
         })
     };
-    // In a cluster what clients talk to is a service, and its certificate is made here.
+    // In a cluster what clients talk to is a service. What they see of TLS is made here, or it is that of an ingress or of whoever else
+    // brought a certificate, which machines trust or not.
     let service = || {
         sites.iter().find_map(|site| {
-            let address = text(site.outputs(&format!("{}/service", names::GATEWAY))?, "url")?;
-            Some((address, site.outputs(&format!("{}/leaf", names::CERTIFICATE))?))
+            let service = site.outputs(&format!("{}/service", names::GATEWAY))?;
+            let leaf = site.outputs(&format!("{}/leaf", names::CERTIFICATE));
+            let led = site.outputs(&format!("{}/ingress", names::GATEWAY)).is_some();
+            Some((text(service, "url")?, leaf.filter(|_| !led).unwrap_or(service)))
         })
     };
     let entrance = entrance_of(names::FRONT).or_else(|| entrance_of(names::GATEWAY)).or_else(service);

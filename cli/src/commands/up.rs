@@ -301,6 +301,9 @@ fn how_to_reach(session: &Session, running: &running::Running, environment: &Env
         again::quoted(prompt)
     ));
     text.push_str(match &running.namespace {
+        Some(_) if running.ca_file.is_none() => {
+            "  The cluster keeps it running. Its certificate is renewed by whoever made it."
+        }
         Some(_) => {
             "  The cluster keeps it running. Its certificate is renewed by an `up` in the last third of its life."
         }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use limit::{FindLimit, Limit, Probe, find_limit};
 pub use tally::{Latencies, Measured, Second};
-pub use wire::{Answer, Ask, Failure, HttpWire, Key, Wire, WireError};
+pub use wire::{Answer, Ask, Failure, HttpWire, Key, Wire, WireError, system_authorities};
 
 use crate::clock::Clock;
 use crate::environment::model::Gates;

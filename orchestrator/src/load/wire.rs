@@ -193,8 +193,8 @@ impl HttpWire {
     }
 }
 
-/// The certificates that this machine trusts, from the places where distributions keep them.
-fn system_authorities() -> Vec<CertificateDer<'static>> {
+/// The certificates that this machine trusts: those of `SSL_CERT_FILE`, else from where distributions keep them.
+pub fn system_authorities() -> Vec<CertificateDer<'static>> {
     const PLACES: [&str; 4] = [
         "/etc/ssl/certs/ca-certificates.crt",
         "/etc/pki/tls/certs/ca-bundle.crt",

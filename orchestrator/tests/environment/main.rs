@@ -536,6 +536,8 @@ const STANDBY: &str = "role: standby, port: 9443, metrics_port: 9444";
 fn each_rule_answers_with_its_own_sentence() {
     let site =
         |fields: &str| GOOD.replace("name: here, provider: onprem", &format!("name: here, provider: onprem, {fields}"));
+    const DOMAIN: &str = "traffic: { domain: text.example.com }\n";
+    let there = |ingress: &str| site(&format!("runtime: kubernetes, cluster: {{ ingress: {{ {ingress} }} }}"));
     let two = |second: &str, more: &str| {
         GOOD.replace(
             "provider: onprem }",
@@ -554,6 +556,15 @@ fn each_rule_answers_with_its_own_sentence() {
         (two("role: standby, port: 9443, metrics_port: 9444", "traffic: { weights: { here: 1, there: 1 } }"), "a standby has no traffic before a failover"),
         (two("role: secondary, services: [models], port: 9443, metrics_port: 9444", "traffic: { weights: { here: 1, there: 1 } }"), "this site does not run the API"),
         (site("region: \"a b\""), "this is not the name of a region"),
+        (site("cluster: { ingress: { class: nginx, issuer: x } }"), "the site runs by `process`, in no cluster"),
+        (there("class: nginx, issuer: x"), "nobody says under which name clients come"),
+        (there("class: nginx") + DOMAIN, "the certificate that clients see comes from one place"),
+        (there("class: nginx, issuer: x, tls_secret: y") + DOMAIN, "the certificate that clients see comes from one place"),
+        (there("issuer: x") + DOMAIN, "an ingress without a class is nobody's"),
+        (there("class: \"a b\", issuer: x") + DOMAIN, "`a b` is not the name of an object"),
+        (there("kind: route, issuer: x") + DOMAIN, "nothing reads it with `kind: route`"),
+        (there("kind: rout") + DOMAIN, "`rout` is not one of `ingress`, `route`"),
+        (site("runtime: kubernetes, cluster: { address: \"https://x\", ingress: { kind: route } }") + DOMAIN, "it contradicts `address`"),
         (site("host: example"), "`example` is not an address of this machine"),
         (plus("server: { api: { port: 9090 } }"), "port 9090 is wanted by `server.api.port` too"),
         (plus("server: { api: { port: 443 } }"), "port 443 needs a privilege"),

@@ -127,6 +127,8 @@ pub(crate) fn refusal(call: &Call<'_>, status: StatusCode, headers: &HeaderMap, 
         409 if reason == "AlreadyExists" => Sort::Exists,
         409 | 410 => Sort::Conflict,
         429 => Sort::Throttled { after },
+        // A webhook that names no status of its own answers with this one.
+        400 if message.starts_with("admission webhook ") => Sort::Denied,
         400 => Sort::Invalid,
         // What fits no schema is answered as if the server had failed.
         500 if message.starts_with("failed to create typed patch object")
@@ -215,7 +217,10 @@ mod tests {
         check(403, terminating, Sort::Conflict, None);
         let rbac = "deployments.apps \"web\" is forbidden: User \"u\" cannot patch resource \"deployments\"";
         check(403, json!({ "message": rbac }), Sort::Denied, Some("verbs:\n  - patch"));
-        check(403, json!({ "message": "admission webhook \"w\" denied the request: no" }), Sort::Denied, None);
+        for status in [400, 403] {
+            check(status, json!({ "message": "admission webhook \"w\" denied the request: no" }), Sort::Denied, None);
+        }
+        check(400, json!({ "reason": "BadRequest", "message": "strict decoding error" }), Sort::Invalid, None);
         let owned = json!({ "reason": "Conflict", "details": { "causes": [{
             "reason": "FieldManagerConflict", "field": ".spec.replicas", "message": "conflict with \"hpa\" using apps/v1" }] } });
         check(409, owned, Sort::Denied, Some("spec.replicas: \"hpa\" using apps/v1"));

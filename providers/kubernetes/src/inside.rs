@@ -10,6 +10,7 @@ use textnlp_provider::{Error, Lineage, Result, Sort};
 use crate::api::Api;
 use crate::error::{Call, Rule, missing_rules};
 use crate::identity;
+use crate::lower::FILLED_BY_CERT_MANAGER;
 use crate::observe::several;
 use crate::ready::{self, Ready};
 
@@ -203,5 +204,8 @@ fn is_every_namespaces(plural: &str, object: &Value) -> bool {
     let name = metadata["name"].as_str().unwrap_or_default();
     // The tokens of service accounts, of which those with a life of their own are removed with it anyway.
     let is_token = plural == "secrets" && metadata["annotations"]["kubernetes.io/service-account.name"].is_string();
-    is_token || EVERY_NAMESPACES.contains(&(plural, name))
+    // What cert-manager made for our ingress outlives it, and is of no use to anybody else.
+    let filled = metadata["annotations"]["cert-manager.io/certificate-name"].as_str();
+    let is_ours = plural == "secrets" && name == FILLED_BY_CERT_MANAGER && filled == Some(FILLED_BY_CERT_MANAGER);
+    is_token || is_ours || EVERY_NAMESPACES.contains(&(plural, name))
 }

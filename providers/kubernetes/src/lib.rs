@@ -20,11 +20,12 @@ mod observe;
 mod preflight;
 mod provider;
 mod ready;
+mod served;
 mod table;
 mod trouble;
 mod verbs;
 mod watch;
 
 pub use export::{Export, ExportFile, Form, NeededSecret, export};
-pub use lower::Placement;
+pub use lower::{FILLED_BY_CERT_MANAGER, Ingress, Placement};
 pub use provider::{Access, Kubernetes};

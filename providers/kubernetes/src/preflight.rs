@@ -12,6 +12,7 @@ use crate::error::{Call, Rule, missing_rules};
 use crate::identity::{self, Place};
 use crate::observe::several;
 use crate::provider::Kubernetes;
+use crate::served;
 use crate::table::{self, ROWS, Row};
 
 /// The oldest version whose API has every kind of the table in the version that it names.
@@ -53,7 +54,8 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
             fix,
         ));
     }
-    metrics(&api, wanted, &mut problems).await?;
+    served::metrics(&api, wanted, &mut problems).await?;
+    served::ways_in(&api, wanted, &mut problems).await?;
     let asked: Vec<_> = asked.into_iter().filter(|(row, _)| !missing.contains(row.name)).collect();
     permissions(&api, &asked, &mut problems).await?;
     taken_names(&api, &asked, &mut problems).await?;
@@ -77,43 +79,6 @@ async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
     };
     let fix = "add nodes, or say how many there should be; nobody here makes nodes in a cluster that exists";
     Ok(Some(Problem::warning("cluster", cause, fix)))
-}
-
-/// An autoscaler whose figures nobody serves keeps the number of pods where it is, and says so only in its status.
-async fn metrics(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
-    let scalers = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::AUTOSCALER));
-    let metrics = scalers.filter_map(|one| one.spec.as_value().pointer("/spec/metrics")?.as_array()).flatten();
-    let kinds: BTreeSet<&str> = metrics.filter_map(|metric| metric["type"].as_str()).collect();
-    for (kind, group, fix) in [
-        ("Resource", "metrics.k8s.io", "install metrics-server in the cluster"),
-        (
-            "Pods",
-            "custom.metrics.k8s.io",
-            "install an adapter such as prometheus-adapter, with the rule in docs/guide/kubernetes.md, or leave out `scaling.requests_per_second`",
-        ),
-    ] {
-        if !kinds.contains(kind) {
-            continue;
-        }
-        let call = Call {
-            action: "ask for the metrics of",
-            verb: "get",
-            row: table::namespaces(),
-            namespace: None,
-            name: None,
-        };
-        match api.document(&call, &format!("/apis/{group}")).await {
-            Ok(_) => {}
-            Err(error) if error.sort == Sort::NotFound => {
-                let cause = format!(
-                    "the autoscaler asks {group}, which nobody in the cluster serves: it would add no pods and remove none"
-                );
-                problems.push(Problem::warning("scaling", cause, fix));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// The kinds whose definitions are among what is wanted, as `certificates.cert-manager.io`: that is what definitions are named.

@@ -323,6 +323,8 @@ pub(crate) fn row(kind: &KindName) -> Option<&'static Row> {
 
 /// The row that holds definitions of kinds.
 pub(crate) const DEFINITION: &str = "CustomResourceDefinition";
+/// What leads clients from outside.
+pub(crate) const INGRESS: &str = "Ingress";
 /// What adds pods and removes them.
 pub(crate) const AUTOSCALER: &str = "HorizontalPodAutoscaler";
 

@@ -103,6 +103,7 @@ fn a_stream_holds_every_object_after_what_it_needs_and_no_secret() {
     let keys: BTreeSet<&str> = stream.secrets.iter().flat_map(|one| &one.keys).map(String::as_str).collect();
     assert_eq!(keys, BTreeSet::from(KEYS));
     assert!(KEYS.iter().all(|key| text.contains(key)), "each is told of at the head");
+    assert!(!text.contains("reinstate"), "a key that was taken back stays so");
 }
 
 #[test]
@@ -115,6 +116,38 @@ fn a_job_that_does_something_else_has_another_name() {
     };
     assert_eq!(name("a:1"), name("a:1"));
     assert_ne!(name("a:1"), name("a:2"));
+}
+
+#[test]
+fn the_three_newest_versions_know_every_field() {
+    let Some(schemas) = ControlPlane::schemas() else {
+        assert!(ControlPlane::shared().is_none(), "run tests/cluster/build: the schemas are not there");
+        return;
+    };
+    let python = Command::new("sh")
+        .args([concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/python.sh"), "jsonschema==4.25.1"])
+        .output();
+    let python = String::from_utf8(python.unwrap().stdout).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let held = |objects: &Value| {
+        let file = folder.path().join("objects.json");
+        std::fs::write(&file, objects.to_string()).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/schemas.py");
+        said(Command::new(python.trim()).args([script, schemas.as_str()]).arg(&file))
+    };
+    let mut objects = documents(text_of(&exported(Form::Yaml), "textnlp.yaml"));
+    let (ok, out, err) = held(&json!(objects));
+    assert!(ok, "{out}{err}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(
+        lines.len() == 3 && lines.iter().all(|line| line.contains("of other kinds: PrometheusRule ServiceMonitor")),
+        "{out}"
+    );
+    // A field that nobody knows is found.
+    let deployment = objects.iter_mut().find(|one| one["kind"] == "Deployment").unwrap();
+    deployment["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = json!({});
+    let (ok, out, _) = held(&json!(objects));
+    assert!(!ok && out.contains("livenesProbe"), "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,6 +275,15 @@ async fn a_chart_is_clean_and_renders_what_we_would_apply() {
     };
     let (ok, _, err) = template(&["--set-file", &from("nothing", "")]);
     assert!(!ok && err.contains("set secrets.databaseUrl"), "{err}");
+    // Whatever a job's pods take is another job.
+    let jobs = |more: &[&str]| {
+        let (_, out, _) = template(more);
+        let jobs = documents(&out).into_iter().filter(|one| one["kind"] == "Job");
+        jobs.map(|one| one["metadata"]["name"].to_string()).collect::<BTreeSet<_>>()
+    };
+    for set in ["image=other:2", "nodeSelector.pool=llm", "imagePullSecrets[0].name=pull", "tolerations[0].key=a"] {
+        assert!(jobs(&[]).is_disjoint(&jobs(&["--set", set])), "{set}");
+    }
     // Another secret is another pod and another migration.
     let of = |out: &str| {
         let jobs = documents(out).into_iter().filter(|one| one["kind"] == "Job");

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use expect_test::expect_file;
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::Placement;
+use textnlp_kubernetes::{Ingress, Placement};
 use textnlp_provider::component::*;
 use textnlp_provider::{Component, OutputRef, Ownership, Wanted};
 
@@ -72,6 +72,81 @@ fn a_namespace_that_exists_is_read_and_only_the_one_that_is_named() {
 }
 
 #[test]
+fn a_certificate_of_others_is_read_by_pods_and_never_written() {
+    let place = Placement { tls_secret: Some("site-tls".to_owned()), ..placement() };
+    let existing = |mode: &str, name: &str| {
+        let certificate = Certificate { mode: mode.to_owned(), names: Vec::new(), days: 90 };
+        let mut one = component("certificate", Part::Certificate(certificate));
+        one.existing = (!name.is_empty()).then(|| name.parse().unwrap());
+        lowered(&one, place.clone())
+    };
+    let made = existing("existing", "site-tls").unwrap();
+    let [secret] = &made[..] else { panic!("{made:?}") };
+    assert_eq!(secret.ownership, Ownership::External("textnlp/site-tls".parse().unwrap()));
+    assert_eq!(existing("local-ca", "").unwrap(), []);
+    for (mode, name) in [("existing", ""), ("existing", "/etc/a.pem"), ("existing", "A_B"), ("local-ca", "site-tls")] {
+        assert!(existing(mode, name).is_err(), "{mode} {name}");
+    }
+    let gateway = lowered(&component("gateway", Part::Endpoint(endpoint())), place.clone()).unwrap();
+    assert!(gateway.iter().all(|one| one.kind.as_str() != "kubernetes.secret"));
+    let server = lowered(&component("server", Part::Workload(workload())), place).unwrap();
+    let deployment = server.iter().find(|one| one.kind.as_str() == "kubernetes.deployment").unwrap();
+    let text = deployment.spec.to_string();
+    assert!(text.contains(r#""secretName":"site-tls""#) && !text.contains(r#""secretName":"textnlp-tls""#), "{text}");
+    assert!(deployment.needs.iter().any(|need| need.on == secret.id), "it has to be there first");
+}
+
+#[test]
+fn what_leads_clients_there_is_an_ingress_or_a_route_and_openshift_chooses_the_user() {
+    let gateway = || component("gateway", Part::Endpoint(endpoint()));
+    let nginx = |waf: bool, issuer: Option<&str>| {
+        let host = "text.example.com".to_owned();
+        let (class, tls_secret) = ("nginx".to_owned(), "site-tls".to_owned());
+        let issuer = issuer.map(str::to_owned);
+        Placement { ingress: Some(Ingress::Nginx { class, host, tls_secret, issuer }), waf, ..placement() }
+    };
+    let of = |made: &[Wanted], kind: &str| {
+        made.iter().find(|one| one.kind.as_str() == kind).map(|one| one.spec.as_value().clone())
+    };
+    let made = lowered(&gateway(), nginx(true, Some("letsencrypt"))).unwrap();
+    let ingress = of(&made, "kubernetes.ingress").unwrap();
+    let annotations = &ingress["metadata"]["annotations"];
+    assert_eq!(annotations["nginx.ingress.kubernetes.io/enable-modsecurity"], "true");
+    assert_eq!(annotations["nginx.ingress.kubernetes.io/enable-owasp-core-rules"], "true");
+    assert_eq!(annotations["nginx.ingress.kubernetes.io/proxy-body-size"], "10000000");
+    assert_eq!(annotations["cert-manager.io/cluster-issuer"], "letsencrypt");
+    assert_eq!(ingress["spec"]["tls"], json!([{ "hosts": ["text.example.com"], "secretName": "site-tls" }]));
+    let plain = of(&lowered(&gateway(), nginx(false, None)).unwrap(), "kubernetes.ingress").unwrap().to_string();
+    assert!(!plain.contains("modsecurity") && !plain.contains("cert-manager"), "{plain}");
+
+    let route = Placement { ingress: Some(Ingress::Route { host: "text.example.com".to_owned() }), ..placement() };
+    let made = lowered(&gateway(), route.clone()).unwrap();
+    let spec = of(&made, "kubernetes.openshift-route").unwrap()["spec"].clone();
+    assert_eq!((&spec["host"], &spec["tls"]["termination"]), (&json!("text.example.com"), &json!("passthrough")));
+    let server = component("server", Part::Workload(workload()));
+    for (place, user) in [(route.clone(), Value::Null), (nginx(false, None), json!(65532))] {
+        for one in lowered(&server, place).unwrap() {
+            if let Some(context) = one.spec.as_value().pointer("/spec/template/spec/securityContext") {
+                assert_eq!((&context["runAsUser"], &context["fsGroup"]), (&user, &user), "{}", one.id);
+                assert_eq!(context["runAsNonRoot"], true);
+            }
+        }
+    }
+    // The pod that answers an authority's challenge is let through, where one is asked.
+    let policies = |place: Placement| {
+        let network = component("network", Part::Network(Network { cidr: None, policies: true }));
+        let made = lowered(&network, place).unwrap();
+        made.iter().any(|one| one.id.as_str().ends_with("/allow-solver"))
+    };
+    assert!(policies(nginx(false, Some("letsencrypt"))) && !policies(nginx(false, None)) && !policies(placement()));
+    // A firewall is one of an ingress.
+    for place in [Placement { waf: true, ..route }, Placement { waf: true, ..placement() }] {
+        let problems = lowered(&gateway(), place).unwrap_err();
+        assert!(problems.to_string().contains("ModSecurity"), "{problems}");
+    }
+}
+
+#[test]
 fn what_is_not_there_yet_is_refused_by_name() {
     let mut sqlite = database();
     (sqlite.kind, sqlite.hosting, sqlite.postgres) = ("sqlite".to_owned(), None, None);
@@ -132,7 +207,10 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let label = "pod-security.kubernetes.io/enforce=restricted";
     assert!(control.kubectl(&["label", "namespace", &namespace, label]).status.success());
     let mut tried = 0;
-    for one in objects(&Placement { namespace: namespace.clone(), ..placement() }) {
+    let host = "text.example.com".to_owned();
+    let (class, tls_secret, issuer) = ("nginx".to_owned(), "site-tls".to_owned(), Some("letsencrypt".to_owned()));
+    let ingress = Some(Ingress::Nginx { class, host, tls_secret, issuer });
+    for one in objects(&Placement { namespace: namespace.clone(), ingress, waf: true, ..placement() }) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
         let mut object = filled(one.spec.as_value(), is_secret);
@@ -157,7 +235,7 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 20, "all of them");
+    assert_eq!(tried, 22, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[
@@ -171,6 +249,7 @@ const API: &[(&str, &str, &str)] = &[
     ("job", "batch/v1", "Job"),
     ("deployment", "apps/v1", "Deployment"),
     ("service", "v1", "Service"),
+    ("ingress", "networking.k8s.io/v1", "Ingress"),
     ("pod-disruption-budget", "policy/v1", "PodDisruptionBudget"),
     ("horizontal-pod-autoscaler", "autoscaling/v2", "HorizontalPodAutoscaler"),
 ];

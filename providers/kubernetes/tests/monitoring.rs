@@ -20,6 +20,9 @@ fn rules(monitoring: Monitoring) -> Value {
         address: None,
         led_by_others: false,
         model_bytes: None,
+        tls_secret: None,
+        ingress: None,
+        waf: false,
         min_nodes: 1,
         max_nodes: None,
     };

@@ -12,6 +12,7 @@ pub mod ports;
 mod programs;
 mod tls;
 mod trust;
+pub mod webhook;
 
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,6 +28,7 @@ use metrics::Metrics;
 use ports::Ports;
 use programs::{Keeper, Programs};
 use trust::Authority;
+use webhook::Verdict;
 
 /// A start that something else of this machine disturbed is tried again.
 const STARTS: u32 = 3;
@@ -283,11 +285,21 @@ impl Cluster {
         command.output().expect("start kubectl")
     }
 
-    /// Helm as the administrator, with a home of its own; `None`, where the programs are not built.
+    /// Helm as the administrator, with a home of its own; `None` where it is not built, unless everything must be there.
     pub fn helm(&self) -> Option<Command> {
-        let mut command = Command::new(programs::helm()?);
+        let there = programs::asked("--helm");
+        assert!(
+            there.is_some() || std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(),
+            "Helm is not built: run tests/cluster/build"
+        );
+        let mut command = Command::new(there?);
         command.env("KUBECONFIG", self.admin()).env("HOME", &self.folder).env("HELM_NAMESPACE", "default");
         Some(command)
+    }
+
+    /// The folder of what the newest versions of Kubernetes say of their objects, a file a version.
+    pub fn schemas() -> Option<Utf8PathBuf> {
+        programs::asked("--schemas")
     }
 
     /// Gives kubectl a text, as `kubectl apply -f -` takes it, and expects that it succeeds.
@@ -372,6 +384,43 @@ impl Cluster {
             self.feed(&["apply"], &json!({ "apiVersion": "v1", "kind": "List", "items": items }));
             metrics
         })
+    }
+
+    /// Has everything that is made or changed in a namespace shown to a webhook of somebody's, which decides. `plural` is as in `configmaps`.
+    pub fn webhook(
+        &self,
+        namespace: &str,
+        plural: &str,
+        decide: impl Fn(&Value) -> Verdict + Send + Sync + 'static,
+    ) -> String {
+        let port = webhook::start(self.authority.server(&["localhost"]), decide);
+        let url = format!("https://localhost:{port}/");
+        self.register_webhook(namespace, plural, &url);
+        url
+    }
+
+    /// The same where nobody may answer at the address.
+    pub fn register_webhook(&self, namespace: &str, plural: &str, url: &str) {
+        use base64::Engine;
+        let authority = base64::engine::general_purpose::STANDARD.encode(self.ca_pem());
+        self.feed(
+            &["apply"],
+            &json!({
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": "MutatingWebhookConfiguration",
+                "metadata": { "name": format!("of-{namespace}") },
+                "webhooks": [{
+                    "name": "somebody.example.com",
+                    "clientConfig": { "url": url, "caBundle": authority },
+                    "rules": [{ "apiGroups": ["*"], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"], "resources": [plural] }],
+                    "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": namespace } },
+                    "admissionReviewVersions": ["v1"],
+                    "sideEffects": "None",
+                    "failurePolicy": "Fail",
+                    "timeoutSeconds": 5,
+                }],
+            }),
+        );
     }
 
     /// A plain client of its API, for what tests look at behind the provider's back.

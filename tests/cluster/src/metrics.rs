@@ -44,7 +44,7 @@ impl Metrics {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("start a runtime").block_on(async {
                 let api = Api::new(&kubeconfig);
-                let port = tls::serve(&trusted, move |target| {
+                let port = tls::serve(&trusted, move |target, _| {
                     let (api, known) = (api.clone(), known.clone());
                     async move { answer(&api, &known, &target).await }.boxed()
                 });

@@ -26,10 +26,10 @@ impl Programs {
     }
 }
 
-/// Where Helm is, if it is built.
-pub(crate) fn helm() -> Option<Utf8PathBuf> {
+/// What `build` says to a question: where something is, if it is there.
+pub(crate) fn asked(question: &str) -> Option<Utf8PathBuf> {
     let build = concat!(env!("CARGO_MANIFEST_DIR"), "/build");
-    let said = Command::new("bash").args([build, "--helm"]).output().expect("start bash");
+    let said = Command::new("bash").args([build, question]).output().expect("start bash");
     said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().into())
 }
 

@@ -1,4 +1,4 @@
-//! A small HTTPS server for what a node or an adapter is asked: one request a connection, without a body.
+//! A small HTTPS server for what a node, an adapter or a webhook is asked: one request a connection.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 /// A status, the type of the text, the text.
 pub(crate) type Answer = (&'static str, &'static str, String);
 
-/// Answers requests, each by its target (`/path?query`), until the runtime ends; tells the port.
+/// Answers requests, each by its target (`/path?query`) and its body, until the runtime ends; tells the port.
 pub(crate) async fn serve(
     (certificate, key): &(String, String),
-    answer: impl Fn(String) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
+    answer: impl Fn(String, Vec<u8>) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
 ) -> u16 {
     let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate of ours");
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key of ours");
@@ -35,12 +35,17 @@ pub(crate) async fn serve(
                 let mut stream = BufReader::new(stream);
                 let mut line = String::new();
                 let _ = stream.read_line(&mut line).await;
-                let mut header = String::new();
+                let (mut header, mut length) = (String::new(), 0);
                 while stream.read_line(&mut header).await.is_ok_and(|read| read > 2) {
+                    if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap_or(0);
+                    }
                     header.clear();
                 }
+                let mut body = vec![0; length];
+                let _ = stream.read_exact(&mut body).await;
                 let target = line.split_whitespace().nth(1).unwrap_or_default().to_owned();
-                let (status, kind, text) = answer(target).await;
+                let (status, kind, text) = answer(target, body).await;
                 let head = format!(
                     "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                     text.len()

@@ -166,6 +166,53 @@ fn what_a_person_changed_is_taken_back_only_when_it_is_named() {
 }
 
 #[test]
+fn a_certificate_that_others_make_is_served_and_stays_and_one_of_ours_takes_its_place_and_gives_it_back() {
+    let Some(operator) = Operator::new("given") else { return };
+    let (namespace, files) = (operator.namespace.as_str(), operator.sandbox.folder());
+    operator.cluster.kubectl(&["create", "namespace", namespace]);
+    let network = format!("sites[0].existing.network={namespace}");
+    let given = [network.as_str(), "tls.mode=existing", "tls.existing=site-tls"];
+    // Before there is one, nothing is begun; and what cannot be one is told before that.
+    let refused = operator.run(&["up", "--yes", "--no-gate"], &given);
+    assert!(refused.exit != 0 && refused.err.contains("site-tls"), "{refused:?}");
+    assert!(!operator.get("deployment", "textnlp-api")["metadata"].is_object());
+    let file = operator.run(&["plan"], &[&network, "tls.mode=existing", "tls.existing=/etc/site.pem"]).expect(2);
+    assert!(file.err.contains("is not the name of a Secret"), "{}", file.err);
+
+    let script = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem
+        openssl req -newkey rsa:2048 -nodes -subj /CN=textnlp -keyout k.pem -out request.pem
+        printf 'subjectAltName=IP:127.0.0.1' > names
+        openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out c.pem";
+    let made = Command::new("sh").current_dir(files).args(["-euc", script]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (certificate, key) = (format!("--cert={}", files.join("c.pem")), format!("--key={}", files.join("k.pem")));
+    operator.cluster.kubectl(&["create", "secret", "tls", "site-tls", "-n", namespace, &certificate, &key]);
+    let up = |more: &[&str]| {
+        let mut command = operator.command(&["up", "--yes", "--no-gate", "-o", "json"], more);
+        // Who signed it is trusted by this machine.
+        command.env("SSL_CERT_FILE", files.join("ca.pem"));
+        textnlp_tests::said(command.output().unwrap()).expect(0).json()
+    };
+    let done = up(&given);
+    assert_eq!(done["ca_file"], Value::Null, "{done:#}");
+    assert_eq!(
+        done["text"].as_str().map(str::is_empty),
+        Some(false),
+        "it was asked, and its certificate believed: {done:#}"
+    );
+    assert_eq!(counts(&up(&given))[..4], [0, 0, 0, 0], "a second up plans nothing");
+
+    let ours = up(&[&network]);
+    assert!(ours["ca_file"].is_string() && operator.get("secret", "textnlp-tls")["metadata"].is_object(), "{ours:#}");
+    let again = up(&given);
+    assert_eq!(again["ca_file"], Value::Null, "{again:#}");
+    assert!(!operator.get("secret", "textnlp-tls")["metadata"].is_object());
+    operator.run(&["down", "--yes"], &given).expect(0);
+    assert!(operator.get("secret", "site-tls")["metadata"].is_object(), "it was never ours");
+    operator.cluster.kubectl(&["delete", "namespace", namespace, "--wait=false"]);
+}
+
+#[test]
 fn an_exported_chart_is_installed_by_helm_answers_and_rolls() {
     let Some(operator) = Operator::new("chart") else { return };
     let Some(_) = operator.cluster.helm() else { return };
@@ -183,6 +230,8 @@ fn an_exported_chart_is_installed_by_helm_answers_and_rolls() {
     std::fs::remove_file(chart.join("templates/mine.yaml")).unwrap();
     let refused = export(&["kustomize", "--out", operator.sandbox.folder().as_str()]).expect(4);
     assert!(refused.err.contains("no export wrote"), "{}", refused.err);
+    let refused = export(&["kustomize", "--out", chart.as_str()]).expect(4);
+    assert!(refused.err.contains("for another tool"), "{}", refused.err);
     assert!(export(&["yaml"]).expect(0).out.contains("kind: Deployment"));
 
     // The secrets as the chart's README says, run as it stands there.

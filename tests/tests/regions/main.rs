@@ -31,7 +31,18 @@ pub(crate) fn nothing_was_lost(report: &Value) {
     );
     assert_eq!(report["lost"], 0, "{report:#}");
     assert_eq!(report["missed"], json!([]), "{report:#}");
-    assert_eq!(figures["failed"]["after_shift"], 0, "{report:#}");
+    if report["database"] == "postgres" {
+        // Servers find the way to a database that has moved one after the other: what fails until the last of them has is the end of the one
+        // outage. None begins before the lost site comes back.
+        let shifted = figures["shifted_ms"].as_f64().unwrap_or_default();
+        let phases = report["phases"].as_array().unwrap();
+        let back = phases.iter().find(|phase| phase["name"] == "revert").and_then(|phase| phase["from_s"].as_f64());
+        let back = back.map_or(f64::INFINITY, |seconds| seconds * 1000.0);
+        let begun = figures["outages"].as_array().unwrap().iter().filter_map(|outage| outage["from_ms"].as_f64());
+        assert_eq!(begun.filter(|from| (shifted..back).contains(from)).count(), 0, "{report:#}");
+    } else {
+        assert_eq!(figures["failed"]["after_shift"], 0, "{report:#}");
+    }
     assert!(figures["acknowledged"].as_u64().unwrap() > 10, "{report:#}");
 }
 

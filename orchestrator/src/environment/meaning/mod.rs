@@ -172,12 +172,54 @@ impl Meaning<'_> {
                 self.error(&path, "it is empty or has blanks in it", "write it without blanks, or leave it out");
             }
         }
+        self.ingress(i, site);
         if let Some(address) = &access.address
             && (access.host().is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
         {
             let cause = format!("`{}` is not where a service is reached", cut(address));
             let fix = "write `https://HOST` or `https://HOST:PORT`, without a path";
             self.error(&format!("sites[{i}].cluster.address"), cause, fix);
+        }
+    }
+
+    fn ingress(&mut self, i: usize, site: &SiteSettings) {
+        let Some(ingress) = &site.cluster.ingress else { return };
+        let path = |field: &str| format!("sites[{i}].cluster.ingress{field}");
+        if site.runtime != "kubernetes" {
+            let cause = format!("the site runs by `{}`, in no cluster", cut(&site.runtime));
+            return self.error(&path(""), cause, "remove it, or write `runtime: kubernetes`");
+        }
+        if self.environment.traffic.domain.is_none() {
+            let fix = "write `traffic: { domain: NAME }`";
+            self.error(&path(""), "nobody says under which name clients come", fix);
+        }
+        if site.cluster.address.is_some() {
+            let fix = "remove one of the two: an ingress is reached at `https://` and `traffic.domain`";
+            self.error(&path(""), "it contradicts `address`", fix);
+        }
+        let fields = [("class", &ingress.class), ("issuer", &ingress.issuer), ("tls_secret", &ingress.tls_secret)];
+        let is_name = |text: &str| {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+            (1..=253).contains(&text.len()) && text.chars().all(plain) && !text.starts_with(['-', '.'])
+        };
+        for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value.as_deref()?))) {
+            let field = path(&format!(".{field}"));
+            if ingress.kind == IngressKind::Route {
+                self.error(&field, "nothing reads it with `kind: route`, which passes TLS through", "remove it");
+            } else if !is_name(value) {
+                let cause = format!("`{}` is not the name of an object", cut(value));
+                self.error(&field, cause, "write one such as `nginx`: letters, digits, `-` and `.`");
+            }
+        }
+        if ingress.kind == IngressKind::Ingress {
+            if ingress.class.is_none() {
+                let fix = "write `class: nginx`, or the class that your ingress-nginx has";
+                self.error(&path(".class"), "an ingress without a class is nobody's", fix);
+            }
+            if ingress.issuer.is_some() == ingress.tls_secret.is_some() {
+                let cause = "the certificate that clients see comes from one place";
+                self.error(&path(""), cause, "write either `issuer` (cert-manager) or `tls_secret` (one that exists)");
+            }
         }
     }
 

@@ -375,6 +375,37 @@ pub struct ClusterAccess {
     /// Where clients reach the service, when that is not `traffic.domain`: what an ingress, a load balancer or a port-forward leads to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// What leads clients of `traffic.domain` to the service, instead of a load balancer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<ClusterIngress>,
+}
+
+/// What leads clients from outside of a cluster to the service.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterIngress {
+    /// How.
+    pub kind: IngressKind,
+    /// The class of an ingress-nginx controller, such as `nginx`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// The ClusterIssuer of cert-manager that signs the certificate which clients see.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The Secret with that certificate, when it exists already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_secret: Option<String>,
+}
+
+/// Which object leads clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IngressKind {
+    /// An Ingress for ingress-nginx, which ends their TLS and speaks TLS with the pods.
+    #[default]
+    Ingress,
+    /// A Route of OpenShift, which passes TLS through. Its pods run as the user that OpenShift gives them.
+    Route,
 }
 
 impl ClusterAccess {

@@ -110,7 +110,9 @@ impl Chart<'_> {
                 None
             }
             ("Job", name) => {
-                let of = format!("print \"{digest}\" .Values.image (toJson .Values.secrets)");
+                // Everything of the values that its pods take.
+                let taken = "list .Values.image .Values.imagePullSecrets .Values.nodeSelector .Values.tolerations .Values.secrets";
+                let of = format!("print \"{digest}\" (toJson ({taken}))");
                 manifest["metadata"]["name"] =
                     self.action(format!("printf \"{name}-%s\" ({of} | sha256sum | trunc 8)"));
                 self.pods(&mut manifest["spec"]["template"]);

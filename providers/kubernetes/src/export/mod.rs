@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_provider::{OutputRef, Outputs, ResourceId, Wanted};
+use textnlp_provider::{OutputRef, Outputs, Ownership, ResourceId, Wanted};
 
 use crate::manifest;
 use crate::table::{self, Row};
@@ -91,7 +91,11 @@ struct SiteObjects {
     /// Each after what it needs; secrets are not among them.
     items: Vec<Item>,
     secrets: Vec<NeededSecret>,
+    /// Secrets that others make and renew in the namespace.
+    given: Vec<String>,
     namespace: String,
+    /// Whether the namespace is made with the rest.
+    own_namespace: bool,
 }
 
 impl SiteObjects {
@@ -105,16 +109,30 @@ impl SiteObjects {
             .filter(|(_, row)| row.kind == "ConfigMap")
             .map(|(one, row)| (&one.id, manifest::outputs(row, one.spec.as_value())))
             .collect();
-        let mut site = Self { items: Vec::new(), secrets: Vec::new(), namespace: String::new() };
+        let mut site = Self {
+            items: Vec::new(),
+            secrets: Vec::new(),
+            given: Vec::new(),
+            namespace: String::new(),
+            own_namespace: true,
+        };
         for (one, row) in rows {
             let spec = one.spec.resolve_known(|id| digests.get(id));
             let name = spec.as_value()["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            if row.kind == "Namespace" {
+                name.clone_into(&mut site.namespace);
+            }
+            // What exists already is brought by whoever made it.
+            if matches!(one.ownership, Ownership::External(_)) {
+                match row.kind {
+                    "Secret" => site.given.push(name),
+                    _ => site.own_namespace = false,
+                }
+                continue;
+            }
             if row.kind == "Secret" {
                 site.secrets.push(needed(&name, spec.as_value()));
                 continue;
-            }
-            if row.kind == "Namespace" {
-                name.clone_into(&mut site.namespace);
             }
             let mut manifest = Map::from_iter([
                 ("apiVersion".to_owned(), json!(row.api_version())),
@@ -124,6 +142,10 @@ impl SiteObjects {
             let mut manifest = Value::Object(manifest);
             let mut asks_for_key = false;
             later(&mut manifest, &mut asks_for_key);
+            if row.kind == "Job" {
+                // By which both are removed before they are applied anew.
+                manifest["metadata"]["labels"]["app.kubernetes.io/part-of"] = json!("textnlp");
+            }
             if let Some(left) = first_output(&manifest) {
                 return Err(format!("{} needs {}#{}, which only an `up` knows", one.id, left.resource, left.field));
             }
@@ -209,6 +231,8 @@ fn later(value: &mut Value, asks_for_key: &mut bool) {
             fields.values_mut().for_each(|value| later(value, asks_for_key));
         }
         Value::Array(items) => items.iter_mut().for_each(|value| later(value, asks_for_key)),
+        // A job that runs again with the next release must not let a key in that was taken back since.
+        Value::String(text) => *text = text.replace(",\"reinstate\":true", ""),
         _ => {}
     }
 }

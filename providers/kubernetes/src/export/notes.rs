@@ -8,8 +8,10 @@ use super::{FIRST_KEY, SiteObjects};
 pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
     let mut text = head(environment);
     let namespace = &site.namespace;
-    text += "It holds no secrets. Make the namespace and these first:\n\n";
-    let _ = writeln!(text, "  kubectl create namespace {namespace}");
+    text += "It holds no secrets. Make these first:\n\n";
+    if site.own_namespace {
+        let _ = writeln!(text, "  kubectl create namespace {namespace}");
+    }
     for secret in &site.secrets {
         let kind = if secret.kind == "Opaque" { String::new() } else { format!(" --type {}", secret.kind) };
         let files: String = secret.keys.iter().fold(String::new(), |mut all, key| {
@@ -20,8 +22,13 @@ pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
     }
     text += "\nEach file has the name of its key:\n\n";
     text += &indented(&making(site));
-    text += "\nThen: kubectl apply --server-side -f FILE\n";
-    text += "A Secret that is changed later does not roll the pods by itself: kubectl rollout restart deployment/textnlp-api\n";
+    text += &given(site);
+    let _ = write!(
+        text,
+        "\nThen, and after each change:\n\n  {}\n  kubectl apply --server-side -f FILE\n\nA Secret that is changed does not roll the pods by itself: \
+         after the two commands, kubectl -n {namespace} rollout restart deployment/textnlp-api\n",
+        jobs_go(namespace)
+    );
     text
 }
 
@@ -29,9 +36,12 @@ pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
 pub(super) fn kustomize(site: &SiteObjects, environment: &str) -> String {
     format!(
         "# textnlp, as Kustomize\n\n{}It holds no secrets. These files belong into `secrets/`, which keeps them out of the repository:\n\n```sh\ncd secrets\n{}```\n\n\
-         Then `kubectl apply --server-side -k .`; what is to be different in one place is an overlay on this base. A changed file in `secrets/` rolls the pods.\n",
+{}Then, and after each change:\n\n```sh\n{}\nkubectl apply --server-side -k .\n```\n\nThe jobs run once more: what they do is done. \
+         What is to be different in one place is an overlay on this base. A changed file in `secrets/` rolls the pods.\n",
         head(environment),
-        making(site)
+        making(site),
+        given(site),
+        jobs_go(&site.namespace),
     )
 }
 
@@ -42,14 +52,38 @@ pub(super) fn helm(site: &SiteObjects, environment: &str) -> String {
         let _ = write!(sets, " \\\n  --set-file secrets.{}={key}", super::helm::value_name(key));
     }
     format!(
-        "# textnlp, as a Helm chart\n\n{}It holds no secrets. Make these files, each named after its key, in a folder outside of the chart:\n\n\
-         ```sh\n{}```\n\nThen, from that folder:\n\n```sh\nkubectl create namespace {namespace} && kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=restricted\n\
+        "# textnlp, as a Helm chart\n\n{}{given}It holds no secrets. Make these files, each named after its key, in a folder outside of the chart:\n\n\
+         ```sh\n{}```\n\nThen, from that folder:\n\n```sh\n{made}\
          helm upgrade --install textnlp PATH/TO/THIS/CHART --namespace {namespace}{sets}\n```\n\n\
          Where something else brings the Secrets, `--set secrets.existing=true` leaves them out. `values.yaml` says what can be set; \
          everything else is the environment's: change it there and export again.\n",
         head(environment),
         making(site),
+        given = given(site),
+        made = if site.own_namespace { namespace_made(&site.namespace) } else { String::new() },
         namespace = site.namespace,
+    )
+}
+
+/// A job is never changed in place.
+fn jobs_go(namespace: &str) -> String {
+    format!("kubectl -n {namespace} delete jobs -l app.kubernetes.io/part-of=textnlp --ignore-not-found")
+}
+
+fn namespace_made(namespace: &str) -> String {
+    format!(
+        "kubectl create namespace {namespace} && kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=restricted\n"
+    )
+}
+
+/// Secrets that nobody makes from here.
+fn given(site: &SiteObjects) -> String {
+    if site.given.is_empty() {
+        return String::new();
+    }
+    format!(
+        "\nIn the namespace there have to be these Secrets, which others make and renew: {}.\n\n",
+        site.given.join(", ")
     )
 }
 

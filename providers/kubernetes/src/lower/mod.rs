@@ -10,9 +10,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use textnlp_provider::component::{Cache, Cluster, Database, DatabaseAddress, ModelStore, Monitoring, Network, Part};
+use textnlp_provider::component::{
+    Cache, Certificate, Cluster, Database, DatabaseAddress, ModelStore, Monitoring, Network, Part,
+};
 use textnlp_provider::{
-    Component, ComponentName, KindName, Need, OutputRef, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
+    CloudId, Component, ComponentName, KindName, Need, OutputRef, Ownership, Problem, Problems, ResourceId, Site, Spec,
+    Wanted,
 };
 
 use template::{Template, render};
@@ -28,12 +31,42 @@ pub struct Placement {
     pub address: Option<String>,
     /// Whether something of the operator's leads there; else the cluster's load balancer does, by the name in the address.
     pub led_by_others: bool,
+    /// What of ours leads them there, if anything does.
+    pub ingress: Option<Ingress>,
+    /// Whether a web application firewall stands before the service.
+    pub waf: bool,
     /// What the models weigh together in bytes, where that is known: pods get time to begin by it.
     pub model_bytes: Option<u64>,
+    /// The Secret of the namespace, made by others, that holds the certificate and its key; else one of ours does.
+    pub tls_secret: Option<String>,
     /// How many nodes the cluster should have at least.
     pub min_nodes: u32,
     /// How many it may have at most, where somebody says so: nobody here could see to that.
     pub max_nodes: Option<u32>,
+}
+
+/// The Secret that cert-manager fills for an ingress of ours. It leaves it when the ingress goes.
+pub const FILLED_BY_CERT_MANAGER: &str = "textnlp-ingress-tls";
+
+/// An object of ours that leads clients to the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ingress {
+    /// For a controller of ingress-nginx.
+    Nginx {
+        /// Its class.
+        class: String,
+        /// The name under which clients come.
+        host: String,
+        /// Where the certificate is that they see, and who of cert-manager's fills it.
+        tls_secret: String,
+        /// The ClusterIssuer, where the Secret does not exist already.
+        issuer: Option<String>,
+    },
+    /// A route of OpenShift.
+    Route {
+        /// The name under which clients come.
+        host: String,
+    },
 }
 
 /// Nobody in particular: the number that images without root have agreed on.
@@ -81,15 +114,18 @@ impl Lowering<'_> {
             let cause = format!("a cluster runs programs as pods, not by `{}`", self.site.runtime);
             return self.problem("runtime", cause, "set `runtime: kubernetes` for this site");
         }
-        if self.component.existing.is_some() && !matches!(self.component.part, Part::Network(_)) {
-            let cause = "only the namespace can be `existing` in this version: `existing: { network: NAMESPACE }`";
-            return self.problem("existing", cause, "remove it");
+        if self.component.existing.is_some() && !matches!(self.component.part, Part::Network(_) | Part::Certificate(_))
+        {
+            let cause = "only the namespace and the certificate can be `existing` in this version";
+            let fix = "remove it, or write `existing: { network: NAMESPACE, certificate: SECRET }`";
+            return self.problem("existing", cause, fix);
         }
         match &self.component.part {
             Part::Network(network) => self.network(network),
             Part::Cluster(cluster) => self.cluster(cluster),
             // Made where the operator is; what pods need of them is a Secret of the workload and the endpoint.
-            Part::Secrets(_) | Part::Certificate(_) | Part::Registry(_) => {}
+            Part::Secrets(_) | Part::Registry(_) => {}
+            Part::Certificate(certificate) => self.certificate(certificate),
             Part::ModelStore(store) => self.models(store),
             Part::Database(database) => self.database(database),
             Part::Cache(Cache { kind }) if kind == "memory" => {}
@@ -132,6 +168,9 @@ impl Lowering<'_> {
             {
                 self.part_of_kind(part, template, &inputs, []);
             }
+            if let Some(Ingress::Nginx { issuer: Some(_), .. }) = self.place.ingress {
+                self.part_of_kind("allow-solver", Template::AllowSolver, &inputs, []);
+            }
         }
     }
 
@@ -161,6 +200,36 @@ impl Lowering<'_> {
         self.push(id, row.name, spec, Vec::new());
         if let (Some(id), Some(last)) = (external, self.wanted.last_mut()) {
             last.ownership = Ownership::External(id);
+        }
+    }
+
+    /// One of ours is made where the operator is; that of others is a Secret which they renew.
+    fn certificate(&mut self, certificate: &Certificate) {
+        let Some(existing) = self.component.existing.clone() else {
+            if certificate.mode == "existing" {
+                let fix = "write `tls: { existing: SECRET }`, as cert-manager or whoever else makes it";
+                self.problem("existing", "no Secret with a certificate is named", fix);
+            }
+            return;
+        };
+        let name = existing.as_str();
+        let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        if certificate.mode != "existing" {
+            let cause = format!("it contradicts `{}`", certificate.mode);
+            return self.problem("existing", cause, "set `mode: existing`");
+        }
+        if name.is_empty() || name.len() > 253 || !name.chars().all(label) || name.starts_with(['-', '.']) {
+            let cause = format!("`{name}` is not the name of a Secret");
+            let fix = "write that of a Secret in the namespace with `tls.crt` and `tls.key`; a file is carried there by `kubectl create secret tls`";
+            return self.problem("existing", cause, fix);
+        }
+        let Some(id) = self.id(CERTIFICATE, "secret") else { return };
+        let Ok(place) = CloudId::new(format!("{}/{name}", self.place.namespace)) else { return };
+        let namespace = self.id(NETWORK, "namespace");
+        let spec = json!({ "metadata": { "name": name, "namespace": self.place.namespace } });
+        self.push(id, "kubernetes.secret", spec, namespace.into_iter().collect());
+        if let Some(last) = self.wanted.last_mut() {
+            last.ownership = Ownership::External(place);
         }
     }
 
@@ -226,6 +295,11 @@ impl Lowering<'_> {
             let cause = format!("the authority in {file} is not carried into pods yet");
             self.problem("network.private_ca", cause, "remove it, or write `sslrootcert` into the address");
         }
+    }
+
+    /// As whom pods run: OpenShift gives each namespace users of its own, and takes no other.
+    fn user(&self) -> Option<u32> {
+        (!matches!(self.place.ingress, Some(Ingress::Route { .. }))).then_some(USER)
     }
 
     fn monitoring(&mut self, monitoring: &Monitoring) {

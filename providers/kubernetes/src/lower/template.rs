@@ -42,10 +42,13 @@ templates! {
     Deny = "deny.yaml";
     AllowIn = "allow-in.yaml";
     AllowOut = "allow-out.yaml";
+    AllowSolver = "allow-solver.yaml";
     Job = "job.yaml";
     Deployment = "deployment.yaml";
     Service = "service.yaml";
     Metrics = "metrics.yaml";
+    Ingress = "ingress.yaml";
+    Route = "route.yaml";
     DisruptionBudget = "disruption-budget.yaml";
     Autoscaler = "autoscaler.yaml";
     ServiceMonitor = "service-monitor.yaml";

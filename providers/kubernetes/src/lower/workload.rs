@@ -6,10 +6,12 @@ use textnlp_provider::{OutputRef, ResourceId};
 
 use super::template::Template;
 use super::{
-    API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, JWT_KEY, Lowering, METRICS_PORT, MODELS, PROGRAM, SECRETS,
-    USER, label_of,
+    API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, Ingress, JWT_KEY, Lowering, METRICS_PORT, MODELS, PROGRAM,
+    SECRETS, label_of,
 };
 
+/// The Secret with the certificate, where it is ours.
+const TLS_SECRET: &str = "textnlp-tls";
 /// More replicas than this are a mistyped number.
 const REPLICAS_MAX: u32 = 1000;
 /// Until whoever spreads connections knows that a pod goes.
@@ -77,6 +79,12 @@ impl Lowering<'_> {
             let from = json!({ "secretKeyRef": { "name": "textnlp-secrets", "key": "database-url" } });
             env.push(json!({ "name": "DATABASE_URL", "valueFrom": from }));
         }
+        // One that others renew is read by the pods that run.
+        let (tls_secret, tls) = match &self.place.tls_secret {
+            Some(name) => (name.clone(), self.id(CERTIFICATE, "secret")),
+            None => (TLS_SECRET.to_owned(), Some(tls)),
+        };
+        let Some(tls) = tls else { return };
         let digest = |id: &ResourceId| json!(OutputRef::new(id.clone(), "digest"));
         let mut arguments = vec!["serve", "--role", "migrate", "--config", "/etc/textnlp/server.yaml"];
         let schema = workload.stored.schema.map(|schema| schema.to_string());
@@ -86,7 +94,7 @@ impl Lowering<'_> {
         let before = vec![config.clone(), secrets.clone(), account.clone()];
         let job = |name: &str, args: Value, env: &[Value]| {
             json!({
-                "namespace": self.place.namespace, "name": name, "image": image, "program": PROGRAM, "user": USER, "args": args,
+                "namespace": self.place.namespace, "name": name, "image": image, "program": PROGRAM, "user": self.user(), "args": args,
                 "env": env,
                 // Another database is brought to its schema too. What else is configured changes nothing in it.
                 "annotations": { "textnlp-secrets-digest": digest(&secrets) },
@@ -110,17 +118,23 @@ impl Lowering<'_> {
         }
         let grown = workload.growth.is_some();
         let startup = startup_seconds(self.place.model_bytes);
+        let mut annotations = json!({
+            "textnlp-config-digest": digest(&config),
+            "textnlp-secrets-digest": digest(&secrets),
+            "textnlp-models-digest": digest(&models),
+            "textnlp-gateway-digest": digest(&gateway),
+        });
+        let mut needs = vec![account, migrate];
+        match self.place.tls_secret {
+            Some(_) => needs.push(tls),
+            None => annotations["textnlp-tls-digest"] = digest(&tls),
+        }
         let inputs = json!({
-            "namespace": self.place.namespace, "image": image, "program": PROGRAM, "user": USER, "env": env,
+            "namespace": self.place.namespace, "image": image, "program": PROGRAM, "user": self.user(), "env": env,
+            "tls_secret": tls_secret,
             // Once an autoscaler is there, their number is its own.
             "replicas": (!grown).then_some(workload.replicas),
-            "annotations": {
-                "textnlp-config-digest": digest(&config),
-                "textnlp-secrets-digest": digest(&secrets),
-                "textnlp-models-digest": digest(&models),
-                "textnlp-gateway-digest": digest(&gateway),
-                "textnlp-tls-digest": digest(&tls),
-            },
+            "annotations": annotations,
             "https_port": HTTPS_PORT,
             "metrics_port": METRICS_PORT,
             "model_folder": MODELS,
@@ -132,7 +146,7 @@ impl Lowering<'_> {
             "api_leaves_after": API_LEAVES_AFTER,
             "grace_seconds": API_LEAVES_AFTER + u64::from(workload.drain_seconds) + LEAVING,
         });
-        self.object(deployment.clone(), Template::Deployment, &inputs, [account, migrate]);
+        self.object(deployment.clone(), Template::Deployment, &inputs, needs);
         if workload.replicas > 1 {
             // At least two stay, where two are not all there are.
             let inputs = json!({ "namespace": self.place.namespace, "min_available": 2.min(workload.replicas - 1) });
@@ -183,11 +197,13 @@ impl Lowering<'_> {
             "max_request_bytes": endpoint.max_request_bytes,
         } });
         self.config_map(config, "textnlp-gateway", [("gateway.yaml".to_owned(), gateway)]);
-        let data = json!({
-            "tls.crt": OutputRef::new(leaf.clone(), "certificate"),
-            "tls.key": OutputRef::new(leaf, "key"),
-        });
-        self.secret(tls, "textnlp-tls", "kubernetes.io/tls", &data, Vec::new());
+        if self.place.tls_secret.is_none() {
+            let data = json!({
+                "tls.crt": OutputRef::new(leaf.clone(), "certificate"),
+                "tls.key": OutputRef::new(leaf, "key"),
+            });
+            self.secret(tls, TLS_SECRET, "kubernetes.io/tls", &data, Vec::new());
+        }
         let inputs = json!({
             "namespace": self.place.namespace,
             "address": address,
@@ -197,6 +213,38 @@ impl Lowering<'_> {
         self.object(service, Template::Service, &inputs, []);
         let inputs = json!({ "namespace": self.place.namespace, "metrics_port": endpoint.metrics_port });
         self.part_of_kind("metrics", Template::Metrics, &inputs, []);
+        self.ingress(endpoint);
+    }
+
+    /// What leads clients to the service, where a load balancer does not.
+    fn ingress(&mut self, endpoint: &Endpoint) {
+        let ingress = self.place.ingress.clone();
+        if self.place.waf && !matches!(ingress, Some(Ingress::Nginx { .. })) {
+            let cause = "the firewall is ModSecurity in ingress-nginx, and no ingress leads to the service";
+            self.problem("network.waf", cause, "write `sites[].cluster.ingress: { class: nginx, … }`, or `waf: false`");
+        }
+        match ingress {
+            None => {}
+            Some(Ingress::Nginx { class, host, tls_secret, issuer }) => {
+                let inputs = json!({
+                    "namespace": self.place.namespace,
+                    "class": class,
+                    "host": host,
+                    "tls_secret": tls_secret,
+                    "issuer": issuer,
+                    "waf": self.place.waf,
+                    "timeout_seconds": endpoint.timeout_seconds,
+                    "max_request_bytes": endpoint.max_request_bytes,
+                });
+                self.part_of_kind("ingress", Template::Ingress, &inputs, []);
+            }
+            Some(Ingress::Route { host }) => {
+                let inputs = json!({
+                    "namespace": self.place.namespace, "host": host, "timeout_seconds": endpoint.timeout_seconds,
+                });
+                self.part_of_kind("route", Template::Route, &inputs, []);
+            }
+        }
     }
 }
 

@@ -17,6 +17,9 @@ pub fn placement() -> Placement {
         address: Some("https://textnlp.example.com:8443".to_owned()),
         led_by_others: false,
         model_bytes: Some(14_000_000_000),
+        tls_secret: None,
+        ingress: None,
+        waf: false,
         min_nodes: 1,
         max_nodes: None,
     }

@@ -6,6 +6,7 @@ mod cut;
 mod owners;
 mod refusals;
 mod removals;
+mod webhooks;
 #[path = "../world/mod.rs"]
 mod world;
 

@@ -128,6 +128,32 @@ async fn quotas_policies_and_bad_specs_are_told_apart() {
     assert_eq!(world.refused(&nowhere).await.sort, Sort::NotFound);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_in_that_nobody_serves_is_told_before() {
+    let Some(world) = World::new("ways") else { return };
+    let class = format!("class-of-{}", world.namespace);
+    let backend = json!({ "service": { "name": "web", "port": { "number": 80 } } });
+    let spec = json!({ "ingressClassName": class, "defaultBackend": backend });
+    let annotations = json!({ "cert-manager.io/cluster-issuer": "nobody" });
+    let ingress = world.want("ingress", "web", json!({ "metadata": { "annotations": annotations }, "spec": spec }));
+    let asked = async || {
+        let problems = world.provider.preflight(std::slice::from_ref(&ingress)).await.unwrap();
+        assert!(problems.iter().all(|problem| problem.place == "cluster.ingress" && !problem.warning), "{problems:?}");
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let problems = asked().await;
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(
+        problems[0].contains(&format!("no IngressClass `{class}`"))
+            && problems[1].contains("no ClusterIssuer `nobody`")
+    );
+    let controller = json!({ "controller": "example.com/ingress" });
+    let made = json!({ "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": { "name": class }, "spec": controller });
+    world.cluster.feed(&["apply"], &made);
+    assert_eq!(asked().await.len(), 1);
+    world.cluster.kubectl(&["delete", "ingressclass", &class]);
+}
+
 /// What is said while pods do not come up: image, node, quota, crash.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_that_do_not_come_up_say_why() {

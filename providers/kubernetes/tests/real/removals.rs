@@ -88,6 +88,9 @@ async fn a_definition_with_objects_of_others_stays_and_a_missing_one_is_named() 
         address: None,
         led_by_others: false,
         model_bytes: None,
+        tls_secret: None,
+        ingress: None,
+        waf: false,
         min_nodes: 900,
         max_nodes: None,
     };

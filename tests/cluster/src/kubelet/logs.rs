@@ -12,7 +12,7 @@ pub(super) fn file(folder: &Utf8Path, namespace: &str, pod: &str, container: &st
 
 /// Lends logs until the runtime ends; answers with the port.
 pub(super) async fn lend(folder: Utf8PathBuf, trusted: &(String, String)) -> u16 {
-    tls::serve(trusted, move |target| {
+    tls::serve(trusted, move |target, _| {
         let answer = answer(&folder, &target);
         async move { answer }.boxed()
     })
