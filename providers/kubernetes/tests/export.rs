@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::{Export, Form, Placement, export};
+use textnlp_kubernetes::{Export, Form, Ingress, Placement, export};
 use textnlp_provider::{OutputRef, Wanted};
 
 mod parts;
@@ -18,8 +18,15 @@ use parts::*;
 
 const KEYS: [&str; 6] = ["database-url", "jwt-key.pem", "tls.crt", "tls.key", "first-key-id", "first-key-sha256"];
 
+/// With everything on, and a value that other versions of YAML take for a boolean.
+fn place() -> Placement {
+    let host = "text.example.com".to_owned();
+    let (class, tls_secret, issuer) = ("nginx".to_owned(), "site-tls".to_owned(), Some("letsencrypt".to_owned()));
+    Placement { ingress: Some(Ingress::Nginx { class, host, tls_secret, issuer }), waf: true, ..placement() }
+}
+
 fn exported(form: Form) -> Export {
-    export(&objects(&placement()), "pilot", form).unwrap()
+    export(&objects(&place()), "pilot", form).unwrap()
 }
 
 fn text_of<'a>(export: &'a Export, path: &str) -> &'a str {
@@ -77,7 +84,7 @@ fn said(command: &mut Command) -> (bool, String, String) {
 
 #[test]
 fn a_stream_holds_every_object_after_what_it_needs_and_no_secret() {
-    let wanted = objects(&placement());
+    let wanted = objects(&place());
     let stream = exported(Form::Yaml);
     let text = text_of(&stream, "textnlp.yaml");
     let all = documents(text);
@@ -143,6 +150,7 @@ fn the_three_newest_versions_know_every_field() {
         lines.len() == 3 && lines.iter().all(|line| line.contains("of other kinds: PrometheusRule ServiceMonitor")),
         "{out}"
     );
+    assert!(text_of(&exported(Form::Yaml), "textnlp.yaml").contains("proxy-buffering: \"off\""));
     // A field that nobody knows is found.
     let deployment = objects.iter_mut().find(|one| one["kind"] == "Deployment").unwrap();
     deployment["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = json!({});

@@ -185,8 +185,38 @@ fn short_digest(manifest: &Value) -> String {
     hex::encode(&Sha256::digest(manifest.to_string())[..4])
 }
 
+/// As the tools read it, whose YAML is that of version 1.1: there `off` is no text, nor is `1:30`. What could be taken for something else is
+/// written with quotes.
 fn yaml(manifest: &Value) -> Result<String, String> {
-    serde_yaml::to_string(manifest).map_err(|why| why.to_string())
+    let (mut manifest, mut texts) = (manifest.clone(), Vec::new());
+    set_apart(&mut manifest, &mut texts);
+    let mut written = serde_yaml::to_string(&manifest).map_err(|why| why.to_string())?;
+    for (number, text) in texts.iter().enumerate() {
+        written = written.replace(&placeholder(number), &json!(text).to_string());
+    }
+    Ok(written)
+}
+
+fn set_apart(value: &mut Value, texts: &mut Vec<String>) {
+    const WORDS: [&str; 10] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~"];
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(|value| set_apart(value, texts)),
+        Value::Array(items) => items.iter_mut().for_each(|value| set_apart(value, texts)),
+        Value::String(text) => {
+            let begins_as_a_number = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
+            let is_short = !text.contains('\n');
+            if is_short && (begins_as_a_number || WORDS.contains(&text.to_lowercase().as_str())) {
+                let apart = placeholder(texts.len());
+                texts.push(std::mem::replace(text, apart));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A word that needs no quotes and is nowhere else.
+fn placeholder(number: usize) -> String {
+    format!("textnlp⟨{number}⟩")
 }
 
 /// Each after what it needs, and otherwise as they came.
