@@ -199,6 +199,20 @@ async fn kustomize_builds_the_same_objects_and_a_real_api_server_takes_them() {
     let tried =
         control.kubectl(&["apply", "--server-side", "--dry-run=server", "--validate=strict", "-k", overlay.as_str()]);
     assert!(tried.status.success(), "{}", String::from_utf8_lossy(&tried.stderr));
+
+    // Applied, and applied again with another secret: by the two commands of the README, since no job is changed in place.
+    let apply = || control.kubectl(&["apply", "--server-side", "-k", overlay.as_str()]).status.success();
+    assert!(apply());
+    std::fs::write(path.join("base/secrets/database-url"), "another").unwrap();
+    assert!(!apply(), "the jobs name another Secret");
+    let readme = text_of(&base, "README.md");
+    let removal = readme
+        .lines()
+        .find_map(|line| line.strip_prefix("kubectl ").filter(|line| line.contains("delete jobs")))
+        .unwrap();
+    let removal = removal.replace("-n textnlp ", &format!("-n {namespace} "));
+    assert!(control.kubectl(&removal.split(' ').collect::<Vec<_>>()).status.success(), "{removal}");
+    assert!(apply());
 }
 
 #[tokio::test(flavor = "multi_thread")]
