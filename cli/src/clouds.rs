@@ -299,7 +299,7 @@ pub struct Keeper {
 pub struct Exported {
     /// Path below the folder, and text.
     pub files: Vec<(String, String)>,
-    /// The Secrets that somebody has to bring: name, type, keys.
+    /// The Secrets that somebody has to bring: name, type, keys; no keys where others make it.
     pub secrets: Vec<(String, String, Vec<String>)>,
 }
 

@@ -8,9 +8,9 @@
 #[allow(dead_code, reason = "the stories use all of it")]
 mod operator;
 
-use std::process::Command;
 use std::time::Instant;
 
+use camino::Utf8Path;
 use operator::Operator;
 
 fn main() {
@@ -31,7 +31,7 @@ fn main() {
             println!("{out}");
         }
     });
-    files(&theirs);
+    let (files, _) = theirs.chart();
     let stream = theirs.sandbox.folder().join("textnlp.yaml");
     theirs.run(&["export", "yaml", "--out", stream.as_str()], &[]).expect(0);
     let head = std::fs::read_to_string(&stream).unwrap();
@@ -39,28 +39,30 @@ fn main() {
     let made = commands.filter(|command| command.contains("create "));
     let by_kubectl = timed(|| {
         for command in made {
-            kubectl(&theirs, &command.split(' ').collect::<Vec<_>>());
+            // Names of files are those of the folder that they were made in.
+            let of = |word: &str| match word.strip_prefix("--from-file=") {
+                Some(file) => format!("--from-file={file}={}", files.join(file)),
+                None => word.to_owned(),
+            };
+            let words: Vec<String> = command.split(' ').map(of).collect();
+            kubectl(&theirs, &words.iter().map(String::as_str).collect::<Vec<_>>());
         }
         kubectl(&theirs, &["apply", "--server-side", "-f", stream.as_str()]);
         kubectl(&theirs, &["rollout", "status", "deployment/textnlp-api", "-n", &theirs.namespace, "--timeout=5m"]);
     });
-    files(&charted);
+    let (files, sets) = charted.chart();
     let chart = charted.sandbox.folder().join("chart");
-    charted.run(&["export", "helm", "--out", chart.as_str()], &[]).expect(0);
-    let readme = std::fs::read_to_string(chart.join("README.md")).unwrap();
-    let sets: Vec<&str> =
-        readme.split("--set-file ").skip(1).map(|rest| rest.split([' ', '\n']).next().unwrap()).collect();
     let mut upgrade = vec!["upgrade", "--install", "textnlp", chart.as_str(), "--namespace", &charted.namespace];
-    upgrade.extend(sets.iter().flat_map(|set| ["--set-file", set]));
+    upgrade.extend(sets.iter().map(String::as_str));
     kubectl(&charted, &["create", "namespace", &charted.namespace]);
     let waited = [upgrade.as_slice(), &["--wait", "--timeout", "5m"]].concat();
-    let by_helm = timed(|| helm(&charted, &waited));
+    let by_helm = timed(|| helm(&charted, &files, &waited));
 
     // Nothing has changed.
     let planned = median(times, || drop(ours.run(&["plan", "-o", "json"], &[]).expect(0)));
     let again = median(times, || drop(ours.up(&[])));
     let applied = median(times, || kubectl(&theirs, &["apply", "--server-side", "-f", stream.as_str()]));
-    let upgraded = median(times, || helm(&charted, &upgrade));
+    let upgraded = median(times, || helm(&charted, &files, &upgrade));
     println!(
         "| | textnlp-deploy | kubectl apply --server-side | helm upgrade --install | ratio to kubectl | to Helm |"
     );
@@ -78,32 +80,14 @@ fn main() {
     ours.run(&["down", "--yes"], &[]).expect(0);
 }
 
-/// The secrets that an export does not hold.
-fn files(operator: &Operator) {
-    let script = "id=$(openssl rand -hex 8); printf 'tnlp_%s_%s' \"$id\" \"$(openssl rand -hex 32)\" > api-key; printf %s \"$id\" > first-key-id; \
-                  sha256sum < api-key | cut -d' ' -f1 | tr -d '\\n' > first-key-sha256; openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out jwt-key.pem; \
-                  openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=textnlp -addext subjectAltName=IP:127.0.0.1 -keyout tls.key -out tls.crt";
-    let made = Command::new("sh").current_dir(operator.sandbox.folder()).args(["-euc", script]).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    std::fs::write(operator.sandbox.folder().join("database-url"), &operator.url).unwrap();
-}
-
 fn kubectl(operator: &Operator, arguments: &[&str]) {
-    // Names of files are those of its folder.
-    let folder = operator.sandbox.folder();
-    let of_folder = |one: &&str| match one.strip_prefix("--from-file=") {
-        Some(file) => format!("--from-file={file}={}", folder.join(file)),
-        None => (*one).to_owned(),
-    };
-    let arguments: Vec<String> = arguments.iter().map(of_folder).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let out = operator.cluster.kubectl(&arguments);
+    let out = operator.cluster.kubectl(arguments);
     assert!(out.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
-fn helm(operator: &Operator, arguments: &[&str]) {
+fn helm(operator: &Operator, files: &Utf8Path, arguments: &[&str]) {
     let mut helm = operator.cluster.helm().unwrap();
-    let out = helm.current_dir(operator.sandbox.folder()).args(arguments).output().unwrap();
+    let out = helm.current_dir(files).args(arguments).output().unwrap();
     assert!(out.status.success(), "helm {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 

@@ -20,9 +20,8 @@ pub struct Ports {
 impl Ports {
     /// So many of them, all different.
     pub fn ask(count: usize) -> Self {
-        let start = std::process::id().wrapping_mul(97) % u32::from(COUNT);
-        let candidates =
-            (0..u32::from(COUNT)).map(|n| FIRST + u16::try_from((start + n) % u32::from(COUNT)).unwrap_or(0));
+        let start = (std::process::id() % u32::from(COUNT)) as u16;
+        let candidates = (0..COUNT).map(|n| FIRST + (start + n) % COUNT);
         let held: Vec<_> = candidates.filter_map(|port| Some((port, take(port)?))).take(count).collect();
         assert_eq!(held.len(), count, "no {count} ports are free from {FIRST} on");
         Self { held }

@@ -149,6 +149,9 @@ fn lacking(exported: &Exported) -> String {
     if exported.secrets.is_empty() {
         return String::new();
     }
-    let lines = exported.secrets.iter().map(|(name, _, keys)| format!("\n  {name}: {}", keys.join(", ")));
-    format!("\nit holds no secrets; these have to be there:{}", lines.collect::<String>())
+    let line = |(name, _, keys): &(String, String, Vec<String>)| match keys.is_empty() {
+        true => format!("\n  {name}, which others make"),
+        false => format!("\n  {name}: {}", keys.join(", ")),
+    };
+    format!("\nit holds no secrets; these have to be there:{}", exported.secrets.iter().map(line).collect::<String>())
 }

@@ -14,18 +14,7 @@ use textnlp_provider::{Component, Provider, Site};
 
 /// The rules of a site in namespace `shop`.
 fn rules(monitoring: Monitoring) -> Value {
-    let placement = Placement {
-        namespace: "shop".to_owned(),
-        image: None,
-        address: None,
-        led_by_others: false,
-        model_bytes: None,
-        tls_secret: None,
-        ingress: None,
-        waf: false,
-        min_nodes: 1,
-        max_nodes: None,
-    };
+    let placement = Placement { namespace: "shop".to_owned(), min_nodes: 1, ..Placement::default() };
     let site = Site {
         environment: "pilot".parse().unwrap(),
         name: "main".parse().unwrap(),

@@ -387,20 +387,13 @@ impl Cluster {
     }
 
     /// Has everything that is made or changed in a namespace shown to a webhook of somebody's, which decides. `plural` is as in `configmaps`.
-    pub fn webhook(
-        &self,
-        namespace: &str,
-        plural: &str,
-        decide: impl Fn(&Value) -> Verdict + Send + Sync + 'static,
-    ) -> String {
+    pub fn webhook(&self, namespace: &str, plural: &str, decide: impl Fn(&Value) -> Verdict + Send + Sync + 'static) {
         let port = webhook::start(self.authority.server(&["localhost"]), decide);
-        let url = format!("https://localhost:{port}/");
-        self.register_webhook(namespace, plural, &url);
-        url
+        self.register_webhook(namespace, plural, port);
     }
 
-    /// The same where nobody may answer at the address.
-    pub fn register_webhook(&self, namespace: &str, plural: &str, url: &str) {
+    /// The same where nobody may answer on this port.
+    pub fn register_webhook(&self, namespace: &str, plural: &str, port: u16) {
         use base64::Engine;
         let authority = base64::engine::general_purpose::STANDARD.encode(self.ca_pem());
         self.feed(
@@ -411,7 +404,7 @@ impl Cluster {
                 "metadata": { "name": format!("of-{namespace}") },
                 "webhooks": [{
                     "name": "somebody.example.com",
-                    "clientConfig": { "url": url, "caBundle": authority },
+                    "clientConfig": { "url": format!("https://localhost:{port}/"), "caBundle": authority },
                     "rules": [{ "apiGroups": ["*"], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"], "resources": [plural] }],
                     "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": namespace } },
                     "admissionReviewVersions": ["v1"],

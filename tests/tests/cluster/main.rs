@@ -234,20 +234,8 @@ fn an_exported_chart_is_installed_by_helm_answers_and_rolls() {
     assert!(refused.err.contains("for another tool"), "{}", refused.err);
     assert!(export(&["yaml"]).expect(0).out.contains("kind: Deployment"));
 
-    // The secrets as the chart's README says, run as it stands there.
-    let files = operator.sandbox.folder().join("files");
-    std::fs::create_dir(&files).unwrap();
-    let readme = std::fs::read_to_string(chart.join("README.md")).unwrap();
-    let commands = readme.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
-    let shell = |script: &str| {
-        let said = textnlp_tests::said(Command::new("sh").current_dir(&files).args(["-euc", script]).output().unwrap());
-        assert_eq!(said.exit, 0, "{script}: {said:?}");
-    };
-    shell(commands);
-    shell(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=textnlp -addext subjectAltName=IP:127.0.0.1 -keyout tls.key -out tls.crt",
-    );
-    std::fs::write(files.join("database-url"), &operator.url).unwrap();
+    let (files, sets) = operator.chart();
+    assert_eq!(sets.len(), 2 * 6, "{sets:?}");
     operator.cluster.kubectl(&["create", "namespace", namespace]);
     operator.cluster.kubectl(&["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]);
     let helm = |args: &[&str]| {
@@ -256,14 +244,8 @@ fn an_exported_chart_is_installed_by_helm_answers_and_rolls() {
             textnlp_tests::said(helm.current_dir(&files).args(args).args(["--namespace", namespace]).output().unwrap());
         assert_eq!(said.exit, 0, "helm {args:?}: {said:?}");
     };
-    let sets: Vec<&str> =
-        readme.split("--set-file ").skip(1).map(|rest| rest.split([' ', '\n']).next().unwrap()).collect();
-    assert_eq!(sets.len(), 6, "{sets:?}");
-    let sets = sets.iter().flat_map(|set| ["--set-file", set]);
-    let install: Vec<&str> = ["upgrade", "--install", "textnlp", chart.as_str(), "--wait", "--timeout", "5m"]
-        .into_iter()
-        .chain(sets)
-        .collect();
+    let mut install = vec!["upgrade", "--install", "textnlp", chart.as_str(), "--wait", "--timeout", "5m"];
+    install.extend(sets.iter().map(String::as_str));
     helm(&install);
     let key = std::fs::read_to_string(files.join("api-key")).unwrap();
     let address = operator.cluster.kubelet().forward(namespace, "textnlp-api", operator.sandbox.port);

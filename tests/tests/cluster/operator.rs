@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use camino::Utf8PathBuf;
 use serde_json::Value;
 use textnlp_cluster::Cluster;
 use textnlp_tests::{Said, Sandbox, program};
@@ -97,6 +98,24 @@ impl Operator {
     pub(crate) fn get(&self, kind: &str, name: &str) -> Value {
         let out = self.cluster.kubectl(&["get", kind, name, "-n", &self.namespace, "-o", "json"]);
         serde_json::from_slice(&out.stdout).unwrap_or_default()
+    }
+
+    /// Exports a chart and makes what it lacks, in a folder of its own, by the commands of the chart's README as they stand there: that
+    /// folder, and the flags by which Helm takes the files. The certificate is one for 127.0.0.1 that signs itself.
+    pub(crate) fn chart(&self) -> (Utf8PathBuf, Vec<String>) {
+        let (chart, files) = (self.sandbox.folder().join("chart"), self.sandbox.folder().join("files"));
+        self.run(&["export", "helm", "--out", chart.as_str()], &[]).expect(0);
+        std::fs::create_dir(&files).unwrap();
+        let readme = std::fs::read_to_string(chart.join("README.md")).unwrap();
+        let commands = readme.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+        let certificate = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=textnlp -addext subjectAltName=IP:127.0.0.1 -keyout tls.key -out tls.crt";
+        for script in [commands, certificate] {
+            let made = Command::new("sh").current_dir(&files).args(["-euc", script]).output().unwrap();
+            assert!(made.status.success(), "{script}: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        std::fs::write(files.join("database-url"), &self.url).unwrap();
+        let sets = readme.split("--set-file ").skip(1).map(|rest| rest.split([' ', '\n']).next().unwrap());
+        (files, sets.flat_map(|set| ["--set-file".to_owned(), set.to_owned()]).collect())
     }
 
     pub(crate) fn key(&self) -> String {

@@ -275,17 +275,16 @@ fn written(text: &str) -> Result<String, Failure> {
 /// Ports that nobody has at this moment, all different. They lie below those that the kernel gives to whoever connects: the programs of
 /// the clone take theirs seconds later, and a request somewhere else must not have it by then.
 fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
-    const LIE_IN: std::ops::Range<u16> = 26_000..32_000;
-    let length = u32::from(LIE_IN.end - LIE_IN.start);
+    const FIRST: u16 = 26_000;
+    const COUNT: u16 = 6_000;
     // Two drills at the same time do not begin at the same place.
-    let start = std::process::id().wrapping_mul(97) % length;
-    let candidates = (0..length).filter_map(|n| LIE_IN.clone().nth(usize::try_from((start + n) % length).ok()?));
+    let start = (std::process::id() % u32::from(COUNT)) as u16;
+    let candidates = (0..COUNT).map(|n| FIRST + (start + n) % COUNT);
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
     let free: Vec<u16> = candidates.filter(is_free).take(count).collect();
     if free.len() < count {
-        return Err(
-            anyhow!("the clone needs {count} free ports between 26000 and 32000, and {} are free", free.len()).into()
-        );
+        let error = anyhow!("the clone needs {count} ports, and from {FIRST} on {} of {COUNT} are free", free.len());
+        return Err(error.into());
     }
     Ok(free)
 }

@@ -17,7 +17,7 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
     let mut files = Vec::new();
     for item in &site.items {
         let text = chart.template(item)?;
-        files.push(file(&format!("templates/{}", item.file(&item.name)), text));
+        files.push(file(&format!("templates/{}", item.file()), text));
     }
     for secret in &site.secrets {
         files.push(file(&format!("templates/secret-{}.yaml", secret.name), template_of(secret)));

@@ -3,16 +3,15 @@
 
 use serde_json::{Value, json};
 
-use super::{ExportFile, SiteObjects, fixed, notes, yaml};
+use super::{ExportFile, SiteObjects, notes, yaml};
 
 pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportFile>, String> {
     let mut files = Vec::new();
     let mut resources = Vec::new();
     for item in &site.items {
-        let (_, manifest) = fixed(item);
-        // The name without the digest, so that a change is one of a file.
-        let path = item.file(&item.name);
-        files.push(ExportFile { path: path.clone(), text: yaml(&manifest)? });
+        // A job's file has no digest in its name, so that a change is one of a file.
+        let path = item.file();
+        files.push(ExportFile { path: path.clone(), text: yaml(&item.fixed())? });
         resources.push(path);
     }
     let generated: Vec<Value> = site

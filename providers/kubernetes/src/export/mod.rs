@@ -43,7 +43,7 @@ pub struct NeededSecret {
     pub name: String,
     /// `Opaque`, `kubernetes.io/tls`.
     pub kind: String,
-    /// Its keys.
+    /// Its keys; none where others make it.
     pub keys: BTreeSet<String>,
 }
 
@@ -52,10 +52,11 @@ pub struct NeededSecret {
 pub struct Export {
     /// In the order of their paths.
     pub files: Vec<ExportFile>,
-    /// In the order of their names.
+    /// In the order of their names, those of others last.
     pub secrets: Vec<NeededSecret>,
 }
 
+const TLS: &str = "kubernetes.io/tls";
 /// The Secret of the first API key: who it is and its digest, never the key.
 const FIRST_KEY: &str = "textnlp-first-key";
 const FIRST_KEY_ID: &str = "first-key-id";
@@ -70,7 +71,8 @@ pub fn export(wanted: &[Wanted], environment: &str, form: Form) -> Result<Export
         Form::Helm => helm::files(&site, environment)?,
     };
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(Export { files, secrets: site.secrets })
+    let given = site.given.into_iter().map(|name| NeededSecret { name, kind: TLS.to_owned(), keys: BTreeSet::new() });
+    Ok(Export { files, secrets: site.secrets.into_iter().chain(given).collect() })
 }
 
 /// One object on its way into a file.
@@ -82,8 +84,17 @@ struct Item {
 
 impl Item {
     /// `deployment-textnlp-api.yaml`.
-    fn file(&self, name: &str) -> String {
-        format!("{}-{name}.yaml", self.row.kind.to_lowercase())
+    fn file(&self) -> String {
+        format!("{}-{}.yaml", self.row.kind.to_lowercase(), self.name)
+    }
+
+    /// The manifest where nothing fills it in later: a job has its digest in its name.
+    fn fixed(&self) -> Value {
+        let mut manifest = self.manifest.clone();
+        if self.row.kind == "Job" {
+            manifest["metadata"]["name"] = json!(format!("{}-{}", self.name, short_digest(&manifest)));
+        }
+        manifest
     }
 }
 
@@ -91,7 +102,7 @@ struct SiteObjects {
     /// Each after what it needs; secrets are not among them.
     items: Vec<Item>,
     secrets: Vec<NeededSecret>,
-    /// Secrets that others make and renew in the namespace.
+    /// Secrets that others make and renew in the namespace: only certificates are.
     given: Vec<String>,
     namespace: String,
     /// Whether the namespace is made with the rest.
@@ -164,21 +175,10 @@ impl SiteObjects {
         let mut text = notes::commented(&notes::yaml(self, environment));
         for item in &self.items {
             text += "---\n";
-            text += &yaml(&fixed(item).1)?;
+            text += &yaml(&item.fixed())?;
         }
         Ok(text)
     }
-}
-
-/// Its name and manifest where nothing fills it in later: a job has its digest in its name.
-fn fixed(item: &Item) -> (String, Value) {
-    let mut manifest = item.manifest.clone();
-    if item.row.kind != "Job" {
-        return (item.name.clone(), manifest);
-    }
-    let name = format!("{}-{}", item.name, short_digest(&manifest));
-    manifest["metadata"]["name"] = json!(name);
-    (name, manifest)
 }
 
 fn short_digest(manifest: &Value) -> String {

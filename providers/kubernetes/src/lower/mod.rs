@@ -21,7 +21,7 @@ use textnlp_provider::{
 use template::{Template, render};
 
 /// Where a site's objects go, and what runs there: what an operator says of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Placement {
     /// The namespace that is ours.
     pub namespace: String,

@@ -15,13 +15,9 @@ pub fn placement() -> Placement {
         namespace: "textnlp".to_owned(),
         image: Some("registry.example.com/textnlp:v1.0.0".to_owned()),
         address: Some("https://textnlp.example.com:8443".to_owned()),
-        led_by_others: false,
         model_bytes: Some(14_000_000_000),
-        tls_secret: None,
-        ingress: None,
-        waf: false,
         min_nodes: 1,
-        max_nodes: None,
+        ..Placement::default()
     }
 }
 

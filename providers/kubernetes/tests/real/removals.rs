@@ -67,13 +67,20 @@ async fn what_is_held_or_holds_others_is_not_removed() {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    // What cert-manager leaves of an ingress of ours keeps nothing; a Secret of its own for somebody else does.
+    for (secret, of) in [("textnlp-ingress-tls", "textnlp-ingress-tls"), ("site-tls", "site-tls")] {
+        let annotations = json!({ "cert-manager.io/certificate-name": of });
+        let metadata = json!({ "name": secret, "namespace": name, "annotations": annotations });
+        world.cluster.feed(&["create"], &json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata }));
+    }
     let error = follow(&world.provider, &op, None).await.err().unwrap();
     let said = std::error::Error::source(&error).unwrap().to_string();
     let held = said.split_once(": ").unwrap().1;
     let mut held: Vec<&str> = held.split(", ").collect();
     held.sort_unstable();
-    assert_eq!(held, [&format!("gems.{group} ruby"), "pods lonely"], "{said}");
+    assert_eq!(held, [&format!("gems.{group} ruby"), "pods lonely", "secrets site-tls"], "{said}");
     kubectl(world.cluster, &["delete", "crd", &format!("gems.{group}")]);
+    kubectl(world.cluster, &["delete", "secret", "site-tls", "--namespace", &name]);
     kubectl(world.cluster, &["delete", "pod", "lonely", "--now", "--namespace", &name]);
     follow(&world.provider, &op, None).await.unwrap().done();
 }
@@ -82,18 +89,7 @@ async fn what_is_held_or_holds_others_is_not_removed() {
 async fn a_definition_with_objects_of_others_stays_and_a_missing_one_is_named() {
     let Some(world) = World::new("kinds") else { return };
     // Fewer nodes than are asked for are told of.
-    let placement = Placement {
-        namespace: world.namespace.clone(),
-        image: None,
-        address: None,
-        led_by_others: false,
-        model_bytes: None,
-        tls_secret: None,
-        ingress: None,
-        waf: false,
-        min_nodes: 900,
-        max_nodes: None,
-    };
+    let placement = Placement { namespace: world.namespace.clone(), min_nodes: 900, ..Placement::default() };
     let problems = provider(world.cluster).placed(placement).preflight(&[]).await.unwrap();
     assert!(
         matches!(&problems[..], [one] if one.warning && one.cause.contains("`cluster.min_nodes` is 900")),
