@@ -5,6 +5,7 @@ mod cluster;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -93,6 +94,7 @@ pub const PROVIDERS: &[Row] = &[
         runtimes: &["kubernetes"],
         choices: &[
             "database.kind=postgres/external",
+            "database.kind=postgres/cluster",
             "cache.kind=memory",
             "tls.mode=local-ca",
             "tls.mode=existing",
@@ -115,6 +117,8 @@ pub const PROVIDERS: &[Row] = &[
             "account.permission_boundary=none",
             "account.existing_role=none",
             "backup.enabled=false",
+            "backup.enabled=true",
+            "backup.destination=folder",
             "replication.database.mode=none",
             "rollout.strategy=rolling",
             "rollout.bake=none",
@@ -334,6 +338,60 @@ pub fn exported(wanted: &[Wanted], environment: &Environment, tool: Tool) -> any
 #[cfg(not(feature = "kubernetes"))]
 pub fn exported(_wanted: &[Wanted], _environment: &Environment, _tool: Tool) -> anyhow::Result<Exported> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+/// Has the servers of an environment in a cluster run their program once with other arguments; see [`Said`].
+#[cfg(feature = "kubernetes")]
+pub async fn errand(
+    folder: &Utf8Path,
+    environment: &Environment,
+    namespace: &str,
+    arguments: &[String],
+) -> anyhow::Result<Said> {
+    cluster::errand(folder, environment, namespace, arguments).await
+}
+
+/// Has the servers of an environment in a cluster run their program once with other arguments; see [`Said`].
+#[cfg(not(feature = "kubernetes"))]
+pub async fn errand(_: &Utf8Path, _: &Environment, _: &str, _: &[String]) -> anyhow::Result<Said> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+/// What a program in a cluster answered.
+pub struct Said {
+    /// The JSON object that it printed last, if it printed one.
+    pub answer: Option<serde_json::Value>,
+    /// Why it failed, if it did.
+    pub failed: Option<String>,
+}
+
+/// When the cluster of an environment last ended a dump of its database well; `None` where none was yet.
+#[cfg(feature = "kubernetes")]
+pub async fn last_dump(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Option<jiff::Timestamp>> {
+    cluster::last_dump(folder, environment).await
+}
+
+/// When the cluster of an environment last ended a dump of its database well; `None` where none was yet.
+#[cfg(not(feature = "kubernetes"))]
+pub async fn last_dump(_: &Utf8Path, _: &Environment) -> anyhow::Result<Option<jiff::Timestamp>> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+/// Has the cluster of an environment make a dump of its database now, waits for it so long, and gives its report in a line.
+#[cfg(feature = "kubernetes")]
+pub async fn dump_now(folder: &Utf8Path, environment: &Environment, within: Duration) -> anyhow::Result<String> {
+    cluster::dump_now(folder, environment, within).await
+}
+
+/// Has the cluster of an environment make a dump of its database now, waits for it so long, and gives its report in a line.
+#[cfg(not(feature = "kubernetes"))]
+pub async fn dump_now(_: &Utf8Path, _: &Environment, _: Duration) -> anyhow::Result<String> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+/// Whether dumps of its database are made where its servers run, and not by this program.
+pub fn dumps_itself(environment: &Environment) -> bool {
+    environment.backup.enabled && environment.primary().is_some_and(|site| site.provider == "kubernetes")
 }
 
 /// Where the watches and the witness of an environment are asked.

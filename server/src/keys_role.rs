@@ -82,14 +82,7 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             shown(&wanted, Some(&new.text))
         }
         Some("put") => {
-            let digest = text("sha256").unwrap_or_default();
-            if digest.len() != 64 || !digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-                return wrong(
-                    "`sha256` is missing or no digest",
-                    "64 hexadecimal digits: SHA-256 of the key's whole text",
-                );
-            }
-            let wanted = wanted(fields, &public_id()?, digest)?;
+            let wanted = wanted(fields, &public_id()?, &digest(text("sha256").unwrap_or_default())?)?;
             let done = keys.put(&wanted).await?;
             // A key is put again where a kept database remembers that it was once taken back: whoever puts it says that it is to open.
             let reinstated = match fields.get("reinstate") {
@@ -115,10 +108,17 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
             if old.revoked_at.is_some() {
                 return wrong(format!("key `{id}` is revoked"), "create a new one");
             }
-            let new = key::NewKey::with_public_id(&id).map_err(|_| KeysError::Random)?;
-            let wanted = ApiKey { sha256: key::digest(&new.text), ..old };
+            // Whoever cannot be told a key in private makes it elsewhere, and brings its digest.
+            let (sha256, new) = match text("sha256") {
+                Some(sha256) => (digest(sha256)?, None),
+                None => {
+                    let new = key::NewKey::with_public_id(&id).map_err(|_| KeysError::Random)?;
+                    (key::digest(&new.text), Some(new.text))
+                }
+            };
+            let wanted = ApiKey { sha256, ..old };
             keys.put(&wanted).await?;
-            shown(&wanted, Some(&new.text))
+            shown(&wanted, new.as_deref())
         }
         // For copies of several sites: all hold what the primary's database held, revocations too.
         Some("take") => {
@@ -174,6 +174,13 @@ impl Keys<'_> {
         };
         Ok(retry(Backoff::DATABASE, StoreError::passes, set).await?)
     }
+}
+
+fn digest(text: &str) -> Result<String, KeysError> {
+    if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        return Ok(text.to_owned());
+    }
+    wrong("`sha256` is missing or no digest", "64 hexadecimal digits: SHA-256 of the key's whole text")
 }
 
 fn wanted(fields: &serde_json::Map<String, Value>, public_id: &str, sha256: &str) -> Result<ApiKey, KeysError> {

@@ -2,24 +2,30 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use camino::Utf8PathBuf;
-use textnlp_kubernetes::{Access, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes, Placement};
+use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_kubernetes::{
+    Access, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes, OwnPostgres, Placement,
+};
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
-use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::{ClusterAccess, IngressKind};
+use textnlp_orchestrator::environment::model::{ClusterAccess, Hosting, IngressKind};
+use textnlp_orchestrator::environment::{Environment, REPLICATION_PASSWORD};
 use textnlp_provider::component::Part;
 use textnlp_provider::{
     CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
     Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, SiteName, Wanted,
 };
 
-use super::{Exported, Tool};
+use super::{Exported, Said, Tool};
 
 /// Its name in environment files.
 pub(super) const NAME: &str = "kubernetes";
+/// The deployment of the servers, and the container of theirs that knows the database.
+const SERVERS: &str = "textnlp-api";
+const SERVER: &str = "api";
 /// How the kinds of objects in clusters begin.
 const KINDS: &str = "kubernetes.";
 
@@ -60,6 +66,7 @@ impl InCluster {
             tls_secret: settings
                 .and_then(|settings| settings.existing.certificate.clone())
                 .or_else(|| environment.tls.existing.clone()),
+            postgres: own_postgres(environment, access.database_image),
             min_nodes: environment.cluster.min_nodes,
             max_nodes: environment.cluster.max_nodes,
             address: access
@@ -89,6 +96,16 @@ fn model_bytes(environment: &Environment) -> Option<u64> {
         entry.parameters.checked_mul(4)
     };
     environment.models.iter().map(|model| of(model.source())).sum()
+}
+
+/// The PostgreSQL that the environment wants beside its servers, if it wants one.
+fn own_postgres(environment: &Environment, image: Option<String>) -> Option<OwnPostgres> {
+    let database = &environment.database;
+    (environment.database_hosting() == Some(Hosting::Cluster)).then(|| OwnPostgres {
+        image: image.unwrap_or_else(|| format!("ghcr.io/cloudnative-pg/postgresql:{}", database.version)),
+        database: database.name.clone(),
+        disk_bytes: database.size.0,
+    })
 }
 
 fn ingress(access: &ClusterAccess, environment: &Environment) -> Option<Ingress> {
@@ -141,6 +158,38 @@ pub(super) fn exported(wanted: &[Wanted], environment: &str, tool: Tool) -> anyh
     })
 }
 
+/// A way into the cluster of the environment's first site that is in one, for what is asked beside plans.
+fn beside(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Kubernetes> {
+    let site = environment.sites.iter().find(|site| site.provider == NAME);
+    let access = site.map(|site| site.cluster.clone()).unwrap_or_default();
+    let (file, context) = way_in(&access)?;
+    Ok(Kubernetes::new(Access::Kubeconfig { file, context }, super::secrets(folder)))
+}
+
+/// See [`super::errand`].
+pub(super) async fn errand(
+    folder: &Utf8Path,
+    environment: &Environment,
+    namespace: &str,
+    arguments: &[String],
+) -> anyhow::Result<Said> {
+    let done = beside(folder, environment)?.errand(namespace, SERVERS, SERVER, arguments).await?;
+    Ok(Said { answer: done.answer(), failed: (!done.succeeded).then(|| done.failure().to_string()) })
+}
+
+/// See [`super::dump_now`].
+pub(super) async fn dump_now(folder: &Utf8Path, environment: &Environment, within: Duration) -> anyhow::Result<String> {
+    let done = beside(folder, environment)?.run_now(&environment.cluster.namespace, BACKUP, within).await?;
+    anyhow::ensure!(done.succeeded, done.failure());
+    Ok(done.said.lines().last().unwrap_or_default().to_owned())
+}
+
+/// See [`super::last_dump`].
+pub(super) async fn last_dump(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Option<jiff::Timestamp>> {
+    let last = beside(folder, environment)?.last_success(&environment.cluster.namespace, BACKUP).await?;
+    Ok(last.and_then(|last| last.parse().ok()))
+}
+
 #[async_trait]
 impl Provider for InCluster {
     fn kinds(&self) -> &'static [Kind] {
@@ -158,7 +207,15 @@ impl Provider for InCluster {
             }
             // A certificate that exists is a Secret there.
             Part::Certificate(_) if component.existing.is_some() => None,
-            Part::Secrets(_) | Part::Certificate(_) | Part::Database(_) => Some(component.clone()),
+            // Instances of one database know one another by certificates there.
+            Part::Secrets(secrets) => {
+                let mut secrets = secrets.clone();
+                secrets.generate.remove(REPLICATION_PASSWORD);
+                Some(Component { part: Part::Secrets(secrets), ..component.clone() })
+            }
+            // One that runs there has nothing here but its password.
+            Part::Database(database) if database.postgres.as_ref().is_some_and(|one| one.address.is_none()) => None,
+            Part::Certificate(_) | Part::Database(_) => Some(component.clone()),
             _ => None,
         };
         if let Some(here) = here {

@@ -151,7 +151,8 @@ impl Doctor<'_> {
             Err(error) => self.problem("providers", error.to_string(), again.command("status", &name)),
             Ok(facts) => self.facts(&deployment, &state, &facts).await,
         }
-        let saved = backup::warning(&again, &name, &folder, state.lineage(), &deployment.chosen.loaded.environment);
+        let environment = &deployment.chosen.loaded.environment;
+        let saved = backup::warning(&again, &name, &folder, state.lineage(), environment).await;
         match saved.lines.is_empty() {
             true => self.well("backup", "nothing is missing"),
             false => self.warning("backup", saved.lines.join("\n"), again.command("backup create", &name)),

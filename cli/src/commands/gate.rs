@@ -192,7 +192,7 @@ pub async fn measure(
     let clock = SystemClock;
     let stop = signals::stop(console);
     let header = environment.server.security.api_key_header.clone();
-    let issuer = Issuer { running: running.clone(), header };
+    let issuer = Issuer { running: running.clone(), environment: environment.clone(), header };
     let progress = Progress::new(console);
     progress.line(format!("Measuring the {} gate from outside …", environment.phase));
     let mut recorded = vec![audit::check()];
@@ -321,6 +321,8 @@ pub fn facts(deployment: &Deployment<'_>, running: &Running) -> Vec<(String, Str
 pub struct Issuer {
     /// What runs.
     pub running: Running,
+    /// What it was put up from.
+    pub environment: Environment,
     /// The header that the server reads keys from.
     pub header: String,
 }
@@ -332,7 +334,7 @@ impl KeyIssuer for Issuer {
         let rate = request.requests_per_hour.map_or("10000000/hour".to_owned(), |n| format!("{n}/hour"));
         let command =
             json!({ "do": "create", "name": request.name, "rate_limit": rate, "expires_at": until.as_millisecond() });
-        let made = key::ask(&self.running, &command).await.map_err(|f| format!("{:#}", f.error))?;
+        let made = key::ask(&self.running, &self.environment, &command).await.map_err(|f| format!("{:#}", f.error))?;
         let text =
             |field: &str| made[field].as_str().map(str::to_owned).ok_or_else(|| format!("the server named no {field}"));
         let key = Key { header: self.header.clone(), value: Secret::new(text("key")?) };
@@ -340,7 +342,7 @@ impl KeyIssuer for Issuer {
     }
 
     async fn revoke(&self, public_id: &str) -> Result<(), String> {
-        key::ask(&self.running, &json!({ "do": "revoke", "public_id": public_id }))
+        key::ask(&self.running, &self.environment, &json!({ "do": "revoke", "public_id": public_id }))
             .await
             .map(|_| ())
             .map_err(|f| format!("{:#}", f.error))

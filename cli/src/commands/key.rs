@@ -1,16 +1,18 @@
-//! `key`: API keys of a running environment. The server program does the work, as a child where the database is.
+//! `key`: API keys of a running environment. The server program does the work where the database is: as a child, or beside the servers in
+//! their cluster.
 
-use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::Context;
-use camino::Utf8PathBuf;
 use serde_json::{Value, json};
+use textnlp_orchestrator::environment::Environment;
+use textnlp_server::auth::key::{NewKey, digest};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::running::{self, Running};
 use crate::args::Key;
+use crate::clouds;
 use crate::report::{Console, Failure, Success};
 use crate::session::Session;
 
@@ -26,12 +28,14 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
         ));
         return Err(Failure::usage("not_up", error).hint(session.again().same("up", &chosen.name)));
     }
+    let environment = &chosen.loaded.environment;
     match command {
         Key::Create { name, tenant, rate_limit, token_rate_limit, token_limit, expires_days } => {
             let expires_at = expires_days
                 .map(|days| jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * i64::from(days)));
             let made = ask(
                 &running,
+                environment,
                 &json!({
                     "do": "create", "name": name, "tenant": tenant, "rate_limit": rate_limit,
                     "token_rate_limit": token_rate_limit, "token_limit": token_limit,
@@ -43,7 +47,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
         }
         Key::List => {
-            let listed = ask(&running, &json!({ "do": "list" })).await?;
+            let listed = ask(&running, environment, &json!({ "do": "list" })).await?;
             let mut text = format!("{:<18} {:<14} {:<22} {:<14} {}", "ID", "TENANT", "NAME", "RATE", "STATE");
             for key in listed["keys"].as_array().into_iter().flatten() {
                 let word = |field: &str| key[field].as_str().unwrap_or("-").to_owned();
@@ -70,13 +74,13 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
         }
         Key::Rotate { id } => {
             not_our_own(&running, id)?;
-            let made = ask(&running, &json!({ "do": "rotate", "public_id": id })).await?;
+            let made = ask(&running, environment, &json!({ "do": "rotate", "public_id": id })).await?;
             console.say("This is the only time that the new key is shown; the old one no longer works.");
             Ok(Success::new(made["key"].as_str().unwrap_or_default().to_owned(), made))
         }
         Key::Revoke { id } => {
             not_our_own(&running, id)?;
-            let done = ask(&running, &json!({ "do": "revoke", "public_id": id })).await?;
+            let done = ask(&running, environment, &json!({ "do": "revoke", "public_id": id })).await?;
             // A mistyped id must not look like a key that has ended.
             if done["found"] == json!(false) {
                 return Err(Failure::usage("no_such_key", anyhow::anyhow!("there is no key `{id}`"))
@@ -103,17 +107,16 @@ fn not_our_own(running: &Running, id: &str) -> Result<(), Failure> {
 }
 
 /// Has the server program do one command about keys.
-pub async fn ask(running: &Running, command: &Value) -> Result<Value, Failure> {
-    let place = tempfile::tempdir().context("make a folder")?;
+pub async fn ask(running: &Running, environment: &Environment, command: &Value) -> Result<Value, Failure> {
     let (program, config) = match (running.serving().await, &running.namespace) {
-        (Some(running::Serving { program, config, .. }), _) => (program.clone(), config.clone()),
-        (None, Some(namespace)) => from_here(running, namespace, place.path())?,
+        (Some(running::Serving { program, config, .. }), _) => (program, config),
+        (None, Some(namespace)) => return in_cluster(running, environment, namespace, command).await,
         (None, None) => {
             let error = anyhow::anyhow!("the journal does not say which program serves");
             return Err(Failure::from(error).hint("textnlp-deploy up"));
         }
     };
-    let mut child = Command::new(&program)
+    let mut child = Command::new(program)
         .args(["serve", "--role", "keys", "--config", config.as_str()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -127,37 +130,60 @@ pub async fn ask(running: &Running, command: &Value) -> Result<Value, Failure> {
     drop(stdin);
     let output = child.wait_with_output().await.context("wait for the server program")?;
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    let failed = (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned());
+    answered(answer, failed)
+}
+
+/// Servers in a cluster have their program do it beside them. What it says is in the cluster's logs, so that a key is made here, and only
+/// its digest goes there.
+async fn in_cluster(
+    running: &Running,
+    environment: &Environment,
+    namespace: &str,
+    command: &Value,
+) -> Result<Value, Failure> {
+    let (mut command, mut new) = (without_nulls(command), None);
+    let made = match command["do"].as_str() {
+        Some("create") => {
+            command["do"] = json!("put");
+            Some(NewKey::generate())
+        }
+        Some("rotate") => Some(NewKey::with_public_id(command["public_id"].as_str().unwrap_or_default())),
+        _ => None,
+    };
+    if let Some(made) = made {
+        let made = made.map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
+        command["public_id"] = json!(made.public_id);
+        command["sha256"] = json!(digest(&made.text));
+        new = Some(made.text);
+    }
+    let arguments = ["serve", "--role", "keys", "--config", SERVER_CONFIG, "--do", &command.to_string()];
+    let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+    let said = clouds::errand(&running.folder, environment, namespace, &arguments).await?;
+    let mut answer = answered(said.answer.unwrap_or_default(), said.failed)?;
+    if let Some(new) = new {
+        answer["key"] = json!(new);
+    }
+    Ok(answer)
+}
+
+/// The configuration of a server in its pod.
+const SERVER_CONFIG: &str = "/etc/textnlp/server.yaml";
+
+/// What the program says of itself, where it ended badly.
+fn answered(answer: Value, failed: Option<String>) -> Result<Value, Failure> {
     if let Some(message) = answer["error"]["message"].as_str() {
         let mut failure = Failure::usage("key", anyhow::anyhow!("{message}"));
         failure.hint = answer["error"]["hint"].as_str().map(str::to_owned);
         return Err(failure);
     }
-    if !output.status.success() || answer.is_null() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(anyhow::anyhow!("{}", said.trim()).context("have the server program do a key command").into());
+    match failed {
+        None if !answer.is_null() => Ok(answer),
+        why => {
+            let why = why.unwrap_or_else(|| "it said nothing".to_owned());
+            Err(anyhow::anyhow!("{}", why.trim()).context("have the server program do a key command").into())
+        }
     }
-    Ok(answer)
-}
-
-/// Servers in a cluster cannot be asked about keys: this program does it, where this machine reaches their database.
-fn from_here(running: &Running, namespace: &str, place: &Path) -> Result<(Utf8PathBuf, Utf8PathBuf), Failure> {
-    let Some(address) = &running.database else {
-        let error = anyhow::anyhow!(
-            "the servers run in namespace {namespace}, and the address of their database is no secret here"
-        );
-        return Err(Failure::usage("no_way_in", error)
-            .hint("give it as a secret: `database: { url: secret:env:DATABASE_URL }`, then run `up` again"));
-    };
-    let config = Utf8PathBuf::try_from(place.join("keys.yaml")).context("name a file")?;
-    // Only what leads to the database is read of it; it names the address's file, and holds no secret.
-    let tree = json!({ "textnlp": {
-        "models": { "serve": [{ "name": "none", "path": "/nonexistent" }] },
-        "database": { "url_file": address, "pool_size": 1, "max_overflow": 0 },
-    } });
-    std::fs::write(&config, tree.to_string()).with_context(|| format!("write {config}"))?;
-    let program =
-        Utf8PathBuf::try_from(std::env::current_exe().context("find this program")?).context("find this program")?;
-    Ok((program, config))
 }
 
 /// What was not given is left to the server's default.

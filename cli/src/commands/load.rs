@@ -168,7 +168,7 @@ async fn goal(session: &Session, args: &Load) -> Result<Goal, Failure> {
         return Ok(Goal { address, ca_pem, key: given, temporary: None, reports, health });
     }
     let header = chosen.loaded.environment.server.security.api_key_header.clone();
-    let issuer = Issuer { running, header };
+    let issuer = Issuer { running, environment: chosen.loaded.environment.clone(), header };
     let issued = issuer
         .create(KeyRequest { name: "load (temporary)".to_owned(), requests_per_hour: None })
         .await

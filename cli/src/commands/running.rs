@@ -37,10 +37,10 @@ pub struct Running {
     pub key_id: Option<String>,
     /// The sites that serve, the home site first.
     pub servers: Vec<Serving>,
-    /// The file with the address of the database of a site whose servers run in a cluster, where that is a secret of the operator's.
-    pub database: Option<Utf8PathBuf>,
     /// The namespace that its servers run in, where that is in a cluster.
     pub namespace: Option<String>,
+    /// Where its state is.
+    pub folder: Utf8PathBuf,
     /// Which deployment.
     pub lineage: Lineage,
 }
@@ -103,8 +103,6 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
     let deployed = format!("{}/deployment", names::SERVER);
     let in_cluster = sites.iter().find(|site| site.outputs(&deployed).is_some());
     let namespace = in_cluster.and_then(|site| text(site.outputs(&deployed)?, "namespace"));
-    let database = in_cluster.and_then(|site| site.outputs(&format!("{}/url", names::DATABASE)));
-    let database = database.and_then(|outputs| SecretRef::from_value(outputs.get("secret")?));
     let mut servers: Vec<Serving> = sites.iter().filter_map(Recorded::serving).collect();
     // The site that has the first key is at home.
     servers.sort_by_key(|serving| !serving.is_home);
@@ -117,8 +115,8 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
         key_id: first_key.and_then(|outputs| text(outputs, "public_id")),
         key: secret,
         servers,
-        database: database.and_then(|secret| clouds::secrets(folder).file_of(&secret).ok()),
         namespace,
+        folder: folder.to_owned(),
         lineage: state.lineage(),
     })
 }
@@ -286,8 +284,8 @@ mod tests {
             key: None,
             key_id: None,
             servers: Vec::new(),
-            database: None,
             namespace: None,
+            folder: Utf8PathBuf::new(),
             lineage: Lineage(Uuid::nil()),
         };
         assert_eq!(

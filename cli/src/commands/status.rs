@@ -67,7 +67,8 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         &deployment.chosen.folder,
         state.lineage(),
         &deployment.chosen.loaded.environment,
-    );
+    )
+    .await;
     for line in &saved.lines {
         let _ = write!(text, "\n  {} {line}", console.paint("33", "!"));
     }

@@ -71,7 +71,8 @@ pub async fn whole(session: &Session, args: &Up, saved: Option<&Plan>, console: 
         &deployment.chosen.folder,
         arrival.lineage,
         &deployment.chosen.loaded.environment,
-    );
+    )
+    .await;
     saved.lines.iter().for_each(|line| console.warn(line));
     document["backup"] = saved.document;
     let mut report = String::new();

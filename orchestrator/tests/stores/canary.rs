@@ -31,7 +31,7 @@ const PLANTED: [(&str, &[Plant]); 3] = [
         &[
             ("state.encryption_key", ""),
             ("database.url", "database.hosting=external"),
-            ("cache.url", "cache.hosting=external"),
+            ("cache.url", "cache.kind=redis cache.hosting=external"),
             ("network.proxy.http", ""),
             ("network.proxy.https", ""),
             ("registry.password", "registry.url=registry.example.com"),

@@ -74,6 +74,13 @@ impl Api {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// What a container printed, up to so many bytes.
+    pub(crate) async fn whole_log(&self, call: &Call<'_>, container: &str, most: u32) -> Result<String> {
+        let path = format!("{}/log?container={container}&limitBytes={most}", call.path());
+        let (_, _, bytes) = self.exchange(call, "GET", &path, (WHOLE, JSON), Vec::new()).await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// Every object of a kind that carries these labels, page by page.
     pub(crate) async fn list(&self, call: &Call<'_>, selector: &str) -> Result<Vec<Value>> {
         let root = call.row.path(call.namespace);
@@ -143,7 +150,7 @@ impl Api {
         Ok(Written { object, created: status == StatusCode::CREATED })
     }
 
-    /// Creates a review, which asks a question and keeps nothing.
+    /// Creates an object whose name nobody knows before: a review, which asks a question and keeps nothing, or a job of the moment.
     pub(crate) async fn ask(&self, call: &Call<'_>, path: &str, question: &Value) -> Result<Value> {
         Ok(self.send(call, "POST", path, Some(question)).await?.1)
     }

@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::manifest::PLAIN;
+
 /// One thing in which an object differs from what is wanted.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Finding {
@@ -311,9 +313,10 @@ fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     a == b || (is_empty(a) && is_empty(b))
 }
 
-/// References to outputs and secrets are one value each.
+/// References to outputs and secrets are one value each, and so is a plain word among secrets.
 fn is_one_value(fields: &Map<String, Value>) -> bool {
-    fields.is_empty() || fields.contains_key("$output") || fields.contains_key("$secret")
+    const MARKS: [&str; 3] = ["$output", "$secret", PLAIN];
+    fields.is_empty() || MARKS.iter().any(|mark| fields.contains_key(*mark))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 mod api;
 mod credential;
 mod diff;
+mod errand;
 mod error;
 mod export;
 mod fields;
@@ -26,6 +27,7 @@ mod trouble;
 mod verbs;
 mod watch;
 
+pub use errand::Errand;
 pub use export::{Export, ExportFile, Form, NeededSecret, export};
-pub use lower::{FILLED_BY_CERT_MANAGER, Ingress, Placement};
+pub use lower::{BACKUP, FILLED_BY_CERT_MANAGER, Ingress, OwnPostgres, Placement, RESTORE};
 pub use provider::{Access, Kubernetes};

@@ -12,6 +12,8 @@ use crate::table::Row;
 
 /// The member of a seen spec that says who owns which field: `{"ours": …, "others": [{name, subresource, fields}]}`.
 pub(crate) const FIELDS: &str = "fields";
+/// How a Secret's value is marked that is no secret: `{"$plain": "textnlp"}`.
+pub(crate) const PLAIN: &str = "$plain";
 /// A value that is in a Secret and of which we know nothing.
 const UNKNOWN: &str = "***";
 /// Above this an object is refused anyway: etcd takes 1.5 MiB.
@@ -36,6 +38,12 @@ pub(crate) async fn applied(
             )));
         }
         for (key, value) in manifest.get_mut("data").and_then(Value::as_object_mut).into_iter().flatten() {
+            // A word that everybody knows, such as a name that stands beside a password.
+            if let Some(word) = value.get(PLAIN).and_then(Value::as_str).map(str::to_owned) {
+                versions.insert(key.clone(), value.clone());
+                *value = Value::from(base64::engine::general_purpose::STANDARD.encode(word));
+                continue;
+            }
             let Some(reference) = SecretRef::from_value(value) else {
                 return Err(invalid(format!("`data.{key}` is no reference to a secret")));
             };

@@ -12,7 +12,7 @@ const LAST_LINES: u32 = 5;
 const PODS: usize = 20;
 
 /// Pods as far as they are asked for here; they are nobody's to apply.
-static POD: Row = crate::table::pods();
+pub(crate) static POD: Row = crate::table::pods();
 /// Containers that wait for these are on their way.
 const WAITING_FOR_NOTHING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 

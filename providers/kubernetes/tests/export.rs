@@ -158,6 +158,50 @@ fn the_three_newest_versions_know_every_field() {
     assert!(!ok && out.contains("livenesProbe"), "{out}");
 }
 
+#[test]
+fn a_database_of_ours_comes_with_every_export_and_stays_when_a_chart_goes() {
+    let Some(control) = ControlPlane::shared() else { return };
+    let wanted = own_objects(&own_placement());
+    let keys = ["password", "username", "database-password"];
+    let stream = export(&wanted, "pilot", Form::Yaml).unwrap();
+    let text = text_of(&stream, "textnlp.yaml");
+    assert!(keys.iter().all(|key| text.contains(&format!("--from-file={key}"))), "{text}");
+    assert!(text.contains("create secret generic textnlp-database-owner --type kubernetes.io/basic-auth"), "{text}");
+
+    // CloudNativePG reads its Secret by the name that the object says, which Kustomize does not know.
+    let (_folder, base) = put(&export(&wanted, "pilot", Form::Kustomize).unwrap());
+    let files = base.join("secrets");
+    secrets_in(&files);
+    for key in keys {
+        std::fs::write(files.join(key), "textnlp").unwrap();
+    }
+    let built = control.kubectl(&["kustomize", base.as_str()]);
+    let built = by_name(documents(&String::from_utf8(built.stdout).unwrap()));
+    let named = &built["Cluster textnlp-database"]["spec"]["bootstrap"]["initdb"]["secret"]["name"];
+    assert!(built.contains_key(&format!("Secret {}", named.as_str().unwrap())), "{:?}", built.keys());
+
+    let Some(mut helm) = control.helm() else { return };
+    let (_folder, chart) = put(&export(&wanted, "pilot", Form::Helm).unwrap());
+    let (ok, out, err) = said(helm.args(["lint", "--strict", chart.as_str(), "--set", "secrets.existing=true"]));
+    assert!(ok, "{out}{err}");
+    let mut helm = control.helm().unwrap();
+    let (ok, out, err) = said(helm.args([
+        "template",
+        "x",
+        chart.as_str(),
+        "--kube-version",
+        "1.34.0",
+        "--set",
+        "secrets.existing=true",
+    ]));
+    assert!(ok, "{err}");
+    let all = by_name(documents(&out));
+    for name in ["Cluster textnlp-database", "PersistentVolumeClaim textnlp-backups"] {
+        assert_eq!(all[name]["metadata"]["annotations"]["helm.sh/resource-policy"], "keep", "{name}");
+    }
+    assert_eq!(all["CronJob textnlp-restore"]["spec"]["suspend"], true);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kustomize_builds_the_same_objects_and_a_real_api_server_takes_them() {
     let Some(control) = ControlPlane::shared() else { return };

@@ -97,6 +97,49 @@ fn a_certificate_of_others_is_read_by_pods_and_never_written() {
 }
 
 #[test]
+fn a_database_of_ours_is_asked_over_tls_and_its_dumps_are_proven() {
+    let mut text = String::new();
+    for one in own_database(&own_placement()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/database.yaml"].assert_eq(&text);
+    let cluster = |replicas: u32| {
+        let stored = Database { postgres: Some(Box::new(Postgres { replicas, ..own_postgres() })), ..own_stored() };
+        let made = lowered(&component("database", Part::Database(stored)), own_placement()).unwrap();
+        made.iter().find(|one| one.id.as_str() == "main/database/cluster").unwrap().spec.as_value()["spec"].clone()
+    };
+    assert!(cluster(0)["postgresql"].get("synchronous").is_none());
+    for (replicas, durability) in [(1, "preferred"), (2, "required")] {
+        assert_eq!(cluster(replicas)["postgresql"]["synchronous"]["dataDurability"], durability);
+    }
+    // Whoever asks for what is not there is told so, all of it at once.
+    let route = Ingress::Route { host: "text.example.com".to_owned() };
+    let asks = Backup {
+        destination: Some("s3://bucket".to_owned()),
+        recipients: vec!["age1x".to_owned()],
+        every_seconds: 7 * 3600,
+        ..backup()
+    };
+    let place = Placement { ingress: Some(route), ..own_placement() };
+    let problems = lowered(&component("backup", Part::Backup(asks)), place).unwrap_err().to_string();
+    for says in ["`s3://bucket`", "not sealed", "no schedule of 25200 s", "has no name"] {
+        assert!(problems.contains(says), "{says}: {problems}");
+    }
+    let far = lowered(&component("backup", Part::Backup(backup())), placement()).unwrap_err();
+    assert!(far.to_string().contains("copies a database that somebody else runs"), "{far}");
+    let odd = Postgres { port: Some(6543), archive_seconds: Some(60), ..own_postgres() };
+    let odd = Database { postgres: Some(Box::new(odd)), ..own_stored() };
+    let problems = lowered(&component("database", Part::Database(odd)), own_placement()).unwrap_err().to_string();
+    assert!(problems.contains("has port 5432") && problems.contains("not archived yet"), "{problems}");
+    let managed = Database { hosting: Some("managed".to_owned()), ..own_stored() };
+    let problems = lowered(&component("database", Part::Database(managed)), placement()).unwrap_err();
+    assert!(problems.to_string().contains("nobody runs a `managed` PostgreSQL"), "{problems}");
+}
+
+#[test]
 fn what_leads_clients_there_is_an_ingress_or_a_route_and_openshift_chooses_the_user() {
     let gateway = || component("gateway", Part::Endpoint(endpoint()));
     let nginx = |waf: bool, issuer: Option<&str>| {
@@ -161,7 +204,7 @@ fn what_is_not_there_yet_is_refused_by_name() {
     let mut logged = workload();
     logged.config["textnlp"]["monitoring"]["log_file"] = json!("/var/log/a");
     for (part, says) in [
-        (Part::Database(sqlite), "`sqlite` database is not put into a cluster"),
+        (Part::Database(sqlite), "a `sqlite` database is not put into a cluster"),
         (Part::Cache(Cache { kind: "redis".to_owned() }), "`redis` cache"),
         (Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: Some(gpu) }), "serve on the CPU"),
         (Part::ModelStore(far), "nobody knows the digest of model `textnlp-tiny`"),
@@ -189,7 +232,7 @@ fn what_is_not_there_yet_is_refused_by_name() {
 
 /// A spec in which what is known only later has a value of its form.
 fn filled(value: &Value, encoded: bool) -> Value {
-    if OutputRef::from_value(value).is_some() {
+    if OutputRef::from_value(value).is_some() || value.get("$plain").is_some() {
         return json!(if encoded { "Y2VydGlmaWNhdGU=" } else { "0123abcd" });
     }
     match value {
@@ -210,7 +253,10 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let host = "text.example.com".to_owned();
     let (class, tls_secret, issuer) = ("nginx".to_owned(), "site-tls".to_owned(), Some("letsencrypt".to_owned()));
     let ingress = Some(Ingress::Nginx { class, host, tls_secret, issuer });
-    for one in objects(&Placement { namespace: namespace.clone(), ingress, waf: true, ..placement() }) {
+    let whole = objects(&Placement { namespace: namespace.clone(), ingress, waf: true, ..placement() });
+    let own = own_database(&Placement { namespace: namespace.clone(), ..own_placement() });
+    let own = own.into_iter().filter(|one| !whole.iter().any(|other| other.id == one.id)).collect::<Vec<_>>();
+    for one in whole.iter().chain(&own) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
         let mut object = filled(one.spec.as_value(), is_secret);
@@ -235,7 +281,7 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 22, "all of them");
+    assert_eq!(tried, 29, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[
@@ -250,6 +296,9 @@ const API: &[(&str, &str, &str)] = &[
     ("deployment", "apps/v1", "Deployment"),
     ("service", "v1", "Service"),
     ("ingress", "networking.k8s.io/v1", "Ingress"),
+    ("cron-job", "batch/v1", "CronJob"),
+    ("persistent-volume-claim", "v1", "PersistentVolumeClaim"),
+    ("postgres-cluster", "postgresql.cnpg.io/v1", "Cluster"),
     ("pod-disruption-budget", "policy/v1", "PodDisruptionBudget"),
     ("horizontal-pod-autoscaler", "autoscaling/v2", "HorizontalPodAutoscaler"),
 ];

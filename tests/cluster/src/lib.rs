@@ -5,6 +5,7 @@
 //! crate's manifest makes the programs, once per machine. Everything ends with the test program, however it ends.
 
 mod api;
+mod databases;
 pub mod kubelet;
 pub mod metrics;
 #[path = "../../src/ports.rs"]
@@ -358,6 +359,13 @@ impl Cluster {
             let trusted = self.authority.server(&["127.0.0.1"]);
             Kubelet::start(self.admin(), self.folder.join("pods"), self.keeper.sender(), trusted)
         })
+    }
+
+    /// From now on somebody makes databases of `Cluster` objects and volumes of claims, by PostgreSQL's programs in this folder; `user` and
+    /// its group are whom they run as where we are root.
+    pub fn databases(&'static self, programs: std::path::PathBuf, user: Option<(u32, u32)>) {
+        static RUNS: OnceLock<()> = OnceLock::new();
+        RUNS.get_or_init(|| databases::start(self, programs, user));
     }
 
     /// What autoscalers are told of pods; the API server leads them there from the first call on.

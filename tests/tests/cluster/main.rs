@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use serde_json::Value;
 use textnlp_tests::{counts, eventually};
 
+mod database;
 mod operator;
 
 use operator::Operator;
@@ -278,7 +279,7 @@ fn what_cannot_be_done_in_a_cluster_yet_is_named_all_of_it_at_once() {
     let Some(operator) = Operator::new("refused") else { return };
     let mut command = operator.sandbox.command(&["up", "--env", "pilot", "--yes"]);
     let said = textnlp_tests::said(command.env("KUBECONFIG", operator.cluster.admin()).output().unwrap()).expect(2);
-    for named in ["database.kind", "cache.kind", "backup.enabled"] {
+    for named in ["no image is named", "where clients reach the service"] {
         assert!(said.err.contains(named), "{named} is not named:\n{}", said.err);
     }
     assert!(!operator.get("namespace", &operator.namespace)["metadata"].is_object(), "nothing was begun");

@@ -24,6 +24,17 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
+    /// One who has nothing but a cluster in which CloudNativePG runs: `pilot` as it is written, but for what only the operator knows.
+    pub(crate) fn with_nothing(about: &str) -> Option<Self> {
+        let mut operator = Self::new(about)?;
+        operator.cluster.databases(postgres::programs()?, postgres::user());
+        operator
+            .sets
+            .retain(|set| set.contains("cluster.") || set.starts_with("monitoring") || set.starts_with("network"));
+        operator.url.clear();
+        Some(operator)
+    }
+
     /// `None` where there is no control plane or no PostgreSQL.
     pub(crate) fn new(about: &str) -> Option<Self> {
         let cluster = Cluster::shared()?;
@@ -98,6 +109,16 @@ impl Operator {
     pub(crate) fn get(&self, kind: &str, name: &str) -> Value {
         let out = self.cluster.kubectl(&["get", kind, name, "-n", &self.namespace, "-o", "json"]);
         serde_json::from_slice(&out.stdout).unwrap_or_default()
+    }
+
+    /// A statement of whoever may do anything in the database that runs beside the servers.
+    pub(crate) fn sql(&self, statement: &str) {
+        let object = self.get("clusters.postgresql.cnpg.io", "textnlp-database");
+        let folder = self.cluster.folder().join("databases").join(object["metadata"]["uid"].as_str().unwrap());
+        let mut psql = Command::new(postgres::programs().unwrap().join("psql"));
+        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "textnlp", "-c", statement]);
+        let said = textnlp_tests::said(psql.args(["-h", folder.as_str()]).output().unwrap());
+        assert_eq!(said.exit, 0, "{said:?}");
     }
 
     /// Exports a chart and makes what it lacks, in a folder of its own, by the commands of the chart's README as they stand there: that

@@ -20,22 +20,45 @@ use super::standing::{self, Last};
 use super::{age, failed, its_shelf, keep, key, passphrase, prove, shelf};
 use crate::again::Again;
 use crate::backup_args::{Create, Run};
+use crate::clouds;
 use crate::deployment::operator;
 use crate::progress::Progress;
 use crate::report::{Console, Exit, Failure, Success, size};
-use crate::session::Session;
+use crate::session::{Chosen, Session};
 use crate::stores;
 
 /// A person who is told that an `up` runs can wait by himself.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A job of the cluster has this long too.
+const DUMP_WITHIN: Duration = Duration::from_secs(6 * 3600);
 /// Between two looks at an `up` that goes on.
 const LOOK: Duration = Duration::from_millis(500);
 /// The schedule waits for an `up` to end.
 const PATIENCE_SCHEDULED: Duration = Duration::from_secs(1800);
 
+/// A dump of the database by the cluster's own schedule, now: secrets and state are where this command is typed.
+async fn in_cluster(chosen: &Chosen, console: Console) -> Result<Success, Failure> {
+    let (began, environment) = (Instant::now(), &chosen.loaded.environment);
+    let progress = Progress::new(console);
+    progress.doing("the cluster dumps the database");
+    let made = clouds::dump_now(&chosen.folder, environment, DUMP_WITHIN).await;
+    progress.finish();
+    let said = made.context("make a dump in the cluster")?;
+    let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+    let document = json!({ "environment": chosen.name, "says": said, "seconds": seconds });
+    Ok(Success::new(
+        format!("{said}\nIt lies on volume textnlp-backups of namespace {}.", environment.cluster.namespace),
+        document,
+    ))
+}
+
 /// `backup create`.
 pub async fn create(session: &Session, args: &Create, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    if clouds::dumps_itself(&chosen.loaded.environment) {
+        return in_cluster(&chosen, console).await;
+    }
     let (chosen, shelf, settings) = its_shelf(session, console)?;
     let seal = if args.plain {
         console.warn("the backup is not sealed: whoever reads the file has every key of this environment");

@@ -20,6 +20,7 @@ use textnlp_orchestrator::environment::model::Backup as Settings;
 use textnlp_provider::{EnvironmentName, Secret};
 
 use crate::backup_args::{Backup, Opening, Passphrase};
+use crate::clouds;
 use crate::report::{Console, Exit, Failure, Success, size};
 use crate::session::{Chosen, Session};
 
@@ -113,6 +114,15 @@ fn small_file(path: &Utf8Path, what: &str) -> Result<Secret, Failure> {
 /// The environment's shelf, for the verbs that only look at copies.
 fn its_shelf(session: &Session, console: Console) -> Result<(Chosen, Shelf, Settings), Failure> {
     let chosen = session.load(console)?;
+    let environment = &chosen.loaded.environment;
+    if clouds::dumps_itself(environment) {
+        let namespace = &environment.cluster.namespace;
+        let error = anyhow::anyhow!(
+            "dumps of its database lie on volume textnlp-backups of namespace {namespace}, where the cluster makes, proves and removes them"
+        );
+        return Err(Failure::usage("in_cluster", error)
+            .hint(format!("kubectl logs --namespace {namespace} --selector app.kubernetes.io/name=textnlp-backup")));
+    }
     let settings = keep::settings(&chosen.folder, &chosen.loaded.environment).backup;
     no_object_store(settings.destination.as_deref())?;
     let shelf = shelf(&chosen.name, &chosen.folder, settings.destination.as_deref());

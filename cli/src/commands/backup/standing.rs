@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_orchestrator::backup::Dump;
 use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::model::DataProtection;
 use textnlp_provider::{EnvironmentName, Lineage};
 
 use super::{archive, keep, moment, shelf};
 use crate::again::Again;
+use crate::clouds;
 use crate::report::Failure;
 
 /// `STATE/backup.json`: also read by the supervisor, which runs the schedule by it.
@@ -70,13 +72,16 @@ pub struct Warning {
 }
 
 /// Looks at the copies of an environment that has data.
-pub fn warning(
+pub async fn warning(
     again: &Again,
     name: &EnvironmentName,
     folder: &Utf8Path,
     lineage: Lineage,
     environment: &Environment,
 ) -> Warning {
+    if clouds::dumps_itself(environment) {
+        return in_cluster(folder, environment).await;
+    }
     let keep::Settings { protected, backup: settings } = keep::settings(folder, environment);
     let destination = settings.destination.as_deref().filter(|place| !place.contains("://"));
     let standing = read(folder);
@@ -107,6 +112,26 @@ pub fn warning(
         "warnings": lines,
     });
     Warning { lines, document }
+}
+
+/// How an environment stands whose cluster makes dumps of its database by itself.
+async fn in_cluster(folder: &Utf8Path, environment: &Environment) -> Warning {
+    let (every, protected) = (environment.backup.every.0, environment.data == DataProtection::Protected);
+    let last = clouds::last_dump(folder, environment).await;
+    let document = json!({ "enabled": true, "newest_verified": last.as_ref().ok().copied().flatten() });
+    let late = |last: Timestamp| {
+        let passed = Timestamp::now().duration_since(last).unsigned_abs();
+        (passed > every.saturating_mul(2)).then(|| format!("the newest dump of its database is of {last:.0}"))
+    };
+    let lines = match last {
+        Err(error) => vec![format!("nobody could say whether dumps of its database are made: {error:#}")],
+        Ok(Some(last)) => late(last).into_iter().collect(),
+        Ok(None) => vec![format!(
+            "no dump of its database was made yet; make one: kubectl create job --namespace {} first-dump --from=cronjob/textnlp-backup",
+            environment.cluster.namespace
+        )],
+    };
+    Warning { lines: if protected { lines } else { Vec::new() }, document }
 }
 
 /// How the archived log stands: how far it goes, and what is wrong with it.

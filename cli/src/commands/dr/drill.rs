@@ -65,7 +65,7 @@ async fn rehearsed(
     let ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
     let front = Arc::new(HttpWire::new(&running.address, ca.as_deref())?);
     let header = sites.environment().server.security.api_key_header.clone();
-    let issuer = Issuer { running, header };
+    let issuer = Issuer { running, environment: sites.environment().clone(), header };
     let faults = clouds::faults(&sites.chosen.folder)?;
     let flags = sites.again.flags(&sites.chosen.name);
     let progress = Progress::new(console);

@@ -372,6 +372,9 @@ pub struct ClusterAccess {
     /// The image of the server: this program, as `bundle create` packs it, in a registry that the cluster reaches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The image of PostgreSQL, where CloudNativePG is to take another than its own of `database.version`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database_image: Option<String>,
     /// Where clients reach the service, when that is not `traffic.domain`: what an ingress, a load balancer or a port-forward leads to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,

@@ -99,6 +99,11 @@ impl Chart<'_> {
                 self.value(&mut manifest["spec"]["minAvailable"], "disruptionBudget.minAvailable");
                 None
             }
+            // An `uninstall` takes no data along.
+            ("Cluster" | "PersistentVolumeClaim", _) => {
+                manifest["metadata"]["annotations"]["helm.sh/resource-policy"] = json!("keep");
+                None
+            }
             ("Service", "textnlp-api") => {
                 self.value(&mut manifest["metadata"]["annotations"], "service.annotations");
                 self.value(&mut manifest["spec"]["type"], "service.type");

@@ -19,7 +19,13 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
         .iter()
         .map(|secret| {
             let files: Vec<String> = secret.keys.iter().map(|key| format!("{key}=secrets/{key}")).collect();
-            json!({ "name": secret.name, "namespace": site.namespace, "type": secret.kind, "files": files })
+            let mut made =
+                json!({ "name": secret.name, "namespace": site.namespace, "type": secret.kind, "files": files });
+            // CloudNativePG reads it by its name, which stands where Kustomize does not look for names.
+            if secret.kind == "kubernetes.io/basic-auth" {
+                made["options"] = json!({ "disableNameSuffixHash": true });
+            }
+            made
         })
         .collect();
     let kustomization = json!({

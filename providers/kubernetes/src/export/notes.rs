@@ -118,6 +118,12 @@ fn making(site: &SiteObjects) -> String {
                 text += "id=$(openssl rand -hex 8); printf 'tnlp_%s_%s' \"$id\" \"$(openssl rand -hex 32)\" > api-key   # for clients; give it to nobody else\n\
                          printf %s \"$id\" > first-key-id; sha256sum < api-key | cut -d' ' -f1 | tr -d '\\n' > first-key-sha256\n";
             }
+            // CloudNativePG gives the role of this name this password, and the service comes with it.
+            "username" => text += "printf %s textnlp > username\n",
+            "password" => {
+                text += "openssl rand -hex 24 | tr -d '\\n' > database-password; cp database-password password\n"
+            }
+            "database-password" if keys().any(|(_, key)| key == "password") => {}
             "tls.key" | super::FIRST_KEY_DIGEST => {}
             other if secret.name != FIRST_KEY => {
                 let _ = writeln!(text, "# {other}: what the environment keeps under this name");

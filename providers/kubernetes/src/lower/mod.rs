@@ -3,6 +3,7 @@
 //! A site is one namespace. Its secrets and certificates are made by whoever is named in `SITE/secrets`, `SITE/certificate` and
 //! `SITE/DATABASE/url`, elsewhere than in the cluster; here they become Secrets.
 
+mod database;
 mod template;
 mod workload;
 
@@ -10,14 +11,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use textnlp_provider::component::{
-    Cache, Certificate, Cluster, Database, DatabaseAddress, ModelStore, Monitoring, Network, Part,
-};
+use textnlp_provider::component::{Cache, Certificate, Cluster, ModelStore, Monitoring, Network, Part};
 use textnlp_provider::{
-    CloudId, Component, ComponentName, KindName, Need, OutputRef, Ownership, Problem, Problems, ResourceId, Site, Spec,
-    Wanted,
+    CloudId, Component, ComponentName, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
+use database::POSTGRES;
+pub use database::{BACKUP, RESTORE};
 use template::{Template, render};
 
 /// Where a site's objects go, and what runs there: what an operator says of a cluster.
@@ -39,10 +39,23 @@ pub struct Placement {
     pub model_bytes: Option<u64>,
     /// The Secret of the namespace, made by others, that holds the certificate and its key; else one of ours does.
     pub tls_secret: Option<String>,
+    /// The PostgreSQL that is made beside the servers, if one is.
+    pub postgres: Option<OwnPostgres>,
     /// How many nodes the cluster should have at least.
     pub min_nodes: u32,
     /// How many it may have at most, where somebody says so: nobody here could see to that.
     pub max_nodes: Option<u32>,
+}
+
+/// A PostgreSQL in the cluster, which CloudNativePG runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnPostgres {
+    /// Its image, one that CloudNativePG takes; dumps are made by the programs in it.
+    pub image: String,
+    /// The name of the database in it.
+    pub database: String,
+    /// The disk of each instance, and of the dumps, in bytes.
+    pub disk_bytes: u64,
 }
 
 /// The Secret that cert-manager fills for an ingress of ours. It leaves it when the ingress goes.
@@ -141,10 +154,7 @@ impl Lowering<'_> {
                 let cause = "sites in clusters do not take over from one another yet";
                 self.problem("sites", cause, "leave one site in this environment");
             }
-            Part::Backup(_) => {
-                let cause = "nothing makes copies from within a cluster yet";
-                self.problem("backup", cause, "set `backup: { enabled: false }`, and copy the database where it runs");
-            }
+            Part::Backup(backup) => self.backup(backup),
         }
     }
 
@@ -170,6 +180,10 @@ impl Lowering<'_> {
             }
             if let Some(Ingress::Nginx { issuer: Some(_), .. }) = self.place.ingress {
                 self.part_of_kind("allow-solver", Template::AllowSolver, &inputs, []);
+            }
+            if self.place.postgres.is_some() {
+                let inputs = json!({ "namespace": self.place.namespace, "name": POSTGRES });
+                self.part_of_kind("allow-database", Template::AllowDatabase, &inputs, []);
             }
         }
     }
@@ -282,21 +296,6 @@ impl Lowering<'_> {
         self.config_map(id, "textnlp-models", files);
     }
 
-    fn database(&mut self, database: &Database) {
-        let hosting = database.hosting.as_deref().unwrap_or_default();
-        let Some(postgres) = database.postgres.as_ref().filter(|postgres| postgres.address.is_some()) else {
-            let what = if hosting.is_empty() { database.kind.clone() } else { format!("{}/{hosting}", database.kind) };
-            let cause = format!("a `{what}` database is not put into a cluster yet");
-            let fix =
-                "name one that runs: `database: { kind: postgres, hosting: external, url: secret:env:DATABASE_URL }`";
-            return self.problem("kind", cause, fix);
-        };
-        if let Some(file) = &postgres.ca_file {
-            let cause = format!("the authority in {file} is not carried into pods yet");
-            self.problem("network.private_ca", cause, "remove it, or write `sslrootcert` into the address");
-        }
-    }
-
     /// As whom pods run: OpenShift gives each namespace users of its own, and takes no other.
     fn user(&self) -> Option<u32> {
         (!matches!(self.place.ingress, Some(Ingress::Route { .. }))).then_some(USER)
@@ -331,22 +330,6 @@ impl Lowering<'_> {
             ("dashboard", Template::Dashboard),
         ] {
             self.part_of_kind(part, template, &inputs, []);
-        }
-    }
-
-    /// Where the workload's secret about its database is, and how its configuration names it.
-    fn database_secret(&mut self, database: &ComponentName, stored: &Database) -> Option<(Value, Value)> {
-        let postgres = stored.postgres.as_ref()?;
-        let of = |part: &str| self.id(database.as_str(), part).map(|id| json!(OutputRef::new(id, "secret")));
-        match postgres.address.as_ref()? {
-            DatabaseAddress::Secret(_) => {
-                Some((json!({ "database-url": of("url")? }), json!({ "url": "${DATABASE_URL}" })))
-            }
-            DatabaseAddress::Url(url, None) => Some((json!({}), json!({ "url": url }))),
-            DatabaseAddress::Url(url, Some(_)) => Some((
-                json!({ "database-password": of("password")? }),
-                json!({ "url": url, "password_file": format!("{SECRETS}/database-password") }),
-            )),
         }
     }
 

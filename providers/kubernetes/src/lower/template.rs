@@ -43,6 +43,10 @@ templates! {
     AllowIn = "allow-in.yaml";
     AllowOut = "allow-out.yaml";
     AllowSolver = "allow-solver.yaml";
+    AllowDatabase = "allow-database.yaml";
+    Postgres = "postgres.yaml";
+    VolumeClaim = "volume-claim.yaml";
+    DatabaseJob = "database-job.yaml";
     Job = "job.yaml";
     Deployment = "deployment.yaml";
     Service = "service.yaml";

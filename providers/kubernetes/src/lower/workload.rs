@@ -54,7 +54,8 @@ impl Lowering<'_> {
             self.problem("monitoring.log_file", cause, "remove `server.monitoring.log_file`");
         }
         // Said by the database itself.
-        let Some((secret, database)) = self.database_secret(&workload.database, &workload.stored) else { return };
+        let Some(way) = self.way(&workload.database, &workload.stored) else { return };
+        let (secret, authority) = (way.secret, way.authority);
         let name = self.component.name.clone();
         let ids = ["config", "secrets", "migrate", "first-key", "deployment"].map(|part| self.id(name.as_str(), part));
         let [Some(config), Some(secrets), Some(migrate), Some(first_key), Some(deployment)] = ids else { return };
@@ -69,7 +70,7 @@ impl Lowering<'_> {
         let models = ResourceId::of(&self.site.name, &workload.models);
 
         let space = space(&tree);
-        self.config_map(config.clone(), "textnlp-config", [("server.yaml".to_owned(), filled(tree, &database))]);
+        self.config_map(config.clone(), "textnlp-config", [("server.yaml".to_owned(), filled(tree, &way.settings))]);
         let mut data = secret.clone();
         data["jwt-key.pem"] = json!(OutputRef::new(jwt, "secret"));
         self.secret(secrets.clone(), "textnlp-secrets", "Opaque", &data, Vec::new());
@@ -91,11 +92,11 @@ impl Lowering<'_> {
         if let Some(schema) = &schema {
             arguments.extend(["--to", schema]);
         }
-        let before = vec![config.clone(), secrets.clone(), account.clone()];
+        let before = [config.clone(), secrets.clone(), account.clone()].into_iter().chain(way.needs);
         let job = |name: &str, args: Value, env: &[Value]| {
             json!({
                 "namespace": self.place.namespace, "name": name, "image": image, "program": PROGRAM, "user": self.user(), "args": args,
-                "env": env,
+                "env": env, "database_authority": authority,
                 // Another database is brought to its schema too. What else is configured changes nothing in it.
                 "annotations": { "textnlp-secrets-digest": digest(&secrets) },
             })
@@ -131,7 +132,7 @@ impl Lowering<'_> {
         }
         let inputs = json!({
             "namespace": self.place.namespace, "image": image, "program": PROGRAM, "user": self.user(), "env": env,
-            "tls_secret": tls_secret,
+            "tls_secret": tls_secret, "database_authority": authority,
             // Once an autoscaler is there, their number is its own.
             "replicas": (!grown).then_some(workload.replicas),
             "annotations": annotations,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
-use textnlp_kubernetes::{Access, Kubernetes, Placement};
+use textnlp_kubernetes::{Access, Kubernetes, OwnPostgres, Placement};
 use textnlp_provider::component::*;
 use textnlp_provider::{Component, Problems, Provider, Site, Wanted};
 
@@ -60,6 +60,55 @@ pub fn database() -> Database {
     };
     let hosting = Some("external".to_owned());
     Database { kind: "postgres".to_owned(), hosting, schema: Some(7), postgres: Some(Box::new(postgres)) }
+}
+
+pub fn own_placement() -> Placement {
+    let image = "ghcr.io/cloudnative-pg/postgresql:15".to_owned();
+    let postgres = Some(OwnPostgres { image, database: "textnlp".to_owned(), disk_bytes: 100 << 30 });
+    Placement { postgres, ..placement() }
+}
+
+pub fn own_postgres() -> Postgres {
+    let Some(postgres) = database().postgres else { unreachable!() };
+    Postgres { address: None, replicas: 2, ..*postgres }
+}
+
+pub fn own_stored() -> Database {
+    Database { hosting: Some("cluster".to_owned()), postgres: Some(Box::new(own_postgres())), ..database() }
+}
+
+pub fn backup() -> Backup {
+    Backup {
+        every_seconds: 86_400,
+        keep_seconds: 30 * 86_400,
+        destination: None,
+        verify: true,
+        recipients: Vec::new(),
+        point_in_time_seconds: None,
+    }
+}
+
+/// A whole site with its database in the cluster.
+pub fn own_objects(placement: &Placement) -> Vec<Wanted> {
+    let mut parts: Vec<Component> = whole()
+        .into_iter()
+        .map(|one| match one.part {
+            Part::Database(_) => component("database", Part::Database(own_stored())),
+            Part::Workload(workload) => {
+                component("server", Part::Workload(Workload { stored: own_stored(), ..workload }))
+            }
+            part => Component { part, ..one },
+        })
+        .collect();
+    parts.push(component("backup", Part::Backup(backup())));
+    parts.iter().flat_map(|one| lowered(one, placement.clone()).unwrap()).collect()
+}
+
+/// What becomes of a database in the cluster: itself, its dumps, and whoever asks it.
+pub fn own_database(placement: &Placement) -> Vec<Wanted> {
+    let wanted = ["/allow-database", "/owner", "/cluster", "/volume", "/script", "/schedule", "/restore", "/migrate"];
+    let made = own_objects(placement).into_iter();
+    made.filter(|one| wanted.iter().any(|end| one.id.as_str().ends_with(end))).collect()
 }
 
 pub fn workload() -> Workload {

@@ -133,6 +133,9 @@ impl Container {
         process.args(rest).args(args).env_clear().current_dir(places.folder()).stdin(Stdio::null()).process_group(0);
         process.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         process.envs(variables.iter().map(|(name, value)| (name, places.put(&self.spec, value))));
+        if let Some((user, group)) = shared.user(pod) {
+            process.uid(user).gid(group);
+        }
         let (Ok(out), err) = (log.try_clone(), log) else { return };
         match process.stdout(out).stderr(err).spawn() {
             Ok(child) => {

@@ -24,8 +24,10 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::api::Api;
+use crate::databases::Names;
 use crate::programs::Sender;
 use pod::Pod;
+pub(crate) use pod::names;
 
 /// The name of the node.
 pub const NODE: &str = "here";
@@ -51,6 +53,10 @@ pub(crate) struct Shared {
     pods: Mutex<BTreeMap<String, Ipv4Addr>>,
     /// What images hold, by its path there.
     programs: Mutex<BTreeMap<String, Utf8PathBuf>>,
+    /// Who a user of pods is on this machine, with its group.
+    users: Mutex<BTreeMap<u64, (u32, u32)>>,
+    /// What leads elsewhere than to pods.
+    names: Mutex<Names>,
 }
 
 impl Shared {
@@ -65,6 +71,19 @@ impl Shared {
     pub(crate) fn program(&self, path: &str) -> Utf8PathBuf {
         let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         programs.get(path).cloned().unwrap_or_else(|| Utf8PathBuf::from(path))
+    }
+
+    /// Who runs a pod here, where it is somebody else than we are.
+    pub(crate) fn user(&self, pod: &Value) -> Option<(u32, u32)> {
+        let wanted = pod["spec"]["securityContext"]["runAsUser"].as_u64()?;
+        self.users.lock().unwrap_or_else(PoisonError::into_inner).get(&wanted).copied()
+    }
+
+    /// The names of a namespace that lead elsewhere than to pods.
+    pub(crate) fn names(&self, namespace: &str) -> BTreeMap<String, String> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = names.iter().filter(|((there, _), _)| there == namespace);
+        here.map(|((_, name), address)| (name.clone(), address.to_string())).collect()
     }
 
     fn address_of(&self, uid: &str) -> Option<Ipv4Addr> {
@@ -95,6 +114,8 @@ impl Kubelet {
                     addresses: AtomicU32::new(1),
                     pods: Mutex::default(),
                     programs: Mutex::default(),
+                    users: Mutex::default(),
+                    names: Mutex::default(),
                 });
                 let handle = tokio::runtime::Handle::current();
                 tell.send(Self { shared: shared.clone(), runtime: handle }).expect("somebody waits");
@@ -108,6 +129,22 @@ impl Kubelet {
     pub fn put_program(&self, path: &str, program: impl Into<Utf8PathBuf>) {
         let mut programs = self.shared.programs.lock().unwrap_or_else(PoisonError::into_inner);
         programs.insert(path.to_owned(), program.into());
+    }
+
+    /// From now on pods of a user run as this user and group of the machine, which takes that we are root.
+    pub fn put_user(&self, user: u32, here: (u32, u32)) {
+        self.shared.users.lock().unwrap_or_else(PoisonError::into_inner).insert(user.into(), here);
+    }
+
+    /// From now on a name leads pods of a namespace to an address of this machine.
+    pub(crate) fn put_name(&self, namespace: &str, name: &str, address: Ipv4Addr) {
+        let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.insert((namespace.to_owned(), name.to_owned()), address);
+    }
+
+    /// An address that no pod has.
+    pub(crate) fn new_address(&self) -> Ipv4Addr {
+        self.shared.new_address()
     }
 
     /// An address on loopback behind which the ready pods of a service take turns.

@@ -151,7 +151,7 @@ impl Pod {
     }
 }
 
-pub(super) fn names(pod: &Value) -> (&str, &str) {
+pub(crate) fn names(pod: &Value) -> (&str, &str) {
     let metadata = &pod["metadata"];
     (metadata["namespace"].as_str().unwrap_or_default(), metadata["name"].as_str().unwrap_or_default())
 }

@@ -15,6 +15,7 @@ pub(super) struct Places {
     address: Ipv4Addr,
     volumes: BTreeMap<String, Utf8PathBuf>,
     maps: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    names: BTreeMap<String, String>,
     pod: Value,
 }
 
@@ -29,6 +30,7 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
         address,
         volumes: BTreeMap::new(),
         maps: BTreeMap::new(),
+        names: shared.names(pod::names(object).0),
         pod: object.clone(),
     };
     let failed = |error: std::io::Error| error.to_string();
@@ -48,11 +50,17 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
         let name = volume["name"].as_str().unwrap_or_default();
-        let folder = match volume["hostPath"]["path"].as_str() {
-            Some(path) => Utf8PathBuf::from(path),
-            None => places.folder.join("volumes").join(name),
+        let folder = match (volume["hostPath"]["path"].as_str(), volume["persistentVolumeClaim"]["claimName"].as_str())
+        {
+            (Some(path), _) => Utf8PathBuf::from(path),
+            (None, Some(claim)) => claimed(shared, object, claim).await?,
+            (None, None) => places.folder.join("volumes").join(name),
         };
         std::fs::create_dir_all(&folder).map_err(failed)?;
+        // As `fsGroup` gives volumes to pods.
+        if let Some((user, group)) = shared.user(object) {
+            std::os::unix::fs::chown(&folder, Some(user), Some(group)).map_err(failed)?;
+        }
         places.volumes.insert(name.to_owned(), folder.clone());
         for (field, key, plural) in [("configMap", "name", MAP), ("secret", "secretName", SECRET)] {
             let Some(source) = volume[field][key].as_str() else { continue };
@@ -75,6 +83,20 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
     Ok(places)
 }
 
+/// The folder behind a claim.
+async fn claimed(shared: &Shared, pod: &Value, claim: &str) -> Result<Utf8PathBuf, String> {
+    let (namespace, _) = pod::names(pod);
+    let claim = shared.api.get(&format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}")).await;
+    let claim = claim.ok_or("persistentvolumeclaim not found")?;
+    let volume = claim["spec"]["volumeName"].as_str().ok_or("the claim has no volume yet")?;
+    let volume =
+        shared.api.get(&format!("/api/v1/persistentvolumes/{volume}")).await.ok_or("the volume is not found")?;
+    volume["spec"]["hostPath"]["path"]
+        .as_str()
+        .map(Utf8PathBuf::from)
+        .ok_or_else(|| "the volume has no path".to_owned())
+}
+
 impl Places {
     pub(super) fn folder(&self) -> &Utf8Path {
         &self.folder
@@ -84,9 +106,15 @@ impl Places {
         self.address
     }
 
-    /// A text in which the paths of a container's mounts are those of this machine.
+    /// A text in which the paths of a container's mounts and the names of services are those of this machine.
     pub(super) fn put(&self, container: &Value, text: &str) -> String {
-        rewritten(text, &self.mounts([container]))
+        let mut words = self.mounts([container]);
+        words.extend(self.names());
+        rewritten(text, &words)
+    }
+
+    fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.names.iter().map(|(name, address)| (name.as_str(), address.as_str()))
     }
 
     /// Where mounts really are, by their paths.
@@ -189,6 +217,7 @@ impl Places {
             ["initContainers", "containers"].into_iter().flat_map(|field| spec[field].as_array()).flatten();
         let mut words = self.mounts(containers);
         let address = self.address.to_string();
+        words.extend(self.names());
         words.extend([("0.0.0.0", address.as_str()), ("127.0.0.1", address.as_str())]);
         let maps = spec["volumes"].as_array().into_iter().flatten().filter(|volume| volume["configMap"].is_object());
         for folder in maps.filter_map(|volume| self.volumes.get(volume["name"].as_str()?)) {

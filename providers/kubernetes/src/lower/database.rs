@@ -1,0 +1,255 @@
+//! The database: that of somebody else, or one that CloudNativePG runs beside the servers, and its dumps.
+
+use serde_json::{Value, json};
+use textnlp_provider::component::{Backup, Database, DatabaseAddress, Postgres};
+use textnlp_provider::{ComponentName, OutputRef, ResourceId};
+
+use super::template::Template;
+use super::{Lowering, OwnPostgres, SECRETS};
+use crate::manifest::PLAIN;
+
+/// The PostgreSQL's name; CloudNativePG derives those of its services and of its authority from it.
+pub(super) const POSTGRES: &str = "textnlp-database";
+/// The CronJob that makes dumps.
+pub const BACKUP: &str = "textnlp-backup";
+/// The CronJob that never runs by itself: a job made of it reads a dump back.
+pub const RESTORE: &str = "textnlp-restore";
+/// Where the authority of its certificate is put into pods.
+const AUTHORITY: &str = "/etc/textnlp-database";
+/// Whose Secret holds that authority; its key is there too, and stays.
+const AUTHORITY_SECRET: &str = "textnlp-database-ca";
+/// The Secret of the role that owns the database.
+const OWNER_SECRET: &str = "textnlp-database-owner";
+const OWNER: &str = "textnlp";
+/// The generated password within the secrets of a site.
+const PASSWORD: &str = "database-password";
+/// Connections beyond those of the service: jobs, CloudNativePG, people.
+const SPARE_CONNECTIONS: u32 = 40;
+/// The user `postgres` in the images of CloudNativePG: PostgreSQL makes no database as a user without a name.
+const POSTGRES_USER: u32 = 26;
+/// A job that is only made by hand has a day all the same, which never comes: the 30th of February.
+const NEVER: &str = "0 0 30 2 *";
+const SCRIPT: &str = include_str!("../../../../templates/kubernetes/backup.sh");
+
+/// How pods reach their database.
+pub(super) struct Way {
+    /// What their Secret holds for it.
+    pub(super) secret: Value,
+    /// `database:` of the server's configuration.
+    pub(super) settings: Value,
+    /// The Secret with the authority that it is trusted by, and the folder where pods have it.
+    pub(super) authority: Value,
+    /// What has to be there first.
+    pub(super) needs: Vec<ResourceId>,
+}
+
+impl Lowering<'_> {
+    pub(super) fn database(&mut self, database: &Database) {
+        let hosting = database.hosting.as_deref().unwrap_or_default();
+        let Some(postgres) = &database.postgres else {
+            let cause = format!("a `{}` database is not put into a cluster", database.kind);
+            let fix = "write `database: { kind: postgres }` for one that CloudNativePG runs there, with `url: secret:env:DATABASE_URL` for one that runs already";
+            return self.problem("kind", cause, fix);
+        };
+        if let Some(file) = &postgres.ca_file {
+            let cause = format!("the authority in {file} is not carried into pods yet");
+            self.problem("network.private_ca", cause, "remove it, or write `sslrootcert` into the address");
+        }
+        match (&postgres.address, self.place.postgres.clone()) {
+            (Some(_), _) => {}
+            (None, Some(own)) if hosting == "cluster" => self.own_postgres(postgres, &own),
+            (None, _) => {
+                let cause = format!("nobody runs a `{hosting}` PostgreSQL in a cluster");
+                self.problem("hosting", cause, "write `hosting: cluster`, or the address of one that runs already");
+            }
+        }
+    }
+
+    fn own_postgres(&mut self, postgres: &Postgres, own: &OwnPostgres) {
+        if postgres.port.is_some() {
+            self.problem("port", "the service of the database in the cluster has port 5432", "remove it");
+        }
+        if postgres.archive_seconds.is_some() {
+            let cause = "the log of a PostgreSQL in the cluster is not archived yet";
+            self.problem("backup.point_in_time", cause, "remove it: dumps are made on the schedule of `backup`");
+        }
+        if postgres.between.is_some() {
+            let cause = "sites in clusters do not take over from one another yet";
+            self.problem("between", cause, "leave one site in this environment");
+        }
+        let name = self.component.name.clone();
+        let (Some(owner), Some(cluster)) = (self.id(name.as_str(), "owner"), self.id(name.as_str(), "cluster")) else {
+            return;
+        };
+        let Some(password) = self.id(postgres.secrets.as_str(), PASSWORD) else { return };
+        let data = json!({ "username": { PLAIN: OWNER }, "password": OutputRef::new(password, "secret") });
+        self.secret(owner.clone(), OWNER_SECRET, "kubernetes.io/basic-auth", &data, Vec::new());
+        let inputs = json!({
+            "namespace": self.place.namespace,
+            "name": POSTGRES,
+            "instances": postgres.replicas.saturating_add(1),
+            "image": own.image,
+            "disk": disk(own.disk_bytes),
+            "database": own.database,
+            "owner": OWNER,
+            "secret": OWNER_SECRET,
+            "connections": postgres.connections.saturating_add(SPARE_CONNECTIONS),
+        });
+        self.object(cluster, Template::Postgres, &inputs, [owner]);
+    }
+
+    /// How pods reach their database; `None` where nobody can, which the database itself says.
+    pub(super) fn way(&self, database: &ComponentName, stored: &Database) -> Option<Way> {
+        let postgres = stored.postgres.as_ref()?;
+        let of = |part: &str| self.id(database.as_str(), part).map(|id| json!(OutputRef::new(id, "secret")));
+        let by_password = |password: Value| json!({ "database-password": password });
+        let password_file = format!("{SECRETS}/database-password");
+        let (secret, settings) = match &postgres.address {
+            Some(DatabaseAddress::Secret(_)) => {
+                (json!({ "database-url": of("url")? }), json!({ "url": "${DATABASE_URL}" }))
+            }
+            Some(DatabaseAddress::Url(url, None)) => (json!({}), json!({ "url": url })),
+            Some(DatabaseAddress::Url(url, Some(_))) => {
+                (by_password(of("password")?), json!({ "url": url, "password_file": password_file }))
+            }
+            None => {
+                let own = self.place.postgres.as_ref()?;
+                let password = self.id(postgres.secrets.as_str(), PASSWORD)?;
+                let url = format!("postgresql://{OWNER}@{POSTGRES}-rw:5432/{}?sslmode=verify-full", own.database);
+                let settings =
+                    json!({ "url": url, "password_file": password_file, "ca_file": format!("{AUTHORITY}/ca.crt") });
+                return Some(Way {
+                    secret: by_password(json!(OutputRef::new(password, "secret"))),
+                    settings,
+                    authority: json!({ "folder": AUTHORITY, "secret": AUTHORITY_SECRET }),
+                    needs: self.id(database.as_str(), "cluster").into_iter().collect(),
+                });
+            }
+        };
+        Some(Way { secret, settings, authority: Value::Null, needs: Vec::new() })
+    }
+
+    /// Dumps on a volume of the namespace, each proven, and the job that reads one back.
+    pub(super) fn backup(&mut self, backup: &Backup) {
+        let Some(own) = self.place.postgres.clone() else {
+            let cause = "nothing in the cluster copies a database that somebody else runs";
+            return self.problem("backup", cause, "set `backup: { enabled: false }`, and copy it where it runs");
+        };
+        if let Some(place) = &backup.destination {
+            let cause = format!("dumps do not go to `{place}` from a cluster yet");
+            self.problem("destination", cause, "remove it: they lie on a volume of the namespace, textnlp-backups");
+        }
+        if !backup.recipients.is_empty() {
+            let cause = "dumps on a volume of the cluster are not sealed: they hold digests of keys, and no key";
+            self.problem("recipients", cause, "remove them, and let the cluster encrypt its volumes");
+        }
+        let user = self.user().map(|_| POSTGRES_USER);
+        if backup.verify && user.is_none() {
+            let cause = "the user that OpenShift gives a pod has no name, and PostgreSQL makes no database for the proof as such";
+            self.problem("verify", cause, "set `backup: { verify: false }`");
+        }
+        let Some(schedule) = schedule(backup.every_seconds) else {
+            let cause = format!("the cluster knows no schedule of {} s", backup.every_seconds);
+            let fix = "write what divides an hour, a day or is one, or a week: 15m, 1h, 6h, 24h, 7d";
+            return self.problem("every", cause, fix);
+        };
+        let name = self.component.name.clone();
+        let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
+        let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
+        let namespace = self.place.namespace.clone();
+        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.disk_bytes) });
+        self.object(volume.clone(), Template::VolumeClaim, &claim, []);
+        let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT } });
+        self.object(script.clone(), Template::ConfigMap, &files, []);
+        let password = json!({ "secretKeyRef": { "name": OWNER_SECRET, "key": "password" } });
+        let mut env = vec![json!({ "name": "PGPASSWORD", "valueFrom": password })];
+        let host = format!("{POSTGRES}-rw");
+        let authority = format!("{AUTHORITY}/ca.crt");
+        let keep = backup.keep_seconds.to_string();
+        for (name, value) in [
+            ("PGHOST", host.as_str()),
+            ("PGPORT", "5432"),
+            ("PGUSER", OWNER),
+            ("PGDATABASE", &own.database),
+            ("PGSSLMODE", "verify-full"),
+            ("PGSSLROOTCERT", &authority),
+            ("FOLDER", "/var/lib/textnlp/backups"),
+            ("WORK", "/var/lib/textnlp/work"),
+            ("KEEP_SECONDS", &keep),
+            ("VERIFY", if backup.verify { "true" } else { "false" }),
+        ] {
+            env.push(json!({ "name": name, "value": value }));
+        }
+        let database = self.id(DATABASE, "cluster");
+        let needs: Vec<ResourceId> = [volume, script].into_iter().chain(database).collect();
+        for (id, name, verb, schedule, tries) in
+            [(scheduled, BACKUP, "backup", schedule.as_str(), 2), (restore, RESTORE, "restore", NEVER, 0)]
+        {
+            let inputs = json!({
+                "namespace": namespace, "name": name, "verb": verb, "schedule": schedule, "suspend": verb == "restore",
+                "tries": tries, "user": user, "image": own.image, "env": env, "authority": AUTHORITY,
+                "authority_secret": AUTHORITY_SECRET, "disk": disk(own.disk_bytes),
+            });
+            self.object(id, Template::DatabaseJob, &inputs, needs.clone());
+        }
+    }
+}
+
+/// The component that the dumps are of.
+const DATABASE: &str = "database";
+
+/// Bytes as a quantity of the cluster's: whole units where they are whole.
+fn disk(bytes: u64) -> String {
+    let units = [(1_u64 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi")];
+    let whole = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    whole.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
+}
+
+/// A period as a line of cron, in UTC; days and weeks begin at two in the night.
+fn schedule(seconds: u64) -> Option<String> {
+    const HOUR: u64 = 3600;
+    const DAY: u64 = 24 * HOUR;
+    const WEEK: u64 = 7 * DAY;
+    // Each begins anew with the hour or the day, so that it has to divide it.
+    let parts = |whole: u64, unit: u64| seconds.is_multiple_of(unit) && whole.is_multiple_of(seconds);
+    match seconds {
+        WEEK => Some("0 2 * * 0".to_owned()),
+        DAY => Some("0 2 * * *".to_owned()),
+        HOUR => Some("0 * * * *".to_owned()),
+        HOUR..DAY if parts(DAY, HOUR) => Some(format!("0 */{} * * *", seconds / HOUR)),
+        60..HOUR if parts(HOUR, 60) => Some(format!("*/{} * * * *", seconds / 60)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods_are_lines_of_cron_or_refused() {
+        for (seconds, line) in [
+            (86_400, Some("0 2 * * *")),
+            (7 * 86_400, Some("0 2 * * 0")),
+            (3600, Some("0 * * * *")),
+            (6 * 3600, Some("0 */6 * * *")),
+            (15 * 60, Some("*/15 * * * *")),
+            (60, Some("*/1 * * * *")),
+            (5 * 3600, None),
+            (7 * 60, None),
+            (90, None),
+            (30, None),
+            (0, None),
+            (2 * 86_400, None),
+        ] {
+            assert_eq!(schedule(seconds).as_deref(), line, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn disks_are_told_in_whole_units() {
+        for (bytes, says) in [(100 << 30, "100Gi"), (1 << 40, "1Ti"), (1536 << 20, "1536Mi"), (1_000_000, "1000000")] {
+            assert_eq!(disk(bytes), says);
+        }
+    }
+}

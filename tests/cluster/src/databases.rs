@@ -1,0 +1,215 @@
+//! A stand-in for CloudNativePG: each `Cluster` object becomes one real PostgreSQL that speaks TLS, with the Secret of its authority, and its
+//! service's name leads pods there. And for who makes volumes: each claim gets a folder.
+//!
+//! What it is not: there are no instances that follow (the status says as many as are wanted), no fail-over, no pods.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use base64::Engine;
+use camino::Utf8PathBuf;
+use serde_json::{Value, json};
+
+use crate::Cluster;
+use crate::api::Api;
+
+const GROUP: &str = "postgresql.cnpg.io";
+const EVERY: Duration = Duration::from_millis(200);
+/// The user of PostgreSQL in images.
+const POSTGRES: u32 = 26;
+
+/// `$1` the programs, `$2` the folder, `$3` the address.
+const RUN: &str = r#"
+set -e
+"$1/initdb" -D "$2/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$2/log" 2>&1
+printf '%s\n' "local all all trust" "hostssl all all all scram-sha-256" >"$2/data/pg_hba.conf"
+printf '%s\n' "unix_socket_directories = '$2'" "listen_addresses = '$3'" "port = 5432" "fsync = off" "ssl = on" \
+  "ssl_cert_file = '$2/tls.crt'" "ssl_key_file = '$2/tls.key'" "max_connections = 300" >>"$2/data/postgresql.conf"
+exec "$1/postgres" -D "$2/data" >>"$2/log" 2>&1
+"#;
+
+/// What runs for one object.
+struct Running {
+    process: u32,
+    folder: Utf8PathBuf,
+    is_ready: bool,
+}
+
+/// Begins to look after the cluster's databases and volumes. `programs` are PostgreSQL's; `user` is whom it runs as where we are root.
+pub(crate) fn start(cluster: &'static Cluster, programs: PathBuf, user: Option<(u32, u32)>) {
+    // A server that is not root has to come through.
+    let open = std::fs::Permissions::from_mode(0o711);
+    std::fs::set_permissions(cluster.folder(), open).expect("open the cluster's folder");
+    if let Some(user) = user {
+        cluster.kubelet().put_user(POSTGRES, user);
+    }
+    define(cluster);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("start a runtime").block_on(async {
+            let (api, mut running) = (cluster.api(), BTreeMap::new());
+            let databases = Databases { cluster, api, programs, user };
+            loop {
+                databases.look(&mut running).await;
+                give_volumes(&databases.api, cluster).await;
+                tokio::time::sleep(EVERY).await;
+            }
+        });
+    });
+}
+
+/// Adds the kind to the cluster, as whoever installs CloudNativePG does. Anything may stand in its objects.
+fn define(cluster: &Cluster) {
+    let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    let version = json!({
+        "name": "v1", "served": true, "storage": true, "subresources": { "status": {} }, "schema": { "openAPIV3Schema": schema },
+    });
+    let names = json!({ "kind": "Cluster", "listKind": "ClusterList", "plural": "clusters", "singular": "cluster" });
+    cluster.feed(
+        &["apply"],
+        &json!({
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": { "name": format!("clusters.{GROUP}") },
+            "spec": { "group": GROUP, "scope": "Namespaced", "names": names, "versions": [version] },
+        }),
+    );
+    let wait = ["wait", "--for=condition=Established", "--timeout=60s", &format!("crd/clusters.{GROUP}")];
+    assert!(cluster.kubectl(&wait).status.success(), "the kind is not served");
+}
+
+struct Databases {
+    cluster: &'static Cluster,
+    api: Api,
+    programs: PathBuf,
+    user: Option<(u32, u32)>,
+}
+
+impl Databases {
+    async fn look(&self, running: &mut BTreeMap<String, Running>) {
+        let Ok(listed) = self.api.call("GET", &format!("/apis/{GROUP}/v1/clusters"), None).await else { return };
+        let Some(objects) = listed.body["items"].as_array().filter(|_| listed.status == 200) else { return };
+        let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        let gone: Vec<String> =
+            running.keys().filter(|known| objects.iter().all(|object| uid(object) != **known)).cloned().collect();
+        for one in gone {
+            if let Some(gone) = running.remove(&one) {
+                self.cluster.keeper.end(gone.process);
+                let _ = std::fs::remove_dir_all(gone.folder);
+            }
+        }
+        for object in objects {
+            if !running.contains_key(&uid(object))
+                && let Some(begun) = self.begin(object).await
+            {
+                running.insert(uid(object), begun);
+            }
+            if let Some(one) = running.get_mut(&uid(object)).filter(|one| !one.is_ready) {
+                one.is_ready = self.finish(object, &one.folder).await;
+            }
+        }
+    }
+
+    /// Starts the server of an object.
+    async fn begin(&self, object: &Value) -> Option<Running> {
+        let (namespace, name) = crate::kubelet::names(object);
+        let folder = self.cluster.folder().join("databases").join(object["metadata"]["uid"].as_str()?);
+        std::fs::create_dir_all(&folder).ok()?;
+        let address = self.cluster.kubelet().new_address();
+        let (certificate, key) = self.cluster.authority.server(&[&address.to_string()]);
+        let mut run = Command::new("sh");
+        run.args(["-c", RUN, "sh"]).arg(&self.programs).args([folder.as_str(), &address.to_string()]).current_dir("/");
+        run.stdout(Stdio::null()).stderr(Stdio::null());
+        for (file, text) in [("tls.crt", certificate), ("tls.key", key)] {
+            std::fs::write(folder.join(file), text).ok()?;
+            std::fs::set_permissions(folder.join(file), std::fs::Permissions::from_mode(0o600)).ok()?;
+            self.give(&folder.join(file));
+        }
+        if let Some((user, group)) = self.user {
+            self.give(&folder);
+            run.uid(user).gid(group);
+        }
+        let process = self.cluster.keeper.spawn(&mut run);
+        // By this name pods ask for it.
+        self.cluster.kubelet().put_name(namespace, &format!("{name}-rw"), address);
+        Some(Running { process, folder, is_ready: false })
+    }
+
+    fn give(&self, place: &Utf8PathBuf) {
+        if let Some((user, group)) = self.user {
+            std::os::unix::fs::chown(place, Some(user), Some(group)).expect("give a file to PostgreSQL");
+        }
+    }
+
+    /// Makes the role and the database of an object whose server takes connections, and tells that it is ready.
+    async fn finish(&self, object: &Value, folder: &Utf8PathBuf) -> bool {
+        let (namespace, name) = crate::kubelet::names(object);
+        let first = &object["spec"]["bootstrap"]["initdb"];
+        let (Some(owner), Some(database)) = (first["owner"].as_str(), first["database"].as_str()) else { return false };
+        let secrets = format!("/api/v1/namespaces/{namespace}/secrets");
+        let secret = format!("{secrets}/{}", first["secret"]["name"].as_str().unwrap_or_default());
+        let Some(secret) = self.api.get(&secret).await else { return false };
+        let value = |key: &str| {
+            let text = base64::engine::general_purpose::STANDARD.decode(secret["data"][key].as_str()?).ok()?;
+            String::from_utf8(text).ok()
+        };
+        // As CloudNativePG does, it refuses a secret of somebody else.
+        let (Some(user), Some(password)) = (value("username"), value("password")) else { return false };
+        assert_eq!(user, owner, "the secret is of another role");
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", folder.as_str(), "-d", "postgres"]);
+        psql.args(["-c", &format!("CREATE ROLE \"{owner}\" LOGIN PASSWORD '{}'", password.replace('\'', "''"))]);
+        psql.args(["-c", &format!("CREATE DATABASE \"{database}\" OWNER \"{owner}\"")]);
+        if !psql.output().is_ok_and(|said| said.status.success()) {
+            return false;
+        }
+        let owner = json!([{ "apiVersion": format!("{GROUP}/v1"), "kind": "Cluster", "name": name, "uid": object["metadata"]["uid"] }]);
+        let authority = base64::engine::general_purpose::STANDARD.encode(self.cluster.ca_pem());
+        let metadata = json!({ "name": format!("{name}-ca"), "namespace": namespace, "ownerReferences": owner });
+        // The key lies there too, where CloudNativePG puts it.
+        let data = json!({ "ca.crt": authority, "ca.key": authority });
+        let made = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data });
+        let _ = self.api.call("POST", &secrets, Some(&made)).await;
+        let instances = &object["spec"]["instances"];
+        let ready =
+            json!({ "type": "Ready", "status": "True", "reason": "ClusterIsReady", "message": "Cluster is Ready" });
+        let status = json!({ "status": {
+            "instances": instances, "readyInstances": instances, "currentPrimary": format!("{name}-1"), "conditions": [ready],
+        } });
+        let path = format!("/apis/{GROUP}/v1/namespaces/{namespace}/clusters/{name}/status");
+        self.api.call("PATCH", &path, Some(&status)).await.is_ok_and(|answer| answer.status < 300)
+    }
+}
+
+/// A folder of this machine for every claim that has no volume yet.
+async fn give_volumes(api: &Api, cluster: &Cluster) {
+    let Ok(listed) = api.call("GET", "/api/v1/persistentvolumeclaims", None).await else { return };
+    for claim in listed.body["items"].as_array().into_iter().flatten() {
+        if claim["status"]["phase"] != "Pending" || claim["spec"]["volumeName"].is_string() {
+            continue;
+        }
+        let (namespace, name) = crate::kubelet::names(claim);
+        let folder = cluster.folder().join("claims").join(claim["metadata"]["uid"].as_str().unwrap_or_default());
+        let _ = std::fs::create_dir_all(&folder);
+        let volume = json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": { "name": format!("{namespace}-{name}") },
+            "spec": {
+                "capacity": { "storage": claim["spec"]["resources"]["requests"]["storage"] },
+                "accessModes": claim["spec"]["accessModes"],
+                "hostPath": { "path": folder },
+                "claimRef": { "namespace": namespace, "name": name, "uid": claim["metadata"]["uid"] },
+            },
+        });
+        let _ = api.call("POST", "/api/v1/persistentvolumes", Some(&volume)).await;
+    }
+}
+
+/// Addresses of names within namespaces.
+pub(crate) type Names = BTreeMap<(String, String), Ipv4Addr>;

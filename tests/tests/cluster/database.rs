@@ -1,0 +1,126 @@
+//! `pilot` as it is written: its database beside its servers, dumps that are proven, keys that nobody's logs know.
+
+use std::process::Command;
+
+use textnlp_tests::{counts, eventually};
+
+use crate::operator::Operator;
+
+#[test]
+fn pilot_comes_up_as_it_is_written_and_its_dumps_bring_back_what_was_lost() {
+    let Some(operator) = Operator::with_nothing("pilot") else { return };
+    let namespace = operator.namespace.as_str();
+    let done = operator.up(&[]);
+    assert_eq!(done["text"].as_str().map(str::is_empty), Some(false), "{done:#}");
+    eprintln!("up: {:?} in {} s", counts(&done), done["seconds"]);
+    assert!(done["backup"]["newest_verified"].is_null() && done["backup"]["enabled"] == true, "{}", done["backup"]);
+    assert_eq!(operator.get("clusters.postgresql.cnpg.io", "textnlp-database")["spec"]["instances"], 3);
+    assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0], "a second up plans nothing");
+
+    // Keys are made where the command is typed; what a pod prints of them is no secret.
+    let keys = |args: &[&str]| operator.run(&[&["key"], args, &["-o", "json"]].concat(), &[]).expect(0).json();
+    let made = keys(&["create", "somebody", "--rate-limit", "77/hour"]);
+    let (id, key) = (made["public_id"].as_str().unwrap(), made["key"].as_str().unwrap());
+    let opens = |key: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-m", "60", "--cacert", done["ca_file"].as_str().unwrap(), "-w", " %{http_code}"]);
+        curl.args(["-H", &format!("x-api-key: {key}"), &format!("{}/v1/models", done["address"].as_str().unwrap())]);
+        textnlp_tests::said(curl.output().unwrap()).out.ends_with(" 200")
+    };
+    assert!(opens(key));
+    let rotated = keys(&["rotate", id]);
+    let newer = rotated["key"].as_str().unwrap();
+    assert_eq!(rotated["rate_limit"], "77/hour", "what it may stays");
+    assert!(opens(newer) && newer != key);
+    let refused = operator.run(&["key", "rotate", "nobody-has-it"], &[]).expect(2);
+    assert!(refused.err.contains("there is no key `nobody-has-it`"), "{}", refused.err);
+    let jobs = operator.cluster.kubectl(&["get", "jobs", "-n", namespace, "-o", "name"]);
+    let jobs = String::from_utf8(jobs.stdout).unwrap();
+    assert!(!jobs.contains("errand"), "they go when they are done: {jobs}");
+    for file in walk(&operator.cluster.folder().join("pods/logs").join(namespace)) {
+        let said = std::fs::read(&file).unwrap();
+        let holds = |secret: &str| said.windows(secret.len()).any(|part| part == secret.as_bytes());
+        assert!(!holds(key) && !holds(newer), "{file} holds a key");
+    }
+
+    // A dump, proven; then what it has is lost, and comes back. What was made after it is not in it.
+    let dumped = operator.run(&["backup", "create"], &[]).expect(0);
+    assert!(dumped.out.contains("backup_2") && dumped.out.contains("proven: read back with 2 "), "{dumped:?}");
+    eventually("status knows of it", || {
+        let status = operator.run(&["status", "-o", "json"], &[]).expect(0).json();
+        status["backup"]["newest_verified"].is_string().then_some(())
+    });
+    let listed = operator.run(&["backup", "list"], &[]).expect(2);
+    assert!(listed.err.contains("volume textnlp-backups"), "{}", listed.err);
+    keys(&["revoke", id]);
+    let later = keys(&["create", "later"]);
+    assert!(!opens(newer) && opens(later["key"].as_str().unwrap()));
+    let restore = ["create", "job", "--namespace", namespace, "restore", "--from=cronjob/textnlp-restore"];
+    assert!(operator.cluster.kubectl(&restore).status.success());
+    let ended = || operator.get("job", "restore")["status"]["succeeded"] == 1;
+    eventually("it is restored", || ended().then_some(()));
+    eventually("the key of the dump opens", || opens(newer).then_some(()));
+    assert!(!opens(later["key"].as_str().unwrap()));
+    assert_eq!(counts(&operator.up(&[]))[..4], [0, 0, 0, 0], "nothing of that is drift");
+
+    // What people rely on stays until it is named.
+    let down = operator.run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
+    let kept = down["retained"].to_string();
+    assert!(kept.contains("main/database/cluster") && kept.contains("main/backup/volume"), "{down:#}");
+    assert!(!operator.get("deployment", "textnlp-api")["metadata"].is_object());
+    let again = operator.up(&[]);
+    assert_eq!(again["text"].as_str().map(str::is_empty), Some(false), "{again:#}");
+    assert!(opens(newer), "the database was kept");
+    operator.run(&["down", "--yes", "--delete-data", "pilot"], &[]).expect(0);
+    let gone = operator.cluster.kubectl(&["get", "namespace", namespace]);
+    assert!(!gone.status.success(), "the namespace was ours");
+}
+
+/// Every file below a folder.
+fn walk(folder: &camino::Utf8Path) -> Vec<camino::Utf8PathBuf> {
+    let Ok(entries) = folder.read_dir_utf8() else { return Vec::new() };
+    let below = |entry: camino::Utf8DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => walk(entry.path()),
+        _ => vec![entry.path().to_owned()],
+    };
+    entries.flatten().flat_map(below).collect()
+}
+
+#[test]
+fn a_dump_that_cannot_be_read_back_is_none_and_old_ones_go() {
+    let Some(operator) = Operator::with_nothing("dumps") else { return };
+    operator.up(&[]);
+    let claim = operator.get("persistentvolumeclaim", "textnlp-backups");
+    let folder = operator.cluster.folder().join("claims").join(claim["metadata"]["uid"].as_str().unwrap());
+    let dumps = || {
+        let mut names: Vec<String> =
+            folder.read_dir_utf8().unwrap().flatten().map(|entry| entry.file_name().to_owned()).collect();
+        names.sort();
+        names
+    };
+    let create = || operator.run(&["backup", "create"], &[]);
+    create().expect(0);
+    create().expect(0);
+    let two = dumps();
+    assert!(two.len() == 2 && two[0].ends_with("-2.dump") && two[1].starts_with("backup_2"), "{two:?}");
+    // One is older than what is kept, and one is a stranger's.
+    let touched = Command::new("touch").args(["-d", "40 days ago", folder.join(&two[1]).as_str()]).status().unwrap();
+    assert!(touched.success());
+    std::fs::write(folder.join("notes.txt"), "mine").unwrap();
+    create().expect(0);
+    let left = dumps();
+    // The name of the one that went is free again.
+    assert!(left.contains(&"notes.txt".to_owned()) && left.len() == 3 && left != two, "{left:?}");
+
+    // A database that a dump does not bring back whole: the job fails, and what was there stays.
+    operator.sql(
+        "SET ROLE textnlp; CREATE FUNCTION fits(int) RETURNS bool LANGUAGE sql AS 'SELECT true'; CREATE TABLE broken (a int CHECK (fits(a))); \
+         INSERT INTO broken VALUES (1); CREATE OR REPLACE FUNCTION fits(int) RETURNS bool LANGUAGE sql AS 'SELECT false'",
+    );
+    let failed = create();
+    assert!(failed.exit != 0 && failed.err.contains("pg_restore"), "{failed:?}");
+    assert_eq!(dumps(), left, "half a dump is none");
+    eventually("the last that ended well is told", || {
+        operator.get("cronjob", "textnlp-backup")["status"]["lastSuccessfulTime"].is_string().then_some(())
+    });
+}
