@@ -67,6 +67,7 @@ pub const PROVIDERS: &[Row] = &[
             "backup.enabled=false",
             "backup.enabled=true",
             "backup.destination=folder",
+            "backup.size=none",
             "replication.database.mode=none",
             "replication.database.mode=streaming",
             "rollout.bake=none",
@@ -345,15 +346,15 @@ pub fn exported(_wanted: &[Wanted], _environment: &Environment, _tool: Tool) -> 
 pub async fn errand(
     folder: &Utf8Path,
     environment: &Environment,
-    namespace: &str,
+    within: (&str, Lineage),
     arguments: &[String],
 ) -> anyhow::Result<Said> {
-    cluster::errand(folder, environment, namespace, arguments).await
+    cluster::errand(folder, environment, within, arguments).await
 }
 
 /// Has the servers of an environment in a cluster run their program once with other arguments; see [`Said`].
 #[cfg(not(feature = "kubernetes"))]
-pub async fn errand(_: &Utf8Path, _: &Environment, _: &str, _: &[String]) -> anyhow::Result<Said> {
+pub async fn errand(_: &Utf8Path, _: &Environment, _: (&str, Lineage), _: &[String]) -> anyhow::Result<Said> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 
@@ -367,25 +368,43 @@ pub struct Said {
 
 /// When the cluster of an environment last ended a dump of its database well; `None` where none was yet.
 #[cfg(feature = "kubernetes")]
-pub async fn last_dump(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Option<jiff::Timestamp>> {
-    cluster::last_dump(folder, environment).await
+pub async fn last_dump(
+    folder: &Utf8Path,
+    environment: &Environment,
+    lineage: Lineage,
+) -> anyhow::Result<Option<jiff::Timestamp>> {
+    cluster::last_dump(folder, environment, lineage).await
 }
 
 /// When the cluster of an environment last ended a dump of its database well; `None` where none was yet.
 #[cfg(not(feature = "kubernetes"))]
-pub async fn last_dump(_: &Utf8Path, _: &Environment) -> anyhow::Result<Option<jiff::Timestamp>> {
+pub async fn last_dump(_: &Utf8Path, _: &Environment, _: Lineage) -> anyhow::Result<Option<jiff::Timestamp>> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 
-/// Has the cluster of an environment make a dump of its database now, waits for it so long, and gives its report in a line.
+/// Has the cluster of an environment make a dump of its database now, waits for it so long and tells what keeps it, and gives its report in a
+/// line.
 #[cfg(feature = "kubernetes")]
-pub async fn dump_now(folder: &Utf8Path, environment: &Environment, within: Duration) -> anyhow::Result<String> {
-    cluster::dump_now(folder, environment, within).await
+pub async fn dump_now(
+    folder: &Utf8Path,
+    environment: &Environment,
+    lineage: Lineage,
+    within: Duration,
+    tell: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<String> {
+    cluster::dump_now(folder, environment, lineage, within, tell).await
 }
 
-/// Has the cluster of an environment make a dump of its database now, waits for it so long, and gives its report in a line.
+/// Has the cluster of an environment make a dump of its database now, waits for it so long and tells what keeps it, and gives its report in a
+/// line.
 #[cfg(not(feature = "kubernetes"))]
-pub async fn dump_now(_: &Utf8Path, _: &Environment, _: Duration) -> anyhow::Result<String> {
+pub async fn dump_now(
+    _: &Utf8Path,
+    _: &Environment,
+    _: Lineage,
+    _: Duration,
+    _: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<String> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 

@@ -22,6 +22,10 @@ backup() {
   beside=$WORK/proof-$$
   # A server that was left by a failure ends with this process's container; its files and half a dump go here.
   trap 'rm -rf "$new" "$beside"' EXIT
+  trap 'exit 143' TERM INT
+  # Of tries that were killed nothing is left to them; none takes as long as six hours.
+  find . -maxdepth 1 \( -name '.new-*' -o -name '.backup_*' \) -mmin +360 -exec rm -f {} +
+  prune
   before=$(figures)
   pg_dump --format=custom --no-owner --no-privileges --enable-row-security --no-password --file="$new"
   after=$(figures)
@@ -44,8 +48,14 @@ backup() {
   sync "$new" 2>/dev/null || sync
   mv "$new" "$name"
   rm -f ".$name"
-  find . -maxdepth 1 -name 'backup_*.dump' ! -name "$name" -mmin "+$((KEEP_SECONDS / 60))" -exec rm -f {} +
+  prune
   echo "$name: $(wc -c <"$name") bytes, $proof"
+}
+
+# What is too old, but for the newest there is.
+prune() {
+  newest=$(ls -t | grep '^backup_.*\.dump$' | head -n 1)
+  find . -maxdepth 1 -name 'backup_*.dump' ! -name "$newest" -mmin "+$((KEEP_SECONDS / 60))" -exec rm -f {} +
 }
 
 # A server of its own, which nobody else can reach, with what the dump brings; says its figures.
@@ -67,6 +77,10 @@ prove() {
 restore() {
   dump=${DUMP:-$(ls -t backup_*.dump | head -n 1)}
   [ -f "$dump" ] || { echo "there is no dump \`$dump\`; there are:" >&2; ls >&2; exit 1; }
+  # Tables of another release would stand beside those of this one.
+  there=$(psql -X -q -A -t -v ON_ERROR_STOP=1 -c 'SELECT max(version) FROM schema_version')
+  has=$(pg_restore --data-only --table=schema_version --file=- "$dump" | sed -n '/^COPY /,/^\\\.$/p' | cut -f 1 | grep -E '^[0-9]+$' | sort -n | tail -n 1)
+  [ "$there" = "$has" ] || { echo "$dump has schema ${has:-none}, and the database has $there: go to the release of that dump first" >&2; exit 1; }
   pg_restore --clean --if-exists --no-owner --no-privileges --exit-on-error --single-transaction --dbname="$PGDATABASE" "$dump"
   echo "$dump is restored: $(figures) keys and requests"
 }

@@ -150,7 +150,8 @@ fn wrong_words_are_refused_before_anything_happens() {
             "invalid_environment",
             &["`cloudy`", "`onprem`"],
         ),
-        wrong(&["up", "--env", "pilot", "--yes"], 2, "not_available", &["`kubernetes`", "env check pilot"]),
+        wrong(&["up", "--env", "pilot", "--yes"], 2, "no_way_in", &["kubeconfig", "set KUBECONFIG"]),
+        wrong(&["up", "--env", "enterprise", "--yes"], 2, "not_available", &["`kubernetes`", "env check enterprise"]),
         wrong(
             &["up", "--env", "staging", "--yes", "--set", "gates.usres=5"],
             2,

@@ -15,8 +15,8 @@ use textnlp_orchestrator::environment::model::{ClusterAccess, Hosting, IngressKi
 use textnlp_orchestrator::environment::{Environment, REPLICATION_PASSWORD};
 use textnlp_provider::component::Part;
 use textnlp_provider::{
-    CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
-    Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, SiteName, Wanted,
+    CloudId, Component, FieldChange, Handle, Kind, KindName, Lineage, Object, Observed, Operation, Problem, Problems,
+    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, SiteName, Wanted,
 };
 
 use super::{Exported, Said, Tool};
@@ -104,7 +104,9 @@ fn own_postgres(environment: &Environment, image: Option<String>) -> Option<OwnP
     (environment.database_hosting() == Some(Hosting::Cluster)).then(|| OwnPostgres {
         image: image.unwrap_or_else(|| format!("ghcr.io/cloudnative-pg/postgresql:{}", database.version)),
         database: database.name.clone(),
+        version: database.version,
         disk_bytes: database.size.0,
+        dumps_bytes: environment.backup.size.unwrap_or(database.size).0,
     })
 }
 
@@ -170,23 +172,35 @@ fn beside(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Kubern
 pub(super) async fn errand(
     folder: &Utf8Path,
     environment: &Environment,
-    namespace: &str,
+    within: (&str, Lineage),
     arguments: &[String],
 ) -> anyhow::Result<Said> {
-    let done = beside(folder, environment)?.errand(namespace, SERVERS, SERVER, arguments).await?;
+    let done = beside(folder, environment)?.errand(within, SERVERS, SERVER, arguments).await?;
     Ok(Said { answer: done.answer(), failed: (!done.succeeded).then(|| done.failure().to_string()) })
 }
 
 /// See [`super::dump_now`].
-pub(super) async fn dump_now(folder: &Utf8Path, environment: &Environment, within: Duration) -> anyhow::Result<String> {
-    let done = beside(folder, environment)?.run_now(&environment.cluster.namespace, BACKUP, within).await?;
+pub(super) async fn dump_now(
+    folder: &Utf8Path,
+    environment: &Environment,
+    lineage: Lineage,
+    within: Duration,
+    tell: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<String> {
+    let place = (environment.cluster.namespace.as_str(), lineage);
+    let done = beside(folder, environment)?.run_now(place, BACKUP, within, tell).await?;
     anyhow::ensure!(done.succeeded, done.failure());
-    Ok(done.said.lines().last().unwrap_or_default().to_owned())
+    Ok(done.said.lines().last().unwrap_or("the cluster does not say what came of it").to_owned())
 }
 
 /// See [`super::last_dump`].
-pub(super) async fn last_dump(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Option<jiff::Timestamp>> {
-    let last = beside(folder, environment)?.last_success(&environment.cluster.namespace, BACKUP).await?;
+pub(super) async fn last_dump(
+    folder: &Utf8Path,
+    environment: &Environment,
+    lineage: Lineage,
+) -> anyhow::Result<Option<jiff::Timestamp>> {
+    let place = (environment.cluster.namespace.as_str(), lineage);
+    let last = beside(folder, environment)?.last_success(place, BACKUP).await?;
     Ok(last.and_then(|last| last.parse().ok()))
 }
 

@@ -159,11 +159,26 @@ async fn in_cluster(
     }
     let arguments = ["serve", "--role", "keys", "--config", SERVER_CONFIG, "--do", &command.to_string()];
     let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
-    let said = clouds::errand(&running.folder, environment, namespace, &arguments).await?;
-    let mut answer = answered(said.answer.unwrap_or_default(), said.failed)?;
-    if let Some(new) = new {
-        answer["key"] = json!(new);
-    }
+    let said = clouds::errand(&running.folder, environment, (namespace, running.lineage), &arguments).await;
+    let Some(new) = new else {
+        let said = said?;
+        return answered(said.answer.unwrap_or_default(), said.failed);
+    };
+    let id = command["public_id"].as_str().unwrap_or_default();
+    // A job that nobody saw the end of may have done its work.
+    let doubtful = |failure: Failure| {
+        let lost = format!(
+            "key `{id}` may be in force, and nobody has it: revoke it with `key revoke {id}` when the cluster answers again"
+        );
+        Failure { error: failure.error.context(lost), ..failure }
+    };
+    let said = said.map_err(|error| doubtful(error.into()))?;
+    let mut answer = match (said.answer, &said.failed) {
+        // It was done, and what was said of it is lost.
+        (None, None) => json!({ "public_id": id }),
+        (answer, _) => answered(answer.unwrap_or_default(), said.failed)?,
+    };
+    answer["key"] = json!(new);
     Ok(answer)
 }
 

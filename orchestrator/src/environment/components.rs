@@ -162,7 +162,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
     }
     if is_member {
         add(names::BORDER, None, Part::Border(border(e, site, &release.program)));
-        add(names::WATCH, None, Part::Watch(watch(e, site, &release.program)));
+        add(names::WATCH, None, Part::Watch(watch(e, site, release)));
     }
     if site.serves() {
         add(names::SERVER, None, Part::Workload(workload(e, site, release)));
@@ -275,7 +275,7 @@ fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Bord
     }
 }
 
-fn watch(e: &Environment, site: &SiteSettings, program: &Program) -> part::Watch {
+fn watch(e: &Environment, site: &SiteSettings, release: &Release) -> part::Watch {
     part::Watch {
         cluster: name(names::CLUSTER),
         border: name(names::BORDER),
@@ -294,7 +294,8 @@ fn watch(e: &Environment, site: &SiteSettings, program: &Program) -> part::Watch
             compress: e.replication.models.compress,
         },
         database: e.shares_database().then(|| (name(names::DATABASE), e.database.name.clone())),
-        program: program.clone(),
+        outside: e.stores_outside().then(|| (name(names::DATABASE), database(e, site, release))),
+        program: release.program.clone(),
     }
 }
 

@@ -504,6 +504,9 @@ pub struct Watch {
     /// The database that all sites share, where there is one, and its name in its server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<(ComponentName, String)>,
+    /// The database of somebody else's that all sites store in, where there is one: nothing of what is in it is replicated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<(ComponentName, Database)>,
     /// The program that runs: the server artifact in the watch's role.
     pub program: Program,
 }

@@ -180,6 +180,7 @@ fn every_component_is_lowered() {
                 max_lag_ms: 5000,
                 copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
                 database: None,
+                outside: None,
                 program: program.clone(),
             }),
         ),

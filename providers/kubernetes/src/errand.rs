@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use textnlp_provider::{Error, KindName, Result, Sort};
+use textnlp_provider::{Error, KindName, Lineage, Result, Sort};
 use tokio::time::Instant;
 
 use crate::api::Api;
 use crate::error::Call;
+use crate::identity;
 use crate::provider::Kubernetes;
 use crate::ready::{self, Ready};
 use crate::table::{self, Row};
@@ -15,8 +16,11 @@ use crate::trouble;
 
 /// What an errand may take, its pod's way to a node included.
 const WITHIN: Duration = Duration::from_secs(180);
-/// How often it is looked at.
+/// How often it is looked at: at first, and when it turns out to take its time.
 const LOOK: Duration = Duration::from_millis(250);
+const LOOK_LATER: Duration = Duration::from_secs(2);
+/// How often it is told what it waits for.
+const TELL: Duration = Duration::from_secs(15);
 /// The most that is read of what it said.
 const MOST: u32 = 4 << 20;
 /// A job that a killed command left goes by itself after so many seconds.
@@ -27,7 +31,7 @@ const LEFT: u32 = 120;
 pub struct Errand {
     /// Whether it ended well.
     pub succeeded: bool,
-    /// What it printed, on both of its streams.
+    /// What it printed, on both of its streams; nothing where the cluster does not hand that over.
     pub said: String,
 }
 
@@ -35,25 +39,24 @@ impl Kubernetes {
     /// Runs the program of a deployment's container with these arguments, with the configuration, secrets and user that the container has.
     /// What it prints is in the cluster's logs: nothing that is secret may be printed, and nothing secret may be an argument.
     ///
-    /// An error is a job that could not be made, seen to its end within three minutes, or read.
+    /// An error is a deployment that is not of this lineage, a job that could not be made, or one that was not seen to its end within three
+    /// minutes, and may have done its work all the same.
     pub async fn errand(
         &self,
-        namespace: &str,
+        (namespace, lineage): (&str, Lineage),
         deployment: &str,
         container: &str,
         arguments: &[String],
     ) -> Result<Errand> {
         let api = self.api().await?;
         let call = call("read", "get", row("kubernetes.deployment"), namespace, Some(deployment));
-        let Some(servers) = api.get(&call).await? else {
-            return Err(call.error(Sort::NotFound).hint("`up` makes it"));
-        };
+        let servers = of_ours(&api, &call, lineage).await?;
         let Some(job) = job(&servers, container, arguments) else {
             let why = format!("it has no container `{container}`");
             return Err(call.error(Sort::Invalid).because(why));
         };
         let made = make(&api, namespace, &job).await?;
-        let done = to_its_end(&api, namespace, container, &made, WITHIN).await;
+        let done = to_its_end(&api, namespace, container, &made, WITHIN, &|_| {}).await;
         // It would go by itself; what is wrong with that says nothing of what was done.
         let name = made["metadata"]["name"].as_str();
         let gone = self::call("remove", "delete", row("kubernetes.job"), namespace, name);
@@ -61,13 +64,18 @@ impl Kubernetes {
         done
     }
 
-    /// Does now what a schedule does at its time, as a job of its own that stays for people to read, and waits for its end so long.
-    pub async fn run_now(&self, namespace: &str, schedule: &str, within: Duration) -> Result<Errand> {
+    /// Does now what a schedule of this lineage does at its time, as a job of its own that stays for people to read, and waits for its end so
+    /// long; meanwhile it tells what keeps it.
+    pub async fn run_now(
+        &self,
+        (namespace, lineage): (&str, Lineage),
+        schedule: &str,
+        within: Duration,
+        tell: &(dyn Fn(&str) + Sync),
+    ) -> Result<Errand> {
         let api = self.api().await?;
         let call = call("read", "get", row("kubernetes.cron-job"), namespace, Some(schedule));
-        let Some(found) = api.get(&call).await? else {
-            return Err(call.error(Sort::NotFound).hint("`up` makes it"));
-        };
+        let found = of_ours(&api, &call, lineage).await?;
         let owner = json!({
             "apiVersion": "batch/v1", "kind": "CronJob", "name": schedule, "uid": found["metadata"]["uid"],
             // Its controller counts what ended well among its own.
@@ -80,15 +88,28 @@ impl Kubernetes {
         job["metadata"]["ownerReferences"] = json!([owner]);
         job["spec"]["ttlSecondsAfterFinished"] = json!(7 * 24 * 3600);
         let made = make(&api, namespace, &job).await?;
-        to_its_end(&api, namespace, schedule, &made, within).await
+        to_its_end(&api, namespace, schedule, &made, within, tell).await
     }
 
-    /// When the schedule of a name last ended a run well, as the API server writes times; `None` where there was none.
-    pub async fn last_success(&self, namespace: &str, schedule: &str) -> Result<Option<String>> {
+    /// When the schedule of a name and of this lineage last ended a run well, as the API server writes times; `None` where there was none.
+    pub async fn last_success(&self, (namespace, lineage): (&str, Lineage), schedule: &str) -> Result<Option<String>> {
         let call = call("read", "get", row("kubernetes.cron-job"), namespace, Some(schedule));
-        let found = self.api().await?.get(&call).await?;
-        Ok(found.and_then(|found| found["status"]["lastSuccessfulTime"].as_str().map(str::to_owned)))
+        let found = of_ours(&self.api().await?, &call, lineage).await?;
+        Ok(found["status"]["lastSuccessfulTime"].as_str().map(str::to_owned))
     }
+}
+
+/// An object that is this deployment's: names say nothing of which cluster a kubeconfig leads to today.
+async fn of_ours(api: &Api, call: &Call<'_>, lineage: Lineage) -> Result<Value> {
+    let Some(found) = api.get(call).await? else {
+        return Err(call.error(Sort::NotFound).hint("`up` makes it; or does the kubeconfig lead to another cluster?"));
+    };
+    if identity::lineage(&found) == Some(lineage) {
+        return Ok(found);
+    }
+    let why = format!("it is not of this deployment, {lineage}");
+    let hint = "the kubeconfig leads to another cluster, or another deployment has this namespace: `kubectl config current-context`";
+    Err(call.error(Sort::Conflict).because(why).hint(hint))
 }
 
 /// A job with the pod of a deployment, of which only one container is left. It goes with the deployment.
@@ -100,7 +121,8 @@ fn job(servers: &Value, container: &str, arguments: &[String]) -> Option<Value> 
     for of_a_server in ["ports", "startupProbe", "livenessProbe", "readinessProbe", "lifecycle"] {
         fields.shift_remove(of_a_server);
     }
-    one["args"] = json!(arguments);
+    // Kubernetes puts variables in: `$(NAME)` is what somebody typed, and stays so.
+    one["args"] = arguments.iter().map(|argument| argument.replace('$', "$$")).collect();
     one["resources"] =
         json!({ "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "1", "memory": "512Mi" } });
     let mounted: Vec<Value> =
@@ -138,35 +160,63 @@ async fn make(api: &Api, namespace: &str, job: &Value) -> Result<Value> {
     api.ask(&jobs, &jobs.path(), job).await
 }
 
-async fn to_its_end(api: &Api, namespace: &str, container: &str, made: &Value, within: Duration) -> Result<Errand> {
+async fn to_its_end(
+    api: &Api,
+    namespace: &str,
+    container: &str,
+    made: &Value,
+    within: Duration,
+    tell: &(dyn Fn(&str) + Sync),
+) -> Result<Errand> {
     let row = row("kubernetes.job");
     let call = call("wait for", "get", row, namespace, made["metadata"]["name"].as_str());
-    let until = Instant::now() + within;
+    let (began, mut told) = (Instant::now(), Instant::now());
     loop {
-        let Some(job) = api.get(&call).await? else {
-            return Err(call.error(Sort::NotFound).because("somebody removed it"));
+        let is_late = began.elapsed() >= within;
+        let job = match api.get(&call).await {
+            Ok(Some(job)) => job,
+            Ok(None) => return Err(call.error(Sort::NotFound).because("somebody removed it")),
+            // The job goes on without us: an API server that is restarted, a token that is renewed.
+            Err(error) if !is_late && matches!(error.sort, Sort::Unavailable | Sort::Throttled { .. }) => {
+                tokio::time::sleep(LOOK_LATER).await;
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         let succeeded = match ready::job(&job) {
             Ready::Yes => true,
             Ready::Never(_) => false,
-            Ready::NotYet(why) if Instant::now() >= until => {
+            Ready::NotYet(why) if is_late => {
                 return Err(call.error(Sort::Unavailable).because(trouble::of_pods(api, row, &job, why).await));
             }
-            Ready::NotYet(_) => {
-                tokio::time::sleep(LOOK).await;
+            Ready::NotYet(why) => {
+                if told.elapsed() >= TELL {
+                    tell(&trouble::of_pods(api, row, &job, why).await);
+                    told = Instant::now();
+                }
+                tokio::time::sleep(if began.elapsed() < TELL { LOOK } else { LOOK_LATER }).await;
                 continue;
             }
         };
-        return Ok(Errand { succeeded, said: said(api, namespace, container, &job).await? });
+        // What was done is done, whether its words can be had or not.
+        let said = said(api, namespace, container, &job).await;
+        return match (said, succeeded) {
+            (Ok(said), _) => Ok(Errand { succeeded, said }),
+            (Err(_), true) => Ok(Errand { succeeded, said: String::new() }),
+            (Err(error), false) => Err(error),
+        };
     }
 }
 
-/// What its pod printed; a pod that never began has said nothing.
+/// What its pod printed, that of its last try; a pod that never began has said nothing.
 async fn said(api: &Api, namespace: &str, container: &str, job: &Value) -> Result<String> {
     let pods = call("list", "list", &trouble::POD, namespace, None);
     let uid = job["metadata"]["uid"].as_str().unwrap_or_default();
-    let pods = api.list(&pods, &format!("batch.kubernetes.io/controller-uid={uid}")).await?;
-    let Some(pod) = pods.first().and_then(|pod| pod["metadata"]["name"].as_str()) else { return Ok(String::new()) };
+    let mut pods = api.list(&pods, &format!("batch.kubernetes.io/controller-uid={uid}")).await?;
+    pods.sort_by_key(|pod| {
+        (pod["status"]["phase"] == "Succeeded", pod["metadata"]["creationTimestamp"].as_str().map(str::to_owned))
+    });
+    let Some(pod) = pods.last().and_then(|pod| pod["metadata"]["name"].as_str()) else { return Ok(String::new()) };
     let call = call("read the log of", "get", &trouble::POD, namespace, Some(pod));
     api.whole_log(&call, container, MOST).await
 }
@@ -222,13 +272,13 @@ mod tests {
                 "volumes": [{ "name": "config" }, { "name": "models" }],
             } } },
         });
-        let made = job(&servers, "api", &["serve".to_owned(), "--role".to_owned()]).unwrap();
+        let made = job(&servers, "api", &["serve".to_owned(), "a$(B)$$".to_owned()]).unwrap();
         let pod = &made["spec"]["template"]["spec"];
         assert_eq!(pod["volumes"], json!([{ "name": "config" }]));
         assert_eq!((&pod["restartPolicy"], &pod["serviceAccountName"]), (&json!("Never"), &json!("api")));
         assert!(pod.get("initContainers").is_none() && pod["securityContext"]["runAsNonRoot"] == true);
         let [one] = &pod["containers"].as_array().unwrap()[..] else { panic!("{pod:#}") };
-        assert_eq!(one["args"], json!(["serve", "--role"]));
+        assert_eq!(one["args"], json!(["serve", "a$$(B)$$$$"]), "no variable is put in");
         assert!(one.get("readinessProbe").is_none() && one["env"][0]["value"] == "1");
         assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "1");
         assert_eq!(job(&servers, "other", &[]), None);

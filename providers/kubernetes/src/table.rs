@@ -300,7 +300,7 @@ pub(crate) static ROWS: [Row; 32] = [
         data: DataClass::Precious,
         deadline: MINUTE.saturating_mul(30),
         ready: ready::of_its_own,
-        fixed: &["spec.bootstrap"],
+        fixed: &["spec.bootstrap", "metadata.annotations.textnlp-postgres-version"],
         ..row!("postgres-cluster", "a PostgreSQL by CloudNativePG", "postgresql.cnpg.io" / "v1", "clusters", "Cluster")
     },
 ];

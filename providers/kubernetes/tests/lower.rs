@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use expect_test::expect_file;
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::{Ingress, Placement};
+use textnlp_kubernetes::{Ingress, OwnPostgres, Placement};
 use textnlp_provider::component::*;
 use textnlp_provider::{Component, OutputRef, Ownership, Wanted};
 
@@ -134,6 +134,14 @@ fn a_database_of_ours_is_asked_over_tls_and_its_dumps_are_proven() {
     let odd = Database { postgres: Some(Box::new(odd)), ..own_stored() };
     let problems = lowered(&component("database", Part::Database(odd)), own_placement()).unwrap_err().to_string();
     assert!(problems.contains("has port 5432") && problems.contains("not archived yet"), "{problems}");
+    for image in
+        ["postgresql", "r.example.com:5000/postgresql", "postgresql:latest", "postgresql:16.2", "postgresql@sha256:15"]
+    {
+        let own = own_placement().postgres.map(|own| OwnPostgres { image: image.to_owned(), ..own });
+        let place = Placement { postgres: own, ..own_placement() };
+        let said = lowered(&component("database", Part::Database(own_stored())), place).unwrap_err();
+        assert!(said.to_string().contains("does not begin with 15"), "{image}: {said}");
+    }
     let managed = Database { hosting: Some("managed".to_owned()), ..own_stored() };
     let problems = lowered(&component("database", Part::Database(managed)), placement()).unwrap_err();
     assert!(problems.to_string().contains("nobody runs a `managed` PostgreSQL"), "{problems}");

@@ -24,6 +24,8 @@ pub struct SiteCopy {
     pub control: Option<Held>,
     /// Where a dump of its database belongs, where that is a server, which only the server program can copy.
     pub dump: Option<String>,
+    /// Whether that server is somebody else's, which other sites may store in too.
+    pub outside: bool,
     /// The configuration of its PostgreSQL's keeper, where its log is archived: whose files are a base for that log.
     pub base: Option<Utf8PathBuf>,
     /// How it is served: the program and the configuration of the first replica, as absolute paths.
@@ -125,6 +127,7 @@ impl SiteCopy {
             // It is the database of another site, which is copied there.
             copy.dump = None;
         }
+        copy.outside = copy.dump.is_some() && !has_primary;
         copy.served = first.map(|spec| (folder.join(&spec.program), folder.join(&spec.config)));
         Ok(copy)
     }

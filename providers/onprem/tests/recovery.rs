@@ -89,6 +89,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 max_lag_ms: 5000,
                 copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
                 database: None,
+                outside: None,
                 program: program(),
             }),
         ),

@@ -5,12 +5,15 @@ pub mod key;
 pub mod tenant;
 pub mod ticket;
 
+use std::time::{Duration, Instant};
+
 use axum::http::{HeaderMap, StatusCode, header};
 
 use crate::app::App;
 use crate::config::Rate;
-use crate::database::{ApiKey, StreamTicket, now_ms};
+use crate::database::{ApiKey, StoreError, StreamTicket, now_ms};
 use crate::error::ApiError;
+use crate::retry::{Backoff, retry};
 
 /// Somebody who may call.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,7 +95,7 @@ pub(crate) async fn with_ticket(
     if ticket.token.as_ref().is_some_and(|token| token.expires_at_ms <= now_ms()) {
         return Ok(None);
     }
-    let key = app.store.key(&ticket.user).await?;
+    let key = stored(app, &ticket.user).await?;
     let found = match key.filter(|key| key.is_valid(now_ms()) && key.tenant == ticket.tenant) {
         Some(key) => caller(app, &key, ticket.token.clone()),
         None if ticket.user == ANONYMOUS && !app.config.security.api_keys_enabled => anonymous(&ticket.tenant),
@@ -176,6 +179,16 @@ fn one<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, ApiErr
     value.to_str().map(Some).map_err(|_| ApiError::invalid(format!("the header `{name}` is no text")))
 }
 
+/// How long a request waits for a database that has just moved: every other server may have found it already.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A key as it is stored.
+async fn stored(app: &App, public_id: &str) -> Result<Option<ApiKey>, StoreError> {
+    let began = Instant::now();
+    let passes = |error: &StoreError| error.passes() && began.elapsed() < PATIENCE;
+    retry(Backoff::DATABASE, passes, || app.store.key(public_id)).await
+}
+
 /// The valid key of a text. Why one is not valid is not said: whoever holds it can ask its maker.
 pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> {
     let refused = || {
@@ -183,7 +196,7 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
             .hint("it may be mistyped, revoked or expired: `textnlp-deploy key list` shows it")
     };
     let public = key::public_id(text).ok_or_else(refused)?;
-    let stored = app.store.key(public).await?;
+    let stored = stored(app, public).await?;
     // A key that is not there is compared too, so that the time tells nothing about which ids exist.
     let digest = stored.as_ref().map_or("", |key| key.sha256.as_str());
     if !key::matches(text, digest) {
@@ -204,7 +217,7 @@ async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
     })?;
     // The key behind it may have been revoked since.
     let key =
-        app.store.key(&claims.user_id).await?.filter(|key| key.is_valid(now_ms()) && key.tenant == claims.tenant_id);
+        stored(app, &claims.user_id).await?.filter(|key| key.is_valid(now_ms()) && key.tenant == claims.tenant_id);
     let Some(key) = key else {
         return Err(ApiError::new(
             StatusCode::UNAUTHORIZED,

@@ -59,6 +59,16 @@ impl PostgresAt {
         Ok(Self { address: PostgresAddress::Url(parse(url)?), password_file: None, ca_file: None })
     }
 
+    /// One whose address lies in a file.
+    pub(crate) fn in_file(file: &camino::Utf8Path) -> Self {
+        Self { address: PostgresAddress::File(file.to_owned()), password_file: None, ca_file: None }
+    }
+
+    /// The same, trusted by an authority that lies in a file.
+    pub(crate) fn with_authority(self, file: &camino::Utf8Path) -> Self {
+        Self { ca_file: Some(file.to_owned()), ..self }
+    }
+
     /// The same with a password that lies in a file.
     pub(crate) fn with_password(self, file: &camino::Utf8Path) -> Self {
         Self { password_file: Some(file.to_owned()), ..self }

@@ -11,7 +11,7 @@ use super::Error;
 use super::beside::PostgresConfig;
 use super::copies::CopiesConfig;
 use super::dns::DnsConfig;
-use crate::config::Address;
+use crate::config::{Address, PostgresAt};
 
 /// `watch:` of a site.
 #[derive(Debug, Clone, Deserialize)]
@@ -30,11 +30,15 @@ pub struct WatchConfig {
     /// The witness, through this site's border.
     #[serde(deserialize_with = "address")]
     pub witness: Address,
-    /// `sqlite:///…`: where the site's replicas read control data; `postgresql://…` where all sites' do.
+    /// `sqlite:///…`: where the site's replicas read control data; `postgresql://…` where all sites' do; nothing where that is `outside`.
+    #[serde(default)]
     pub database: String,
     /// The PostgreSQL of all sites.
     #[serde(default)]
     pub postgres: Option<PostgresConfig>,
+    /// The PostgreSQL of somebody else's that all sites store in: nothing of what is in it goes through the log.
+    #[serde(default)]
+    pub outside: Option<OutsideConfig>,
     /// The key that signs this site's tokens; its public half is told to all sites.
     #[serde(default)]
     pub jwt_key_file: Option<Utf8PathBuf>,
@@ -86,6 +90,41 @@ pub struct WitnessConfig {
     pub dns: Option<DnsConfig>,
 }
 
+/// `watch.outside`: an address, or the file that it lies in, as in `database` of a server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutsideConfig {
+    /// `postgresql://…`
+    #[serde(default)]
+    pub url: Option<String>,
+    /// The file with the address.
+    #[serde(default)]
+    pub url_file: Option<Utf8PathBuf>,
+    /// The file with the password.
+    #[serde(default)]
+    pub password_file: Option<Utf8PathBuf>,
+    /// The authority that it is trusted by.
+    #[serde(default)]
+    pub ca_file: Option<Utf8PathBuf>,
+}
+
+impl OutsideConfig {
+    /// Where it is; the error is an address that is none.
+    pub(super) fn at(&self) -> Result<PostgresAt, String> {
+        let at = match (&self.url, &self.url_file) {
+            (Some(url), None) => PostgresAt::new(url)?,
+            (None, Some(file)) => PostgresAt::in_file(file),
+            _ => return Err("`outside` has either `url` or `url_file`".to_owned()),
+        };
+        let at = self.password_file.iter().fold(at, |at, file| at.with_password(file));
+        Ok(self.ca_file.iter().fold(at, |at, file| at.with_authority(file)))
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.at().err()
+    }
+}
+
 impl WatchConfig {
     /// Reads and checks a file.
     pub fn read(file: &Utf8Path) -> Result<Self, Error> {
@@ -101,7 +140,10 @@ impl WatchConfig {
             (!sites.contains(&config.home)).then(|| format!("`home` is {}, which is no site here", config.home)),
             pace(config.every_ms, config.lost_after),
             (!config.folder.is_absolute()).then(|| "`folder` is not an absolute path".to_owned()),
+            config.outside.as_ref().and_then(OutsideConfig::problem),
             match &config.postgres {
+                _ if config.outside.is_some() => (config.postgres.is_some() || !config.database.is_empty())
+                    .then(|| "`outside` stands beside `database` or `postgres`".to_owned()),
                 None => {
                     (!config.database.starts_with("sqlite://")).then(|| "`database` is not `sqlite://…`".to_owned())
                 }

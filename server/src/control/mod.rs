@@ -85,6 +85,9 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
     let beside = beside::Beside::default();
     let tasks = TaskTracker::new();
     match &config.postgres {
+        _ if config.outside.is_some() => {
+            drop(tasks.spawn(view::tell(actor.clone(), own.clone(), config.clone(), stop.clone())));
+        }
         None => drop(tasks.spawn(view::follow(actor.clone(), own.clone(), config.clone(), stop.clone()))),
         Some(postgres) => {
             tasks.spawn(beside::follow(postgres.clone(), actor.clone(), beside.clone(), stop.clone()));
@@ -97,8 +100,9 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
             }
         }
     }
-    // What is stored in one database for all sites reaches the others with it.
-    for (peer, address) in config.peers.iter().filter(|_| config.postgres.is_none()) {
+    // What is stored in one database for all sites is there, or reaches the others with it.
+    let has_own = config.postgres.is_none() && config.outside.is_none();
+    for (peer, address) in config.peers.iter().filter(|_| has_own) {
         tasks.spawn(usage::ship(
             store.clone(),
             config.clone(),

@@ -20,6 +20,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Between two looks at what this site itself has to tell.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
+/// Between two looks at whether what this site told is still known.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
 /// The databases of a watch.
 pub(super) struct Stores {
     /// The one that the replicas use.
@@ -30,6 +33,10 @@ pub(super) struct Stores {
 
 /// Opens the site's database, whose schema somebody else has made. A PostgreSQL may be still to come, or be a copy at the moment.
 pub(super) async fn open(watch: &WatchConfig) -> Result<Stores, StoreError> {
+    if let Some(outside) = &watch.outside {
+        let store = Store::open_later(&outside.at().map_err(StoreError::Address)?, 2)?;
+        return Ok(Stores { all: store.clone(), own: store });
+    }
     let Some(postgres) = &watch.postgres else {
         let file = watch.database.strip_prefix("sqlite://").unwrap_or(&watch.database);
         let at = config::DatabaseAt::File(file.into());
@@ -104,6 +111,46 @@ pub(super) async fn follow(actor: Actor, store: Store, config: WatchConfig, stop
     }
 }
 
+/// Where all sites store in a database of somebody else's, keys and usage are there and nowhere else: what the log carries is only who leads. The
+/// public half of this site's signing key is put where the others look for it.
+pub(super) async fn tell(actor: Actor, store: Store, config: WatchConfig, stop: CancellationToken) {
+    let applies = async {
+        let mut committed = actor.committed();
+        loop {
+            actor.is_applied(*committed.borrow_and_update());
+            if committed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Again and again: whoever keeps the database may put an older one in its place.
+    let tells = async {
+        loop {
+            let told = put_verifier(&store, &config).await;
+            tokio::time::sleep(if told { TELL_AGAIN } else { TELL_EVERY }).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = applies => {}
+        () = tells => {}
+    }
+}
+
+async fn put_verifier(store: &Store, config: &WatchConfig) -> bool {
+    match own_verifier(config).await {
+        Verifier::None => true,
+        Verifier::NotYet => false,
+        Verifier::Is { kid, jwk } => match store.put_verifier(&config.site.to_string(), &kid, &jwk.to_string()).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(error = %crate::error::chain(&error), "the database does not take this site's key yet");
+                false
+            }
+        },
+    }
+}
+
 /// Writes what was acknowledged since the last time; says whether that was done.
 async fn show(actor: &Actor, store: &Store) -> bool {
     let Ok((upto, writes)) = actor.acknowledged_after(actor.applied()).await else { return false };
@@ -155,13 +202,31 @@ impl Told {
     }
 }
 
-async fn tell_verifier(actor: &Actor, config: &WatchConfig) -> bool {
-    let Some(file) = &config.jwt_key_file else { return true };
+/// The public half of the key that signs this site's tokens.
+enum Verifier {
+    None,
+    NotYet,
+    Is { kid: String, jwk: Value },
+}
+
+async fn own_verifier(config: &WatchConfig) -> Verifier {
+    let Some(file) = &config.jwt_key_file else { return Verifier::None };
     // Its replicas may be still to come, and their key with them.
-    let Ok(pem) = tokio::fs::read(file).await else { return false };
-    let Ok((kid, jwk)) = jwt::public_half(&pem) else {
-        tracing::warn!(%file, "the key that signs tokens cannot be read: other sites will not know its tokens");
-        return true;
+    let Ok(pem) = tokio::fs::read(file).await else { return Verifier::NotYet };
+    match jwt::public_half(&pem) {
+        Ok((kid, jwk)) => Verifier::Is { kid, jwk },
+        Err(_) => {
+            tracing::warn!(%file, "the key that signs tokens cannot be read: other sites will not know its tokens");
+            Verifier::None
+        }
+    }
+}
+
+async fn tell_verifier(actor: &Actor, config: &WatchConfig) -> bool {
+    let (kid, jwk) = match own_verifier(config).await {
+        Verifier::None => return true,
+        Verifier::NotYet => return false,
+        Verifier::Is { kid, jwk } => (kid, jwk),
     };
     let (name, value) = (format!("{VERIFIER}{}", config.site), json!({ "kid": kid, "jwk": jwk }));
     let Ok((_, there)) = actor.table(&name).await else { return false };

@@ -43,9 +43,25 @@ fn pilot_comes_up_as_it_is_written_and_its_dumps_bring_back_what_was_lost() {
         assert!(!holds(key) && !holds(newer), "{file} holds a key");
     }
 
+    // What somebody typed is no variable of the pod, and another cluster behind the same names is none of ours.
+    let odd = keys(&["create", "$(ENVIRONMENT) $$"]);
+    assert_eq!(odd["name"], "$(ENVIRONMENT) $$");
+    keys(&["revoke", odd["public_id"].as_str().unwrap()]);
+    let lineage = operator.get("deployment", "textnlp-api")["metadata"]["labels"]["textnlp-lineage"].clone();
+    for (label, exit) in [("00000000-0000-4000-8000-000000000000", 1), (lineage.as_str().unwrap(), 0)] {
+        let label = format!("textnlp-lineage={label}");
+        let label = ["label", "deployment", "textnlp-api", "-n", namespace, "--overwrite", &label];
+        assert!(operator.cluster.kubectl(&label).status.success());
+        let said = operator.run(&["key", "list"], &[]);
+        assert!((said.exit == 0) == (exit == 0), "{said:?}");
+        assert!(exit == 0 || said.err.contains("is not of this deployment"), "{}", said.err);
+    }
+    let refused = operator.run(&["backup", "create", "--plain"], &[]).expect(2);
+    assert!(refused.err.contains("--plain is of sealed copies"), "{}", refused.err);
+
     // A dump, proven; then what it has is lost, and comes back. What was made after it is not in it.
     let dumped = operator.run(&["backup", "create"], &[]).expect(0);
-    assert!(dumped.out.contains("backup_2") && dumped.out.contains("proven: read back with 2 "), "{dumped:?}");
+    assert!(dumped.out.contains("backup_2") && dumped.out.contains("proven: read back with 3 "), "{dumped:?}");
     eventually("status knows of it", || {
         let status = operator.run(&["status", "-o", "json"], &[]).expect(0).json();
         status["backup"]["newest_verified"].is_string().then_some(())

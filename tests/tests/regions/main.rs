@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod apart;
+mod outside;
 mod place;
 mod shared;
 mod zone;

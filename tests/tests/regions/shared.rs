@@ -12,7 +12,7 @@ use super::nothing_was_lost;
 use super::place::{NAME, Regions};
 
 #[path = "../../../server/tests/support/postgres.rs"]
-mod postgres;
+pub(super) mod postgres;
 
 const SHARED: &str = "database: { kind: postgres }\n";
 

@@ -19,7 +19,7 @@ use super::gather::{Gathered, gather};
 use super::standing::{self, Last};
 use super::{age, failed, its_shelf, keep, key, passphrase, prove, shelf};
 use crate::again::Again;
-use crate::backup_args::{Create, Run};
+use crate::backup_args::{Create, Passphrase, Run};
 use crate::clouds;
 use crate::deployment::operator;
 use crate::progress::Progress;
@@ -37,19 +37,36 @@ const LOOK: Duration = Duration::from_millis(500);
 const PATIENCE_SCHEDULED: Duration = Duration::from_secs(1800);
 
 /// A dump of the database by the cluster's own schedule, now: secrets and state are where this command is typed.
-async fn in_cluster(chosen: &Chosen, console: Console) -> Result<Success, Failure> {
+async fn in_cluster(session: &Session, chosen: &Chosen, args: &Create, console: Console) -> Result<Success, Failure> {
     let (began, environment) = (Instant::now(), &chosen.loaded.environment);
+    let Passphrase { passphrase_file, passphrase_env } = &args.passphrase;
+    let asks = [
+        ("--recipient", !args.recipient.is_empty()),
+        ("--passphrase-file", passphrase_file.is_some()),
+        ("--passphrase-env", passphrase_env.is_some()),
+        ("--plain", args.plain),
+        ("--with-models", args.with_models),
+    ];
+    if let Some((flag, _)) = asks.iter().find(|(_, asked)| *asked) {
+        let error = anyhow::anyhow!(
+            "{flag} is of sealed copies, and the cluster dumps its database onto a volume, unsealed and without models"
+        );
+        return Err(Failure::usage("in_cluster", error).hint("leave it out; a dump holds digests of keys, and no key"));
+    }
+    let state = super::super::running::state(&session.again(), &chosen.name, &chosen.folder).await?;
+    if state.is_new() {
+        return Err(super::gather::not_up(&session.again(), &chosen.name));
+    }
     let progress = Progress::new(console);
     progress.doing("the cluster dumps the database");
-    let made = clouds::dump_now(&chosen.folder, environment, DUMP_WITHIN).await;
+    let tell = |says: &str| progress.doing(&format!("the cluster dumps the database: {says}"));
+    let made = clouds::dump_now(&chosen.folder, environment, state.lineage(), DUMP_WITHIN, &tell).await;
     progress.finish();
     let said = made.context("make a dump in the cluster")?;
     let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
     let document = json!({ "environment": chosen.name, "says": said, "seconds": seconds });
-    Ok(Success::new(
-        format!("{said}\nIt lies on volume textnlp-backups of namespace {}.", environment.cluster.namespace),
-        document,
-    ))
+    let text = format!("{said}\nIt lies on volume textnlp-backups of namespace {}.", environment.cluster.namespace);
+    Ok(Success::new(text, document))
 }
 
 /// `backup create`.
@@ -57,7 +74,7 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     let began = Instant::now();
     let chosen = session.load(Console::new(session.global.output, true))?;
     if clouds::dumps_itself(&chosen.loaded.environment) {
-        return in_cluster(&chosen, console).await;
+        return in_cluster(session, &chosen, args, console).await;
     }
     let (chosen, shelf, settings) = its_shelf(session, console)?;
     let seal = if args.plain {

@@ -86,9 +86,17 @@ pub async fn gather(
     let (mut databases, mut models, mut notes) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     let within = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
     let (mut dumps, mut missing, mut held) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let (mut has_outside, mut left_out) = (false, false);
     for site in state.places().keys() {
-        let SiteCopy { files, database, dump: dumped, control, base, served, models: there } =
+        let SiteCopy { files, database, dump: mut dumped, outside, control, base, served, models: there } =
             clouds::copied(folder, site).with_context(|| format!("look at site {site}"))?;
+        // Sites that store outside store in one place, and any of them that is there knows the way.
+        let is_there = served.as_ref().is_some_and(|(_, config)| config.is_file());
+        if outside && (has_outside || !is_there) {
+            left_out = left_out || !has_outside;
+            dumped = None;
+        }
+        has_outside = has_outside || (outside && dumped.is_some());
         held.extend(control);
         for file in files {
             take(folder, &folder.join(file), &mut items)?;
@@ -135,6 +143,10 @@ pub async fn gather(
             };
             models.insert(model.name, Model { source: model.source, digest: model.digest, folder });
         }
+    }
+    if left_out && !has_outside {
+        let error = anyhow::anyhow!("no site is up, and only one that is knows the way to their PostgreSQL");
+        return Err(Failure::usage("not_up", error).hint(again.command("up", name)));
     }
     store.unlock(lock).await.map_err(|error| state_failed(error, again, name))?;
     // Of several sites one was ahead: the first that becomes primary after a restore must not bring back what was revoked.

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_orchestrator::backup::Dump;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::DataProtection;
 use textnlp_provider::{EnvironmentName, Lineage};
 
 use super::{archive, keep, moment, shelf};
@@ -80,7 +79,7 @@ pub async fn warning(
     environment: &Environment,
 ) -> Warning {
     if clouds::dumps_itself(environment) {
-        return in_cluster(folder, environment).await;
+        return in_cluster(folder, lineage, environment).await;
     }
     let keep::Settings { protected, backup: settings } = keep::settings(folder, environment);
     let destination = settings.destination.as_deref().filter(|place| !place.contains("://"));
@@ -115,9 +114,9 @@ pub async fn warning(
 }
 
 /// How an environment stands whose cluster makes dumps of its database by itself.
-async fn in_cluster(folder: &Utf8Path, environment: &Environment) -> Warning {
-    let (every, protected) = (environment.backup.every.0, environment.data == DataProtection::Protected);
-    let last = clouds::last_dump(folder, environment).await;
+async fn in_cluster(folder: &Utf8Path, lineage: Lineage, environment: &Environment) -> Warning {
+    let every = environment.backup.every.0;
+    let last = clouds::last_dump(folder, environment, lineage).await;
     let document = json!({ "enabled": true, "newest_verified": last.as_ref().ok().copied().flatten() });
     let late = |last: Timestamp| {
         let passed = Timestamp::now().duration_since(last).unsigned_abs();
@@ -131,7 +130,7 @@ async fn in_cluster(folder: &Utf8Path, environment: &Environment) -> Warning {
             environment.cluster.namespace
         )],
     };
-    Warning { lines: if protected { lines } else { Vec::new() }, document }
+    Warning { lines, document }
 }
 
 /// How the archived log stands: how far it goes, and what is wrong with it.

@@ -142,6 +142,12 @@ fn allowed(sites: &Sites, args: &Drill) -> Result<(), Failure> {
         return Err(Failure::refused("other_environment", error)
             .hint(format!("to rehearse on the running service: --live {name}")));
     }
+    if !is_live(sites, args) && environment.stores_outside() {
+        let error =
+            anyhow::anyhow!("a clone would store in the database of the service itself, which somebody else runs");
+        return Err(Failure::refused("not_on_a_clone", error)
+            .hint(format!("rehearse on the running service: {}", sites.command(&format!("dr drill --live {name}")))));
+    }
     if !is_live(sites, args) && args.fault == FaultWord::DiskFull {
         let error = anyhow::anyhow!("a clone's data has no filesystem of its own that could be filled");
         return Err(Failure::refused("not_on_a_clone", error).hint(format!(

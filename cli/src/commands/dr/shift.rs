@@ -38,6 +38,10 @@ fn done(sites: &Sites, shifted: &Shifted) -> Success {
         Way::Handover => {
             format!("{} handed over to {}: epoch {}, nothing lost", shifted.from, shifted.to, shifted.epoch)
         }
+        Way::Claim if sites.environment().stores_outside() => format!(
+            "{} took the place of {}, which is gone: epoch {}. Keys and usage are in the database that all sites store in",
+            shifted.to, shifted.from, shifted.epoch
+        ),
         Way::Claim => format!(
             "{} took the place of {}, which is gone: epoch {}. What two sites had acknowledged is there; usage that {} had not {}",
             shifted.to,

@@ -128,6 +128,7 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("account.existing_role", text(&e.account.existing_role)),
         ("backup.enabled", e.backup.enabled.to_string()),
         ("backup.destination", kept_in(&e.backup).to_owned()),
+        ("backup.size", text(&e.backup.size.map(|size| size.to_string()))),
         ("replication.database.mode", e.replication.database.mode.to_string()),
         ("monitoring.retention", changed(e.monitoring.retention, monitoring.retention)),
         // A limit says when somebody is told, and nobody is.

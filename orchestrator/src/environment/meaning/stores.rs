@@ -178,16 +178,23 @@ impl Meaning<'_> {
 }
 
 impl Meaning<'_> {
-    /// What a PostgreSQL that moves between sites asks of the rest of the file.
+    /// What a PostgreSQL of several sites asks of the rest of the file.
     fn between_sites(&mut self) {
         let db = &self.environment.database;
-        if self.environment.database_hosting() != Some(Hosting::Cluster) {
-            let cause = "who is primary is decided between the sites, and a database of somebody else's does not move with that yet";
-            let fix = "leave out the address, and each site runs a server that follows the primary's; or write `kind: sqlite`";
+        if self.environment.database_hosting() == Some(Hosting::Managed) {
+            let cause = "each site would have one of its own, and no cloud copies one of them to the others yet";
+            let fix = "leave `hosting` out, and each site runs a server that follows the primary's; or write the address of one that all sites reach";
             self.say(Severity::Refusal, "database.hosting", cause, fix);
         }
+        if self.environment.stores_outside() && self.environment.dr.drill == DrillTarget::Clone {
+            let cause = "a clone would store in the database of the service itself, so that drills are on the running service alone";
+            self.say(Severity::Warning, "dr.drill", cause, "write `dr: { drill: live }`");
+        }
         if db.replicas > 0 {
-            let cause = "each site has one server, and those of the others are its copies";
+            let cause = match self.environment.stores_outside() {
+                true => "a database of somebody else's has the copies that they make",
+                false => "each site has one server, and those of the others are its copies",
+            };
             self.error("database.replicas", cause, "remove it");
         }
         if db.port.is_some() && db.host.is_none() {

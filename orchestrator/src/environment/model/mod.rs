@@ -207,6 +207,11 @@ impl Environment {
         self.witness_place().is_some() && self.database_hosting().is_some_and(|hosting| hosting != Hosting::External)
     }
 
+    /// Whether sites that fail over to one another all store in a database that somebody else runs.
+    pub fn stores_outside(&self) -> bool {
+        self.witness_place().is_some() && self.database_hosting() == Some(Hosting::External)
+    }
+
     /// The model that answers when a request names none.
     pub fn default_model(&self) -> Option<&ModelSettings> {
         self.models.iter().find(|model| model.role == Some(ModelRole::Default)).or(self.models.first())

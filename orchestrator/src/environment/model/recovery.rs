@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{SecretSource, Span, section, words};
+use super::{Bytes, SecretSource, Span, section, words};
 
 section! {
     /// Copies that survive us.
@@ -20,6 +20,8 @@ section! {
         pub verify: bool = true,
         /// Public keys (`age1…`) that open each copy, besides the environment's own: those of whoever restores after a fire.
         pub recipients: Vec<String> = Vec::new(),
+        /// The disk that copies lie on, where one is made for them, as in a cluster; left out, as much as the database's.
+        pub size: Option<Bytes> = None,
         /// How far the archived log of a PostgreSQL of our own may be behind: it can be restored to any moment up to then. Left out, no
         /// log is archived.
         pub point_in_time: Option<Span> = None,

@@ -77,6 +77,19 @@ impl Lowering<'_> {
             let cause = "sites in clusters do not take over from one another yet";
             self.problem("between", cause, "leave one site in this environment");
         }
+        let tag = own.image.split('@').next().and_then(|image| image.rsplit('/').next()?.split_once(':'));
+        let major: Option<u32> = tag.and_then(|(_, tag)| tag.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+        if major != Some(own.version) {
+            let cause = format!(
+                "CloudNativePG reads the version off the tag, and `{}` does not begin with {}",
+                own.image, own.version
+            );
+            let fix = format!(
+                "name one such as `registry.example.com/postgresql:{}`, or change `database.version`",
+                own.version
+            );
+            self.problem("database_image", cause, fix);
+        }
         let name = self.component.name.clone();
         let (Some(owner), Some(cluster)) = (self.id(name.as_str(), "owner"), self.id(name.as_str(), "cluster")) else {
             return;
@@ -89,6 +102,7 @@ impl Lowering<'_> {
             "name": POSTGRES,
             "instances": postgres.replicas.saturating_add(1),
             "image": own.image,
+            "version": own.version,
             "disk": disk(own.disk_bytes),
             "database": own.database,
             "owner": OWNER,
@@ -157,7 +171,7 @@ impl Lowering<'_> {
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
         let namespace = self.place.namespace.clone();
-        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.disk_bytes) });
+        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.dumps_bytes) });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
         let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT } });
         self.object(script.clone(), Template::ConfigMap, &files, []);

@@ -52,10 +52,14 @@ pub struct Placement {
 pub struct OwnPostgres {
     /// Its image, one that CloudNativePG takes; dumps are made by the programs in it.
     pub image: String,
+    /// Its major version, which the tag of the image begins with.
+    pub version: u32,
     /// The name of the database in it.
     pub database: String,
-    /// The disk of each instance, and of the dumps, in bytes.
+    /// The disk of each instance, in bytes.
     pub disk_bytes: u64,
+    /// The disk of the dumps, in bytes.
+    pub dumps_bytes: u64,
 }
 
 /// The Secret that cert-manager fills for an ingress of ours. It leaves it when the ingress goes.

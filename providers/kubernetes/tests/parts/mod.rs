@@ -64,7 +64,13 @@ pub fn database() -> Database {
 
 pub fn own_placement() -> Placement {
     let image = "ghcr.io/cloudnative-pg/postgresql:15".to_owned();
-    let postgres = Some(OwnPostgres { image, database: "textnlp".to_owned(), disk_bytes: 100 << 30 });
+    let postgres = Some(OwnPostgres {
+        image,
+        version: 15,
+        database: "textnlp".to_owned(),
+        disk_bytes: 100 << 30,
+        dumps_bytes: 200 << 30,
+    });
     Placement { postgres, ..placement() }
 }
 

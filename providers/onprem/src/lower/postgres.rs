@@ -1,7 +1,7 @@
 //! A PostgreSQL of somebody else's, by its address, or one that runs here: a primary and the copies that follow it.
 
 use serde_json::{Map, Value, json};
-use textnlp_provider::component::{Database, DatabaseAddress, Given, Postgres, Workload};
+use textnlp_provider::component::{Database, DatabaseAddress, Given, Postgres};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::{DATABASE_FILE, Lowering};
@@ -27,7 +27,7 @@ const SERVICE: &str = "textnlp";
 const PASSWORD: &str = "database-password";
 const REPLICATION_PASSWORD: &str = "replication-password";
 
-/// How a workload's replicas reach their database.
+/// How programs reach their database.
 pub(super) struct StoreOf {
     /// What tells it from another one: a file's path, or the component.
     pub(super) named: String,
@@ -49,9 +49,8 @@ pub(super) fn secret_file(database: &ComponentName, what: &str) -> String {
 }
 
 impl Lowering<'_> {
-    pub(super) fn store_of(&mut self, workload: &Workload) -> Option<StoreOf> {
-        let name = &workload.database;
-        let Some(postgres) = &workload.stored.postgres else {
+    pub(super) fn store_of(&mut self, name: &ComponentName, stored: &Database) -> Option<StoreOf> {
+        let Some(postgres) = &stored.postgres else {
             let database = ResourceId::of(&self.site.name, name);
             let settings = json!({ "url": format!("sqlite://{}", self.folder.join(DATABASE_FILE)) });
             return Some(StoreOf {
@@ -91,7 +90,7 @@ impl Lowering<'_> {
         if let Some(file) = &postgres.ca_file {
             settings.insert("ca_file".to_owned(), json!(file));
         }
-        let schema = json!(workload.stored.schema);
+        let schema = json!(stored.schema);
         Some(StoreOf { named: name.to_string(), served: true, schema, settings, files, needs })
     }
 

@@ -148,6 +148,7 @@ impl Lowering<'_> {
         let mut needs = vec![cluster, border, data];
         let mut document = document;
         match &watch.database {
+            None if watch.outside.is_some() => {}
             None => needs.push(schema),
             // It says who leads, so it is there before the database is.
             Some((database, name)) => {
@@ -162,6 +163,17 @@ impl Lowering<'_> {
                 inputs.insert("database-password".to_owned(), json!(OutputRef::new(password.clone(), "sha256")));
                 needs.push(password);
             }
+        }
+        if let Some((database, stored)) = &watch.outside {
+            let Some(store) = self.store_of(database, stored) else { return };
+            document["watch"]["outside"] = Value::Object(store.settings);
+            if let Some(watch) = document["watch"].as_object_mut() {
+                watch.shift_remove("database");
+            }
+            for (name, file) in store.files {
+                inputs.insert(name, json!(OutputRef::new(file, "sha256")));
+            }
+            needs.extend(store.needs);
         }
         self.keep_running(&watch.program, Unit { role: "watch", document, turns: true, needs, inputs });
     }

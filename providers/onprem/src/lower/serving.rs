@@ -61,7 +61,9 @@ impl Lowering<'_> {
         else {
             return;
         };
-        let Some(store) = self.store_of(workload) else { return };
+        let Some(store) = self.store_of(&workload.database, &workload.stored) else { return };
+        // In a database that all sites reach, keys are where everybody finds them.
+        let is_outside = workload.stored.postgres.as_ref().is_some_and(|postgres| postgres.address.is_some());
         let cluster = ResourceId::of(&self.site.name, &workload.cluster);
         let bin = format!("bin/{name}");
         let jwt_path = self::jwt_file(&name);
@@ -95,7 +97,7 @@ impl Lowering<'_> {
             };
             let config_file = format!("config/{unit}.yaml");
             let mut filled = self.fill(&config, &listen, &metrics, &jwt_path, &store.settings);
-            if let Some((_, socket)) = &watch {
+            if let Some((_, socket)) = watch.as_ref().filter(|_| !is_outside) {
                 filled["textnlp"]["replication"] = json!({ "watch": socket });
             }
             self.want(
@@ -130,7 +132,7 @@ impl Lowering<'_> {
                         spec["served"] = json!(true);
                     }
                     let mut needs = vec![schema.clone(), program.clone(), config_id.clone()];
-                    if let Some((process, _)) = &watch {
+                    if let Some((process, _)) = watch.as_ref().filter(|_| !is_outside) {
                         spec["replicated"] = json!(true);
                         needs.push(process.clone());
                     }

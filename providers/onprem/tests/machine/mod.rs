@@ -204,6 +204,7 @@ impl Machine {
             max_lag_ms: 5000,
             copies: Copies { models_every_ms: 1000, configuration_every_ms: 1000, compress: true },
             database: None,
+            outside: None,
             program: endpoint.program,
         };
         machine.workload().watch = Some(name("watch"));

@@ -289,7 +289,18 @@ impl Container {
     }
 }
 
-/// `$(NAME)` in commands and arguments.
+/// `$(NAME)` in commands and arguments, in one pass as Kubernetes reads them: `$$` is one `$` that begins nothing, and a
+/// name that nobody set stays as it is written.
 fn expand(word: &str, variables: &[(String, String)]) -> String {
-    variables.iter().fold(word.to_owned(), |word, (name, value)| word.replace(&format!("$({name})"), value))
+    let (mut expanded, mut rest) = (String::new(), word);
+    while let Some(at) = rest.find('$') {
+        expanded.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let value = rest.strip_prefix('(').and_then(|inside| inside.split_once(')')).and_then(|(name, after)| {
+            variables.iter().rev().find(|(known, _)| known == name).map(|(_, value)| (value, after))
+        });
+        expanded.push_str(value.map_or("$", |(value, _)| value));
+        rest = value.map_or(rest.strip_prefix('$').unwrap_or(rest), |(_, after)| after);
+    }
+    expanded + rest
 }

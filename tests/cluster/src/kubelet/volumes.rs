@@ -50,8 +50,10 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
         let name = volume["name"].as_str().unwrap_or_default();
-        let folder = match (volume["hostPath"]["path"].as_str(), volume["persistentVolumeClaim"]["claimName"].as_str())
-        {
+        // The claim of a volume that goes with its pod has both their names.
+        let own = volume["ephemeral"].is_object().then(|| format!("{}-{name}", pod::names(object).1));
+        let claim = volume["persistentVolumeClaim"]["claimName"].as_str().or(own.as_deref());
+        let folder = match (volume["hostPath"]["path"].as_str(), claim) {
             (Some(path), _) => Utf8PathBuf::from(path),
             (None, Some(claim)) => claimed(shared, object, claim).await?,
             (None, None) => places.folder.join("volumes").join(name),
