@@ -167,6 +167,9 @@ pub enum Command {
     Promote(Promote),
     /// Sets the lock back to an earlier release
     Rollback(Rollback),
+    /// A new release on its first pods in a cluster: how it goes, and a person's word on it
+    #[command(subcommand)]
+    Rollout(Rollout),
     /// Lists, pulls and inspects models
     #[command(subcommand)]
     Model(Model),
@@ -203,6 +206,30 @@ pub enum Command {
     Supervise(Supervise),
     /// A completion script for a shell
     Completions(Completions),
+}
+
+/// See [`Command::Rollout`].
+#[derive(Debug, Subcommand)]
+pub enum Rollout {
+    /// How the rollout goes, or what the last one came to
+    Status,
+    /// All pods become new ones now, if the first ones answer
+    Promote,
+    /// The old release is put back now
+    Abort,
+    /// It does not go on by itself; its deadline stays
+    Pause,
+    /// It goes on by itself again
+    Resume,
+    /// A release that was put back may be tried once more as it is
+    Retry,
+    /// Judges the new pods and ends the rollout; runs in the cluster
+    #[command(hide = true)]
+    Watch {
+        /// The folder with the service account's token and authority
+        #[arg(long)]
+        account: Utf8PathBuf,
+    },
 }
 
 /// See [`Command::Init`].

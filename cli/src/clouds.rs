@@ -122,6 +122,7 @@ pub const PROVIDERS: &[Row] = &[
             "backup.destination=folder",
             "replication.database.mode=none",
             "rollout.strategy=rolling",
+            "rollout.strategy=canary",
             "rollout.bake=none",
             "rollout.deadline=none",
             "traffic.ttl=none",
@@ -364,6 +365,44 @@ pub struct Said {
     pub answer: Option<serde_json::Value>,
     /// Why it failed, if it did.
     pub failed: Option<String>,
+}
+
+/// What the job that rolls the pods of an environment in a cluster says, and whether it goes on; a wish (`promote`, `abort`, `pause`,
+/// `resume`) is told to it. `None` where there was no rollout.
+#[cfg(feature = "kubernetes")]
+pub async fn rollout(
+    folder: &Utf8Path,
+    environment: &Environment,
+    lineage: Lineage,
+    wish: Option<&str>,
+) -> anyhow::Result<Option<serde_json::Value>> {
+    cluster::rollout(folder, environment, lineage, wish).await
+}
+
+/// See the other one.
+#[cfg(not(feature = "kubernetes"))]
+pub async fn rollout(
+    _: &Utf8Path,
+    _: &Environment,
+    _: Lineage,
+    _: Option<&str>,
+) -> anyhow::Result<Option<serde_json::Value>> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+/// What the job itself does: sees a rollout to its end, by the account in a folder and the orders of its variable.
+#[cfg(feature = "kubernetes")]
+pub async fn see_to(account: &Utf8Path, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<serde_json::Value> {
+    let orders = std::env::var(textnlp_kubernetes::ORDERS);
+    let orders =
+        orders.map_err(|_| anyhow::anyhow!("{} is not set: only `up` gives it", textnlp_kubernetes::ORDERS))?;
+    cluster::see_to(account, &orders, tell).await
+}
+
+/// See the other one.
+#[cfg(not(feature = "kubernetes"))]
+pub async fn see_to(_: &Utf8Path, _: &(dyn Fn(&str) + Sync)) -> anyhow::Result<serde_json::Value> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 
 /// When the cluster of an environment last ended a dump of its database well; `None` where none was yet.

@@ -1,17 +1,19 @@
 //! A site in a cluster: its objects there, its secrets and its certificate here, where the operator is.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
 use textnlp_kubernetes::{
-    Access, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes, OwnPostgres, Placement,
+    Access, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes, OwnPostgres, Placement, Scrape, Wish,
 };
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
-use textnlp_orchestrator::environment::model::{ClusterAccess, Hosting, IngressKind};
+use textnlp_orchestrator::environment::model::{ClusterAccess, Hosting, IngressKind, Strategy};
 use textnlp_orchestrator::environment::{Environment, REPLICATION_PASSWORD};
 use textnlp_provider::component::Part;
 use textnlp_provider::{
@@ -67,6 +69,7 @@ impl InCluster {
                 .and_then(|settings| settings.existing.certificate.clone())
                 .or_else(|| environment.tls.existing.clone()),
             postgres: own_postgres(environment, access.database_image),
+            canary: environment.rollout.strategy == Strategy::Canary,
             min_nodes: environment.cluster.min_nodes,
             max_nodes: environment.cluster.max_nodes,
             address: access
@@ -202,6 +205,62 @@ pub(super) async fn last_dump(
     let place = (environment.cluster.namespace.as_str(), lineage);
     let last = beside(folder, environment)?.last_success(place, BACKUP).await?;
     Ok(last.and_then(|last| last.parse().ok()))
+}
+
+/// See [`super::rollout`].
+pub(super) async fn rollout(
+    folder: &Utf8Path,
+    environment: &Environment,
+    lineage: Lineage,
+    wish: Option<&str>,
+) -> anyhow::Result<Option<Value>> {
+    let place = (environment.cluster.namespace.as_str(), lineage);
+    let cluster = beside(folder, environment)?;
+    let found = match wish {
+        Some("retry") => Some((cluster.retry(place, SERVERS).await?, false)),
+        Some(wish) => {
+            let wish: Wish = serde_json::from_value(json!(wish))?;
+            Some((cluster.wish(place, SERVERS, wish).await?, true))
+        }
+        None => cluster.rollout(place, SERVERS).await?,
+    };
+    Ok(found.map(|(told, goes_on)| {
+        let mut told = json!(told);
+        told["goes_on"] = json!(goes_on);
+        told
+    }))
+}
+
+/// See [`super::see_to`].
+pub(super) async fn see_to(account: &Utf8Path, orders: &str, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<Value> {
+    let access = Access::Account(account.into());
+    let secrets = super::secrets(account);
+    let client = reqwest::Client::builder().timeout(SCRAPED_WITHIN).build()?;
+    Ok(json!(Kubernetes::new(access, secrets).see_to(orders, &Figures(client), tell).await?))
+}
+
+/// How long a pod may take to tell its figures.
+const SCRAPED_WITHIN: Duration = Duration::from_secs(2);
+/// The longest text of figures that is read.
+const FIGURES_MAX: usize = 4 << 20;
+
+/// Fetches figures as a Prometheus would.
+struct Figures(reqwest::Client);
+
+#[async_trait]
+impl Scrape for Figures {
+    async fn scrape(&self, address: IpAddr, port: u16) -> Result<String, String> {
+        let url = format!("http://{}/metrics", SocketAddr::new(address, port));
+        let asked = async {
+            let mut answer = self.0.get(url).send().await?.error_for_status()?;
+            let mut read = Vec::new();
+            while let Some(part) = answer.chunk().await?.filter(|part| read.len() + part.len() <= FIGURES_MAX) {
+                read.extend_from_slice(&part);
+            }
+            Ok::<_, reqwest::Error>(String::from_utf8_lossy(&read).into_owned())
+        };
+        asked.await.map_err(|error| error.to_string())
+    }
 }
 
 #[async_trait]

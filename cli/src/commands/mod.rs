@@ -19,6 +19,7 @@ mod model;
 mod plan;
 mod providers;
 mod release;
+pub mod rollout;
 pub mod running;
 mod state;
 mod status;
@@ -75,6 +76,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Release(command) => release::release(session, &command, console),
         Command::Promote(args) => release::promote(session, &args, console).await,
         Command::Rollback(args) => release::rollback(session, &args, console).await,
+        Command::Rollout(command) => rollout::rollout(session, &command, console).await,
         Command::Model(command) => model::model(session, &command, console).await,
         Command::Bundle(verb) => bundle::bundle(session, &verb, console).await,
         Command::Dr(verb) => dr::dr(session, &verb, console).await,

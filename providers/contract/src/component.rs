@@ -318,6 +318,24 @@ pub struct Workload {
     pub watch: Option<ComponentName>,
     /// How long a replica may take to finish what it answers before it is stopped, in seconds.
     pub drain_seconds: u32,
+    /// How a new release first shows on a share of the replicas that it is well; `None` replaces one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+/// See [`Workload::canary`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Canary {
+    /// So many pods beside those that are there, in percent of them, rounded up.
+    pub share: u32,
+    /// How long they must be well, in seconds.
+    pub bake_seconds: u64,
+    /// After so many seconds without an end the old release is put back.
+    pub deadline_seconds: u64,
+    /// An answer that takes longer than this, in milliseconds, is a slow one; one in twenty may be.
+    pub slow_ms: u32,
+    /// The largest share of failed requests.
+    pub error_rate: f64,
 }
 
 /// See [`Workload::growth`].

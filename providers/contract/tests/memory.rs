@@ -132,6 +132,7 @@ fn every_component_is_lowered() {
                 first_key: true,
                 watch: Some(name("watch")),
                 drain_seconds: 1,
+                canary: None,
             }),
         ),
         (

@@ -144,6 +144,11 @@ impl Api {
         self.applied(call, manager, manifest, "force=true").await
     }
 
+    /// Server-side apply of what is nobody's but the manager's by its name, such as an annotation of ours that somebody copied.
+    pub(crate) async fn own(&self, call: &Call<'_>, manager: &str, manifest: &Value) -> Result<Written> {
+        self.applied(call, manager, manifest, "force=true").await
+    }
+
     async fn applied(&self, call: &Call<'_>, manager: &str, manifest: &Value, how: &str) -> Result<Written> {
         let path = format!("{}?fieldManager={}&{how}&fieldValidation=Strict", call.path(), encode(manager));
         let (status, object) = self.send(call, "PATCH", &path, Some(manifest)).await?;

@@ -100,7 +100,7 @@ impl Kubernetes {
 }
 
 /// An object that is this deployment's: names say nothing of which cluster a kubeconfig leads to today.
-async fn of_ours(api: &Api, call: &Call<'_>, lineage: Lineage) -> Result<Value> {
+pub(crate) async fn of_ours(api: &Api, call: &Call<'_>, lineage: Lineage) -> Result<Value> {
     let Some(found) = api.get(call).await? else {
         return Err(call.error(Sort::NotFound).hint("`up` makes it; or does the kubeconfig lead to another cluster?"));
     };

@@ -7,6 +7,7 @@
 //! Read in this order: `table`, `provider`, `verbs`, `fields` (who owns what, and what differs), `ready`, `credential`, `error`.
 
 mod api;
+mod canary;
 mod credential;
 mod diff;
 mod errand;
@@ -27,6 +28,7 @@ mod trouble;
 mod verbs;
 mod watch;
 
+pub use canary::{ORDERS, Scrape, Stage, Told, Wish};
 pub use errand::Errand;
 pub use export::{Export, ExportFile, Form, NeededSecret, export};
 pub use lower::{BACKUP, FILLED_BY_CERT_MANAGER, Ingress, OwnPostgres, Placement, RESTORE};

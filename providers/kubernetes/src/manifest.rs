@@ -14,6 +14,8 @@ use crate::table::Row;
 pub(crate) const FIELDS: &str = "fields";
 /// How a Secret's value is marked that is no secret: `{"$plain": "textnlp"}`.
 pub(crate) const PLAIN: &str = "$plain";
+/// The label of a ConfigMap whose texts others may refer to, each by its key.
+pub(crate) const CARRIED: &str = "textnlp-carried";
 /// A value that is in a Secret and of which we know nothing.
 const UNKNOWN: &str = "***";
 /// Above this an object is refused anyway: etcd takes 1.5 MiB.
@@ -174,6 +176,11 @@ pub(crate) fn outputs(row: &Row, raw: &Value) -> Outputs {
         "ConfigMap" => {
             let data = Spec::of(&json!({ "data": raw["data"], "binaryData": raw["binaryData"] }));
             outputs.insert("digest".to_owned(), json!(data.digest()));
+            // For pods that carry what they read in their template.
+            if raw["metadata"]["labels"][CARRIED] == "true" {
+                let texts = raw["data"].as_object().into_iter().flatten();
+                outputs.extend(texts.map(|(key, text)| (key.clone(), text.clone())));
+            }
         }
         "Secret" => {
             let noted = raw["metadata"]["annotations"][identity::SECRETS].as_str().unwrap_or_default();

@@ -28,8 +28,8 @@ pub enum Access {
         /// The context.
         context: Option<String>,
     },
-    /// As the service account of the pod that this runs in.
-    InCluster,
+    /// As a service account, whose `token` and `ca.crt` lie in this folder of the pod that this runs in.
+    Account(PathBuf),
 }
 
 /// One cluster as a provider.
@@ -92,7 +92,7 @@ impl Kubernetes {
     pub fn with_client(client: kube::Client, secrets: Arc<dyn SecretStore>) -> Self {
         let connected = Connected { api: Api::new(client), until: None };
         let connected = Mutex::new(Some(connected));
-        Self { access: Access::InCluster, secrets, taking: BTreeSet::new(), placement: None, connected }
+        Self { access: Access::Account(PathBuf::new()), secrets, taking: BTreeSet::new(), placement: None, connected }
     }
 
     /// What the pods run.
@@ -130,7 +130,15 @@ const WAY_IN: &str =
 /// What is said of the way in.
 async fn configured(access: &Access) -> Result<kube::Config> {
     let (what, config) = match access {
-        Access::InCluster => ("the service account of this pod".to_owned(), kube::Config::incluster().map_err(boxed)),
+        Access::Account(folder) => {
+            let what = "the service account of this pod".to_owned();
+            let options = KubeConfigOptions::default();
+            let config = match from_within(folder) {
+                Ok(read) => kube::Config::from_custom_kubeconfig(read, &options).await.map_err(boxed),
+                Err(why) => Err(why.into()),
+            };
+            (what, config)
+        }
         Access::Kubeconfig { file, context } => {
             let what =
                 file.as_ref().map_or("the kubeconfig".to_owned(), |file| format!("kubeconfig {}", file.display()));
@@ -143,6 +151,22 @@ async fn configured(access: &Access) -> Result<kube::Config> {
         }
     };
     config.map_err(|source| Error::new(Sort::Denied, "read", what).because(source).hint(WAY_IN))
+}
+
+/// The way that every pod is told: variables say where the API server is (<https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/>).
+fn from_within(folder: &Path) -> std::result::Result<Kubeconfig, String> {
+    let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: this is no pod"));
+    let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let read = serde_json::from_value(serde_json::json!({
+        "clusters": [{ "name": "here", "cluster": {
+            "server": format!("https://{host}:{port}"), "certificate-authority": folder.join("ca.crt"),
+        } }],
+        "users": [{ "name": "me", "user": { "tokenFile": folder.join("token") } }],
+        "contexts": [{ "name": "here", "context": { "cluster": "here", "user": "me" } }],
+        "current-context": "here",
+    }));
+    read.map_err(|error| error.to_string())
 }
 
 async fn connect(access: &Access) -> Result<Connected> {

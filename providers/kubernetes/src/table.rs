@@ -310,6 +310,11 @@ pub(crate) const fn pods() -> Row {
     row!("pod", "a pod", "" / "v1", "pods", "Pod")
 }
 
+/// Sets of pods: nobody applies them here, deployments make them.
+pub(crate) const fn replica_sets() -> Row {
+    row!("replica-set", "the pods of one template", "apps" / "v1", "replicasets", "ReplicaSet")
+}
+
 /// The rows as the contract declares kinds.
 pub(crate) fn kinds() -> &'static [Kind] {
     static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| ROWS.iter().map(Row::kind).collect());

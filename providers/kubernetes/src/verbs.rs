@@ -8,6 +8,7 @@ use textnlp_provider::{Error, Handle, Object, Operation, Ownership, Progress, Re
 use tokio::time::Instant;
 
 use crate::api::Api;
+use crate::canary::{Canary, Orders, Standing};
 use crate::diff::findings;
 use crate::error::Call;
 use crate::fields::{Finding, Is, Segment};
@@ -26,6 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_millis(300);
 /// How soon something is looked at again that takes a while.
 const LATER: Duration = Duration::from_secs(2);
+/// How soon a rollout is looked at again: it takes minutes.
+const ROLLING: Duration = Duration::from_secs(1);
+/// How long a controller may take to look at what changed.
+const SETTLES: Duration = Duration::from_secs(4);
 /// Looks that come soon.
 const SOON_LOOKS: u32 = 20;
 /// Things of others that are named.
@@ -54,6 +59,9 @@ struct Stand {
     /// It may not be watched.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unwatched: bool,
+    /// A job in the cluster rolls its pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rollout: Option<Box<Orders>>,
     /// The last watch was lost: whoever looks next takes his time.
     #[serde(skip)]
     lost: bool,
@@ -62,7 +70,8 @@ struct Stand {
 impl Stand {
     /// Before the first look at an object.
     fn of(object: &Value) -> Self {
-        Self { uid: identity::uid(object).to_owned(), in_the_way: false, looks: 0, unwatched: false, lost: false }
+        let uid = identity::uid(object).to_owned();
+        Self { uid, in_the_way: false, looks: 0, unwatched: false, rollout: None, lost: false }
     }
 }
 
@@ -106,6 +115,9 @@ impl<'a> Work<'a> {
     pub(crate) async fn advance(&self, handle: &Handle) -> Result<Progress> {
         let mut stand: Stand = serde_json::from_value(handle.0.clone())
             .map_err(|source| Error::new(Sort::Invalid, "go on with", self.op.resource.to_string()).because(source))?;
+        if let Some(orders) = stand.rollout.take() {
+            return self.rolling(orders, stand).await;
+        }
         let there = self.awaited(&mut stand).await?;
         match (self.op.verb, there) {
             (Verb::Delete, None) => self.gone(),
@@ -205,6 +217,23 @@ impl<'a> Work<'a> {
             .filter(|finding| matches!(finding.is, Is::Taken(_)))
             .map(|finding| &finding.path[..])
             .collect();
+        if let Some(canary) = Canary::of(self.op) {
+            let refused =
+                |why: &str, hint: &str| self.call("roll", "patch").error(Sort::Conflict).because(why).hint(hint);
+            if !take.is_empty() {
+                let why = "a field is to be taken from its owner, and the pods are to change";
+                return Err(refused(
+                    why,
+                    "take it with `--set rollout.strategy=rolling`, or in an `up` that changes no pods",
+                ));
+            }
+            if self.is_let_go(object) {
+                let why = "the number of pods is to be ours again, and the pods are to change";
+                return Err(refused(why, "do one after the other: `scaling` in an `up` of its own"));
+            }
+            self.hand_over(object, &seen).await?;
+            return self.begin_rollout(object, canary, (&left, &seen)).await;
+        }
         self.hand_over(object, &seen).await?;
         let is_agreed = !found.iter().any(|finding| matches!(finding.is, Is::Contested(_)));
         let written = match take.is_empty() || !is_agreed {
@@ -212,6 +241,67 @@ impl<'a> Work<'a> {
             false => self.take(object, &left).await?,
         };
         self.await_ready(&written, &Stand::of(&written)).await
+    }
+
+    /// Has a job in the cluster roll the pods; they change when it is there.
+    async fn begin_rollout(
+        &self,
+        object: &Value,
+        canary: Canary,
+        (left, seen): (&[&[Segment]], &Object),
+    ) -> Result<Progress> {
+        let uid = identity::uid(object);
+        let promote = manifest::applied(self.row, self.op, self.kubernetes.secrets(), Some(uid), left).await?;
+        // `Canary::of` has seen what is recorded.
+        let before = self.op.recorded.as_ref().map_or(&self.op.spec, |recorded| &recorded.spec);
+        let theirs = findings(before, Some(before), &seen.spec);
+        let theirs: Vec<&[Segment]> =
+            theirs.iter().filter(|one| matches!(one.is, Is::Taken(_))).map(|one| &one.path[..]).collect();
+        let before = Operation { spec: before.clone(), ..self.op.clone() };
+        let revert = manifest::applied(self.row, &before, self.kubernetes.secrets(), Some(uid), &theirs).await?;
+        let place = (self.place.namespace.as_deref().unwrap_or_default(), self.place.name.as_str(), uid);
+        let orders = Orders::of(self.op, canary, place, &self.manager, (promote, revert));
+        orders.send(&self.api, object).await?;
+        let stand = Stand { rollout: Some(Box::new(orders)), ..Stand::of(object) };
+        Ok(pending(&stand, "the job that rolls its pods begins".to_owned()))
+    }
+
+    /// Waits for the job's word. Whoever cannot look now has lost nothing: the rollout goes on without him.
+    async fn rolling(&self, orders: Box<Orders>, stand: Stand) -> Result<Progress> {
+        let for_now = |error: Error| Error { sort: Sort::Unavailable, ..error };
+        let there = self.api.get(&self.call("read", "get")).await.map_err(for_now)?;
+        let Some(object) = there.filter(|object| identity::uid(object) == stand.uid) else {
+            let error = self.call("wait for", "get").error(Sort::NotFound).because("somebody removed it meanwhile");
+            return Ok(Progress::Failed { left: None, error });
+        };
+        match orders.look(&self.api, &object).await.map_err(for_now)? {
+            Standing::GoesOn(says) => {
+                // The same handle: whoever keeps it need not write it again.
+                let handle = Handle(json!(Stand { rollout: Some(orders), ..stand }));
+                Ok(Progress::Pending { handle, says, again_in: ROLLING })
+            }
+            Standing::Promoted => {
+                // Its progress was counted from long ago, until its controller has seen that the first pods count now.
+                tokio::time::sleep(SETTLES).await;
+                let object = self.api.get(&self.call("read", "get")).await.map_err(for_now)?.unwrap_or(object);
+                self.await_ready(&object, &stand).await
+            }
+            Standing::Ended(why) => {
+                let left = manifest::seen(self.row, &object, &self.manager, Ready::Yes)?;
+                let error =
+                    self.call("roll", "patch").error(Sort::Invalid).because(format!("{why}; the old release runs"));
+                let hint = "change it, or `rollback`; `rollout retry` lets it be tried once more as it is";
+                Ok(Progress::Failed { left: Some(left), error: error.hint(hint) })
+            }
+        }
+    }
+
+    /// Whether nobody but the holder has the number of pods, which is to be ours again.
+    fn is_let_go(&self, object: &Value) -> bool {
+        let holder = identity::holder(&self.manager);
+        let managed = object["metadata"]["managedFields"].as_array();
+        let is_held = managed.into_iter().flatten().any(|entry| entry["manager"] == holder.as_str());
+        is_held && self.op.spec.as_value()["spec"].get("replicas").is_some()
     }
 
     /// A number of pods that nobody owns any more falls to the default of one: when it is given up, it is held as it is until an autoscaler

@@ -13,7 +13,7 @@ use world::{World, add_kinds, content, definition, deployment, want, with};
 #[test]
 fn kinds_are_well_formed() {
     use std::sync::Arc;
-    let access = textnlp_kubernetes::Access::InCluster;
+    let access = textnlp_kubernetes::Access::Account("/nowhere".into());
     well_formed(&textnlp_kubernetes::Kubernetes::new(access, Arc::new(world::Vault::default()))).unwrap();
 }
 

@@ -28,6 +28,18 @@ fn a_whole_site_becomes_these_objects() {
 }
 
 #[test]
+fn a_release_that_shows_on_a_few_pods_first_is_whole_in_their_template() {
+    let mut text = String::new();
+    for one in canary(&placement()) {
+        text += &format!("# {} is a {}\n", one.id, one.kind);
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    assert!(!text.contains("name: textnlp-config\n        configMap") && text.contains("downwardAPI"));
+    expect_file!["./golden/canary.yaml"].assert_eq(&text);
+}
+
+#[test]
 fn without_an_autoscaler_the_number_of_pods_is_ours_and_small_sites_have_no_budget_that_keeps_nodes() {
     let made = |replicas| {
         let one = component("server", Part::Workload(Workload { replicas, ..workload() }));
@@ -264,7 +276,8 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let whole = objects(&Placement { namespace: namespace.clone(), ingress, waf: true, ..placement() });
     let own = own_database(&Placement { namespace: namespace.clone(), ..own_placement() });
     let own = own.into_iter().filter(|one| !whole.iter().any(|other| other.id == one.id)).collect::<Vec<_>>();
-    for one in whole.iter().chain(&own) {
+    let canary = canary(&Placement { namespace: namespace.clone(), ..placement() });
+    for one in whole.iter().chain(&own).chain(&canary) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
         let mut object = filled(one.spec.as_value(), is_secret);
@@ -289,12 +302,14 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 29, "all of them");
+    assert_eq!(tried, 37, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[
     ("namespace", "v1", "Namespace"),
     ("service-account", "v1", "ServiceAccount"),
+    ("role", "rbac.authorization.k8s.io/v1", "Role"),
+    ("role-binding", "rbac.authorization.k8s.io/v1", "RoleBinding"),
     ("config-map", "v1", "ConfigMap"),
     ("service-monitor", "monitoring.coreos.com/v1", "ServiceMonitor"),
     ("prometheus-rule", "monitoring.coreos.com/v1", "PrometheusRule"),

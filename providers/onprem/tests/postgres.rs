@@ -54,6 +54,7 @@ fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
         first_key: true,
         watch: None,
         drain_seconds: 1,
+        canary: None,
     });
     let mut wanted = Vec::new();
     for (called, part) in [("database", Part::Database(database.clone())), ("server", server)] {

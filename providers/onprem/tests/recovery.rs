@@ -108,6 +108,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 first_key: is_home,
                 watch: Some(name("watch")),
                 drain_seconds: 1,
+                canary: None,
             }),
         ),
         component(

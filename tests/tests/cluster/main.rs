@@ -9,6 +9,7 @@ use textnlp_tests::{counts, eventually};
 
 mod database;
 mod operator;
+mod rollout;
 
 use operator::Operator;
 
@@ -55,7 +56,7 @@ fn the_workload_comes_up_answers_rolls_and_goes() {
     let said = operator.run(&["logs"], &[&existing]).expect(2);
     assert!(said.err.contains(&format!("kubectl logs --namespace {namespace}")), "{}", said.err);
 
-    let (asked, failed) = while_asked(&operator, &done, || {
+    let (asked, failed) = while_asked(&operator, &done, r#"{"prompt":"Once","max_tokens":8}"#, || {
         let rolled = operator.up(&[&existing, "server.api.max_tokens=2048"]);
         let done: Vec<_> = rolled["outcome"]["done"].as_array().unwrap().iter().map(|one| &one["resource"]).collect();
         assert_eq!(done, ["main/server/config", "main/server/deployment"], "the settings, and then the pods");
@@ -71,7 +72,7 @@ fn the_workload_comes_up_answers_rolls_and_goes() {
 }
 
 /// Asks for texts again and again while something is done: how many were answered, and what the others said.
-fn while_asked(operator: &Operator, up: &Value, work: impl FnOnce()) -> (u32, Vec<String>) {
+fn while_asked(operator: &Operator, up: &Value, question: &str, work: impl FnOnce()) -> (u32, Vec<String>) {
     let (over, asked) = (AtomicBool::new(false), AtomicU32::new(0));
     let (address, ca, key) = (up["address"].as_str().unwrap(), up["ca_file"].as_str().unwrap(), operator.key());
     let failed = std::thread::scope(|scope| {
@@ -92,7 +93,7 @@ fn while_asked(operator: &Operator, up: &Value, work: impl FnOnce()) -> (u32, Ve
                             "-H",
                             "content-type: application/json",
                         ]);
-                        curl.args(["-H", &format!("x-api-key: {key}"), "-d", r#"{"prompt":"Once","max_tokens":8}"#]);
+                        curl.args(["-H", &format!("x-api-key: {key}"), "-d", question]);
                         let said = textnlp_tests::said(curl.arg(format!("{address}/v1/generate")).output().unwrap());
                         match said.out.ends_with(" 200") {
                             true => drop(asked.fetch_add(1, Ordering::SeqCst)),

@@ -12,7 +12,7 @@ use textnlp_tests::{Said, Sandbox, program};
 mod postgres;
 
 /// Where the program is in its image.
-const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
+pub(crate) const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
 
 /// An operator with a kubeconfig, a namespace and a database.
 pub(crate) struct Operator {

@@ -98,6 +98,7 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
     // Rules of a monitoring beside the service know every limit; a supervisor that tells receivers does not measure answers.
     let ruled = e.monitoring.stack;
     let told = ruled || !e.monitoring.receivers.is_empty();
+    let watched = e.rollout.strategy != Strategy::Rolling;
     let limits = &e.monitoring.alerts;
     let latency = changed(limits.latency, monitoring.alerts.latency);
     let errors = Some(limits.error_rate).filter(|share| *share != monitoring.alerts.error_rate);
@@ -118,8 +119,9 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("traffic.ttl", changed(if e.dns.is_some() { traffic.ttl } else { e.traffic.ttl }, traffic.ttl)),
         ("traffic.health_path", text(&health_path)),
         ("rollout.strategy", e.rollout.strategy.to_string()),
-        ("rollout.bake", changed(e.rollout.bake, rollout.bake)),
-        ("rollout.deadline", changed(e.rollout.deadline, rollout.deadline)),
+        // Where pods are watched before the others follow, these say how long.
+        ("rollout.bake", changed(if watched { rollout.bake } else { e.rollout.bake }, rollout.bake)),
+        ("rollout.deadline", changed(if watched { rollout.deadline } else { e.rollout.deadline }, rollout.deadline)),
         ("network.waf", e.network.waf.to_string()),
         ("network.policies", e.network.policies.to_string()),
         ("network.subnets", list(e.network.subnets.clone())),

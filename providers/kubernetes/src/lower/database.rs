@@ -173,7 +173,7 @@ impl Lowering<'_> {
         let namespace = self.place.namespace.clone();
         let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.dumps_bytes) });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
-        let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT } });
+        let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT }, "carried": false });
         self.object(script.clone(), Template::ConfigMap, &files, []);
         let password = json!({ "secretKeyRef": { "name": OWNER_SECRET, "key": "password" } });
         let mut env = vec![json!({ "name": "PGPASSWORD", "valueFrom": password })];

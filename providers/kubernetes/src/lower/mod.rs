@@ -16,6 +16,7 @@ use textnlp_provider::{
     CloudId, Component, ComponentName, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
+use crate::canary::{ACCOUNT, CONTROLLER};
 use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
 use template::{Template, render};
@@ -41,6 +42,8 @@ pub struct Placement {
     pub tls_secret: Option<String>,
     /// The PostgreSQL that is made beside the servers, if one is.
     pub postgres: Option<OwnPostgres>,
+    /// Whether a new release shows first on a few pods that it is well: their template then carries all that they read but secrets.
+    pub canary: bool,
     /// How many nodes the cluster should have at least.
     pub min_nodes: u32,
     /// How many it may have at most, where somebody says so: nobody here could see to that.
@@ -92,6 +95,8 @@ const USER: u32 = 65532;
 const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";
 /// Where models lie in a pod.
 const MODELS: &str = "/var/lib/textnlp/models";
+/// The list of them.
+const MODELS_FILE: &str = "models.yaml";
 const SECRETS: &str = "/etc/textnlp-secrets";
 /// The ports of containers; those of the service are the environment's.
 const HTTP_PORT: u16 = 8080;
@@ -174,6 +179,7 @@ impl Lowering<'_> {
                 "namespace": self.place.namespace,
                 "https_port": HTTPS_PORT,
                 "metrics_port": METRICS_PORT,
+                "rollout": self.place.canary.then_some(CONTROLLER),
                 // What others run in a namespace of theirs goes on talking.
                 "pods": if self.component.existing.is_some() { ours } else { json!({}) },
             });
@@ -262,6 +268,16 @@ impl Lowering<'_> {
         }
         let inputs = json!({ "namespace": self.place.namespace, "name": "textnlp-api" });
         self.part_of_kind("service-account", Template::ServiceAccount, &inputs, []);
+        if self.place.canary {
+            let inputs = json!({ "namespace": self.place.namespace, "name": ACCOUNT, "deployment": "textnlp-api" });
+            for (part, template) in [
+                ("rollout-account", Template::ServiceAccount),
+                ("rollout-role", Template::Role),
+                ("rollout-binding", Template::RoleBinding),
+            ] {
+                self.part_of_kind(part, template, &inputs, []);
+            }
+        }
     }
 
     /// Pods deliver them by themselves, each for itself, from this list.
@@ -295,7 +311,7 @@ impl Lowering<'_> {
             "max_cache_bytes": store.max_cache_bytes,
             "models": listed,
         });
-        let files = [("models.yaml".to_owned(), list)];
+        let files = [(MODELS_FILE.to_owned(), list)];
         let id = ResourceId::of(&self.site.name, &self.component.name);
         self.config_map(id, "textnlp-models", files);
     }
@@ -341,7 +357,8 @@ impl Lowering<'_> {
         // JSON is YAML, and has one form for one content.
         let files: BTreeMap<String, String> =
             files.into_iter().map(|(file, tree)| (file, Spec::of(&tree).to_string())).collect();
-        let inputs = json!({ "namespace": self.place.namespace, "name": name, "files": files });
+        let inputs =
+            json!({ "namespace": self.place.namespace, "name": name, "files": files, "carried": self.place.canary });
         self.object(id, Template::ConfigMap, &inputs, []);
     }
 

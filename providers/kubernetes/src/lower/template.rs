@@ -37,6 +37,8 @@ macro_rules! templates {
 templates! {
     Namespace = "namespace.yaml";
     ServiceAccount = "service-account.yaml";
+    Role = "role.yaml";
+    RoleBinding = "role-binding.yaml";
     ConfigMap = "config-map.yaml";
     Secret = "secret.yaml";
     Deny = "deny.yaml";

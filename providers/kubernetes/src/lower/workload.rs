@@ -6,12 +6,15 @@ use textnlp_provider::{OutputRef, ResourceId};
 
 use super::template::Template;
 use super::{
-    API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, Ingress, JWT_KEY, Lowering, METRICS_PORT, MODELS, PROGRAM,
-    SECRETS, label_of,
+    API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, Ingress, JWT_KEY, Lowering, METRICS_PORT, MODELS,
+    MODELS_FILE, PROGRAM, SECRETS, label_of,
 };
 
 /// The Secret with the certificate, where it is ours.
 const TLS_SECRET: &str = "textnlp-tls";
+/// What programs read, by its name in its folder.
+const CONFIG_FILE: &str = "server.yaml";
+const GATEWAY_FILE: &str = "gateway.yaml";
 /// More replicas than this are a mistyped number.
 const REPLICAS_MAX: u32 = 1000;
 /// Until whoever spreads connections knows that a pod goes.
@@ -70,7 +73,7 @@ impl Lowering<'_> {
         let models = ResourceId::of(&self.site.name, &workload.models);
 
         let space = space(&tree);
-        self.config_map(config.clone(), "textnlp-config", [("server.yaml".to_owned(), filled(tree, &way.settings))]);
+        self.config_map(config.clone(), "textnlp-config", [(CONFIG_FILE.to_owned(), filled(tree, &way.settings))]);
         let mut data = secret.clone();
         data["jwt-key.pem"] = json!(OutputRef::new(jwt, "secret"));
         self.secret(secrets.clone(), "textnlp-secrets", "Opaque", &data, Vec::new());
@@ -119,13 +122,28 @@ impl Lowering<'_> {
         }
         let grown = workload.growth.is_some();
         let startup = startup_seconds(self.place.model_bytes);
-        let mut annotations = json!({
-            "textnlp-config-digest": digest(&config),
-            "textnlp-secrets-digest": digest(&secrets),
-            "textnlp-models-digest": digest(&models),
-            "textnlp-gateway-digest": digest(&gateway),
-        });
+        // What is there to be read, or which: an old template whose files are another release's would not be the old release.
+        let carried = self.place.canary;
+        let file = |id: &ResourceId, name: &str| json!(OutputRef::new(id.clone(), name));
+        let mut annotations = match carried {
+            true => json!({
+                "textnlp-config": file(&config, CONFIG_FILE),
+                "textnlp-secrets-digest": digest(&secrets),
+                "textnlp-models": file(&models, MODELS_FILE),
+                "textnlp-gateway": file(&gateway, GATEWAY_FILE),
+            }),
+            false => json!({
+                "textnlp-config-digest": digest(&config),
+                "textnlp-secrets-digest": digest(&secrets),
+                "textnlp-models-digest": digest(&models),
+                "textnlp-gateway-digest": digest(&gateway),
+            }),
+        };
         let mut needs = vec![account, migrate];
+        if carried {
+            let parts = ["rollout-account", "rollout-role", "rollout-binding"];
+            needs.extend(parts.into_iter().filter_map(|part| self.id(workload.cluster.as_str(), part)));
+        }
         match self.place.tls_secret {
             Some(_) => needs.push(tls),
             None => annotations["textnlp-tls-digest"] = digest(&tls),
@@ -136,6 +154,8 @@ impl Lowering<'_> {
             // Once an autoscaler is there, their number is its own.
             "replicas": (!grown).then_some(workload.replicas),
             "annotations": annotations,
+            "carried": carried,
+            "canary": workload.canary.filter(|_| carried).map(|canary| json!(canary).to_string()),
             "https_port": HTTPS_PORT,
             "metrics_port": METRICS_PORT,
             "model_folder": MODELS,
@@ -197,7 +217,7 @@ impl Lowering<'_> {
             "timeout_seconds": endpoint.timeout_seconds,
             "max_request_bytes": endpoint.max_request_bytes,
         } });
-        self.config_map(config, "textnlp-gateway", [("gateway.yaml".to_owned(), gateway)]);
+        self.config_map(config, "textnlp-gateway", [(GATEWAY_FILE.to_owned(), gateway)]);
         if self.place.tls_secret.is_none() {
             let data = json!({
                 "tls.crt": OutputRef::new(leaf.clone(), "certificate"),

@@ -139,7 +139,15 @@ pub fn workload() -> Workload {
         first_key: true,
         watch: None,
         drain_seconds: 30,
+        canary: Some(Canary { share: 10, bake_seconds: 600, deadline_seconds: 3600, slow_ms: 500, error_rate: 0.01 }),
     }
+}
+
+/// What differs where a new release shows on a few pods first.
+pub fn canary(placement: &Placement) -> Vec<Wanted> {
+    let plain = objects(placement);
+    let made = objects(&Placement { canary: true, ..placement.clone() });
+    made.into_iter().filter(|one| plain.iter().all(|other| one.id != other.id || one.spec != other.spec)).collect()
 }
 
 pub fn endpoint() -> Endpoint {

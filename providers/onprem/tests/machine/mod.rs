@@ -140,6 +140,7 @@ impl Machine {
                     first_key: true,
                     watch: None,
                     drain_seconds: 10,
+                    canary: None,
                 }),
             ),
             part(

@@ -129,10 +129,12 @@ impl Container {
         let opened =
             self.log.parent().map(std::fs::create_dir_all).transpose().and_then(|_| std::fs::File::create(&self.log));
         let Ok(log) = opened else { return self.waits("CreateContainerError", "its log cannot be made") };
-        let mut process = tokio::process::Command::new(shared.program(program));
+        let mut process = tokio::process::Command::new(shared.program(&image, program));
         process.args(rest).args(args).env_clear().current_dir(places.folder()).stdin(Stdio::null()).process_group(0);
         process.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         process.envs(variables.iter().map(|(name, value)| (name, places.put(&self.spec, value))));
+        // As every pod is told where the API server is; what it asks other pods goes through what stands for their network.
+        process.envs(shared.surroundings());
         if let Some((user, group)) = shared.user(pod) {
             process.uid(user).gid(group);
         }
@@ -291,7 +293,7 @@ impl Container {
 
 /// `$(NAME)` in commands and arguments, in one pass as Kubernetes reads them: `$$` is one `$` that begins nothing, and a
 /// name that nobody set stays as it is written.
-fn expand(word: &str, variables: &[(String, String)]) -> String {
+pub(super) fn expand(word: &str, variables: &[(String, String)]) -> String {
     let (mut expanded, mut rest) = (String::new(), word);
     while let Some(at) = rest.find('$') {
         expanded.push_str(&rest[..at]);

@@ -9,6 +9,7 @@
 
 mod container;
 mod logs;
+mod network;
 mod pod;
 mod probe;
 mod volumes;
@@ -57,6 +58,8 @@ pub(crate) struct Shared {
     users: Mutex<BTreeMap<u64, (u32, u32)>>,
     /// What leads elsewhere than to pods.
     names: Mutex<Names>,
+    /// What every program in a pod is told.
+    surroundings: Vec<(&'static str, String)>,
 }
 
 impl Shared {
@@ -64,13 +67,19 @@ impl Shared {
     fn new_address(&self) -> Ipv4Addr {
         let number = self.addresses.fetch_add(1, Ordering::SeqCst);
         let bytes = number.to_be_bytes();
-        Ipv4Addr::new(127, (std::process::id() % 200) as u8 + 20, bytes[2], bytes[3])
+        network::real(bytes[2], bytes[3])
     }
 
-    /// The file behind a program's path in images; else the path itself.
-    pub(crate) fn program(&self, path: &str) -> Utf8PathBuf {
+    /// What every program in a pod is told by its variables.
+    pub(crate) fn surroundings(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.surroundings.iter().cloned()
+    }
+
+    /// The file behind a program's path in an image; else the path itself.
+    pub(crate) fn program(&self, image: &str, path: &str) -> Utf8PathBuf {
         let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        programs.get(path).cloned().unwrap_or_else(|| Utf8PathBuf::from(path))
+        let of_this = programs.get(&format!("{image} {path}"));
+        of_this.or_else(|| programs.get(path)).cloned().unwrap_or_else(|| Utf8PathBuf::from(path))
     }
 
     /// Who runs a pod here, where it is somebody else than we are.
@@ -106,6 +115,7 @@ impl Kubelet {
             runtime.block_on(async {
                 let api = Api::new(&kubeconfig);
                 let port = logs::lend(folder.clone(), &trusted).await;
+                let surroundings = network::surroundings(&kubeconfig).await;
                 join(&api, port).await;
                 let shared = Arc::new(Shared {
                     api,
@@ -116,6 +126,7 @@ impl Kubelet {
                     programs: Mutex::default(),
                     users: Mutex::default(),
                     names: Mutex::default(),
+                    surroundings,
                 });
                 let handle = tokio::runtime::Handle::current();
                 tell.send(Self { shared: shared.clone(), runtime: handle }).expect("somebody waits");
@@ -129,6 +140,11 @@ impl Kubelet {
     pub fn put_program(&self, path: &str, program: impl Into<Utf8PathBuf>) {
         let mut programs = self.shared.programs.lock().unwrap_or_else(PoisonError::into_inner);
         programs.insert(path.to_owned(), program.into());
+    }
+
+    /// From now on one image holds another program at this path.
+    pub fn put_program_of(&self, image: &str, path: &str, program: impl Into<Utf8PathBuf>) {
+        self.put_program(&format!("{image} {path}"), program);
     }
 
     /// From now on pods of a user run as this user and group of the machine, which takes that we are root.

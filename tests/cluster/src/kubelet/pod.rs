@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::Shared;
 use super::container::{Container, Stage};
 use super::volumes::{self, Places};
+use super::{Shared, network};
 
 /// A pod that this node runs.
 pub(super) struct Pod {
@@ -108,9 +108,7 @@ impl Pod {
         } else {
             "Pending"
         };
-        // What the API takes as the address of a pod is none of loopback.
-        let bytes = self.address.octets();
-        let shown = Ipv4Addr::new(10, 200, bytes[2], bytes[3]).to_string();
+        let shown = network::shown(self.address).to_string();
         let condition =
             |name: &str, holds: bool| json!({ "type": name, "status": if holds { "True" } else { "False" } });
         let statuses = |all: &[Container]| -> Vec<Value> { all.iter().map(Container::status).collect() };

@@ -7,6 +7,7 @@ use base64::Engine;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
+use super::container::expand;
 use super::{Shared, pod};
 
 /// The folders of a pod, and the documents that its variables come from.
@@ -81,6 +82,9 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
             }
         }
     }
+    for volume in spec["volumes"].as_array().into_iter().flatten() {
+        places.project(shared, volume).await?;
+    }
     places.rewrite_maps(spec).map_err(failed)?;
     Ok(places)
 }
@@ -144,7 +148,7 @@ impl Places {
             let value = if let Some(field) = from["fieldRef"]["fieldPath"].as_str() {
                 self.field(field)
             } else if let Some(value) = one["value"].as_str() {
-                value.to_owned()
+                expand(value, &found)
             } else {
                 let (plural, reference) = match from.get("secretKeyRef") {
                     Some(reference) => (SECRET, reference),
@@ -173,6 +177,10 @@ impl Places {
         match path {
             "status.podIP" => self.address.to_string(),
             "spec.nodeName" => super::NODE.to_owned(),
+            path if path.starts_with("metadata.annotations['") => {
+                let name = path.trim_start_matches("metadata.annotations['").trim_end_matches("']");
+                self.pod["metadata"]["annotations"][name].as_str().unwrap_or_default().to_owned()
+            }
             _ => {
                 let (namespace, name) = pod::names(&self.pod);
                 match path {
@@ -183,6 +191,38 @@ impl Places {
                 }
             }
         }
+    }
+
+    /// Files that are made of the pod itself, and of the account that it acts under.
+    async fn project(&self, shared: &Shared, volume: &Value) -> Result<(), String> {
+        let Some(folder) = self.volumes.get(volume["name"].as_str().unwrap_or_default()) else { return Ok(()) };
+        let failed = |error: std::io::Error| error.to_string();
+        for item in volume["downwardAPI"]["items"].as_array().into_iter().flatten() {
+            let (path, field) = (item["path"].as_str(), item["fieldRef"]["fieldPath"].as_str());
+            let (Some(path), Some(field)) = (path, field) else {
+                return Err("only fields are projected here".to_owned());
+            };
+            std::fs::write(folder.join(path), self.field(field)).map_err(failed)?;
+        }
+        let (namespace, _) = pod::names(&self.pod);
+        for source in volume["projected"]["sources"].as_array().into_iter().flatten() {
+            if let Some(path) = source["serviceAccountToken"]["path"].as_str() {
+                let account = self.pod["spec"]["serviceAccountName"].as_str().unwrap_or("default");
+                let url = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+                let asked = serde_json::json!({ "spec": { "expirationSeconds": 3600 } });
+                let answer = shared.api.call("POST", &url, Some(&asked)).await.map_err(|error| error.to_string())?;
+                let token = answer.body["status"]["token"].as_str().ok_or("the account gets no token")?;
+                std::fs::write(folder.join(path), token).map_err(failed)?;
+            }
+            if let Some(name) = source["configMap"]["name"].as_str() {
+                let map = shared.api.get(&format!("/api/v1/namespaces/{namespace}/configmaps/{name}")).await;
+                let map = map.ok_or_else(|| format!("configmap \"{name}\" not found"))?;
+                for (key, text) in map["data"].as_object().into_iter().flatten() {
+                    std::fs::write(folder.join(key), text.as_str().unwrap_or_default()).map_err(failed)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn fetch(&mut self, shared: &Shared, plural: &str, reference: &Value) -> Result<(), String> {
@@ -213,7 +253,7 @@ impl Places {
         Ok(())
     }
 
-    /// Config maps name paths of mounts and addresses of the pod too: their files say where those really are.
+    /// Config maps, and what pods carry in their stead, name paths of mounts and addresses of the pod too: their files say where those really are.
     fn rewrite_maps(&self, spec: &Value) -> std::io::Result<()> {
         let containers =
             ["initContainers", "containers"].into_iter().flat_map(|field| spec[field].as_array()).flatten();
@@ -221,7 +261,11 @@ impl Places {
         let address = self.address.to_string();
         words.extend(self.names());
         words.extend([("0.0.0.0", address.as_str()), ("127.0.0.1", address.as_str())]);
-        let maps = spec["volumes"].as_array().into_iter().flatten().filter(|volume| volume["configMap"].is_object());
+        let maps = spec["volumes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|volume| volume["configMap"].is_object() || volume["downwardAPI"].is_object());
         for folder in maps.filter_map(|volume| self.volumes.get(volume["name"].as_str()?)) {
             for entry in
                 folder.read_dir_utf8()?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))

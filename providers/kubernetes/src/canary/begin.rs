@@ -1,0 +1,302 @@
+//! The operator's side: the job is made first, and only when it has said that it is there, pods change.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use textnlp_provider::{Operation, Result, Sort};
+
+use super::{ACCOUNT, CONTROLLER, Canary, HELD, ORDERS, Orders, Stage, call, holder, is_held, told};
+use crate::api::Api;
+use crate::error::Call;
+use crate::ready::{self, Ready};
+use crate::{identity, table};
+
+/// So long nobody calls a new pod available, and Kubernetes goes no further: longer than any rollout.
+const HELD_SECONDS: u64 = 30 * 24 * 3600;
+/// A pod of the job that is lost is made again so often.
+const TRIES: u32 = 20;
+/// A job that has not said a word after so long does not begin: its image, a quota, a node.
+const SILENT: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
+/// How long the job's pods can be read after it.
+const KEPT_SECONDS: u32 = 24 * 3600;
+/// What one variable may hold on Linux is 128 KiB.
+const LONGEST: usize = 120 << 10;
+/// Where the job finds its credential.
+const FOLDER: &str = "/var/run/secrets/textnlp";
+
+/// Where a rollout stands, for the operation that waits for it.
+pub(crate) enum Standing {
+    /// It goes on.
+    GoesOn(String),
+    /// It went well: what was wanted is applied.
+    Promoted,
+    /// It was taken back, or never began.
+    Ended(String),
+}
+
+impl Orders {
+    /// What is to be done of an update: `promote` is what is wanted, `revert` what was applied before.
+    pub(crate) fn of(
+        op: &Operation,
+        canary: Canary,
+        (namespace, name, uid): (&str, &str, &str),
+        manager: &str,
+        (promote, revert): (Value, Value),
+    ) -> Self {
+        let ports = promote["spec"]["template"]["spec"]["containers"].as_array().into_iter().flatten();
+        let mut ports = ports.flat_map(|one| one["ports"].as_array().into_iter().flatten());
+        let metrics = ports.find(|port| port["name"] == "metrics").and_then(|port| port["containerPort"].as_u64());
+        let release = hex::encode(&Sha256::digest(promote["spec"]["template"].to_string())[..8]);
+        let labels = promote["metadata"]["labels"].as_object().into_iter().flatten();
+        let labels = labels.filter(|(name, _)| identity::OURS.contains(&name.as_str()));
+        let mut labels: Value = labels.map(|(name, value)| (name.clone(), value.clone())).collect();
+        labels["app.kubernetes.io/part-of"] = json!("textnlp");
+        labels["app.kubernetes.io/name"] = json!(CONTROLLER);
+        Self {
+            release,
+            labels,
+            id: op.token.as_str().to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            manager: manager.to_owned(),
+            canary,
+            metrics_port: metrics.and_then(|port| port.try_into().ok()).unwrap_or_default(),
+            promote,
+            revert,
+        }
+    }
+
+    /// Makes the job, unless an earlier try has made it. Refused where the rollout could not be ended either way, where another one goes
+    /// on, and where this release was put back before.
+    pub(crate) async fn send(&self, api: &Api, deployment: &Value) -> Result<()> {
+        let name = self.job_name();
+        let roll = call("roll", "patch", &self.namespace, Some(&self.name));
+        let before = told(deployment);
+        if let Some(other) = holder(deployment).filter(|other| *other != self.id) {
+            let job = self.job_call("read", "get", Some(&job_name(other))).path();
+            let call = self.job_call("read", "get", None);
+            let goes_on =
+                api.document(&call, &job).await.is_ok_and(|job| matches!(crate::ready::job(&job), Ready::NotYet(_)));
+            if goes_on {
+                let hint = "wait for its end (`rollout status`), or `rollout abort`";
+                return Err(roll.error(Sort::Conflict).because("another rollout of it goes on").hint(hint));
+            }
+        }
+        if let Some(told) = before.filter(|told| told.stage == Stage::Reverted && told.release == self.release) {
+            let hint = "change it, or `rollback`; `rollout retry` lets it be tried once more as it is";
+            let why = format!("this release was tried and put back: {}", told.says);
+            return Err(roll.error(Sort::Conflict).because(why).hint(hint));
+        }
+        api.apply(&roll, &self.manager, &self.promote, true).await?;
+        let back = api.apply(&roll, &self.manager, &self.revert, true).await?;
+        if back.object["spec"]["template"] != deployment["spec"]["template"] {
+            let hint = "`drift` shows how; `--set rollout.strategy=rolling` replaces the pods without looking at the first ones";
+            let why = "what runs is not what was applied last, so that it could not be put back";
+            return Err(roll.error(Sort::Conflict).because(why).hint(hint));
+        }
+        let call = self.job_call("make", "create", None);
+        let Some(job) = self.job(&name, deployment) else {
+            let why = format!("the deployment is described by more than {} KiB", LONGEST >> 10);
+            let hint = "set `rollout.strategy: rolling`, or name fewer models in one environment";
+            return Err(call.error(Sort::Invalid).because(why).hint(hint));
+        };
+        match api.ask(&call, &call.path(), &job).await {
+            Err(error) if error.code.as_deref() != Some("AlreadyExists") => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// One look: begins the rollout when the job is there, ends it when the job is gone, and else says how it goes.
+    pub(crate) async fn look(&self, api: &Api, deployment: &Value) -> Result<Standing> {
+        let held = is_held(deployment, &self.id);
+        let told = told(deployment).filter(|told| told.id == self.id);
+        match told.as_ref().map(|told| (told.stage, told.says.clone())) {
+            Some((Stage::Promoted, _)) => return Ok(Standing::Promoted),
+            Some((Stage::Reverted, says)) => return Ok(Standing::Ended(says)),
+            _ => {}
+        }
+        let name = self.job_name();
+        let call = self.job_call("wait for", "get", Some(&name));
+        let job = api.get(&call).await?;
+        let why = match job.as_ref().map(ready::job) {
+            Some(Ready::NotYet(why)) => {
+                let job = job.unwrap_or_default();
+                match told {
+                    Some(told) if told.stage == Stage::Waiting && !held => {
+                        self.apply(api, &self.held()).await?;
+                        return Ok(Standing::GoesOn("the first pods of the new release are made".to_owned()));
+                    }
+                    Some(told) => return Ok(Standing::GoesOn(told.says)),
+                    None => {}
+                }
+                let why = crate::trouble::of_pods(api, call.row, &job, why).await;
+                let made =
+                    job["metadata"]["creationTimestamp"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+                if made.is_none_or(|made| jiff::Timestamp::now().duration_since(made) <= SILENT) {
+                    return Ok(Standing::GoesOn(format!("its job begins: {why}")));
+                }
+                api.delete(&call, identity::uid(&job)).await?;
+                format!("its job did not begin within {} minutes: {why}", SILENT.as_mins())
+            }
+            Some(Ready::Never(why)) => format!("its job {name} failed, and has not said why: {why}"),
+            Some(Ready::Yes) => format!("its job {name} ended, and has not said why"),
+            None => format!("somebody removed its job {name}"),
+        };
+        // Nobody else is left who could.
+        if held {
+            self.apply(api, &self.revert).await?;
+        }
+        Ok(Standing::Ended(why))
+    }
+
+    pub(super) async fn apply(&self, api: &Api, manifest: &Value) -> Result<()> {
+        let call = call("apply", "patch", &self.namespace, Some(&self.name));
+        match api.apply(&call, &self.manager, manifest, false).await {
+            // Somebody said another number of pods meanwhile, and it is theirs: a release ends all the same.
+            Err(error) if error.to_string().contains("spec.replicas") => {
+                let mut manifest = manifest.clone();
+                manifest["spec"].as_object_mut().map(|spec| spec.shift_remove("replicas"));
+                api.apply(&call, &self.manager, &manifest, false).await.map(drop)
+            }
+            done => done.map(drop),
+        }
+    }
+
+    /// What is wanted, for a few pods.
+    fn held(&self) -> Value {
+        let mut held = self.promote.clone();
+        held["metadata"]["annotations"][HELD] = json!(self.id);
+        held["spec"]["minReadySeconds"] = json!(HELD_SECONDS);
+        // It has to be the longer one.
+        held["spec"]["progressDeadlineSeconds"] = json!(HELD_SECONDS + 3600);
+        held["spec"]["strategy"]["rollingUpdate"]["maxSurge"] = json!(format!("{}%", self.canary.share));
+        held
+    }
+
+    fn job_name(&self) -> String {
+        job_name(&self.id)
+    }
+
+    fn job_call<'a>(&'a self, action: &'static str, verb: &'static str, name: Option<&'a str>) -> Call<'a> {
+        let row = table::ROWS.iter().find(|row| row.kind == "Job").expect("jobs are in the table");
+        Call { action, verb, row, namespace: Some(&self.namespace), name }
+    }
+
+    /// The job, which runs the program of the old release: it has proven that it runs.
+    fn job(&self, name: &str, deployment: &Value) -> Option<Value> {
+        // Kubernetes puts variables in where it finds `$(NAME)`.
+        let orders = json!(self).to_string().replace('$', "$$");
+        let servers = &self.revert["spec"]["template"]["spec"];
+        let server = &servers["containers"][0];
+        let labels = &self.labels;
+        let owner = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "name": self.name, "uid": identity::uid(deployment),
+        });
+        let account = json!([
+            { "serviceAccountToken": { "path": "token", "expirationSeconds": 3600 } },
+            { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
+        ]);
+        let pod = json!({
+            "restartPolicy": "OnFailure",
+            "serviceAccountName": ACCOUNT,
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "securityContext": servers["securityContext"],
+            "containers": [{
+                "name": "rollout",
+                "image": server["image"],
+                "command": server["command"],
+                "args": ["rollout", "watch", "--account", FOLDER],
+                "env": [{ "name": ORDERS, "value": orders }],
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "resources": {
+                    "requests": { "cpu": "50m", "memory": "64Mi" },
+                    "limits": { "cpu": "500m", "memory": "256Mi" },
+                },
+                "securityContext": server["securityContext"],
+                "volumeMounts": [{ "name": "account", "mountPath": FOLDER, "readOnly": true }],
+            }],
+            "volumes": [{ "name": "account", "projected": { "sources": account, "defaultMode": 288 } }],
+        });
+        (orders.len() < LONGEST).then(|| {
+            json!({
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": { "name": name, "namespace": self.namespace, "labels": labels, "ownerReferences": [owner] },
+                "spec": {
+                    "backoffLimit": TRIES,
+                    "ttlSecondsAfterFinished": KEPT_SECONDS,
+                    "template": { "metadata": { "labels": labels }, "spec": pod },
+                },
+            })
+        })
+    }
+}
+
+fn job_name(id: &str) -> String {
+    format!("textnlp-rollout-{}", id.get(..12).unwrap_or(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn orders() -> Orders {
+        let canary = Canary { share: 10, bake_seconds: 60, deadline_seconds: 600, slow_ms: 500, error_rate: 0.01 };
+        let manifest = |of: &str| {
+            json!({
+                "metadata": { "name": "api", "annotations": {} },
+                "spec": { "strategy": { "rollingUpdate": { "maxSurge": 1 } }, "progressDeadlineSeconds": 600, "release": of },
+            })
+        };
+        Orders {
+            id: "0123456789abcdef".to_owned(),
+            namespace: "here".to_owned(),
+            name: "api".to_owned(),
+            uid: "1".to_owned(),
+            manager: "m".to_owned(),
+            canary,
+            metrics_port: 9090,
+            promote: manifest("new"),
+            revert: manifest("$(OLD)"),
+            release: "r".to_owned(),
+            labels: json!({}),
+        }
+    }
+
+    #[test]
+    fn a_held_deployment_is_what_is_wanted_for_a_few_pods() {
+        let held = orders().held();
+        assert_eq!(
+            (&held["spec"]["release"], &held["metadata"]["annotations"][HELD]),
+            (&json!("new"), &json!("0123456789abcdef"))
+        );
+        assert_eq!(held["spec"]["strategy"]["rollingUpdate"]["maxSurge"], "10%");
+        // `progressDeadlineSeconds` has to be the longer one, and both are numbers of 32 bits.
+        let (ready, progress) = (&held["spec"]["minReadySeconds"], &held["spec"]["progressDeadlineSeconds"]);
+        assert!(ready.as_u64() < progress.as_u64() && progress.as_u64() < Some(u64::from(u32::MAX >> 1)));
+    }
+
+    #[test]
+    fn the_job_runs_the_program_that_is_there_and_no_variable_is_put_into_its_orders() {
+        let deployment = json!({ "metadata": { "uid": "1" } });
+        let mut orders = orders();
+        orders.revert["spec"]["template"] = json!({ "spec": {
+            "securityContext": { "runAsNonRoot": true },
+            "containers": [{ "name": "api", "image": "old", "command": ["p"], "securityContext": { "readOnlyRootFilesystem": true } }],
+        } });
+        let job = orders.job("rollout", &deployment).unwrap();
+        let pod = &job["spec"]["template"]["spec"];
+        let one = &pod["containers"][0];
+        assert_eq!(
+            (&one["image"], &one["command"], &pod["serviceAccountName"]),
+            (&json!("old"), &json!(["p"]), &json!(ACCOUNT))
+        );
+        let value = one["env"][0]["value"].as_str().unwrap();
+        assert!(value.contains("$$(OLD)"));
+        let read: Orders = serde_json::from_str(&value.replace("$$", "$")).unwrap();
+        assert_eq!(read.revert["spec"]["release"], "$(OLD)");
+        let many = Orders { promote: json!("x".repeat(LONGEST)), ..orders };
+        assert_eq!(many.job("rollout", &deployment), None, "no pod could begin with it");
+    }
+}

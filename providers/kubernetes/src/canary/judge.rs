@@ -1,0 +1,268 @@
+//! Whether a new release is well, by its first pods beside those of the old one. Pure: times are seconds since the rollout began.
+
+use std::collections::VecDeque;
+
+use super::figures::Totals;
+use super::{Canary, Wish};
+
+/// Fewer answers say nothing.
+const ENOUGH: u64 = 20;
+/// What chance would bring more rarely than this is not chance: there are hundreds of looks in a rollout.
+const CHANCE: f64 = 1e-6;
+/// What begins to go wrong is seen within this time, however long all went well before.
+const WINDOW: u64 = 60;
+/// A pod that ended so often does not stay.
+const RESTARTS: u64 = 3;
+/// The share of answers that may be slow: what a 95th percentile is.
+const SLOW: f64 = 0.05;
+/// The old release has the same clients and the same database: trouble that it has too says nothing of the new one.
+const WORSE: f64 = 1.5;
+
+/// What one look found.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Look {
+    /// When.
+    pub(super) at: u64,
+    /// Pods of the new release, those that the rollout means, and those that answer.
+    pub(super) pods: u64,
+    /// See `pods`.
+    pub(super) ready: u64,
+    /// How often the worst of them ended.
+    pub(super) restarts: u64,
+    /// What they answered since the rollout began.
+    pub(super) new: Totals,
+    /// What the pods of the old release answered meanwhile.
+    pub(super) old: Totals,
+}
+
+/// What follows from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// Not yet, for this reason.
+    Wait(String),
+    /// All pods become new ones.
+    Promote(String),
+    /// The new ones go.
+    Revert(String),
+}
+
+/// What was seen so far.
+#[derive(Debug)]
+pub(super) struct Judge {
+    canary: Canary,
+    looks: VecDeque<Look>,
+    /// Since when all new pods answer.
+    well_since: Option<u64>,
+}
+
+impl Judge {
+    pub(super) fn new(canary: Canary) -> Self {
+        Self { canary, looks: VecDeque::new(), well_since: None }
+    }
+
+    /// Judges by one more look, and by what a person wants.
+    pub(super) fn judge(&mut self, look: Look, wish: Option<Wish>) -> Judgement {
+        let complete = look.pods > 0 && look.ready == look.pods;
+        self.well_since = complete.then(|| self.well_since.unwrap_or(look.at));
+        // One look stays that is as old as the window.
+        while self.looks.get(1).is_some_and(|next| next.at + WINDOW <= look.at) {
+            self.looks.pop_front();
+        }
+        let before = self.looks.front().map_or((Totals::default(), Totals::default()), |first| (first.new, first.old));
+        self.looks.push_back(look);
+        if wish == Some(Wish::Abort) {
+            return Judgement::Revert("somebody asked for it: `rollout abort`".to_owned());
+        }
+        let lately = (look.new.since(before.0), look.old.since(before.1));
+        for (new, old) in [lately, (look.new, look.old)] {
+            if let Some(why) = self.is_worse(new, old) {
+                return Judgement::Revert(why);
+            }
+        }
+        if look.restarts >= RESTARTS {
+            return Judgement::Revert(format!("a new pod ended {} times", look.restarts));
+        }
+        let answered = answered(look);
+        if look.at >= self.canary.deadline_seconds {
+            let why = format!("the deadline of {} s is over: {answered}", self.canary.deadline_seconds);
+            return Judgement::Revert(why);
+        }
+        let Some(since) = self.well_since else {
+            return Judgement::Wait(format!("{} of {} new pods are ready", look.ready, look.pods));
+        };
+        if wish == Some(Wish::Promote) {
+            return Judgement::Promote(format!("somebody asked for it: `rollout promote`; {answered}"));
+        }
+        if wish == Some(Wish::Pause) {
+            return Judgement::Wait(format!("held by `rollout pause`; {answered}"));
+        }
+        let (well, bake) = (look.at - since, self.canary.bake_seconds);
+        if well < bake {
+            return Judgement::Wait(format!("well for {well} of {bake} s: {answered}"));
+        }
+        if look.new.answers < ENOUGH {
+            let why = format!("{ENOUGH} answers are needed to judge: {answered}");
+            return Judgement::Wait(why);
+        }
+        Judgement::Promote(format!("well for {well} s: {answered}"))
+    }
+
+    /// Why these answers are worse than is well, and worse than those of the old release.
+    fn is_worse(&self, new: Totals, old: Totals) -> Option<String> {
+        if new.answers < ENOUGH {
+            return None;
+        }
+        let worse = |new_part: u64, old_part: u64, limit: f64| {
+            let of_old = old_part as f64 / old.answers.max(1) as f64;
+            chance(new_part, new.answers, limit.max(WORSE * of_old)) < CHANCE
+        };
+        let of_old = |part: u64| format!("{part} of {} of the old release", old.answers);
+        if worse(new.failures, old.failures, self.canary.error_rate) {
+            let (failed, all) = (new.failures, new.answers);
+            return Some(format!("{failed} of {all} answers of the new release failed, and {}", of_old(old.failures)));
+        }
+        worse(new.slow, old.slow, SLOW).then(|| {
+            let (slow, all, limit) = (new.slow, new.answers, self.canary.slow_ms);
+            format!("{slow} of {all} answers of the new release took longer than {limit} ms, and {}", of_old(old.slow))
+        })
+    }
+}
+
+/// How likely it is that so many or more of all answers are bad where this share of them is bad: the upper tail of the binomial distribution.
+fn chance(bad: u64, all: u64, share: f64) -> f64 {
+    if bad as f64 <= share * all as f64 || share >= 1.0 {
+        return 1.0;
+    }
+    if share <= 0.0 {
+        return 0.0;
+    }
+    // The first term by logarithms, and each next one from the one before; above the mean they fall.
+    let mut term = share.ln() * bad as f64 + (1.0 - share).ln() * (all - bad) as f64;
+    term += (0..bad).map(|i| ((all - i) as f64 / (i + 1) as f64).ln()).sum::<f64>();
+    let (mut term, mut sum) = (term.exp(), 0.0);
+    for count in bad..=all {
+        sum += term;
+        term *= (all - count) as f64 / (count + 1) as f64 * share / (1.0 - share);
+        if term < sum * 1e-12 {
+            break;
+        }
+    }
+    sum
+}
+
+fn answered(look: Look) -> String {
+    format!(
+        "{} of {} new pods ready; {} answers, {} failed, {} slow (old: {}, {}, {})",
+        look.ready,
+        look.pods,
+        look.new.answers,
+        look.new.failures,
+        look.new.slow,
+        look.old.answers,
+        look.old.failures,
+        look.old.slow
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge() -> Judge {
+        Judge::new(Canary { share: 10, bake_seconds: 300, deadline_seconds: 1000, slow_ms: 500, error_rate: 0.01 })
+    }
+
+    fn totals(answers: u64, failures: u64, slow: u64) -> Totals {
+        Totals { answers, failures, slow }
+    }
+
+    fn at(at: u64, new: Totals, old: Totals) -> Look {
+        Look { at, pods: 1, ready: 1, restarts: 0, new, old }
+    }
+
+    fn reverts(judgement: &Judgement, with: &str) -> bool {
+        matches!(judgement, Judgement::Revert(why) if why.contains(with))
+    }
+
+    #[test]
+    fn what_is_well_long_enough_is_promoted_and_not_before() {
+        let mut judge = judge();
+        for second in (0..300).step_by(2) {
+            let look = judge.judge(at(second, totals(second, 0, 0), totals(9 * second, 0, 0)), None);
+            assert!(matches!(look, Judgement::Wait(_)), "{second}: {look:?}");
+        }
+        assert!(matches!(judge.judge(at(300, totals(300, 0, 0), totals(2700, 0, 0)), None), Judgement::Promote(_)));
+    }
+
+    #[test]
+    fn what_goes_wrong_late_is_seen_by_the_last_minute() {
+        let mut judge = judge();
+        for second in 0..250 {
+            judge.judge(at(second, totals(100 * second, 0, 0), totals(100 * second, 0, 0)), None);
+        }
+        // One in two fails from now on, which is nothing beside the 25,000 that were answered.
+        let bad = |second: u64| at(second, totals(25_000 + 2 * (second - 250), second - 250, 0), totals(25_000, 0, 0));
+        let found = (250..400).find(|second| reverts(&judge.judge(bad(*second), None), "failed"));
+        assert!(found.is_some_and(|second| second < 315), "{found:?}");
+    }
+
+    #[test]
+    fn trouble_that_the_old_release_has_too_is_not_the_new_ones() {
+        let look = at(60, totals(100, 40, 60), totals(900, 360, 540));
+        assert!(matches!(judge().judge(look, None), Judgement::Wait(_)));
+        let slow = at(60, totals(100, 0, 30), totals(900, 0, 9));
+        assert!(reverts(&judge().judge(slow, None), "longer than 500 ms"));
+        let failed = at(60, totals(100, 12, 0), totals(900, 0, 0));
+        assert!(reverts(&judge().judge(failed, None), "12 of 100 answers of the new release failed, and 0 of 900"));
+        let by_chance = at(60, totals(100, 4, 12), totals(900, 0, 0));
+        assert!(matches!(judge().judge(by_chance, None), Judgement::Wait(_)), "it may be nothing");
+        let few = at(60, totals(19, 19, 19), totals(900, 0, 0));
+        assert!(matches!(judge().judge(few, None), Judgement::Wait(_)), "too few to say anything");
+    }
+
+    #[test]
+    fn chances_are_those_of_the_binomial_distribution() {
+        let near = |found: f64, expect: f64| assert!((found / expect - 1.0).abs() < 1e-6, "{found} {expect}");
+        near(chance(3, 20, 0.01), 1.003576168100e-03);
+        near(chance(20, 20, 0.5), 0.5_f64.powi(20));
+        near(chance(1, 1, 0.25), 0.25);
+        assert_eq!((chance(0, 20, 0.01), chance(5, 20, 0.25), chance(1, 20, 0.0)), (1.0, 1.0, 0.0));
+        assert!(chance(60_000, 1_000_000, 0.05) < 1e-300, "many are no trouble");
+    }
+
+    #[test]
+    fn nothing_that_was_not_measured_is_promoted() {
+        let mut judge = judge();
+        for second in 0..1000 {
+            let look = judge.judge(at(second, totals(19, 0, 0), totals(0, 0, 0)), None);
+            assert!(matches!(look, Judgement::Wait(_)), "{second}: {look:?}");
+        }
+        assert!(reverts(&judge.judge(at(1000, totals(19, 0, 0), Totals::default()), None), "deadline of 1000 s"));
+    }
+
+    #[test]
+    fn a_pod_that_is_not_ready_begins_the_time_anew_and_one_that_ends_again_and_again_is_not_waited_for() {
+        let mut judge = judge();
+        judge.judge(at(0, totals(50, 0, 0), Totals::default()), None);
+        let absent = Look { ready: 0, ..at(290, totals(50, 0, 0), Totals::default()) };
+        assert_eq!(judge.judge(absent, None), Judgement::Wait("0 of 1 new pods are ready".to_owned()));
+        let back = judge.judge(at(310, totals(50, 0, 0), Totals::default()), None);
+        assert!(matches!(back, Judgement::Wait(why) if why.starts_with("well for 0 of 300 s")));
+        let ends = Look { ready: 0, restarts: 3, ..at(320, totals(0, 0, 0), Totals::default()) };
+        assert!(reverts(&judge.judge(ends, None), "ended 3 times"));
+    }
+
+    #[test]
+    fn a_person_decides_but_cannot_hold_it_for_ever() {
+        let well = at(10, totals(0, 0, 0), Totals::default());
+        assert!(matches!(judge().judge(well, Some(Wish::Promote)), Judgement::Promote(_)));
+        assert!(reverts(&judge().judge(well, Some(Wish::Abort)), "rollout abort"));
+        let none = Look { ready: 0, ..well };
+        assert!(matches!(judge().judge(none, Some(Wish::Promote)), Judgement::Wait(_)), "what does not run yet");
+        let mut judge = judge();
+        judge.judge(at(0, totals(50, 0, 0), Totals::default()), Some(Wish::Pause));
+        let held = judge.judge(at(600, totals(50, 0, 0), Totals::default()), Some(Wish::Pause));
+        assert!(matches!(held, Judgement::Wait(why) if why.starts_with("held by")));
+        assert!(reverts(&judge.judge(at(1000, totals(50, 0, 0), Totals::default()), Some(Wish::Pause)), "deadline"));
+    }
+}
