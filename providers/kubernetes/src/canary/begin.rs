@@ -153,7 +153,7 @@ impl Orders {
         let call = call("apply", "patch", &self.namespace, Some(&self.name));
         match api.apply(&call, &self.manager, manifest, false).await {
             // Somebody said another number of pods meanwhile, and it is theirs: a release ends all the same.
-            Err(error) if error.to_string().contains("spec.replicas") => {
+            Err(error) if error.hint.as_deref().is_some_and(|hint| hint.contains("  spec.replicas: ")) => {
                 let mut manifest = manifest.clone();
                 manifest["spec"].as_object_mut().map(|spec| spec.shift_remove("replicas"));
                 api.apply(&call, &self.manager, &manifest, false).await.map(drop)

@@ -27,6 +27,8 @@ const BEGIN: Duration = Duration::from_millis(250);
 const WITHIN: Duration = Duration::from_secs(180);
 /// How often it says how it goes, where nothing else changes.
 const TELL: Duration = Duration::from_secs(5);
+/// Between what is to be done and why it cannot be done yet.
+const STUCK: &str = "; it cannot be done yet: ";
 /// Where a deployment says which of its sets of pods is the newest.
 const REVISION: &str = "deployment.kubernetes.io/revision";
 /// The label of pods that says of which set they are.
@@ -75,7 +77,7 @@ impl Kubernetes {
                 }
                 Err(error) if error.sort == Sort::NotFound => return Err(error),
                 Err(error) => {
-                    tell(&error.to_string());
+                    tell(&in_one_line(&error));
                     LOOK
                 }
             };
@@ -143,7 +145,7 @@ impl Watching {
             Ok(look) => self.judge.judge(look, wish),
             // What cannot be looked at is taken back in its time all the same.
             Err(error) if at >= orders.canary.deadline_seconds || wish == Some(Wish::Abort) => {
-                Judgement::Revert(format!("nothing is known of the new pods: {error}"))
+                Judgement::Revert(format!("nothing is known of the new pods: {}", in_one_line(&error)))
             }
             Err(error) => return Err(error),
         };
@@ -167,7 +169,13 @@ impl Watching {
     /// Does what was said, and says that it is done.
     async fn end(&mut self, api: &Api, orders: &Orders, told: Told) -> Result<Step> {
         let manifest = if told.stage == Stage::Promoting { &orders.promote } else { &orders.revert };
-        orders.apply(api, manifest).await?;
+        if let Err(error) = orders.apply(api, manifest).await {
+            let (why, _) = told.says.split_once(STUCK).unwrap_or((&told.says, ""));
+            let says = format!("{why}{STUCK}{}", in_one_line(&error));
+            // It is tried again as long as it takes; whoever looks should see why.
+            let _ = self.say(api, orders, Told { says, ..told.clone() }).await;
+            return Err(error);
+        }
         self.ended(api, orders, told).await
     }
 
@@ -242,6 +250,12 @@ impl Watching {
             old: self.old.totals,
         })
     }
+}
+
+/// An error with its reason and what to do about it.
+fn in_one_line(error: &Error) -> String {
+    let hint = error.hint.iter().map(|hint| format!(" ({})", hint.split_whitespace().collect::<Vec<_>>().join(" ")));
+    textnlp_provider::told(error) + &hint.collect::<String>()
 }
 
 /// The label of the pods of the newest template; `None` as long as its controller has not looked at it.
