@@ -288,8 +288,7 @@ impl<'a> Work<'a> {
             }
             Standing::Ended(why) => {
                 let left = manifest::seen(self.row, &object, &self.manager, Ready::Yes)?;
-                let error =
-                    self.call("roll", "patch").error(Sort::Invalid).because(format!("{why}; the old release runs"));
+                let error = self.call("roll", "patch").error(Sort::Invalid).because(why);
                 let hint = "change it, or `rollback`; `rollout retry` lets it be tried once more as it is";
                 Ok(Progress::Failed { left: Some(left), error: error.hint(hint) })
             }

@@ -147,7 +147,7 @@ fn a_release_that_is_well_goes_on_and_one_that_is_not_goes_though_nobody_is_ther
 
     // Whoever comes back hears of it, and what was wanted before is what runs.
     let heard = operator.run(&["up", "--yes", "--no-gate"], &bad);
-    assert!(heard.exit != 0 && heard.err.contains("tried and put back: 2"), "it is not tried again: {heard:?}");
+    assert!(heard.exit != 0 && heard.err.contains("tried and put back"), "it is not tried again: {heard:?}");
     assert_eq!(operator.pods_of(image), 0);
     operator.run(&["rollout", "retry"], &CANARY).expect(0);
     let back = operator.up(&well);

@@ -10,6 +10,8 @@ use super::Meaning;
 use super::serving::is_host_name;
 
 /// After a loss has been noticed: the witness's grant, the new primary's first write, and the front's new weights. It takes
+/// The longest deadline of a rollout.
+const ROLLOUT_MAX_SECONDS: u64 = 3 * 3600;
 /// well under a second where nothing else is wrong; this is what is promised.
 const TAKEOVER: Duration = Duration::from_secs(5);
 /// Usage is shipped four times a second; this is what is promised.
@@ -216,6 +218,11 @@ impl Meaning<'_> {
         {
             let cause = format!("`{}` is neither a whole path nor an object store", cut(place));
             self.error("backup.destination", cause, "write a folder that begins with `/`, or leave it out");
+        }
+        // Whoever waits for it does so for four hours, and other pods follow the first ones.
+        if e.rollout.strategy != Strategy::Rolling && e.rollout.deadline.as_seconds() > ROLLOUT_MAX_SECONDS {
+            let cause = format!("`{}` is longer than a rollout may take", e.rollout.deadline);
+            self.error("rollout.deadline", cause, "write at most `3h`");
         }
         if e.rollout.bake.0 >= e.rollout.deadline.0 {
             self.error(

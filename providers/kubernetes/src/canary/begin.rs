@@ -16,6 +16,10 @@ const HELD_SECONDS: u64 = 30 * 24 * 3600;
 const TRIES: u32 = 20;
 /// A job that has not said a word after so long does not begin: its image, a quota, a node.
 const SILENT: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
+/// A job that has not ended a rollout so long after its deadline has no pod that could.
+const LATE_SECONDS: i64 = 300;
+/// What is known of a rollout that was taken back.
+const OLD_RUNS: &str = "the old release runs";
 /// How long the job's pods can be read after it.
 const KEPT_SECONDS: u32 = 24 * 3600;
 /// What one variable may hold on Linux is 128 KiB.
@@ -112,7 +116,7 @@ impl Orders {
         let told = told(deployment).filter(|told| told.id == self.id);
         match told.as_ref().map(|told| (told.stage, told.says.clone())) {
             Some((Stage::Promoted, _)) => return Ok(Standing::Promoted),
-            Some((Stage::Reverted, says)) => return Ok(Standing::Ended(says)),
+            Some((Stage::Reverted, says)) => return Ok(Standing::Ended(format!("{says}; {OLD_RUNS}"))),
             _ => {}
         }
         let name = self.job_name();
@@ -121,32 +125,52 @@ impl Orders {
         let why = match job.as_ref().map(ready::job) {
             Some(Ready::NotYet(why)) => {
                 let job = job.unwrap_or_default();
-                match told {
-                    Some(told) if told.stage == Stage::Waiting && !held => {
-                        self.apply(api, &self.held()).await?;
-                        return Ok(Standing::GoesOn("the first pods of the new release are made".to_owned()));
-                    }
-                    Some(told) => return Ok(Standing::GoesOn(told.says)),
-                    None => {}
+                if told.as_ref().is_some_and(|told| told.stage == Stage::Waiting) && !held {
+                    self.apply(api, &self.held()).await?;
+                    return Ok(Standing::GoesOn("the first pods of the new release are made".to_owned()));
                 }
-                let why = crate::trouble::of_pods(api, call.row, &job, why).await;
-                let made =
-                    job["metadata"]["creationTimestamp"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
-                if made.is_none_or(|made| jiff::Timestamp::now().duration_since(made) <= SILENT) {
-                    return Ok(Standing::GoesOn(format!("its job begins: {why}")));
+                let (within, says) = match &told {
+                    Some(told) => (self.ended_within(), told.says.clone()),
+                    None => (SILENT, format!("its job begins: {why}")),
+                };
+                // Without a pod nobody says anything new.
+                let says = match job["status"]["ready"].as_u64() {
+                    Some(1..) => says,
+                    _ => {
+                        crate::trouble::of_pods(api, call.row, &job, format!("{says} (its job has no pod that runs)"))
+                            .await
+                    }
+                };
+                let made = job["metadata"]["creationTimestamp"].as_str();
+                let made = made.and_then(|at| at.parse::<jiff::Timestamp>().ok());
+                if made.is_none_or(|made| jiff::Timestamp::now().duration_since(made) <= within) {
+                    return Ok(Standing::GoesOn(says));
                 }
                 api.delete(&call, identity::uid(&job)).await?;
-                format!("its job did not begin within {} minutes: {why}", SILENT.as_mins())
+                format!("its job has not done its work within {} minutes: {says}", within.as_mins())
             }
             Some(Ready::Never(why)) => format!("its job {name} failed, and has not said why: {why}"),
             Some(Ready::Yes) => format!("its job {name} ended, and has not said why"),
             None => format!("somebody removed its job {name}"),
         };
-        // Nobody else is left who could.
-        if held {
-            self.apply(api, &self.revert).await?;
+        match told.map(|told| told.stage) {
+            // Nobody else is left who could.
+            _ if held => {
+                self.apply(api, &self.revert).await?;
+                Ok(Standing::Ended(format!("{why}; {OLD_RUNS}")))
+            }
+            // It was done, and only not said any more.
+            Some(Stage::Promoting) => Ok(Standing::Promoted),
+            Some(Stage::Reverting) => Ok(Standing::Ended(format!("{why}; {OLD_RUNS}"))),
+            Some(Stage::Baking) => Ok(Standing::Ended("somebody applied something else meanwhile".to_owned())),
+            _ => Ok(Standing::Ended(format!("{why}; nothing has changed"))),
         }
-        Ok(Standing::Ended(why))
+    }
+
+    /// From its beginning, the job has ended the rollout so soon.
+    fn ended_within(&self) -> jiff::SignedDuration {
+        let deadline = i64::try_from(self.canary.deadline_seconds).unwrap_or(i64::MAX);
+        jiff::SignedDuration::from_secs(deadline.saturating_add(LATE_SECONDS))
     }
 
     pub(super) async fn apply(&self, api: &Api, manifest: &Value) -> Result<()> {

@@ -20,17 +20,17 @@ impl Totals {
             return self;
         }
         Self {
-            answers: self.answers - before.answers,
-            failures: self.failures - before.failures,
+            answers: self.answers.saturating_sub(before.answers),
+            failures: self.failures.saturating_sub(before.failures),
             slow: self.slow.saturating_sub(before.slow),
         }
     }
 
     fn and(self, more: Self) -> Self {
         Self {
-            answers: self.answers + more.answers,
-            failures: self.failures + more.failures,
-            slow: self.slow + more.slow,
+            answers: self.answers.saturating_add(more.answers),
+            failures: self.failures.saturating_add(more.failures),
+            slow: self.slow.saturating_add(more.slow),
         }
     }
 }
@@ -71,16 +71,17 @@ pub(super) fn read(text: &str, slow_ms: u32) -> Totals {
         let count = value.parse::<f64>().unwrap_or_default() as u64;
         match name {
             "http_requests_total" => {
-                totals.answers += count;
+                totals.answers = totals.answers.saturating_add(count);
                 if labels.contains("status=\"5") {
-                    totals.failures += count;
+                    totals.failures = totals.failures.saturating_add(count);
                 }
             }
             "http_request_duration_seconds_bucket" => match label(labels, "le") {
-                Some("+Inf") => all += count,
+                Some("+Inf") => all = u64::saturating_add(all, count),
                 Some(bound) => {
                     let bound = (bound.parse::<f64>().unwrap_or_default() * 1000.0).round() as u64;
-                    *within.entry(bound).or_default() += count;
+                    let at = within.entry(bound).or_default();
+                    *at = at.saturating_add(count);
                 }
                 None => {}
             },

@@ -9,6 +9,8 @@ use super::{Canary, Wish};
 const ENOUGH: u64 = 20;
 /// What chance would bring more rarely than this is not chance: there are hundreds of looks in a rollout.
 const CHANCE: f64 = 1e-6;
+/// To go on takes more than that nothing is proven: this much of a suspicion waits for more answers.
+const SUSPICION: f64 = 0.01;
 /// What begins to go wrong is seen within this time, however long all went well before.
 const WINDOW: u64 = 60;
 /// A pod that ended so often does not stay.
@@ -75,7 +77,7 @@ impl Judge {
         }
         let lately = (look.new.since(before.0), look.old.since(before.1));
         for (new, old) in [lately, (look.new, look.old)] {
-            if let Some(why) = self.is_worse(new, old) {
+            if let Some(why) = self.is_worse((new, old), CHANCE) {
                 return Judgement::Revert(why);
             }
         }
@@ -96,7 +98,7 @@ impl Judge {
         if wish == Some(Wish::Pause) {
             return Judgement::Wait(format!("held by `rollout pause`; {answered}"));
         }
-        let (well, bake) = (look.at - since, self.canary.bake_seconds);
+        let (well, bake) = (look.at.saturating_sub(since), self.canary.bake_seconds);
         if well < bake {
             return Judgement::Wait(format!("well for {well} of {bake} s: {answered}"));
         }
@@ -104,17 +106,20 @@ impl Judge {
             let why = format!("{ENOUGH} answers are needed to judge: {answered}");
             return Judgement::Wait(why);
         }
+        if let Some(why) = self.is_worse((look.new, look.old), SUSPICION) {
+            return Judgement::Wait(format!("not well enough to go on: {why}"));
+        }
         Judgement::Promote(format!("well for {well} s: {answered}"))
     }
 
     /// Why these answers are worse than is well, and worse than those of the old release.
-    fn is_worse(&self, new: Totals, old: Totals) -> Option<String> {
+    fn is_worse(&self, (new, old): (Totals, Totals), by: f64) -> Option<String> {
         if new.answers < ENOUGH {
             return None;
         }
         let worse = |new_part: u64, old_part: u64, limit: f64| {
             let of_old = old_part as f64 / old.answers.max(1) as f64;
-            chance(new_part, new.answers, limit.max(WORSE * of_old)) < CHANCE
+            chance(new_part, new.answers, limit.max(WORSE * of_old)) < by
         };
         let of_old = |part: u64| format!("{part} of {} of the old release", old.answers);
         if worse(new.failures, old.failures, self.canary.error_rate) {
@@ -130,6 +135,8 @@ impl Judge {
 
 /// How likely it is that so many or more of all answers are bad where this share of them is bad: the upper tail of the binomial distribution.
 fn chance(bad: u64, all: u64, share: f64) -> f64 {
+    // They are read one after the other while requests end.
+    let bad = bad.min(all);
     if bad as f64 <= share * all as f64 || share >= 1.0 {
         return 1.0;
     }
@@ -221,6 +228,16 @@ mod tests {
     }
 
     #[test]
+    fn a_suspicion_waits_for_more_answers() {
+        let mut judge = judge();
+        judge.judge(at(0, totals(0, 0, 0), totals(0, 0, 0)), None);
+        let few = judge.judge(at(300, totals(20, 5, 0), totals(60, 0, 0)), None);
+        assert!(matches!(few, Judgement::Wait(why) if why.starts_with("not well enough to go on: 5 of 20")));
+        let many = judge.judge(at(500, totals(2000, 5, 0), totals(6000, 0, 0)), None);
+        assert!(matches!(many, Judgement::Promote(_)), "{many:?}");
+    }
+
+    #[test]
     fn chances_are_those_of_the_binomial_distribution() {
         let near = |found: f64, expect: f64| assert!((found / expect - 1.0).abs() < 1e-6, "{found} {expect}");
         near(chance(3, 20, 0.01), 1.003576168100e-03);
@@ -228,6 +245,7 @@ mod tests {
         near(chance(1, 1, 0.25), 0.25);
         assert_eq!((chance(0, 20, 0.01), chance(5, 20, 0.25), chance(1, 20, 0.0)), (1.0, 1.0, 0.0));
         assert!(chance(60_000, 1_000_000, 0.05) < 1e-300, "many are no trouble");
+        near(chance(21, 20, 0.5), 0.5_f64.powi(20));
     }
 
     #[test]

@@ -54,7 +54,6 @@ impl Kubernetes {
             judge: Judge::new(orders.canary),
             new: Group::default(),
             old: Group::default(),
-            first: true,
             hash: None,
             told: None,
             told_at: Instant::now(),
@@ -91,7 +90,6 @@ struct Watching {
     judge: Judge,
     new: Group,
     old: Group,
-    first: bool,
     /// The label of the new pods.
     hash: Option<String>,
     told: Option<Told>,
@@ -223,11 +221,10 @@ impl Watching {
             let totals: Totals = figures::read(&text, slow_ms);
             match is_new(pod) {
                 true => self.new.look(&of(pod), totals, true),
-                // What old pods counted before, they counted without the new ones beside them; a pod that comes later is all of now.
-                false => self.old.look(&of(pod), totals, !self.first),
+                // What old pods counted before, they counted without the new ones beside them.
+                false => self.old.look(&of(pod), totals, false),
             }
         }
-        self.first = false;
         let ready = |pod: &&Value| {
             let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
             conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
