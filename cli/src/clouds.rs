@@ -368,7 +368,7 @@ pub struct Said {
 }
 
 /// What the job that rolls the pods of an environment in a cluster says, and whether it goes on; a wish (`promote`, `abort`, `pause`,
-/// `resume`) is told to it. `None` where there was no rollout.
+/// `resume`, `retry`) is told to it. `None` where there was no rollout.
 #[cfg(feature = "kubernetes")]
 pub async fn rollout(
     folder: &Utf8Path,
@@ -379,7 +379,7 @@ pub async fn rollout(
     cluster::rollout(folder, environment, lineage, wish).await
 }
 
-/// See the other one.
+/// What the job that rolls the pods of an environment in a cluster says; there are no clusters in this build.
 #[cfg(not(feature = "kubernetes"))]
 pub async fn rollout(
     _: &Utf8Path,
@@ -399,7 +399,7 @@ pub async fn see_to(account: &Utf8Path, tell: &(dyn Fn(&str) + Sync)) -> anyhow:
     cluster::see_to(account, &orders, tell).await
 }
 
-/// See the other one.
+/// What the job itself does; there are no clusters in this build.
 #[cfg(not(feature = "kubernetes"))]
 pub async fn see_to(_: &Utf8Path, _: &(dyn Fn(&str) + Sync)) -> anyhow::Result<serde_json::Value> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use textnlp_provider::{Error, KindName, Lineage, Result, Sort};
+use textnlp_provider::{Error, Lineage, Result, Sort};
 use tokio::time::Instant;
 
 use crate::api::Api;
@@ -49,7 +49,7 @@ impl Kubernetes {
         arguments: &[String],
     ) -> Result<Errand> {
         let api = self.api().await?;
-        let call = call("read", "get", row("kubernetes.deployment"), namespace, Some(deployment));
+        let call = call("read", "get", table::named("kubernetes.deployment"), namespace, Some(deployment));
         let servers = of_ours(&api, &call, lineage).await?;
         let Some(job) = job(&servers, container, arguments) else {
             let why = format!("it has no container `{container}`");
@@ -59,7 +59,7 @@ impl Kubernetes {
         let done = to_its_end(&api, namespace, container, &made, WITHIN, &|_| {}).await;
         // It would go by itself; what is wrong with that says nothing of what was done.
         let name = made["metadata"]["name"].as_str();
-        let gone = self::call("remove", "delete", row("kubernetes.job"), namespace, name);
+        let gone = self::call("remove", "delete", table::named("kubernetes.job"), namespace, name);
         let _ = api.delete(&gone, made["metadata"]["uid"].as_str().unwrap_or_default()).await;
         done
     }
@@ -74,7 +74,7 @@ impl Kubernetes {
         tell: &(dyn Fn(&str) + Sync),
     ) -> Result<Errand> {
         let api = self.api().await?;
-        let call = call("read", "get", row("kubernetes.cron-job"), namespace, Some(schedule));
+        let call = call("read", "get", table::named("kubernetes.cron-job"), namespace, Some(schedule));
         let found = of_ours(&api, &call, lineage).await?;
         let owner = json!({
             "apiVersion": "batch/v1", "kind": "CronJob", "name": schedule, "uid": found["metadata"]["uid"],
@@ -93,7 +93,7 @@ impl Kubernetes {
 
     /// When the schedule of a name and of this lineage last ended a run well, as the API server writes times; `None` where there was none.
     pub async fn last_success(&self, (namespace, lineage): (&str, Lineage), schedule: &str) -> Result<Option<String>> {
-        let call = call("read", "get", row("kubernetes.cron-job"), namespace, Some(schedule));
+        let call = call("read", "get", table::named("kubernetes.cron-job"), namespace, Some(schedule));
         let found = of_ours(&self.api().await?, &call, lineage).await?;
         Ok(found["status"]["lastSuccessfulTime"].as_str().map(str::to_owned))
     }
@@ -156,7 +156,7 @@ fn job(servers: &Value, container: &str, arguments: &[String]) -> Option<Value> 
 }
 
 async fn make(api: &Api, namespace: &str, job: &Value) -> Result<Value> {
-    let jobs = call("make", "create", row("kubernetes.job"), namespace, None);
+    let jobs = call("make", "create", table::named("kubernetes.job"), namespace, None);
     api.ask(&jobs, &jobs.path(), job).await
 }
 
@@ -168,7 +168,7 @@ async fn to_its_end(
     within: Duration,
     tell: &(dyn Fn(&str) + Sync),
 ) -> Result<Errand> {
-    let row = row("kubernetes.job");
+    let row = table::named("kubernetes.job");
     let call = call("wait for", "get", row, namespace, made["metadata"]["name"].as_str());
     let (began, mut told) = (Instant::now(), Instant::now());
     loop {
@@ -229,11 +229,6 @@ fn call<'a>(
     name: Option<&'a str>,
 ) -> Call<'a> {
     Call { action, verb, row, namespace: Some(namespace), name }
-}
-
-fn row(kind: &str) -> &'static Row {
-    let kind = KindName::new(kind).expect("the names in the table are kind names");
-    table::row(&kind).expect("the kinds that errands are made of are in the table")
 }
 
 impl Errand {

@@ -326,6 +326,11 @@ pub(crate) fn row(kind: &KindName) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.name == kind.as_str())
 }
 
+/// The row of a kind that this program itself names.
+pub(crate) fn named(kind: &str) -> &'static Row {
+    ROWS.iter().find(|row| row.name == kind).expect("the kinds that this program names are in the table")
+}
+
 /// The row that holds definitions of kinds.
 pub(crate) const DEFINITION: &str = "CustomResourceDefinition";
 /// What leads clients from outside.

@@ -22,15 +22,13 @@ pub(crate) async fn of_pods(api: &Api, row: &Row, object: &Value, why: String) -
         return why;
     }
     let namespace = object["metadata"]["namespace"].as_str();
-    let labels = object["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
-    let selector: Vec<String> =
-        labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let selector = selector(object);
     if selector.is_empty() {
         return why;
     }
     let call = Call { action: "list", verb: "list", row: &POD, namespace, name: None };
     // What cannot be looked at makes no wait fail.
-    let Ok(pods) = api.list(&call, &selector.join(",")).await else { return why };
+    let Ok(pods) = api.list(&call, &selector).await else { return why };
     let staying = pods.into_iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_string());
     for pod in &staying.take(PODS).collect::<Vec<_>>() {
         if let Some(says) = of_pod(api, pod).await {
@@ -38,6 +36,13 @@ pub(crate) async fn of_pods(api: &Api, row: &Row, object: &Value, why: String) -
         }
     }
     why
+}
+
+/// The labels by which an object finds its pods; empty where it has none.
+pub(crate) fn selector(object: &Value) -> String {
+    let labels = object["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
+    let labels = labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
+    labels.collect::<Vec<_>>().join(",")
 }
 
 /// What keeps a pod from being ready.

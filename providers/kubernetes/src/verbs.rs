@@ -295,7 +295,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether nobody but the holder has the number of pods, which is to be ours again.
+    /// Whether the holder has the number of pods, which is to be ours again.
     fn is_let_go(&self, object: &Value) -> bool {
         let holder = identity::holder(&self.manager);
         let managed = object["metadata"]["managedFields"].as_array();
@@ -308,17 +308,15 @@ impl<'a> Work<'a> {
     /// again, it is let go of.
     async fn hand_over(&self, object: &Value, seen: &Object) -> Result<()> {
         let (ours, _) = manifest::owners(&seen.spec);
-        let holder = identity::holder(&self.manager);
-        let managed = object["metadata"]["managedFields"].as_array();
-        let is_held = managed.into_iter().flatten().any(|entry| entry["manager"] == holder.as_str());
         let is_wanted = self.op.spec.as_value()["spec"].get("replicas").is_some();
         let was_ours = ours.is_some_and(|fields| fields["f:spec"].get("f:replicas").is_some());
         let mut held = manifest::bare(self.row, &self.place, identity::uid(object));
         match &object["spec"]["replicas"] {
             now if now.is_u64() && !is_wanted && was_ours => held["spec"] = json!({ "replicas": now }),
-            _ if is_held && is_wanted => {}
+            _ if self.is_let_go(object) => {}
             _ => return Ok(()),
         }
+        let holder = identity::holder(&self.manager);
         self.api.apply(&self.call("apply", "patch"), &holder, &held, false).await.map(drop)
     }
 

@@ -8,7 +8,7 @@ use super::{ACCOUNT, CONTROLLER, Canary, HELD, ORDERS, Orders, Stage, call, hold
 use crate::api::Api;
 use crate::error::Call;
 use crate::ready::{self, Ready};
-use crate::{identity, table};
+use crate::{identity, table, trouble};
 
 /// So long nobody calls a new pod available, and Kubernetes goes no further: longer than any rollout.
 const HELD_SECONDS: u64 = 30 * 24 * 3600;
@@ -75,18 +75,18 @@ impl Orders {
     pub(crate) async fn send(&self, api: &Api, deployment: &Value) -> Result<()> {
         let name = self.job_name();
         let roll = call("roll", "patch", &self.namespace, Some(&self.name));
-        let before = told(deployment);
         if let Some(other) = holder(deployment).filter(|other| *other != self.id) {
             let job = self.job_call("read", "get", Some(&job_name(other))).path();
             let call = self.job_call("read", "get", None);
-            let goes_on =
-                api.document(&call, &job).await.is_ok_and(|job| matches!(crate::ready::job(&job), Ready::NotYet(_)));
+            let goes_on = api.document(&call, &job).await.is_ok_and(|job| matches!(ready::job(&job), Ready::NotYet(_)));
             if goes_on {
                 let hint = "wait for its end (`rollout status`), or `rollout abort`";
                 return Err(roll.error(Sort::Conflict).because("another rollout of it goes on").hint(hint));
             }
         }
-        if let Some(told) = before.filter(|told| told.stage == Stage::Reverted && told.release == self.release) {
+        if let Some(told) =
+            told(deployment).filter(|told| told.stage == Stage::Reverted && told.release == self.release)
+        {
             let hint = "change it, or `rollback`; `rollout retry` lets it be tried once more as it is";
             let why = format!("this release was tried and put back: {}", told.says);
             return Err(roll.error(Sort::Conflict).because(why).hint(hint));
@@ -136,10 +136,7 @@ impl Orders {
                 // Without a pod nobody says anything new.
                 let says = match job["status"]["ready"].as_u64() {
                     Some(1..) => says,
-                    _ => {
-                        crate::trouble::of_pods(api, call.row, &job, format!("{says} (its job has no pod that runs)"))
-                            .await
-                    }
+                    _ => trouble::of_pods(api, call.row, &job, format!("{says} (its job has no pod that runs)")).await,
                 };
                 let made = job["metadata"]["creationTimestamp"].as_str();
                 let made = made.and_then(|at| at.parse::<jiff::Timestamp>().ok());
@@ -202,8 +199,7 @@ impl Orders {
     }
 
     fn job_call<'a>(&'a self, action: &'static str, verb: &'static str, name: Option<&'a str>) -> Call<'a> {
-        let row = table::ROWS.iter().find(|row| row.kind == "Job").expect("jobs are in the table");
-        Call { action, verb, row, namespace: Some(&self.namespace), name }
+        Call { action, verb, row: table::named("kubernetes.job"), namespace: Some(&self.namespace), name }
     }
 
     /// The job, which runs the program of the old release: it has proven that it runs.

@@ -21,7 +21,7 @@ use crate::api::Api;
 use crate::error::Call;
 use crate::identity;
 use crate::provider::Kubernetes;
-use crate::table::{self, Row};
+use crate::table;
 
 pub(crate) use begin::Standing;
 pub use watch::Scrape;
@@ -178,11 +178,7 @@ fn holder(deployment: &Value) -> Option<&str> {
 }
 
 fn call<'a>(action: &'static str, verb: &'static str, namespace: &'a str, name: Option<&'a str>) -> Call<'a> {
-    Call { action, verb, row: deployments(), namespace: Some(namespace), name }
-}
-
-fn deployments() -> &'static Row {
-    table::ROWS.iter().find(|row| row.kind == "Deployment").expect("deployments are in the table")
+    Call { action, verb, row: table::named("kubernetes.deployment"), namespace: Some(namespace), name }
 }
 
 impl Kubernetes {

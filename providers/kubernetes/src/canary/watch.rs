@@ -1,6 +1,5 @@
 //! The job's side: looks at the new pods and the old ones every two seconds, and ends the rollout one way or the other.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +16,7 @@ use crate::error::Call;
 use crate::identity;
 use crate::provider::Kubernetes;
 use crate::table;
-use crate::trouble::POD;
+use crate::trouble::{self, POD};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_secs(2);
@@ -107,8 +106,7 @@ impl Watching {
         let call = call("read", "get", &orders.namespace, Some(&orders.name));
         let gone = || call.error(Sort::NotFound).because("it is gone, or another one of its name");
         let deployment = api.get(&call).await?.filter(|found| identity::uid(found) == orders.uid).ok_or_else(gone)?;
-        let last = told(&deployment);
-        let known = last.clone().filter(|told| told.id == orders.id);
+        let known = told(&deployment).filter(|told| told.id == orders.id);
         if self.told.is_some() && known.is_none() {
             return Ok(Step::Over(orders.told(Stage::Waiting, "another rollout has begun", 0)));
         }
@@ -202,11 +200,8 @@ impl Watching {
         // Before its controller has looked at the new template, nobody knows which pods are new.
         self.hash = newest(api, orders, deployment).await?.or(self.hash.take());
         let Some(hash) = self.hash.clone() else { return Ok(Look { at, ..Look::default() }) };
-        let labels = deployment["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
-        let selector: Vec<String> =
-            labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
         let list = Call { action: "list", verb: "list", row: &POD, namespace: Some(&orders.namespace), name: None };
-        let pods = api.list(&list, &selector.join(",")).await?;
+        let pods = api.list(&list, &trouble::selector(deployment)).await?;
         let of = |pod: &Value| pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let staying = |pod: &&Value| !pod["metadata"]["deletionTimestamp"].is_string();
         let is_new = |pod: &Value| pod["metadata"]["labels"][HASH] == hash.as_str();
@@ -237,10 +232,9 @@ impl Watching {
         let restarts = restarts.filter_map(|one| one["restartCount"].as_u64()).max().unwrap_or_default();
         // Those that the deployment means to have, of which some may not be made yet.
         let meant = deployment["status"]["updatedReplicas"].as_u64().unwrap_or_default();
-        let there: BTreeSet<String> = new.iter().map(|pod| of(pod)).collect();
         Ok(Look {
             at,
-            pods: meant.max(there.len() as u64),
+            pods: meant.max(new.len() as u64),
             ready: new.into_iter().filter(ready).count() as u64,
             restarts,
             new: self.new.totals,
@@ -263,10 +257,7 @@ async fn newest(api: &Api, orders: &Orders, deployment: &Value) -> Result<Option
     }
     let row = &REPLICA_SETS;
     let call = Call { action: "list", verb: "list", row, namespace: Some(&orders.namespace), name: None };
-    let labels = deployment["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
-    let selector: Vec<String> =
-        labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
-    let sets = api.list(&call, &selector.join(",")).await?;
+    let sets = api.list(&call, &trouble::selector(deployment)).await?;
     let revision = &metadata["annotations"][REVISION];
     let newest = sets.iter().find(|set| {
         let owned = set["metadata"]["ownerReferences"].as_array().into_iter().flatten();
