@@ -101,6 +101,8 @@ pub const PROVIDERS: &[Row] = &[
             "tls.mode=existing",
             "gpu.size=none",
             "dr.mode=none",
+            "dr.mode=manual",
+            "dr.mode=automatic",
             "traffic.mode=gateway",
             "monitoring.stack=false",
             "monitoring.stack=true",
@@ -121,6 +123,7 @@ pub const PROVIDERS: &[Row] = &[
             "backup.enabled=true",
             "backup.destination=folder",
             "replication.database.mode=none",
+            "replication.database.mode=streaming",
             "rollout.strategy=rolling",
             "rollout.strategy=canary",
             "rollout.bake=none",
@@ -193,8 +196,11 @@ pub fn provider(
     }
     anyhow::ensure!(name == "onprem", "provider `{name}` is not linked into this program");
     anyhow::ensure!(take.is_empty(), "--take-ownership is of objects in clusters, and site {site} is in none");
-    options.minimum = environment.phase.minimum();
-    options.minimum.blocks &= !environment.prerequisites.allow_below_minimum;
+    // A machine that only looks after clusters serves nothing.
+    if environment.sites.iter().any(|site| site.provider == name) {
+        options.minimum = environment.phase.minimum();
+        options.minimum.blocks &= !environment.prerequisites.allow_below_minimum;
+    }
     options.models = fetching(environment)?;
     if let Some(cache) = model_folder(environment)? {
         options.model_cache = cache;
@@ -342,20 +348,27 @@ pub fn exported(_wanted: &[Wanted], _environment: &Environment, _tool: Tool) -> 
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 
-/// Has the servers of an environment in a cluster run their program once with other arguments; see [`Said`].
+/// Has the servers of an environment in a cluster, of this site where it is named, run their program once with other arguments; see [`Said`].
 #[cfg(feature = "kubernetes")]
 pub async fn errand(
     folder: &Utf8Path,
     environment: &Environment,
+    site: Option<&str>,
     within: (&str, Lineage),
     arguments: &[String],
 ) -> anyhow::Result<Said> {
-    cluster::errand(folder, environment, within, arguments).await
+    cluster::errand(folder, environment, site, within, arguments).await
 }
 
-/// Has the servers of an environment in a cluster run their program once with other arguments; see [`Said`].
+/// Has the servers of an environment in a cluster run their program once with other arguments; there are no clusters in this build.
 #[cfg(not(feature = "kubernetes"))]
-pub async fn errand(_: &Utf8Path, _: &Environment, _: (&str, Lineage), _: &[String]) -> anyhow::Result<Said> {
+pub async fn errand(
+    _: &Utf8Path,
+    _: &Environment,
+    _: Option<&str>,
+    _: (&str, Lineage),
+    _: &[String],
+) -> anyhow::Result<Said> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 
@@ -373,10 +386,11 @@ pub struct Said {
 pub async fn rollout(
     folder: &Utf8Path,
     environment: &Environment,
+    site: Option<&str>,
     lineage: Lineage,
     wish: Option<&str>,
 ) -> anyhow::Result<Option<serde_json::Value>> {
-    cluster::rollout(folder, environment, lineage, wish).await
+    cluster::rollout(folder, environment, site, lineage, wish).await
 }
 
 /// What the job that rolls the pods of an environment in a cluster says; there are no clusters in this build.
@@ -384,6 +398,7 @@ pub async fn rollout(
 pub async fn rollout(
     _: &Utf8Path,
     _: &Environment,
+    _: Option<&str>,
     _: Lineage,
     _: Option<&str>,
 ) -> anyhow::Result<Option<serde_json::Value>> {
@@ -462,30 +477,102 @@ pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Pl
 }
 
 /// Whoever can take a site of this environment away.
-pub fn faults(folder: &Utf8Path) -> anyhow::Result<LocalFaults> {
+pub fn faults(folder: &Utf8Path, environment: &Environment, lineage: Lineage) -> anyhow::Result<SiteFaults> {
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
-    Ok(LocalFaults(fault::Faults::new(folder, &program)))
+    let (folder, environment) = (folder.to_owned(), environment.clone());
+    Ok(SiteFaults { local: fault::Faults::new(&folder, &program), folder, environment, lineage })
 }
 
-/// Faults of local sites.
-pub struct LocalFaults(fault::Faults);
+/// Faults of sites, each written down on this machine: of local processes, of the links of any site, and of the pods of a cluster.
+pub struct SiteFaults {
+    local: fault::Faults,
+    folder: Utf8PathBuf,
+    environment: Environment,
+    lineage: Lineage,
+}
+
+impl SiteFaults {
+    /// Whether this is done to the pods of a cluster; all else is done here, where the links of a site are too.
+    fn is_of_pods(&self, fault: &Fault) -> bool {
+        fault.kind == FaultKind::Kill && self.is_in_cluster(&fault.site)
+    }
+
+    fn is_in_cluster(&self, name: &str) -> bool {
+        self.environment.sites.iter().any(|site| site.name.as_str() == name && site.is_in_cluster())
+    }
+
+    fn written(&self, fault: &Fault) -> Result<fault::Fault, String> {
+        let site = site(&fault.site)?;
+        let elsewhere = match self.is_of_pods(fault) {
+            true => {
+                Some(taken_back_by(&self.folder, &self.environment, &site, &fault.id).map_err(|e| format!("{e:#}"))?)
+            }
+            false => None,
+        };
+        Ok(fault::Fault { elsewhere, ..local(fault)? })
+    }
+
+    /// What is asked of the cluster of a site.
+    async fn outage(&self, name: &str, what: Outage<'_>) -> Result<usize, String> {
+        let site = site(name)?;
+        let asked = outage(&self.folder, &self.environment, &site, self.lineage, what).await;
+        asked.map_err(|error| match error.downcast_ref::<textnlp_provider::Error>().and_then(|why| why.hint.as_ref()) {
+            Some(hint) => format!("{site}: {error:#}: {hint}"),
+            None => format!("{site}: {error:#}"),
+        })
+    }
+}
+
+/// What is asked of a cluster in a rehearsal of its loss.
+#[derive(Debug, Clone, Copy)]
+enum Outage<'a> {
+    /// Whether it could be lost.
+    May,
+    /// To be lost, in the name of a fault.
+    Begin(&'a str),
+    /// To be there again.
+    End(&'a str),
+    /// How many pods of the service are ready.
+    Ready,
+}
 
 #[async_trait]
-impl Faults for LocalFaults {
+impl Faults for SiteFaults {
     async fn check(&self, fault: &Fault) -> Result<(), String> {
-        self.0.check(&local(fault)?).map_err(|e| told(&e))
+        if self.is_in_cluster(&fault.site) {
+            if fault.lose_data || matches!(fault.kind, FaultKind::Freeze | FaultKind::DiskFull) {
+                return Err(format!(
+                    "{} is in a cluster, whose nodes are not ours to stop or to fill: `--fault kill` or `blackhole`",
+                    fault.site
+                ));
+            }
+            self.outage(&fault.site, Outage::Ready).await?;
+        }
+        if self.is_of_pods(fault) {
+            self.outage(&fault.site, Outage::May).await?;
+        }
+        self.local.check(&self.written(fault)?).map_err(|e| told(&e))
     }
 
     async fn inject(&self, fault: &Fault) -> Result<(), String> {
-        self.0.inject(&local(fault)?).await.map_err(|e| told(&e))
+        self.local.inject(&self.written(fault)?).await.map_err(|e| told(&e))?;
+        if self.is_of_pods(fault) {
+            self.outage(&fault.site, Outage::Begin(&fault.id)).await?;
+        }
+        Ok(())
     }
 
     async fn revert(&self, id: &str) -> Result<(), String> {
-        self.0.revert(id).await.map_err(|e| told(&e))
+        let open = self.local.open().map_err(|e| told(&e))?;
+        let Some(of_pods) = open.iter().find(|fault| fault.id == id && fault.elsewhere.is_some()) else {
+            return self.local.revert(id).await.map_err(|e| told(&e));
+        };
+        self.outage(of_pods.site.as_str(), Outage::End(id)).await?;
+        self.local.forget(id).map_err(|e| told(&e))
     }
 
     async fn open(&self) -> Result<Vec<Fault>, String> {
-        let open = self.0.open().map_err(|e| told(&e))?;
+        let open = self.local.open().map_err(|e| told(&e))?;
         Ok(open
             .into_iter()
             .map(|fault| Fault {
@@ -504,19 +591,85 @@ impl Faults for LocalFaults {
     }
 
     async fn ready_units(&self, name: &str) -> Vec<String> {
-        match site(name) {
-            Ok(site) => self.0.ready_units(&site).await,
-            Err(_) => Vec::new(),
+        let Ok(site) = site(name) else { return Vec::new() };
+        let mut ready = self.local.ready_units(&site).await;
+        if self.is_in_cluster(name) {
+            let pods = self.outage(name, Outage::Ready).await.unwrap_or_default();
+            ready.extend((1..=pods).map(|number| format!("pod {number} of {pods}")));
         }
+        ready
     }
 
     async fn lost_data(&self, fault: &Fault) -> Option<String> {
-        self.0.lost_data(&site(&fault.site).ok()?, &fault.id).map(Utf8PathBuf::into_string)
+        self.local.lost_data(&site(&fault.site).ok()?, &fault.id).map(Utf8PathBuf::into_string)
     }
 
     async fn discard_lost(&self, fault: &Fault) -> Result<(), String> {
-        self.0.discard_lost(&site(&fault.site)?, &fault.id).map_err(|e| told(&e))
+        self.local.discard_lost(&site(&fault.site)?, &fault.id).map_err(|e| told(&e))
     }
+}
+
+/// Gives back what a drill took of a cluster, and forgets the fault. Says how many nodes that were.
+pub async fn take_back(
+    state: &Utf8Path,
+    id: &str,
+    kubeconfig: Option<&Utf8Path>,
+    context: Option<&str>,
+) -> anyhow::Result<usize> {
+    let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
+    let faults = fault::Faults::new(state, &program);
+    if !faults.is_open(id)? {
+        return Ok(0);
+    }
+    let given = find_again(state, kubeconfig, context, id).await?;
+    faults.forget(id)?;
+    Ok(given)
+}
+
+#[cfg(feature = "kubernetes")]
+async fn find_again(
+    state: &Utf8Path,
+    kubeconfig: Option<&Utf8Path>,
+    context: Option<&str>,
+    id: &str,
+) -> anyhow::Result<usize> {
+    cluster::find_again(state, kubeconfig, context, id).await
+}
+
+#[cfg(not(feature = "kubernetes"))]
+async fn find_again(_: &Utf8Path, _: Option<&Utf8Path>, _: Option<&str>, _: &str) -> anyhow::Result<usize> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+#[cfg(feature = "kubernetes")]
+async fn outage(
+    folder: &Utf8Path,
+    environment: &Environment,
+    site: &SiteName,
+    lineage: Lineage,
+    what: Outage<'_>,
+) -> anyhow::Result<usize> {
+    cluster::outage(folder, environment, site, lineage, what).await
+}
+
+#[cfg(not(feature = "kubernetes"))]
+async fn outage(_: &Utf8Path, _: &Environment, _: &SiteName, _: Lineage, _: Outage<'_>) -> anyhow::Result<usize> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+#[cfg(feature = "kubernetes")]
+fn taken_back_by(
+    folder: &Utf8Path,
+    environment: &Environment,
+    site: &SiteName,
+    id: &str,
+) -> anyhow::Result<fault::Elsewhere> {
+    cluster::taken_back_by(folder, environment, site, id)
+}
+
+#[cfg(not(feature = "kubernetes"))]
+fn taken_back_by(_: &Utf8Path, _: &Environment, _: &SiteName, _: &str) -> anyhow::Result<fault::Elsewhere> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 
 fn local(fault: &Fault) -> Result<fault::Fault, String> {
@@ -526,6 +679,7 @@ fn local(fault: &Fault) -> Result<fault::Fault, String> {
         kind: fault.kind.word().parse().map_err(|e: fault::Error| told(&e))?,
         until: fault.until,
         lose_data: fault.lose_data,
+        elsewhere: None,
     })
 }
 

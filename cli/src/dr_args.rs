@@ -29,6 +29,26 @@ pub enum Dr {
     Report(Report),
     /// Whether a report is as it was signed
     VerifyReport(VerifyReport),
+    /// Gives back the nodes of a cluster that a drill took; what keeps the witness begins it when a drill died
+    #[command(hide = true)]
+    TakeBack(TakeBack),
+}
+
+/// `dr take-back`.
+#[derive(Debug, Args)]
+pub struct TakeBack {
+    /// The environment's state folder
+    #[arg(long, value_name = "FOLDER")]
+    pub state: Utf8PathBuf,
+    /// The fault
+    #[arg(long, value_name = "ID")]
+    pub fault: String,
+    /// The kubeconfig [default: as for kubectl]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<Utf8PathBuf>,
+    /// The context in it [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
 }
 
 /// `dr failover`.

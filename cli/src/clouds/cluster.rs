@@ -13,6 +13,7 @@ use textnlp_kubernetes::{
 };
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
+use textnlp_onprem::fault::Elsewhere;
 use textnlp_orchestrator::environment::model::{ClusterAccess, Hosting, IngressKind, Strategy};
 use textnlp_orchestrator::environment::{Environment, REPLICATION_PASSWORD};
 use textnlp_provider::component::Part;
@@ -21,7 +22,7 @@ use textnlp_provider::{
     Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, SiteName, Wanted,
 };
 
-use super::{Exported, Said, Tool};
+use super::{Exported, Outage, Said, Tool};
 
 /// Its name in environment files.
 pub(super) const NAME: &str = "kubernetes";
@@ -35,6 +36,8 @@ const KINDS: &str = "kubernetes.";
 pub(super) struct InCluster {
     cluster: Kubernetes,
     machine: OnPrem,
+    /// Whether other sites take over from this one: its watch and its border stand here, outside of what may be lost.
+    is_watched: bool,
 }
 
 impl InCluster {
@@ -61,7 +64,7 @@ impl InCluster {
         let placement = Placement {
             namespace: environment.cluster.namespace.clone(),
             image: access.image,
-            led_by_others: access.address.is_some() || ingress.is_some(),
+            led_by_others: (access.address.is_some() && !access.load_balancer) || ingress.is_some(),
             ingress,
             waf: environment.network.waf,
             model_bytes: model_bytes(environment),
@@ -80,7 +83,7 @@ impl InCluster {
         };
         let cluster = Kubernetes::new(Access::Kubeconfig { file, context }, secrets).placed(placement);
         let cluster = cluster.taking(take.iter().cloned().collect());
-        Ok(Self { cluster, machine })
+        Ok(Self { cluster, machine, is_watched: environment.witness_place().is_some() })
     }
 
     fn of(&self, kind: &KindName) -> &dyn Provider {
@@ -163,11 +166,17 @@ pub(super) fn exported(wanted: &[Wanted], environment: &str, tool: Tool) -> anyh
     })
 }
 
-/// A way into the cluster of the environment's first site that is in one, for what is asked beside plans.
-fn beside(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Kubernetes> {
-    let site = environment.sites.iter().find(|site| site.provider == NAME);
-    let access = site.map(|site| site.cluster.clone()).unwrap_or_default();
-    let (file, context) = way_in(&access)?;
+/// A way into the cluster of a site, left out of the home site, or of the first that is in one: for what is asked beside plans.
+fn beside(folder: &Utf8Path, environment: &Environment, site: Option<&str>) -> anyhow::Result<Kubernetes> {
+    let clusters = || environment.sites.iter().filter(|site| site.provider == NAME);
+    let named = clusters().find(|one| site.is_some_and(|site| one.name.as_str() == site));
+    let home = || environment.primary().filter(|home| home.provider == NAME);
+    let site = named.or_else(home).or_else(|| clusters().next());
+    way_to(folder, &site.map(|site| site.cluster.clone()).unwrap_or_default())
+}
+
+fn way_to(folder: &Utf8Path, access: &ClusterAccess) -> anyhow::Result<Kubernetes> {
+    let (file, context) = way_in(access)?;
     Ok(Kubernetes::new(Access::Kubeconfig { file, context }, super::secrets(folder)))
 }
 
@@ -175,10 +184,11 @@ fn beside(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Kubern
 pub(super) async fn errand(
     folder: &Utf8Path,
     environment: &Environment,
+    site: Option<&str>,
     within: (&str, Lineage),
     arguments: &[String],
 ) -> anyhow::Result<Said> {
-    let done = beside(folder, environment)?.errand(within, SERVERS, SERVER, arguments).await?;
+    let done = beside(folder, environment, site)?.errand(within, SERVERS, SERVER, arguments).await?;
     Ok(Said { answer: done.answer(), failed: (!done.succeeded).then(|| done.failure().to_string()) })
 }
 
@@ -191,7 +201,7 @@ pub(super) async fn dump_now(
     tell: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<String> {
     let place = (environment.cluster.namespace.as_str(), lineage);
-    let done = beside(folder, environment)?.run_now(place, BACKUP, within, tell).await?;
+    let done = beside(folder, environment, None)?.run_now(place, BACKUP, within, tell).await?;
     anyhow::ensure!(done.succeeded, done.failure());
     Ok(done.said.lines().last().unwrap_or("the cluster does not say what came of it").to_owned())
 }
@@ -203,7 +213,7 @@ pub(super) async fn last_dump(
     lineage: Lineage,
 ) -> anyhow::Result<Option<jiff::Timestamp>> {
     let place = (environment.cluster.namespace.as_str(), lineage);
-    let last = beside(folder, environment)?.last_success(place, BACKUP).await?;
+    let last = beside(folder, environment, None)?.last_success(place, BACKUP).await?;
     Ok(last.and_then(|last| last.parse().ok()))
 }
 
@@ -211,11 +221,12 @@ pub(super) async fn last_dump(
 pub(super) async fn rollout(
     folder: &Utf8Path,
     environment: &Environment,
+    site: Option<&str>,
     lineage: Lineage,
     wish: Option<&str>,
 ) -> anyhow::Result<Option<Value>> {
     let place = (environment.cluster.namespace.as_str(), lineage);
-    let cluster = beside(folder, environment)?;
+    let cluster = beside(folder, environment, site)?;
     let found = match wish {
         Some("retry") => Some((cluster.retry(place, SERVERS).await?, false)),
         Some(wish) => {
@@ -237,6 +248,68 @@ pub(super) async fn see_to(account: &Utf8Path, orders: &str, tell: &(dyn Fn(&str
     let secrets = super::secrets(account);
     let client = reqwest::Client::builder().timeout(SCRAPED_WITHIN).build()?;
     Ok(json!(Kubernetes::new(access, secrets).see_to(orders, &Figures(client), tell).await?))
+}
+
+/// See [`super::outage`].
+pub(super) async fn outage(
+    folder: &Utf8Path,
+    environment: &Environment,
+    site: &SiteName,
+    lineage: Lineage,
+    what: Outage<'_>,
+) -> anyhow::Result<usize> {
+    let cluster = way_to(folder, &access(environment, site))?;
+    let place = (environment.cluster.namespace.as_str(), lineage);
+    Ok(match what {
+        Outage::May => cluster.may_lose(place, SERVERS).await.map(|()| 0)?,
+        Outage::Begin(id) => cluster.lose(place, SERVERS, id).await.map(|()| 0)?,
+        Outage::End(id) => cluster.find_again(id).await?,
+        Outage::Ready => cluster.ready_pods(place, SERVERS).await?,
+    })
+}
+
+/// See [`super::take_back`].
+pub(super) async fn find_again(
+    state: &Utf8Path,
+    kubeconfig: Option<&Utf8Path>,
+    context: Option<&str>,
+    id: &str,
+) -> anyhow::Result<usize> {
+    let file = kubeconfig.map(|file| file.as_std_path().to_owned());
+    let access = Access::Kubeconfig { file, context: context.map(str::to_owned) };
+    Ok(Kubernetes::new(access, super::secrets(state)).find_again(id).await?)
+}
+
+/// What says where credentials are, and is none.
+const WAYS: [&str; 9] = [
+    "KUBECONFIG",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "CLOUDSDK_CONFIG",
+    "CLOUDSDK_ACTIVE_CONFIG_NAME",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "AZURE_CONFIG_DIR",
+];
+
+/// The command that gives a cluster back, for whoever is there when a drill is not.
+pub(super) fn taken_back_by(
+    folder: &Utf8Path,
+    environment: &Environment,
+    site: &SiteName,
+    id: &str,
+) -> anyhow::Result<Elsewhere> {
+    let (file, context) = way_in(&access(environment, site))?;
+    let mut arguments = ["dr", "take-back", "--state", folder.as_str(), "--fault", id].map(str::to_owned).to_vec();
+    if let Some(file) = file {
+        arguments.extend(["--kubeconfig".to_owned(), Utf8PathBuf::try_from(file)?.into_string()]);
+    }
+    if let Some(context) = context {
+        arguments.extend(["--context".to_owned(), context]);
+    }
+    let variables = WAYS.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
+    Ok(Elsewhere { arguments, variables: variables.collect() })
 }
 
 /// How long a pod may take to tell its figures.
@@ -289,13 +362,19 @@ impl Provider for InCluster {
             // One that runs there has nothing here but its password.
             Part::Database(database) if database.postgres.as_ref().is_some_and(|one| one.address.is_none()) => None,
             Part::Certificate(_) | Part::Database(_) => Some(component.clone()),
+            // The supervisor of the watch.
+            Part::Cluster(of) if self.is_watched => {
+                let of = textnlp_provider::component::Cluster { gpu: None, ..of.clone() };
+                Some(Component { existing: None, part: Part::Cluster(of), ..component.clone() })
+            }
+            Part::Border(_) | Part::Watch(_) => Some(component.clone()),
             _ => None,
         };
         if let Some(here) = here {
             let local = Site { runtime: "process".to_owned(), ..site.clone() };
             let made = self.machine.lower(&here, &local)?;
-            // Files that programs would read here: programs run elsewhere.
-            wanted.extend(made.into_iter().filter(|one| one.kind.as_str() != "onprem.file"));
+            // Files that programs would read here, where none does.
+            wanted.extend(made.into_iter().filter(|one| self.is_watched || one.kind.as_str() != "onprem.file"));
         }
         Ok(wanted)
     }

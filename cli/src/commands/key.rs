@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use anyhow::Context;
 use serde_json::{Value, json};
+use textnlp_orchestrator::dr::talk::Everybody;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_server::auth::key::{NewKey, digest};
 use tokio::io::AsyncWriteExt;
@@ -159,7 +160,14 @@ async fn in_cluster(
     }
     let arguments = ["serve", "--role", "keys", "--config", SERVER_CONFIG, "--do", &command.to_string()];
     let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
-    let said = clouds::errand(&running.folder, environment, (namespace, running.lineage), &arguments).await;
+    // Where the home site is lost, whoever leads in its place does it: all store in one database.
+    let leads = match environment.witness_place() {
+        Some(_) => Everybody::at(&clouds::places(&running.folder, environment)?).witness.status().await.ok(),
+        None => None,
+    };
+    let leads = leads.as_ref().map(|witness| witness.primary.as_str());
+    let within = (namespace, running.lineage);
+    let said = clouds::errand(&running.folder, environment, leads, within, &arguments).await;
     let Some(new) = new else {
         let said = said?;
         return answered(said.answer.unwrap_or_default(), said.failed);

@@ -30,7 +30,8 @@ pub async fn rollout(session: &Session, command: &Rollout, console: Console) -> 
             anyhow::anyhow!("environment {} runs in no cluster: its servers are replaced one by one", chosen.name);
         return Err(Failure::usage("no_rollout", error));
     }
-    let found = clouds::rollout(&running.folder, environment, running.lineage, wish).await?;
+    let site = session.global.site.as_deref();
+    let found = clouds::rollout(&running.folder, environment, site, running.lineage, wish).await?;
     match (found, wish) {
         (None, _) => {
             Ok(Success::new("no release was rolled out step by step yet".to_owned(), json!({ "rollout": null })))

@@ -227,6 +227,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
             tls: e.tls.mode != TlsMode::Off,
             certificate: name(names::CERTIFICATE),
             weights,
+            far: e.members().any(SiteSettings::is_in_cluster),
             border: name(names::BORDER),
             witness: name(names::WITNESS),
             program: release.program.clone(),
@@ -266,7 +267,10 @@ fn given(secret: &SecretSource, release: &Release) -> part::Given {
 fn border(e: &Environment, site: &SiteSettings, program: &Program) -> part::Border {
     part::Border {
         cluster: name(names::CLUSTER),
-        endpoint: (listening(host(e, site)), site.port.unwrap_or(e.server.api.port)),
+        endpoint: match (site.cluster.host(), site.cluster.port()) {
+            (Some(host), Some(port)) => (host, port),
+            _ => (listening(host(e, site)), site.port.unwrap_or(e.server.api.port)),
+        },
         watch: name(names::WATCH),
         peers: peers(e, site),
         witness: part::Elsewhere { site: witness_name(), component: name(names::WITNESS) },

@@ -536,6 +536,7 @@ const STANDBY: &str = "role: standby, port: 9443, metrics_port: 9444";
 fn each_rule_answers_with_its_own_sentence() {
     let site =
         |fields: &str| GOOD.replace("name: here, provider: onprem", &format!("name: here, provider: onprem, {fields}"));
+    const OUTSIDE: &str = "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, host: db.example.com }";
     const DOMAIN: &str = "traffic: { domain: text.example.com }\n";
     let there = |ingress: &str| site(&format!("runtime: kubernetes, cluster: {{ ingress: {{ {ingress} }} }}"));
     let two = |second: &str, more: &str| {
@@ -623,7 +624,14 @@ fn each_rule_answers_with_its_own_sentence() {
         (two(STANDBY, "dr: { mode: manual, failback: automatic }\nreplication: { database: { mode: streaming } }"), "the site to go back from would have been chosen by a person"),
         (two("role: standby, services: [models], port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "only one site runs the API"),
         (two("role: standby, services: [api], port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "control data could be stored nowhere"),
-        (two("role: standby, region: far, port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "reaches the sites of one machine today"),
+        (two("role: standby, region: far, port: 9443, metrics_port: 9444", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "reaches clusters and the sites of one machine today"),
+        (two("role: standby, region: far, runtime: kubernetes", "dr: { mode: manual }\nreplication: { database: { mode: streaming } }"), "only where all of them store in one PostgreSQL that somebody else runs"),
+        (two("role: standby, region: far, runtime: kubernetes", OUTSIDE), "the front has to reach this site, and nobody says where"),
+        (two("role: standby, runtime: kubernetes, cluster: { ingress: { kind: route } }", OUTSIDE), "the front speaks TLS with the pods of a site, and an ingress would end it"),
+        (two("role: standby, runtime: kubernetes, cluster: { context: a } }, { name: third, provider: onprem, role: standby, runtime: kubernetes, cluster: { context: a }", OUTSIDE), "`there` is in the same cluster"),
+        (two("role: standby, runtime: kubernetes", OUTSIDE).replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes"), "are processes of a machine, outside every cluster"),
+        (site("runtime: kubernetes, cluster: { load_balancer: true }"), "it is about `address`, which is not written"),
+        (site("runtime: kubernetes, cluster: { address: \"https://here:0\" }"), "is not where a service is reached"),
         (two(STANDBY, "dr: { mode: manual, witness: { provider: onprem, region: far } }\nreplication: { database: { mode: streaming } }"), "is a process beside them, not in `far`"),
         (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntls: { mode: existing, existing: /x.pem }"), "the front trusts each site by the authority"),
         (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntraffic: { port: 9443 }"), "port 9443 is wanted by"),

@@ -607,6 +607,9 @@ pub struct Front {
     pub certificate: ComponentName,
     /// The sites with the share that each begins with.
     pub weights: BTreeMap<SiteName, u32>,
+    /// Whether a site is elsewhere than on this machine, so that an answer takes a journey.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub far: bool,
     /// What lets the front into a site, by the name that it has there.
     pub border: ComponentName,
     /// Whose figures stand beside its own.

@@ -172,6 +172,17 @@ impl Api {
         self.send(call, "DELETE", &call.path(), Some(&body)).await.map(drop)
     }
 
+    /// Removes a pod if it is still the one with this uid, without a moment to leave.
+    pub(crate) async fn kill(&self, call: &Call<'_>, uid: &str) -> Result<()> {
+        let body = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": { "uid": uid },
+            "gracePeriodSeconds": 0,
+        });
+        self.send(call, "DELETE", &call.path(), Some(&body)).await.map(drop)
+    }
+
     async fn send(
         &self,
         call: &Call<'_>,

@@ -19,6 +19,7 @@ mod inside;
 mod lower;
 mod manifest;
 mod observe;
+mod outage;
 mod preflight;
 mod provider;
 mod ready;

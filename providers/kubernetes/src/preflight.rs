@@ -170,7 +170,7 @@ async fn permissions(api: &Api, asked: &[(&'static Row, &Wanted)], problems: &mu
     Ok(())
 }
 
-async fn may(api: &Api, namespace: Option<&str>, row: &'static Row, verb: &'static str) -> Result<bool> {
+pub(crate) async fn may(api: &Api, namespace: Option<&str>, row: &'static Row, verb: &'static str) -> Result<bool> {
     let attributes = json!({ "namespace": namespace, "verb": verb, "group": row.group, "version": row.version, "resource": row.plural });
     let question = json!({
         "apiVersion": "authorization.k8s.io/v1",

@@ -310,6 +310,11 @@ pub(crate) const fn pods() -> Row {
     row!("pod", "a pod", "" / "v1", "pods", "Pod")
 }
 
+/// The cluster's machines: whoever made it looks after them.
+pub(crate) const fn nodes() -> Row {
+    Row { namespaced: false, ..row!("node", "a machine", "" / "v1", "nodes", "Node") }
+}
+
 /// Sets of pods: nobody applies them here, deployments make them.
 pub(crate) const fn replica_sets() -> Row {
     row!("replica-set", "the pods of one template", "apps" / "v1", "replicasets", "ReplicaSet")

@@ -88,7 +88,7 @@ impl Sites {
 
     fn fault(&self, kind: Kind, lose_data: bool) -> Fault {
         let until = Timestamp::now() + SignedDuration::from_secs(60);
-        Fault { id: "d1".to_owned(), site: SiteName::new("a").unwrap(), kind, until, lose_data }
+        Fault { id: "d1".to_owned(), site: SiteName::new("a").unwrap(), kind, until, lose_data, elsewhere: None }
     }
 
     fn file(&self) -> Utf8PathBuf {

@@ -157,6 +157,7 @@ fn of_witness() -> Vec<Component> {
                 tls: true,
                 certificate: name("certificate"),
                 weights,
+                far: false,
                 border: name("border"),
                 witness: name("witness"),
                 program: program(),

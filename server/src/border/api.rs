@@ -129,7 +129,7 @@ fn status(shared: &Shared) -> Value {
             json!({
                 "name": relay.name,
                 "listen": relay.listen,
-                "to": relay.to,
+                "to": relay.to.to_string(),
                 "open": relay.open.load(Relaxed),
                 "stalled": relay.stalled.load(Relaxed),
                 "connections": relay.connections.load(Relaxed),

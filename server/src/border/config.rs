@@ -1,5 +1,7 @@
 //! The border's file: strict YAML, every mistake at once.
 
+use std::fmt;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
@@ -28,13 +30,54 @@ pub struct Link {
     /// Where it takes connections.
     pub listen: Address,
     /// Where they go on.
-    pub to: Address,
+    pub to: Target,
+    /// Those at its two ends speak TLS with one another through it, so that neither end here has to.
+    #[serde(default)]
+    pub end_to_end_tls: bool,
     /// Who is let in: only sites of this environment. Everybody where it is absent, which is for this machine alone.
     #[serde(default)]
     pub listen_tls: Option<Tls>,
     /// Who must answer there.
     #[serde(default)]
     pub to_tls: Option<Tls>,
+}
+
+/// Where a link leads.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Target {
+    /// An address.
+    At(Address),
+    /// `HOST:PORT`, whose name is looked up for each connection: what leads into a cluster may move.
+    Named(String, u16),
+}
+
+impl TryFrom<String> for Target {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = match text.parse() {
+            Ok(address) => return Ok(Self::At(address)),
+            Err(wrong) => wrong,
+        };
+        let is_name = |host: &str| {
+            let label = |label: &str| !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+            host.len() <= 253 && host.split('.').all(label)
+        };
+        match text.rsplit_once(':').map(|(host, port)| (host, port.parse())) {
+            Some((host, Ok(port))) if port > 0 && is_name(host) => Ok(Self::Named(host.to_owned(), port)),
+            _ => Err(format!("{wrong}, nor `NAME:PORT`")),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Named(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
 }
 
 /// A configuration that cannot be used, with everything that is wrong with it.
@@ -92,9 +135,13 @@ impl Config {
             if !matches!(&link.listen, Address::Tcp(address) if address.port() == 0) && !doors.insert(&link.listen) {
                 problems.push(format!("link `{}`: {} is listened on already", link.name, link.listen));
             }
+            let leads_away = match &link.to {
+                Target::At(address) => is_elsewhere(address),
+                Target::Named(..) => true,
+            };
             for (is_open, tls, end, connects) in [
                 (is_elsewhere(&link.listen), &link.listen_tls, "listen", false),
-                (is_elsewhere(&link.to), &link.to_tls, "to", true),
+                (leads_away && !link.end_to_end_tls, &link.to_tls, "to", true),
             ] {
                 if is_open && tls.is_none() {
                     let why = "other machines are on that road, so it needs";
@@ -104,7 +151,11 @@ impl Config {
                     problems.push(format!("link `{}`: `{end}_tls`: {problem}", link.name));
                 }
             }
-            if link.to == link.listen {
+            if link.end_to_end_tls && (link.listen_tls.is_some() || link.to_tls.is_some()) {
+                let why = "`end_to_end_tls` leaves TLS to others, and `listen_tls` or `to_tls` does not";
+                problems.push(format!("link `{}`: {why}", link.name));
+            }
+            if matches!(&link.to, Target::At(address) if *address == link.listen) {
                 problems.push(format!("link `{}`: it leads to itself", link.name));
             }
         }

@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{Config, InvalidConfig, Link};
+pub use config::{Config, InvalidConfig, Link, Target};
 pub use tls::Tls;
 
 use crate::gateway::Address;
@@ -175,10 +175,11 @@ fn quick(stream: TcpStream) -> io::Result<Stream> {
     Ok(Box::new(stream))
 }
 
-async fn connect(address: &Address) -> io::Result<Stream> {
-    match address {
-        Address::Tcp(address) => quick(TcpStream::connect(address).await?),
-        Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+async fn connect(to: &Target) -> io::Result<Stream> {
+    match to {
+        Target::At(Address::Tcp(address)) => quick(TcpStream::connect(address).await?),
+        Target::At(Address::Unix(path)) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Target::Named(host, port) => quick(TcpStream::connect((host.as_str(), *port)).await?),
     }
 }
 

@@ -10,10 +10,10 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::tls::Tls;
-use super::{Listener, Shared, Stream, connect};
+use super::{Listener, Shared, Stream, Target, connect};
 use crate::gateway::Address;
 
-/// On one machine a connection is made at once or never.
+/// On one machine a connection is made at once or never; elsewhere within a few journeys of a packet.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// What one direction of one connection may hold.
 const BUFFER: usize = 16 << 10;
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Relay {
     pub(super) name: String,
     pub(super) listen: Address,
-    pub(super) to: Address,
+    pub(super) to: Target,
     listen_tls: Option<Tls>,
     to_tls: Option<Tls>,
     room: Arc<Semaphore>,

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::WatchConfig;
 use super::disk::Disk;
 use super::links::{self, Links};
+use super::service::Service;
 use super::{Error, clock};
 
 /// Entries that are kept one by one.
@@ -42,6 +43,7 @@ pub(super) struct Actor {
     committed: watch::Receiver<u64>,
     applied: Arc<AtomicU64>,
     beside: Arc<Beside>,
+    service: Service,
 }
 
 /// What a database beside the log has to do with it.
@@ -75,16 +77,21 @@ pub(super) enum Unanswered {
     /// Too much waits already, or the process is stopping.
     #[error("the watch is too busy, or it is stopping")]
     Busy,
+    /// The site is as if it were lost.
+    #[error("the service of this site does not answer: {0}")]
+    Silent(String),
 }
 
 impl Actor {
     /// Puts writes; the outcome comes when it is known, which may be never.
     pub(super) async fn write(&self, writes: Vec<Write>) -> Result<Outcome, Unanswered> {
+        self.heard()?;
         Ok(self.ask(|answer| Event::Write { writes, answer }).await??)
     }
 
     /// Takes in messages and gives what is to be answered to the sender at once.
     pub(super) async fn exchange(&self, from: Peer, messages: Vec<Message>) -> Result<Vec<Message>, Unanswered> {
+        self.heard()?;
         self.ask(|answer| Event::Messages { from, messages, answers: Some(answer) }).await
     }
 
@@ -95,6 +102,7 @@ impl Actor {
     }
 
     pub(super) async fn claim(&self) -> Result<(), Unanswered> {
+        self.heard()?;
         Ok(self.ask(Event::Claim).await??)
     }
 
@@ -103,6 +111,7 @@ impl Actor {
     }
 
     pub(super) async fn hand_over(&self, to: Site) -> Result<(), Unanswered> {
+        self.heard()?;
         Ok(self.ask(|answer| Event::HandOver { to, answer }).await??)
     }
 
@@ -120,6 +129,16 @@ impl Actor {
     /// Says whether the database beside the log is good enough to lead with.
     pub(super) fn is_fit(&self, fit: bool) {
         self.beside.fit.store(fit, Ordering::SeqCst);
+    }
+
+    /// Whether this site's service answers, where that is elsewhere.
+    pub(super) fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Nobody is answered in the name of a site that is as if it were lost.
+    pub(super) fn heard(&self) -> Result<(), Unanswered> {
+        self.service.silent().map_or(Ok(()), |why| Err(Unanswered::Silent(why)))
     }
 
     /// From now on nobody is told that this site leads. `false` when that is so already.
@@ -183,18 +202,20 @@ pub(super) fn start(
         automatic: config.automatic,
         // A database has to let go first.
         failback: config.failback && config.postgres.is_none(),
+        sole: config.outside.is_some(),
     };
     let (links, ends) = Links::new(config);
     let (events, inbox) = mpsc::channel(WAITING);
     let (tell, committed) = watch::channel(0);
     let beside = Beside { fit: AtomicBool::new(config.postgres.is_none()), held: AtomicBool::new(false) };
     let beside = Arc::new(beside);
-    let actor = Actor { events, committed, applied: Arc::default(), beside: beside.clone() };
+    let service = Service::of(config);
+    let actor = Actor { events, committed, applied: Arc::default(), beside: beside.clone(), service: service.clone() };
     // A heartbeat that takes longer than a grace has lost its meaning.
     let within = Duration::from_millis(config.grace_ms().max(1000));
     tokio::spawn(links::carry(ends, config.site.clone(), within, actor.clone(), stop.clone()));
     let (member, effects) = Member::new(settings, state, clock::now());
-    let owner = Owner { member, disk, links, tell, tickets: BTreeMap::new(), ticket: 0, beside };
+    let owner = Owner { member, disk, links, tell, tickets: BTreeMap::new(), ticket: 0, beside, service };
     let every = Duration::from_millis((config.every_ms / 8).clamp(10, 1000));
     let (ended, end) = oneshot::channel::<()>();
     let runtime = tokio::runtime::Handle::current();
@@ -215,6 +236,7 @@ struct Owner {
     tickets: BTreeMap<u64, oneshot::Sender<Result<Outcome, Refused>>>,
     ticket: u64,
     beside: Arc<Beside>,
+    service: Service,
 }
 
 impl Owner {
@@ -237,8 +259,12 @@ impl Owner {
                     event = inbox.recv() => event.map(Some),
                 }
             });
+            let is_silent = self.service.silent().is_some();
             match event {
                 None => return Ok(()),
+                Some(None) if is_silent => {}
+                // Lost on the way, as far as anybody can tell.
+                Some(Some(Event::Messages { .. })) if is_silent => {}
                 Some(None) => {
                     self.member.set_fit(self.beside.fit.load(Ordering::SeqCst));
                     let effects = self.member.tick(clock::now());

@@ -12,6 +12,7 @@ use super::beside::PostgresConfig;
 use super::copies::CopiesConfig;
 use super::dns::DnsConfig;
 use crate::config::{Address, PostgresAt};
+use crate::gateway;
 
 /// `watch:` of a site.
 #[derive(Debug, Clone, Deserialize)]
@@ -57,6 +58,9 @@ pub struct WatchConfig {
     pub order: Vec<Site>,
     /// A site that lacks something for longer is said to lag.
     pub max_lag_ms: u64,
+    /// Where this site's service answers, when that is elsewhere than this watch: while it does not, this site is as if it were lost.
+    #[serde(default)]
+    pub service: Option<ServiceConfig>,
     /// What is copied from the primary besides control data and usage.
     #[serde(default)]
     pub copies: Option<CopiesConfig>,
@@ -88,6 +92,19 @@ pub struct WitnessConfig {
     /// The name whose addresses follow the sites.
     #[serde(default)]
     pub dns: Option<DnsConfig>,
+}
+
+/// `watch.service`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// Its address, or the socket of the border that leads there.
+    pub at: gateway::Address,
+    /// Who must answer.
+    #[serde(default)]
+    pub tls: Option<gateway::BackendTls>,
+    /// What is asked for; 2xx is an answer.
+    pub path: String,
 }
 
 /// `watch.outside`: an address, or the file that it lies in, as in `database` of a server.
@@ -150,6 +167,14 @@ impl WatchConfig {
                 Some(_) => (!config.database.starts_with("postgresql://"))
                     .then(|| "`database` is not `postgresql://…`, and there is `postgres`".to_owned()),
             },
+            config
+                .service
+                .as_ref()
+                .filter(|service| !service.path.starts_with('/'))
+                .map(|service| format!("`service.path` is `{}`, and a path begins with a slash", service.path)),
+            // A log of control data would stay behind with the primary whose service alone is lost.
+            (config.service.is_some() && config.outside.is_none())
+                .then(|| "`service` is for sites that all store in a database `outside`".to_owned()),
             config.copies.as_ref().and_then(CopiesConfig::problem),
         ];
         checked(file, problems).map(|()| config)

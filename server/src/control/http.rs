@@ -87,6 +87,10 @@ fn unanswered(error: &Unanswered) -> Response {
     match error {
         Unanswered::Refused(why) => refused(StatusCode::SERVICE_UNAVAILABLE, "read_only", why, hint_of(why)),
         Unanswered::Busy => refused(StatusCode::SERVICE_UNAVAILABLE, "busy", error, "ask again in a moment"),
+        Unanswered::Silent(_) => {
+            let hint = "look at the cluster of this site, and at what leads there";
+            refused(StatusCode::SERVICE_UNAVAILABLE, "service_silent", error, hint)
+        }
     }
 }
 
@@ -124,6 +128,9 @@ async fn witness_messages(State(running): State<Arc<witness::Running>>, Json(env
 }
 
 async fn status(State(watch): Shared) -> Response {
+    if let Err(error) = watch.actor.heard() {
+        return unanswered(&error);
+    }
     match watch.actor.look().await {
         Ok((overview, withdrawn)) => Json(json!(Status::of(&watch, overview, withdrawn))).into_response(),
         Err(error) => unanswered(&error),
@@ -281,6 +288,10 @@ async fn once(actor: &Actor, writes: Vec<Write>, within: Duration) -> Result<Pos
         Ok(Ok(Outcome::Acknowledged(at))) => Ok(at),
         Ok(Ok(Outcome::Unknown)) | Ok(Err(Unanswered::Busy)) | Err(_) => Err(NotWritten::Unknown),
         Ok(Err(Unanswered::Refused(why))) => Err(NotWritten::Refused(why)),
+        Ok(Err(error @ Unanswered::Silent(_))) => {
+            let body = json!({ "error": { "code": "service_silent", "message": error.to_string() } });
+            Err(NotWritten::Elsewhere(StatusCode::SERVICE_UNAVAILABLE, body))
+        }
     }
 }
 
@@ -354,7 +365,7 @@ fn changed_or(watch: &Watch, error: &Unanswered) -> Response {
             let message = format!("{}: {why}", watch.config.site);
             refused(StatusCode::CONFLICT, "refused", message, hint_of(why))
         }
-        Unanswered::Busy => unanswered(error),
+        Unanswered::Busy | Unanswered::Silent(_) => unanswered(error),
     }
 }
 

@@ -18,6 +18,7 @@ mod http;
 pub(crate) mod keys;
 mod links;
 pub(crate) mod rows;
+mod service;
 mod status;
 mod usage;
 mod view;
@@ -32,7 +33,7 @@ use tokio_util::task::TaskTracker;
 
 pub use beside::PostgresConfig;
 pub(crate) use clock::now as boottime_ms;
-pub use config::{WatchConfig, WitnessConfig};
+pub use config::{ServiceConfig, WatchConfig, WitnessConfig};
 pub use copies::CopiesConfig;
 pub use dns::{DnsConfig, DnsKey};
 
@@ -112,6 +113,7 @@ pub async fn watch(file: &camino::Utf8Path) -> Result<(), Error> {
             stop.clone(),
         ));
     }
+    tasks.spawn(service::follow(config.clone(), actor.service().clone(), stop.clone()));
     let copied = copies::Copied::default();
     if let Some(of) = config.copies.clone() {
         tasks.spawn(copies::follow(actor.clone(), config.clone(), of, copied.clone(), stop.clone()));

@@ -39,8 +39,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{Address, Config, InvalidConfig};
-pub(crate) use plain::exchange;
+pub use config::{Address, BackendTls, Config, InvalidConfig};
+pub(crate) use plain::{exchange, get};
+pub(crate) use trust::Trust;
 
 use backend::Backend;
 use balance::Backends;

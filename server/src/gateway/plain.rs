@@ -14,7 +14,7 @@ use super::config::Address;
 use super::trust::Trust;
 
 /// Status, headers and body, all within `most_time` and `most_bytes`. The error is a sentence.
-pub(super) async fn get(
+pub(crate) async fn get(
     address: &Address,
     trust: Option<&Trust>,
     path: &str,

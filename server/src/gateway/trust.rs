@@ -22,7 +22,7 @@ const MOST_FILE: u64 = 4 << 20;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Trust {
+pub(crate) struct Trust {
     wanted: BackendTls,
     read: Mutex<Option<Read>>,
 }
@@ -43,7 +43,7 @@ impl std::fmt::Debug for Read {
 type Stamp = (u64, u64, i64, i64);
 
 impl Trust {
-    pub(super) fn new(wanted: &BackendTls) -> Trust {
+    pub(crate) fn new(wanted: &BackendTls) -> Trust {
         Trust { wanted: wanted.clone(), read: Mutex::default() }
     }
 

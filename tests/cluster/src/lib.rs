@@ -54,10 +54,20 @@ pub struct Cluster {
 impl Cluster {
     /// The control plane of this test program, started for the first who asks. `None`, said loudly, where the programs are not
     /// built, unless everything must be there.
-    #[allow(clippy::print_stderr)]
     pub fn shared() -> Option<&'static Cluster> {
         static SHARED: OnceLock<Option<Cluster>> = OnceLock::new();
-        SHARED
+        Self::once(&SHARED)
+    }
+
+    /// Another one, for what goes on between two.
+    pub fn second() -> Option<&'static Cluster> {
+        static SECOND: OnceLock<Option<Cluster>> = OnceLock::new();
+        Self::once(&SECOND)
+    }
+
+    #[allow(clippy::print_stderr)]
+    fn once(place: &'static OnceLock<Option<Cluster>>) -> Option<&'static Cluster> {
+        place
             .get_or_init(|| match Programs::find() {
                 Ok(programs) => Some(Self::start(programs)),
                 Err(why) => {

@@ -10,6 +10,7 @@ use textnlp_tests::{counts, eventually};
 mod database;
 mod operator;
 mod rollout;
+mod sites;
 
 use operator::Operator;
 

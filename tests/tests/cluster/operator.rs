@@ -9,7 +9,7 @@ use textnlp_cluster::Cluster;
 use textnlp_tests::{Said, Sandbox, program};
 
 #[path = "../../../server/tests/support/postgres.rs"]
-mod postgres;
+pub(crate) mod postgres;
 
 /// Where the program is in its image.
 pub(crate) const PROGRAM: &str = "/usr/local/bin/textnlp-deploy";

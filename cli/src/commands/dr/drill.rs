@@ -66,7 +66,7 @@ async fn rehearsed(
     let front = Arc::new(HttpWire::new(&running.address, ca.as_deref())?);
     let header = sites.environment().server.security.api_key_header.clone();
     let issuer = Issuer { running, environment: sites.environment().clone(), header };
-    let faults = clouds::faults(&sites.chosen.folder)?;
+    let faults = clouds::faults(&sites.chosen.folder, sites.environment(), issuer.running.lineage)?;
     let flags = sites.again.flags(&sites.chosen.name);
     let progress = Progress::new(console);
     let began = std::time::Instant::now();

@@ -8,6 +8,7 @@ mod shift;
 mod status;
 
 use camino::Utf8PathBuf;
+use serde_json::json;
 use textnlp_orchestrator::dr::journal::{Journal, JournalError};
 use textnlp_orchestrator::dr::talk::Everybody;
 use textnlp_orchestrator::environment::Environment;
@@ -31,6 +32,12 @@ pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Succes
         Dr::History => reports::history(session),
         Dr::Report(args) => reports::report(session, args),
         Dr::VerifyReport(args) => reports::verify(session, args),
+        Dr::TakeBack(args) => {
+            let given =
+                clouds::take_back(&args.state, &args.fault, args.kubeconfig.as_deref(), args.context.as_deref());
+            let given = given.await?;
+            Ok(Success::new(format!("{given} nodes take pods again"), json!({ "nodes": given })))
+        }
     }
 }
 

@@ -174,11 +174,15 @@ impl Meaning<'_> {
         }
         self.ingress(i, site);
         if let Some(address) = &access.address
-            && (access.host().is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
+            && (access.port().is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
         {
             let cause = format!("`{}` is not where a service is reached", cut(address));
             let fix = "write `https://HOST` or `https://HOST:PORT`, without a path";
             self.error(&format!("sites[{i}].cluster.address"), cause, fix);
+        }
+        if access.load_balancer && access.address.is_none() {
+            let cause = "it is about `address`, which is not written; without one a load balancer leads there anyway";
+            self.error(&format!("sites[{i}].cluster.load_balancer"), cause, "remove it, or write `address`");
         }
     }
 
@@ -242,7 +246,11 @@ impl Meaning<'_> {
         for (i, site) in e.sites.iter().enumerate().filter(|(_, s)| s.serves()) {
             let machine = format!("{}/{}/{}", site.provider, site.account.as_deref().unwrap_or_default(), site.region);
             // Only local processes listen on the machine itself; elsewhere each site has addresses of its own.
-            let machine = if site.region == "local" { machine } else { format!("{machine}/{}", site.name) };
+            let machine = if site.region == "local" && !site.is_in_cluster() {
+                machine
+            } else {
+                format!("{machine}/{}", site.name)
+            };
             let own = |field: &str, general: &str, is_own: bool| {
                 if is_own { format!("sites[{i}].{field}") } else { general.to_owned() }
             };

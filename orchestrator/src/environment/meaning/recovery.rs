@@ -9,9 +9,9 @@ use super::super::units::cut;
 use super::Meaning;
 use super::serving::is_host_name;
 
-/// After a loss has been noticed: the witness's grant, the new primary's first write, and the front's new weights. It takes
 /// The longest deadline of a rollout.
 const ROLLOUT_MAX_SECONDS: u64 = 3 * 3600;
+/// After a loss has been noticed: the witness's grant, the new primary's first write, and the front's new weights. It takes
 /// well under a second where nothing else is wrong; this is what is promised.
 const TAKEOVER: Duration = Duration::from_secs(5);
 /// Usage is shipped four times a second; this is what is promised.
@@ -264,37 +264,69 @@ impl Meaning<'_> {
             let cause = "the site to go back from would have been chosen by a person";
             self.error("dr.failback", cause, "write `failback: manual`, or `mode: automatic`");
         }
-        // Sites elsewhere are reached by links that are not there yet; on one machine they are sockets.
-        if let Some((i, site)) = e
-            .sites
-            .iter()
-            .enumerate()
-            .find(|(_, site)| home.is_some_and(|h| (&h.provider, &h.region) != (&site.provider, &site.region)))
-        {
+        // Sites on other machines are reached by links that are not there yet; on one machine they are sockets, and clusters have addresses.
+        let machine = match home {
+            Some(home) if !home.is_in_cluster() => (home.provider.as_str(), home.region.as_str()),
+            _ => (place.provider, place.region),
+        };
+        let elsewhere =
+            |site: &SiteSettings| !site.is_in_cluster() && (site.provider.as_str(), site.region.as_str()) != machine;
+        if let Some((i, site)) = e.sites.iter().enumerate().find(|(_, site)| elsewhere(site)) {
             let cause = format!(
-                "a front of ours reaches the sites of one machine today, and this one is in `{}`",
+                "a front of ours reaches clusters and the sites of one machine today, and this one is in `{}`",
                 cut(&site.region)
             );
-            self.say(
-                Severity::Refusal,
-                &format!("sites[{i}].region"),
-                cause,
-                "write `traffic: { mode: dns }`, or the region of the primary",
-            );
+            let fix = format!("write `traffic: {{ mode: dns }}`, or `region: {}`", machine.1);
+            self.say(Severity::Refusal, &format!("sites[{i}].region"), cause, fix);
         }
-        if let Some(home) = home
-            && (place.provider, place.region) != (home.provider.as_str(), home.region.as_str())
-        {
+        if place.runtime != PROCESS {
+            let cause =
+                "the witness and the front that clients talk to are processes of a machine, outside every cluster";
+            let fix = "write `witness: { provider: …, region: local }` with the provider of machines of your own";
+            self.say(Severity::Refusal, "dr.witness", cause, fix);
+        } else if (place.provider, place.region) != machine {
             let cause = format!(
                 "the witness of sites that share a machine is a process beside them, not in `{}`",
                 cut(place.region)
             );
-            let fix = format!("write `witness: {{ provider: {}, region: {} }}`", home.provider, home.region);
+            let fix = format!("write `witness: {{ provider: {}, region: {} }}`", machine.0, machine.1);
             self.say(Severity::Refusal, "dr.witness", cause, fix);
         }
+        self.witnessed_clusters();
         if e.tls.mode == TlsMode::Existing {
             let cause = "the front trusts each site by the authority of its own that we make";
             self.say(Severity::Refusal, "tls.mode", cause, "write `tls: { mode: local-ca }`");
+        }
+    }
+
+    /// What sites in clusters that fail over to one another ask of the rest of the file.
+    fn witnessed_clusters(&mut self) {
+        let e = self.environment;
+        let mut clusters = e.sites.iter().enumerate().filter(|(_, site)| site.is_in_cluster()).peekable();
+        if clusters.peek().is_some() && !e.stores_outside() {
+            let cause = "sites in clusters fail over to one another only where all of them store in one PostgreSQL that somebody else runs";
+            let fix = "write `database: { kind: postgres, url: \"secret:env:DATABASE_URL\" }`, which every cluster and this machine reach";
+            self.say(Severity::Refusal, "database", cause, fix);
+        }
+        let mut known: Vec<&SiteSettings> = Vec::new();
+        for (i, site) in clusters {
+            let way = |site: &SiteSettings| (site.cluster.kubeconfig.clone(), site.cluster.context.clone());
+            if let Some(other) = known.iter().find(|other| way(other) == way(site)) {
+                let cause = format!("`{}` is in the same cluster, and its namespace cannot be both", other.name);
+                let fix = "write another `context`, or another `kubeconfig`: a cluster is lost as a whole";
+                self.error(&format!("sites[{i}].cluster.context"), cause, fix);
+            }
+            known.push(site);
+            if site.cluster.ingress.is_some() {
+                let cause = "the front speaks TLS with the pods of a site, and an ingress would end it";
+                let fix = "write `address: https://HOST:PORT` of what passes TLS through, with `load_balancer: true` where the cluster's does";
+                self.say(Severity::Refusal, &format!("sites[{i}].cluster.ingress"), cause, fix);
+            } else if site.cluster.address.is_none() {
+                let cause = "the front has to reach this site, and nobody says where";
+                let fix =
+                    "write `address: https://HOST:PORT`, and `load_balancer: true` where the cluster's leads there";
+                self.error(&format!("sites[{i}].cluster.address"), cause, fix);
+            }
         }
     }
 }

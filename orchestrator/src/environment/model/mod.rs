@@ -190,7 +190,9 @@ impl Environment {
             (witness.provider.as_str(), witness.region.as_str())
         });
         let account = home.account.as_deref().filter(|_| beside(provider, region));
-        Some(WitnessPlace { provider, region, runtime: &home.runtime, account })
+        // Another's place is a machine.
+        let runtime = if provider == home.provider { home.runtime.as_str() } else { PROCESS };
+        Some(WitnessPlace { provider, region, runtime, account })
     }
 
     /// Who runs the database, where it is a server: whoever was named, else somebody else where there is an address, else we do, where
@@ -340,8 +342,13 @@ fn default_role() -> Role {
     Role::Primary
 }
 
+/// Programs run as processes of a machine.
+pub(crate) const PROCESS: &str = "process";
+/// Programs run as pods of a cluster.
+const KUBERNETES: &str = "kubernetes";
+
 fn default_runtime() -> String {
-    "process".to_owned()
+    PROCESS.to_owned()
 }
 
 fn default_region() -> String {
@@ -356,6 +363,11 @@ impl SiteSettings {
             return Some(by_role);
         }
         self.services.iter().copied().find(|s| matches!(s, Service::DatabasePrimary | Service::DatabaseReplica))
+    }
+
+    /// Whether its programs are pods of a cluster.
+    pub fn is_in_cluster(&self) -> bool {
+        self.runtime == KUBERNETES
     }
 
     /// Whether the API runs here.
@@ -383,6 +395,9 @@ pub struct ClusterAccess {
     /// Where clients reach the service, when that is not `traffic.domain`: what an ingress, a load balancer or a port-forward leads to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Whether the cluster's load balancer leads to that address, and not something of the operator's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub load_balancer: bool,
     /// What leads clients of `traffic.domain` to the service, instead of a load balancer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<ClusterIngress>,
@@ -430,6 +445,16 @@ impl ClusterAccess {
             None => authority.split(':').next()?,
         };
         (!host.is_empty()).then(|| host.to_owned())
+    }
+
+    /// The port of the address, if there is one.
+    pub fn port(&self) -> Option<u16> {
+        let host = self.host()?;
+        let rest = self.address.as_deref()?.strip_prefix("https://")?.trim_start_matches('[');
+        match rest.strip_prefix(host.as_str())?.trim_start_matches(']').trim_end_matches('/').strip_prefix(':') {
+            Some(port) => port.parse().ok().filter(|port| *port > 0),
+            None => Some(443),
+        }
     }
 }
 

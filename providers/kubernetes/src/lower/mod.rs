@@ -159,9 +159,12 @@ impl Lowering<'_> {
             Part::Endpoint(endpoint) => self.endpoint(endpoint),
             Part::Traffic(traffic) if traffic.weights.keys().all(|site| *site == self.site.name) => {}
             Part::Monitoring(monitoring) => self.monitoring(monitoring),
-            Part::Traffic(_) | Part::Border(_) | Part::Watch(_) | Part::Witness(_) | Part::Front(_) => {
-                let cause = "sites in clusters do not take over from one another yet";
-                self.problem("sites", cause, "leave one site in this environment");
+            // What looks after sites stands outside of them.
+            Part::Border(_) | Part::Watch(_) => {}
+            Part::Traffic(_) | Part::Witness(_) | Part::Front(_) => {
+                let cause = "a cluster does not share traffic with other sites";
+                let fix = "write `dr: { mode: automatic, witness: … }` with the provider of machines of your own, or leave one site";
+                self.problem("sites", cause, fix);
             }
             Part::Backup(backup) => self.backup(backup),
         }

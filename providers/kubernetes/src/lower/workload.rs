@@ -38,9 +38,11 @@ impl Lowering<'_> {
             let cause = format!("a deployment of {} replicas makes no sense", workload.replicas);
             self.problem("replicas", cause, format!("choose 1 to {REPLICAS_MAX}"));
         }
-        if workload.watch.is_some() {
-            let cause = "control data is not kept equal between sites in clusters yet";
-            self.problem("watch", cause, "leave one site in this environment");
+        let is_outside = workload.stored.postgres.as_ref().is_some_and(|postgres| postgres.address.is_some());
+        if workload.watch.is_some() && !is_outside {
+            let cause = "control data is not kept equal between sites in clusters";
+            let fix = "write `database: { kind: postgres, url: … }` of one that all sites store in, or leave one site";
+            self.problem("watch", cause, fix);
         }
         let Some(image) = self.place.image.clone() else {
             let cause = "no image is named, and a cluster runs nothing else";

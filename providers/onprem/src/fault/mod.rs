@@ -5,6 +5,7 @@
 //! fault proves, and what is measured meanwhile, is the orchestrator's.
 
 mod disk;
+mod elsewhere;
 mod processes;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use crate::files;
 use crate::layout::SiteFolder;
 use crate::lock;
 use crate::supervise::{self, PhaseName, begin_detached, exchange};
+pub use elsewhere::Elsewhere;
 use processes::Processes;
 
 /// The place whose supervisor takes faults back.
@@ -85,6 +87,9 @@ pub struct Fault {
     /// Whether the site's data is gone with it; only with [`Kind::Kill`].
     #[serde(default)]
     pub lose_data: bool,
+    /// Who takes it back, where the site's programs run elsewhere than on this machine; only with [`Kind::Kill`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<Elsewhere>,
 }
 
 /// Why a fault could not be injected or taken back.
@@ -147,8 +152,8 @@ impl Faults {
         is_witness.then(|| Self { state: place.state().to_owned(), program: "/proc/self/exe".into() })
     }
 
-    /// Writes the fault down, then does it. On an error the file stays where something may have happened: [`Faults::revert`] then
-    /// takes back what did.
+    /// Writes the fault down, then does it; one of elsewhere is done by the caller, after this. On an error the file stays where something
+    /// may have happened: [`Faults::revert`] then takes back what did.
     pub async fn inject(&self, fault: &Fault) -> Result<(), Error> {
         self.check(fault)?;
         let folder = self.site(&fault.site);
@@ -161,6 +166,7 @@ impl Faults {
             move |why: String| Error::Incomplete { what, site, why }
         };
         match fault.kind {
+            Kind::Kill if fault.elsewhere.is_some() => Ok(()),
             Kind::Kill => {
                 if fault.lose_data {
                     lose_data(&folder, &fault.id)?;
@@ -205,7 +211,7 @@ impl Faults {
         for fault in faults.into_iter().filter(|fault| fault.until <= now) {
             let what = format!("fault {} ({} of {})", fault.id, fault.kind, fault.site);
             says.push(match self.step(&fault, true).await {
-                Ok(Step::Coming) => format!("{what}: its time is over, the site is started again"),
+                Ok(Step::Coming) => format!("{what}: its time is over, it is being taken back"),
                 Ok(Step::Done) => match self.remove(&fault.id) {
                     Ok(()) => format!("{what}: its time is over, it was taken back"),
                     Err(error) => format!("{what}: it was taken back, and its file stays: {}", told(&error)),
@@ -214,6 +220,23 @@ impl Faults {
             });
         }
         says
+    }
+
+    /// Whether a fault is still written down.
+    pub fn is_open(&self, id: &str) -> Result<bool, Error> {
+        Ok(self.read(id)?.is_some())
+    }
+
+    /// Removes the file of a fault of elsewhere that was taken back.
+    pub fn forget(&self, id: &str) -> Result<(), Error> {
+        match self.read(id)? {
+            Some(fault) if fault.elsewhere.is_some() => {
+                // What a command that took it back had to say.
+                let _ = files::remove_file(&self.folder().join(format!("{id}.log")));
+                self.remove(id)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Every fault that has not been taken back.
@@ -267,6 +290,11 @@ impl Faults {
         let folder = self.site(&fault.site);
         let incomplete = |why: String| Error::Incomplete { what: "revert", site: fault.site.clone(), why };
         match fault.kind {
+            Kind::Kill if fault.elsewhere.is_some() => {
+                let begun =
+                    fault.elsewhere.iter().try_for_each(|one| one.begin(&self.program, &self.folder(), &fault.id));
+                begun.map(|()| Step::Coming).map_err(|error| incomplete(format!("begin what takes it back: {error}")))
+            }
             Kind::Kill => {
                 let path = folder.lock("supervisor");
                 if lock::holder(&path).map_err(io("ask", &path))?.is_some() {
@@ -320,6 +348,12 @@ impl Faults {
         if let Some(open) = self.open()?.iter().find(|open| open.site == fault.site || open.id == fault.id) {
             let (id, kind, site) = (&open.id, open.kind, &open.site);
             return Err(refused(format!("fault {id} ({kind}) of {site} has not been taken back")));
+        }
+        if fault.elsewhere.is_some() {
+            return match fault.kind {
+                Kind::Kill if !fault.lose_data => Ok(()),
+                _ => Err(refused("a site whose programs run elsewhere is killed, or its links are cut".to_owned())),
+            };
         }
         let folder = self.site(&fault.site);
         let lock = folder.lock("supervisor");

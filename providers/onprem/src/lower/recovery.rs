@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 use textnlp_provider::component::{Border, Dns, Front, Program, Watch, Witness};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId, SiteName};
 
-use super::{CA_FILE, DATABASE_FILE, Lowering};
+use super::{CA_FILE, DATABASE_FILE, JWT_KEY, Lowering};
 use crate::layout::{SOCKET_PATH_MAX, SiteFolder};
 use crate::spec::ControlSpec;
 use crate::table::Noun;
 
+/// The component that the generated secrets of a site are in.
+const SECRETS: &str = "secrets";
 /// What these answer is short.
 const GRACE_MS: u64 = 10_000;
 /// The front waits for the answers that are under way, as a gateway does.
@@ -66,14 +68,24 @@ impl Lowering<'_> {
     pub(super) fn border(&mut self, border: &Border) {
         let name = self.component.name.clone();
         let (host, port) = &border.endpoint;
-        let Ok(host) = host.parse::<IpAddr>() else {
-            let cause = format!("`{host}` is not an address of this machine");
-            return self.problem("host", cause, "write `0.0.0.0`, `127.0.0.1` or another address of this machine");
+        let gateway = match host.parse::<IpAddr>() {
+            Ok(host) if self.elsewhere => SocketAddr::new(host, *port).to_string(),
+            Ok(host) => SocketAddr::new(reached(host), *port).to_string(),
+            // Found by its name, each time.
+            Err(_) if self.elsewhere => format!("{host}:{port}"),
+            Err(_) => {
+                let cause = format!("`{host}` is not an address of this machine");
+                return self.problem("host", cause, "write `0.0.0.0`, `127.0.0.1` or another address of this machine");
+            }
         };
-        let gateway = SocketAddr::new(reached(host), *port);
+        let mut entrance = self.link("gateway-in", &gateway_door(&name), Some(gateway));
+        if let Some(entrance) = entrance.as_mut().filter(|_| self.elsewhere) {
+            // Of the front, and of the watch, with the gateways of pods.
+            entrance["end_to_end_tls"] = json!(true);
+        }
         let mut links = vec![
             self.link("watch-in", &watch_door(&name), self.socket_at(&self.site.name, border.watch.as_str())),
-            self.link("gateway-in", &gateway_door(&name), Some(gateway.to_string())),
+            entrance,
         ];
         for peer in &border.peers {
             let there = self.socket_at(peer, &watch_door(&name));
@@ -120,6 +132,14 @@ impl Lowering<'_> {
             return self.too_long();
         };
         let path = self.control_data(&data, "control");
+        let service = match self.elsewhere {
+            // Programs that would read its key here are in a cluster.
+            true => match self.asked(watch, &jwt) {
+                Some(service) => service,
+                None => return,
+            },
+            false => Value::Null,
+        };
         let document = json!({ "watch": {
             "site": self.site.name,
             "folder": self.folder.join(&path),
@@ -147,6 +167,11 @@ impl Lowering<'_> {
         let mut inputs = BTreeMap::from([("jwt-key".to_owned(), json!(OutputRef::new(jwt, "sha256")))]);
         let mut needs = vec![cluster, border, data];
         let mut document = document;
+        if !service.is_null() {
+            document["watch"]["service"] = service;
+            // Pods fetch what they serve.
+            document["watch"]["copies"] = Value::Null;
+        }
         match &watch.database {
             None if watch.outside.is_some() => {}
             None => needs.push(schema),
@@ -176,6 +201,22 @@ impl Lowering<'_> {
             needs.extend(store.needs);
         }
         self.keep_running(&watch.program, Unit { role: "watch", document, turns: true, needs, inputs });
+    }
+
+    /// Where the watch of a site that serves elsewhere asks whether it does, and the key of its tokens, which is read here by the watch alone.
+    fn asked(&mut self, watch: &Watch, jwt: &ResourceId) -> Option<Value> {
+        let Ok(secrets) = ComponentName::new(SECRETS) else { return None };
+        let secret = self.part_of(&secrets, JWT_KEY)?;
+        let network = self.network_id();
+        let spec =
+            json!({ "path": super::serving::jwt_file(&watch.workload), "secret": OutputRef::new(secret, "secret") });
+        self.want(jwt.clone(), Noun::File, &spec, [network]);
+        let Some(door) = self.socket_at(&self.site.name, &gateway_door(&watch.border)) else {
+            self.too_long();
+            return None;
+        };
+        let tls = json!({ "ca_file": self.folder.join(CA_FILE), "name": CERTIFIED_AS });
+        Some(json!({ "at": door, "path": "/ready", "tls": tls }))
     }
 
     pub(super) fn witness(&mut self, witness: &Witness) {
@@ -264,8 +305,12 @@ impl Lowering<'_> {
             max_request_bytes: front.max_request_bytes,
             timeout_seconds: front.timeout_seconds,
             backends: json!(backends),
-            // A lost site is noticed within a second, of which the looks take the larger part.
-            health: json!({ "path": "/ready", "interval_ms": 250, "timeout_ms": 500, "unhealthy_after": 2, "healthy_after": 1, "gives_up": true }),
+            // A lost site is noticed within a second, of which the looks take the larger part; one that is far away within three. A handshake with
+            // that takes three journeys of a packet.
+            health: match front.far {
+                false => json!({ "path": "/ready", "interval_ms": 250, "timeout_ms": 500, "unhealthy_after": 2, "healthy_after": 1, "gives_up": true }),
+                true => json!({ "path": "/ready", "interval_ms": 250, "timeout_ms": 1250, "unhealthy_after": 2, "healthy_after": 1, "gives_up": true }),
+            },
             metrics_from: vec![figures],
             stop_grace_ms: FRONT_GRACE_MS,
             needs: vec![witness],

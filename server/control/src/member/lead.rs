@@ -134,7 +134,7 @@ impl Member {
         if let Some((to, _)) = &leading.handing {
             return Err(Refused::HandingOver { to: to.clone() });
         }
-        if configuration.members.len() < 2 {
+        if configuration.members.len() < self.settings.fewest() {
             return Err(Refused::Alone);
         }
         if let Some(in_ms) = self.granted_until.checked_sub(now).filter(|left| *left > 0) {
@@ -194,6 +194,8 @@ impl Member {
         self.log.push(entry.clone());
         effects.push(Effect::Append(vec![entry]));
         self.send_all(now, effects);
+        // Where nobody else counts, nobody's answer is waited for.
+        self.advance(now, effects);
         Ok(())
     }
 
@@ -299,7 +301,7 @@ impl Member {
     pub(super) fn advance(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let (Some(leading), Some(configuration)) = (&self.leading, &self.configuration) else { return };
         // Who is alone acknowledges nothing: it would be lost with this disk.
-        if configuration.members.len() < 2 || self.granted_until > now {
+        if configuration.members.len() < self.settings.fewest() || self.granted_until > now {
             return;
         }
         let wanted = leading.change.iter().flat_map(|(wanted, _)| &wanted.members);
@@ -307,7 +309,8 @@ impl Member {
         let has = |(site, life): (&Site, &Incarnation)| {
             leading.peers.get(site).filter(|peer| peer.incarnation == Some(*life)).map_or(0, |peer| peer.stored)
         };
-        let upto = others.map(has).min().unwrap_or(0).min(self.log.last().index);
+        let last = self.log.last().index;
+        let upto = others.map(has).min().unwrap_or(last).min(last);
         if upto > self.committed {
             self.commit(upto, effects);
             // The others show it at once, not only with the next heartbeat.
@@ -341,7 +344,7 @@ impl Member {
     fn due_change(&mut self, now: Millis) -> Option<Configuration> {
         let configuration = self.configuration.as_ref()?;
         let last = self.log.last().index;
-        let grace = self.settings.grace;
+        let (grace, fewest) = (self.settings.grace, self.settings.fewest());
         let leading = self.leading.as_mut()?;
         if leading.change.is_some() {
             return None;
@@ -364,8 +367,8 @@ impl Member {
         if let Some((site, life)) = leading.peers.iter().find_map(|(site, p)| Some((site, is_new(site, p)?))) {
             return Some(configuration.with(site, life));
         }
-        // The last other member is never let go of: it is the only one that may take over.
-        if configuration.members.len() > 2 {
+        // The last other member is never let go of, where one is needed: it is the only one that may take over.
+        if configuration.members.len() > fewest {
             let silent = |site: &&Site| {
                 let peer = leading.peers.get(*site);
                 let life = configuration.members.get(*site).copied();

@@ -36,6 +36,15 @@ pub struct Settings {
     pub automatic: bool,
     /// Whether the home site gets its place back without being told.
     pub failback: bool,
+    /// Whether one site is enough to acknowledge with: what counts is stored elsewhere, and nothing in the log has to outlive a disk.
+    pub sole: bool,
+}
+
+impl Settings {
+    /// How many sites store what is acknowledged, at least.
+    fn fewest(&self) -> usize {
+        if self.sole { 1 } else { 2 }
+    }
 }
 
 /// What survives a restart.

@@ -50,29 +50,64 @@ const SEEDS: [u64; 1] = [772_234];
 
 #[test]
 fn whatever_fails_there_is_one_writer_and_nothing_acknowledged_is_lost() {
-    let schedule = |seed: u64, told: bool| {
-        let mut random = Random::new(seed);
-        let mut world = World::new(&mut random, 1000, 3000, told);
-        world.run_for(8_000)?;
-        for _ in 0..random.below(12) + 1 {
-            world.strike(&mut random);
-            world.run_for(random.below(5_000))?;
-        }
-        world.heal();
-        world.run_for(40_000)?;
-        world.expect_whole()
-    };
     for seed in SEEDS {
-        schedule(seed, false).unwrap_or_else(|why| panic!("TEXTNLP_SEED={seed}: {why}"));
+        schedule(seed, false, false).unwrap_or_else(|why| panic!("TEXTNLP_SEED={seed}: {why}"));
     }
-    all(many("TEXTNLP_SCHEDULES").unwrap_or(20_000), schedule);
+    all(many("TEXTNLP_SCHEDULES").unwrap_or(20_000), |seed, told| schedule(seed, false, told));
+}
+
+#[test]
+fn the_same_holds_where_one_site_is_enough_as_long_as_its_disk_lives() {
+    all(many("TEXTNLP_SCHEDULES").unwrap_or(20_000) / 4, |seed, told| schedule(seed, true, told));
+}
+
+#[test]
+fn a_site_that_is_left_alone_goes_on_where_one_is_enough_and_only_there() {
+    all(200, |seed, told| {
+        for sole in [true, false] {
+            let mut random = Random::new(seed);
+            let mut world = World::new(&mut random, (1000, 3000), sole, told);
+            world.be_calm();
+            world.run_for(20_000)?;
+            // The home site with all but one, then that one's turn is over too.
+            for lost in [0, 1] {
+                world.begin(&Fault::Down(lost));
+                world.run_for(20_000)?;
+            }
+            let before = world.acknowledged();
+            world.run_for(10_000)?;
+            if (world.acknowledged() > before) != sole {
+                return Err(format!(
+                    "alone, with one enough: {sole}, it acknowledged {}",
+                    world.acknowledged() - before
+                ));
+            }
+            world.heal();
+            world.run_for(60_000)?;
+            world.expect_whole()?;
+        }
+        Ok(())
+    });
+}
+
+fn schedule(seed: u64, sole: bool, told: bool) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    let mut world = World::new(&mut random, (1000, 3000), sole, told);
+    world.run_for(8_000)?;
+    for _ in 0..random.below(12) + 1 {
+        world.strike(&mut random);
+        world.run_for(random.below(5_000))?;
+    }
+    world.heal();
+    world.run_for(40_000)?;
+    world.expect_whole()
 }
 
 #[test]
 fn a_short_silence_moves_nothing_and_a_long_one_always_does() {
     all(many("TEXTNLP_SCHEDULES").unwrap_or(20_000) / 10, |seed, told| {
         let mut random = Random::new(seed ^ 0x5eed);
-        let mut world = World::new(&mut random, 10_000, 30_000, told);
+        let mut world = World::new(&mut random, (10_000, 30_000), false, told);
         world.be_calm();
         world.run_for(90_000)?;
         let before = world.primary();

@@ -88,6 +88,7 @@ pub(crate) struct World {
     every: u64,
     grace: u64,
     kept: u64,
+    sole: bool,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: BTreeMap<u64, Event>,
     sequence: u64,
@@ -121,13 +122,14 @@ fn number(site: &Site) -> usize {
 }
 
 impl World {
-    pub(crate) fn new(random: &mut Random, every: u64, grace: u64, told: bool) -> Self {
+    pub(crate) fn new(random: &mut Random, (every, grace): (u64, u64), sole: bool, told: bool) -> Self {
         let rate = |random: &mut Random| 970 + random.below(61);
         let mut world = Self {
             now: 1,
             every,
             grace,
             kept: 1 + random.below(30),
+            sole,
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             sequence: 0,
@@ -205,6 +207,7 @@ impl World {
             kept: self.kept,
             automatic: true,
             failback: true,
+            sole: self.sole,
         };
         let (member, effects) = Member::new(settings, state, now);
         self.nodes[node].member = Some(member);
@@ -430,9 +433,9 @@ impl World {
                     // Also where the disk was lost a moment later.
                     let mut on = self.stored.get(&(at.epoch, at.index)).cloned().unwrap_or_default();
                     on.extend((0..SITES).filter(|other| self.nodes[*other].disk.base.at.index >= at.index));
-                    let two = on.len();
-                    if two < 2 {
-                        self.broken = Some(format!("{key} was acknowledged by {node} and lies on {two} disks"));
+                    let disks = on.len();
+                    if disks < if self.sole { 1 } else { 2 } {
+                        self.broken = Some(format!("{key} was acknowledged by {node} and lies on {disks} disks"));
                     }
                     if self.newest.as_ref().is_none_or(|(newest, _)| newest.index < at.index) {
                         self.newest = Some((at, key.clone()));
@@ -518,6 +521,10 @@ impl World {
     }
 
     /// After all faults have ended: everybody has everything, home is primary, and a write is acknowledged.
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+
     pub(crate) fn expect_whole(&mut self) -> Result<(), String> {
         let before = self.acknowledged.len();
         self.run_for(5 * self.every)?;

@@ -49,7 +49,6 @@ pub(crate) struct Shared {
     pub(crate) api: Api,
     pub(crate) folder: Utf8PathBuf,
     pub(crate) keeper: Sender,
-    addresses: AtomicU32,
     /// Address of each pod, by its uid.
     pods: Mutex<BTreeMap<String, Ipv4Addr>>,
     /// What images hold, by its path there.
@@ -65,7 +64,9 @@ pub(crate) struct Shared {
 impl Shared {
     /// An address of 127.0.0.0/8 that no other pod has, here or in a test program beside this one.
     fn new_address(&self) -> Ipv4Addr {
-        let number = self.addresses.fetch_add(1, Ordering::SeqCst);
+        // Nodes of two clusters are in one network.
+        static ADDRESSES: AtomicU32 = AtomicU32::new(1);
+        let number = ADDRESSES.fetch_add(1, Ordering::SeqCst);
         let bytes = number.to_be_bytes();
         network::real(bytes[2], bytes[3])
     }
@@ -121,7 +122,6 @@ impl Kubelet {
                     api,
                     folder,
                     keeper,
-                    addresses: AtomicU32::new(1),
                     pods: Mutex::default(),
                     programs: Mutex::default(),
                     users: Mutex::default(),

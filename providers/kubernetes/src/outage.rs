@@ -1,0 +1,140 @@
+//! The loss of a cluster, rehearsed: its nodes take no pods, and the pods of a deployment are gone at once.
+//!
+//! Nodes are cordoned by server-side apply under a field manager of the outage's own, so that taking it back gives up exactly what it took:
+//! a node that somebody else cordoned before or meanwhile stays cordoned. What runs of others on those nodes goes on running.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use textnlp_provider::{Error, Lineage, Result, Sort};
+
+use crate::api::Api;
+use crate::errand::of_ours;
+use crate::error::{Call, Rule, missing_rules};
+use crate::preflight::may;
+use crate::provider::Kubernetes;
+use crate::table::{self, Row};
+use crate::trouble::{self, POD};
+
+static NODE: Row = table::nodes();
+/// The annotation of a node that says which outage cordoned it.
+const OUTAGE: &str = "textnlp-outage";
+
+impl Kubernetes {
+    /// Why an outage could not be made now: what may not be done, what is not there, and an outage that was not taken back.
+    pub async fn may_lose(&self, (namespace, lineage): (&str, Lineage), deployment: &str) -> Result<()> {
+        let api = self.api().await?;
+        pods(&api, namespace, lineage, deployment).await?;
+        let mut refused: BTreeMap<Option<&str>, Vec<Rule<'_>>> = BTreeMap::new();
+        for (place, row, verbs) in [(None, &NODE, ["list", "patch"]), (Some(namespace), &POD, ["list", "delete"])] {
+            for verb in verbs {
+                if !may(&api, place, row, verb).await? {
+                    refused.entry(place).or_default().push(Rule::of(row, vec![verb]));
+                }
+            }
+        }
+        let nodes = api.list(&listing(), "").await.unwrap_or_default();
+        if let Some((name, other)) = nodes.iter().find_map(|node| Some((name_of(node), outage_of(node)?))) {
+            let why = format!("outage {other} has not been taken back");
+            let hint = "the drill that made it, or the next one, takes it back; `kubectl uncordon` does not";
+            return Err(cordon(name).error(Sort::Conflict).because(why).hint(hint));
+        }
+        match refused.is_empty() {
+            true => Ok(()),
+            false => {
+                let roles = refused.into_iter().map(|(place, rules)| missing_rules(place, &rules));
+                let hint = format!("whoever administers the cluster adds this:\n{}", roles.collect::<String>());
+                let why = "an outage cordons nodes and removes pods, and you may not";
+                Err(Error::new(Sort::Denied, "rehearse the loss of", "the cluster").because(why).hint(hint))
+            }
+        }
+    }
+
+    /// Cordons every node that takes pods, then removes the pods of a deployment without waiting for them to leave. What was done already is
+    /// fine.
+    pub async fn lose(&self, (namespace, lineage): (&str, Lineage), deployment: &str, outage: &str) -> Result<()> {
+        let api = self.api().await?;
+        for node in api.list(&listing(), "").await? {
+            if node["spec"]["unschedulable"] != true {
+                let mut taken = known(&node);
+                taken["metadata"]["annotations"] = json!({ OUTAGE: outage });
+                taken["spec"] = json!({ "unschedulable": true });
+                api.apply(&cordon(name_of(&node)), &manager(outage), &taken, false).await?;
+            }
+        }
+        for pod in pods(&api, namespace, lineage, deployment).await? {
+            let name = name_of(&pod);
+            let call =
+                Call { action: "remove", verb: "delete", row: &POD, namespace: Some(namespace), name: Some(name) };
+            match api.kill(&call, uid_of(&pod)).await {
+                // Another of its name, or none: it is gone.
+                Err(error) if !matches!(error.sort, Sort::NotFound | Sort::Conflict) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every node back that an outage took; pods come by themselves. Says how many nodes those were. What was taken back already is fine.
+    pub async fn find_again(&self, outage: &str) -> Result<usize> {
+        let api = self.api().await?;
+        let nodes = api.list(&listing(), "").await?;
+        let mut given = 0;
+        for node in nodes.iter().filter(|node| outage_of(node) == Some(outage)) {
+            match api.apply(&cordon(name_of(node)), &manager(outage), &known(node), false).await {
+                // Its machine is gone.
+                Err(error) if !matches!(error.sort, Sort::NotFound | Sort::Conflict) => return Err(error),
+                _ => given += 1,
+            }
+        }
+        Ok(given)
+    }
+
+    /// How many pods of a deployment are ready.
+    pub async fn ready_pods(&self, place: (&str, Lineage), deployment: &str) -> Result<usize> {
+        let pods = pods(&self.api().await?, place.0, place.1, deployment).await?;
+        let is_ready = |pod: &&Value| {
+            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+            conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+        };
+        Ok(pods.iter().filter(is_ready).count())
+    }
+}
+
+/// The pods of a deployment of ours.
+async fn pods(api: &Api, namespace: &str, lineage: Lineage, deployment: &str) -> Result<Vec<Value>> {
+    let row = table::named("kubernetes.deployment");
+    let call = Call { action: "read", verb: "get", row, namespace: Some(namespace), name: Some(deployment) };
+    let found = of_ours(api, &call, lineage).await?;
+    let list = Call { action: "list", verb: "list", row: &POD, namespace: Some(namespace), name: None };
+    api.list(&list, &trouble::selector(&found)).await
+}
+
+fn listing() -> Call<'static> {
+    Call { action: "list", verb: "list", row: &NODE, namespace: None, name: None }
+}
+
+fn cordon(name: &str) -> Call<'_> {
+    Call { action: "cordon", verb: "patch", row: &NODE, namespace: None, name: Some(name) }
+}
+
+fn manager(outage: &str) -> String {
+    format!("textnlp-outage-{outage}")
+}
+
+/// The node that was looked at, and no other of its name.
+fn known(node: &Value) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name_of(node), "uid": uid_of(node) } })
+}
+
+fn outage_of(node: &Value) -> Option<&str> {
+    node["metadata"]["annotations"][OUTAGE].as_str()
+}
+
+fn name_of(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+fn uid_of(object: &Value) -> &str {
+    object["metadata"]["uid"].as_str().unwrap_or_default()
+}
