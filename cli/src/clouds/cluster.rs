@@ -9,13 +9,14 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_kubernetes::{
-    Access, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes, OwnPostgres, Placement, Scrape, Wish,
+    Access, Analytics, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes, ModelVolume, Nodes,
+    OwnPostgres, Placement, Scrape, Spot, Wish,
 };
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
 use textnlp_onprem::fault::Elsewhere;
-use textnlp_orchestrator::environment::model::{ClusterAccess, Hosting, IngressKind, Strategy};
-use textnlp_orchestrator::environment::{Environment, REPLICATION_PASSWORD};
+use textnlp_orchestrator::environment::model::{self, ClusterAccess, Hosting, IngressKind, Strategy};
+use textnlp_orchestrator::environment::{Environment, REPLICATION_PASSWORD, saml_settings};
 use textnlp_provider::component::Part;
 use textnlp_provider::{
     CloudId, Component, FieldChange, Handle, Kind, KindName, Lineage, Object, Observed, Operation, Problem, Problems,
@@ -61,7 +62,13 @@ impl InCluster {
         let ingress = ingress(&access, environment);
         // Whoever ends TLS before the service has the port that browsers take.
         let led = ingress.is_some().then(|| environment.traffic.domain.as_ref().map(|name| format!("https://{name}")));
+        let here = Utf8PathBuf::try_from(std::env::current_dir()?)?;
         let placement = Placement {
+            analytics: analytics(&access),
+            // A file that is gone keeps nobody from looking, and from removing what was made with it.
+            saml: access.saml.as_ref().map(|file| saml_settings(&here.join(file)).map_err(|problem| problem.cause)),
+            models: model_volume(&access, environment),
+            nodes: nodes(&access),
             namespace: environment.cluster.namespace.clone(),
             image: access.image,
             led_by_others: (access.address.is_some() && !access.load_balancer) || ingress.is_some(),
@@ -114,6 +121,56 @@ fn own_postgres(environment: &Environment, image: Option<String>) -> Option<OwnP
         disk_bytes: database.size.0,
         dumps_bytes: environment.backup.size.unwrap_or(database.size).0,
     })
+}
+
+/// The job of the operator's, which validation has seen to name an image.
+fn analytics(access: &ClusterAccess) -> Option<Analytics> {
+    let settings = access.analytics.clone()?;
+    Some(Analytics {
+        image: settings.image?,
+        schedule: settings.schedule,
+        command: settings.command,
+        deadline_seconds: settings.deadline.as_seconds(),
+        memory_bytes: settings.memory.0,
+        spot: match settings.spot {
+            model::Spot::Never => Spot::Never,
+            model::Spot::Prefer => Spot::Prefer,
+            model::Spot::Only => Spot::Only,
+        },
+    })
+}
+
+fn model_volume(access: &ClusterAccess, environment: &Environment) -> ModelVolume {
+    let models = access.models.clone();
+    match (models.kind, models.reference) {
+        (model::ModelVolume::Claim, _) => {
+            let bytes = models.size.unwrap_or(environment.storage.model_cache).0;
+            ModelVolume::Claim { bytes, class: models.storage_class }
+        }
+        (model::ModelVolume::Image, Some(reference)) => ModelVolume::Image { reference },
+        // A folder of a node, and an image that nobody names, were refused by validation.
+        (model::ModelVolume::Pod | model::ModelVolume::Node | model::ModelVolume::Image, _) => ModelVolume::Pod,
+    }
+}
+
+fn nodes(access: &ClusterAccess) -> Nodes {
+    let bears = |taint: &model::Toleration| {
+        let mut bears = json!({ "operator": taint.operator });
+        for (field, value) in
+            [("key", json!(taint.key)), ("value", json!(taint.value)), ("effect", json!(taint.effect))]
+        {
+            if !value.is_null() {
+                bears[field] = value;
+            }
+        }
+        bears
+    };
+    Nodes {
+        selector: access.node_selector.clone(),
+        tolerations: access.tolerations.iter().map(bears).collect(),
+        runtime_class: access.runtime_class.clone(),
+        priority_class: access.priority_class.clone(),
+    }
 }
 
 fn ingress(access: &ClusterAccess, environment: &Environment) -> Option<Ingress> {

@@ -1,12 +1,15 @@
-//! Whether what an environment refers to is there: secrets, and the private authority's file.
+//! Whether what an environment refers to is there: secrets, the private authority's file, and that of SAML's settings.
 //!
 //! What is missing here may be there where the environment runs, so such an environment loads and passes `env check`; `plan`
 //! and `up` refuse it, with everything else that is wrong.
 
 use std::collections::BTreeMap;
 
+use camino::Utf8Path;
+
 use super::check::{Schema, join};
 use super::problem::{Problem, Severity};
+use super::saml::{SamlProblem, saml_settings};
 use super::tree::{Node, NodeKind};
 use super::units::{self, SecretSource, cut};
 
@@ -48,6 +51,9 @@ impl References<'_> {
             let fix = "name the file of the authority in PEM form";
             return file_problem(text).map(|cause| (cause, fix.to_owned()));
         }
+        if is_saml(path) {
+            return saml_settings(Utf8Path::new(text)).err().map(|SamlProblem { cause, fix }| (cause, fix));
+        }
         let is_secret = self.schema.at(path).and_then(|s| s["format"].as_str()).is_some_and(units::is_secret_format);
         // An address that is a URL refers to nothing.
         match text.parse::<SecretSource>().ok().filter(|_| is_secret)? {
@@ -64,6 +70,11 @@ impl References<'_> {
             )),
         }
     }
+}
+
+/// `sites[0].cluster.saml`.
+fn is_saml(path: &str) -> bool {
+    path.starts_with("sites[") && path.ends_with("].cluster.saml")
 }
 
 fn file_problem(path: &str) -> Option<String> {

@@ -539,6 +539,7 @@ fn each_rule_answers_with_its_own_sentence() {
     const OUTSIDE: &str = "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, host: db.example.com }";
     const DOMAIN: &str = "traffic: { domain: text.example.com }\n";
     let there = |ingress: &str| site(&format!("runtime: kubernetes, cluster: {{ ingress: {{ {ingress} }} }}"));
+    let within = |settings: &str| site(&format!("runtime: kubernetes, cluster: {{ {settings} }}"));
     let two = |second: &str, more: &str| {
         GOOD.replace(
             "provider: onprem }",
@@ -566,6 +567,25 @@ fn each_rule_answers_with_its_own_sentence() {
         (there("kind: route, issuer: x") + DOMAIN, "nothing reads it with `kind: route`"),
         (there("kind: rout") + DOMAIN, "`rout` is not one of `ingress`, `route`"),
         (site("runtime: kubernetes, cluster: { address: \"https://x\", ingress: { kind: route } }") + DOMAIN, "it contradicts `address`"),
+        (site("cluster: { saml: a.json }"), "the site runs by `process`, in no cluster"),
+        (within("analytics: { schedule: \"@hourly\", image: a }"), "`@hourly` is not a line of cron"),
+        (within("analytics: { }"), "the image is one of your own"),
+        (within("analytics: { image: a, command: [] }"), "it is empty, or a word of it is"),
+        (within("analytics: { image: a, deadline: 2d }"), "no run ends like that"),
+        (within("analytics: { image: a, memory: 1MiB }"), "no program begins with that"),
+        (within("analytics: { image: a, spot: often }"), "`often` is not one of `never`, `prefer`, `only`"),
+        (within("models: { kind: node }"), "`hostPath` alone, which the restricted profile of the namespace refuses"),
+        (within("models: { kind: image }"), "nobody says which image has the models"),
+        (within("models: { kind: claim, reference: a }"), "with `kind: claim` nothing reads it"),
+        (within("models: { size: 1GiB }"), "with `kind: pod` nothing reads it"),
+        (within("models: { kind: claim, storage_class: A_b }"), "`A_b` is not the name of an object"),
+        (within("node_selector: { \"a b\": c }"), "no node has the label `a b: c`"),
+        (within("tolerations: [{ operator: Exists, value: a }]"), "`Equal` compares with a value"),
+        (within("tolerations: [{ value: a }]"), "nobody says which taint"),
+        (within("tolerations: [{ key: a, value: b, effect: Maybe }]"), "`Maybe` is not one of `NoSchedule`"),
+        (within("runtime_class: \"-\""), "`-` is not the name of an object"),
+        (within("saml: /nowhere/saml.json"), "there is no file /nowhere/saml.json"),
+        (within("saml: /etc/hosts"), "/etc/hosts: it is no JSON"),
         (site("host: example"), "`example` is not an address of this machine"),
         (plus("server: { api: { port: 9090 } }"), "port 9090 is wanted by `server.api.port` too"),
         (plus("server: { api: { port: 443 } }"), "port 443 needs a privilege"),

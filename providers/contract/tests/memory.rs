@@ -207,6 +207,7 @@ fn every_component_is_lowered() {
                 tls: true,
                 certificate: name("cert"),
                 weights: BTreeMap::from([(name("here"), 100)]),
+                far: false,
                 border: name("border"),
                 witness: name("witness"),
                 program,

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::api::Api;
 use crate::error::Call;
 use crate::identity;
+use crate::lower::SHARED_VOLUME;
 use crate::provider::Kubernetes;
 use crate::ready::{self, Ready};
 use crate::table::{self, Row};
@@ -120,6 +121,10 @@ fn job(servers: &Value, container: &str, arguments: &[String]) -> Option<Value> 
     let fields = one.as_object_mut()?;
     for of_a_server in ["ports", "startupProbe", "livenessProbe", "readinessProbe", "lifecycle"] {
         fields.shift_remove(of_a_server);
+    }
+    // No model is asked: a node need not pull them for it.
+    if let Some(mounts) = fields.get_mut("volumeMounts").and_then(Value::as_array_mut) {
+        mounts.retain(|mount| mount["name"] != SHARED_VOLUME);
     }
     // Kubernetes puts variables in: `$(NAME)` is what somebody typed, and stays so.
     one["args"] = arguments.iter().map(|argument| argument.replace('$', "$$")).collect();
@@ -261,10 +266,10 @@ mod tests {
                 "initContainers": [{ "name": "models" }],
                 "containers": [
                     { "name": "api", "image": "a", "command": ["p"], "args": ["serve"], "readinessProbe": {}, "ports": [],
-                      "env": [{ "name": "A", "value": "1" }], "volumeMounts": [{ "name": "config" }] },
+                      "env": [{ "name": "A", "value": "1" }], "volumeMounts": [{ "name": "config" }, { "name": "shared-models" }] },
                     { "name": "gateway", "image": "a" },
                 ],
-                "volumes": [{ "name": "config" }, { "name": "models" }],
+                "volumes": [{ "name": "config" }, { "name": "models" }, { "name": "shared-models" }],
             } } },
         });
         let made = job(&servers, "api", &["serve".to_owned(), "a$(B)$$".to_owned()]).unwrap();

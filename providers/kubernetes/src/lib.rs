@@ -32,5 +32,7 @@ mod watch;
 pub use canary::{ORDERS, Scrape, Stage, Told, Wish};
 pub use errand::Errand;
 pub use export::{Export, ExportFile, Form, NeededSecret, export};
-pub use lower::{BACKUP, FILLED_BY_CERT_MANAGER, Ingress, OwnPostgres, Placement, RESTORE};
+pub use lower::{
+    Analytics, BACKUP, FILLED_BY_CERT_MANAGER, Ingress, ModelVolume, Nodes, OwnPostgres, Placement, RESTORE, Spot,
+};
 pub use provider::{Access, Kubernetes};

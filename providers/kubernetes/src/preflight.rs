@@ -25,8 +25,8 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     let asked: Vec<(&'static Row, &Wanted)> =
         wanted.iter().filter_map(|one| Some((table::row(&one.kind)?, one))).collect();
     let mut problems = Vec::new();
-    let api = match reach(kubernetes, &mut problems).await {
-        Ok(api) => api,
+    let (api, minor) = match reach(kubernetes, &mut problems).await {
+        Ok(reached) => reached,
         Err(error) if error.sort == Sort::Denied || error.sort == Sort::Unavailable => {
             let fix = error
                 .hint
@@ -56,6 +56,8 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     }
     served::metrics(&api, wanted, &mut problems).await?;
     served::ways_in(&api, wanted, &mut problems).await?;
+    served::classes(&api, wanted, &mut problems).await?;
+    served::image_volumes(minor, wanted, &mut problems);
     let asked: Vec<_> = asked.into_iter().filter(|(row, _)| !missing.contains(row.name)).collect();
     permissions(&api, &asked, &mut problems).await?;
     taken_names(&api, &asked, &mut problems).await?;
@@ -89,8 +91,8 @@ fn brought_kinds(wanted: &[Wanted]) -> BTreeSet<String> {
     names.map(str::to_owned).collect()
 }
 
-/// Whether the API server answers, and how old it is.
-async fn reach(kubernetes: &Kubernetes, problems: &mut Vec<Problem>) -> Result<Api> {
+/// Whether the API server answers, and of which version it is: the number after `1.`.
+async fn reach(kubernetes: &Kubernetes, problems: &mut Vec<Problem>) -> Result<(Api, u64)> {
     let api = kubernetes.api().await?;
     let call =
         Call { action: "ask the version of", verb: "get", row: table::namespaces(), namespace: None, name: None };
@@ -105,7 +107,7 @@ async fn reach(kubernetes: &Kubernetes, problems: &mut Vec<Problem>) -> Result<A
         );
         problems.push(Problem::warning("cluster", cause, format!("upgrade it to 1.{OLDEST_MINOR} or newer")));
     }
-    Ok(api)
+    Ok((api, minor))
 }
 
 /// The kinds that this cluster does not have.

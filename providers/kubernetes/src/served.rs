@@ -1,5 +1,5 @@
 //! What objects of ours need of others in the cluster, without which they are there and do nothing: figures for autoscalers, controllers for
-//! ways in. Reads only.
+//! ways in, classes and volumes for pods. Reads only.
 
 use std::collections::BTreeSet;
 
@@ -54,18 +54,82 @@ pub(crate) async fn ways_in(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
     for spec in ingresses.map(|one| one.spec.as_value()) {
         if let Some(class) = spec["spec"]["ingressClassName"].as_str() {
             let fix = "install ingress-nginx in the cluster";
-            named(api, "IngressClass", "/apis/networking.k8s.io/v1/ingressclasses", class, fix, problems).await?;
+            let path = "/apis/networking.k8s.io/v1/ingressclasses";
+            named(api, ("cluster.ingress", "IngressClass", path), class, fix, problems).await?;
         }
         if let Some(issuer) = spec["metadata"]["annotations"]["cert-manager.io/cluster-issuer"].as_str() {
             let fix = "install cert-manager in the cluster, with a ClusterIssuer";
-            named(api, "ClusterIssuer", "/apis/cert-manager.io/v1/clusterissuers", issuer, fix, problems).await?;
+            let path = "/apis/cert-manager.io/v1/clusterissuers";
+            named(api, ("cluster.ingress", "ClusterIssuer", path), issuer, fix, problems).await?;
         }
     }
     Ok(())
 }
 
-/// An object of the cluster's has to be there; which there are is told. Where nobody may look, it is taken to be there.
-async fn named(api: &Api, kind: &str, path: &str, name: &str, fix: &str, problems: &mut Vec<Problem>) -> Result<()> {
+/// Pods of a class that is not there are never made, and a claim of one waits for ever.
+pub(crate) async fn classes(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
+    const CLASSES: [(&str, &str, &str, &str); 3] = [
+        (
+            "cluster.runtime_class",
+            "RuntimeClass",
+            "/apis/node.k8s.io/v1/runtimeclasses",
+            "/spec/template/spec/runtimeClassName",
+        ),
+        (
+            "cluster.priority_class",
+            "PriorityClass",
+            "/apis/scheduling.k8s.io/v1/priorityclasses",
+            "/spec/template/spec/priorityClassName",
+        ),
+        (
+            "cluster.models.storage_class",
+            "StorageClass",
+            "/apis/storage.k8s.io/v1/storageclasses",
+            "/spec/storageClassName",
+        ),
+    ];
+    for (place, kind, path, pointer) in CLASSES {
+        let asked = wanted.iter().filter(|one| table::row(&one.kind).is_some());
+        let asked: BTreeSet<&str> = asked.filter_map(|one| one.spec.as_value().pointer(pointer)?.as_str()).collect();
+        for class in asked {
+            let fix = "have whoever administers the cluster make it, or leave it out";
+            named(api, (place, kind, path), class, fix, problems).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Since this version a cluster takes images as volumes when it is told to, and since that one without being told.
+const IMAGE_VOLUMES: (u64, u64) = (31, 35);
+
+/// An older cluster lets the image of a volume fall, and refuses what is left.
+pub(crate) fn image_volumes(minor: u64, wanted: &[Wanted], problems: &mut Vec<Problem>) {
+    let volumes =
+        wanted.iter().filter_map(|one| one.spec.as_value().pointer("/spec/template/spec/volumes")?.as_array());
+    if !volumes.flatten().any(|volume| volume["image"].is_object()) || minor >= IMAGE_VOLUMES.1 {
+        return;
+    }
+    let place = "cluster.models";
+    let fix = format!("write `kind: claim` or `kind: pod`, or use a cluster of version 1.{} or newer", IMAGE_VOLUMES.1);
+    if minor < IMAGE_VOLUMES.0 {
+        let cause = format!("models come in an image, and Kubernetes 1.{minor} has no volumes of images");
+        return problems.push(Problem::new(place, cause, fix));
+    }
+    let cause = format!(
+        "models come in an image, which Kubernetes 1.{minor} takes as a volume only when its feature gate `ImageVolume` is on, for the API server and every kubelet"
+    );
+    problems.push(Problem::warning(place, cause, fix));
+}
+
+/// An object of the cluster's has to be there: `(what asks for it, its kind, where they are)`; which there are is told. Where nobody may look,
+/// it is taken to be there.
+async fn named(
+    api: &Api,
+    (place, kind, path): (&str, &str, &str),
+    name: &str,
+    fix: &str,
+    problems: &mut Vec<Problem>,
+) -> Result<()> {
     let call =
         Call { action: "ask for what leads to", verb: "list", row: table::namespaces(), namespace: None, name: None };
     let there = match api.metadata(&call, path).await {
@@ -83,6 +147,41 @@ async fn named(api: &Api, kind: &str, path: &str, name: &str, fix: &str, problem
     } else {
         format!("name one of those that are there: {}", names.join(", "))
     };
-    problems.push(Problem::new("cluster.ingress", format!("the cluster has no {kind} `{name}`"), fix));
+    problems.push(Problem::new(place, format!("the cluster has no {kind} `{name}`"), fix));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use textnlp_provider::{KindName, Ownership, Spec};
+
+    #[test]
+    fn images_as_volumes_depend_on_the_version() {
+        let deployment = |volume: serde_json::Value| Wanted {
+            id: "a/server/deployment".parse().expect("an id"),
+            kind: KindName::new("kubernetes.deployment").expect("a kind"),
+            site: "a".parse().expect("a site"),
+            via: None,
+            spec: Spec::of(&json!({ "spec": { "template": { "spec": { "volumes": [volume] } } } })),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        };
+        let check = |minor: u64, volume: serde_json::Value, says: Option<&str>| {
+            let mut problems = Vec::new();
+            image_volumes(minor, &[deployment(volume)], &mut problems);
+            let said = problems.first().map(|problem| problem.to_string());
+            match says {
+                None => assert_eq!(said, None, "1.{minor}"),
+                Some(says) => assert!(said.as_ref().is_some_and(|said| said.contains(says)), "1.{minor}: {said:?}"),
+            }
+        };
+        let image = || json!({ "name": "shared-models", "image": { "reference": "a" } });
+        check(30, image(), Some("has no volumes of images"));
+        check(34, image(), Some("feature gate `ImageVolume`"));
+        check(35, image(), None);
+        check(30, json!({ "name": "tmp", "emptyDir": {} }), None);
+    }
 }

@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::{Export, Form, Ingress, Placement, export};
+use textnlp_kubernetes::{Export, Form, Ingress, ModelVolume, Placement, export};
 use textnlp_provider::{OutputRef, Wanted};
 
 mod parts;
@@ -143,6 +143,13 @@ fn the_three_newest_versions_know_every_field() {
         said(Command::new(python.trim()).args([script, schemas.as_str()]).arg(&file))
     };
     let mut objects = documents(text_of(&exported(Form::Yaml), "textnlp.yaml"));
+    let image = ModelVolume::Image { reference: "registry.example.com/models:1".to_owned() };
+    for place in [with_parts(placement()), Placement { models: image, ..placement() }] {
+        let stream = export(&parts::objects(&place), "pilot", Form::Yaml).unwrap();
+        let kinds = ["CronJob", "Deployment", "Job", "PersistentVolumeClaim"];
+        let all = documents(text_of(&stream, "textnlp.yaml")).into_iter();
+        objects.extend(all.filter(|one| kinds.iter().any(|kind| one["kind"] == *kind)));
+    }
     let (ok, out, err) = held(&json!(objects));
     assert!(ok, "{out}{err}");
     let lines: Vec<&str> = out.lines().collect();
@@ -200,6 +207,79 @@ fn a_database_of_ours_comes_with_every_export_and_stays_when_a_chart_goes() {
         assert_eq!(all[name]["metadata"]["annotations"]["helm.sh/resource-policy"], "keep", "{name}");
     }
     assert_eq!(all["CronJob textnlp-restore"]["spec"]["suspend"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_beside_the_servers_comes_with_every_export() {
+    let Some(control) = ControlPlane::shared() else { return };
+    world::add_kinds(control).await;
+    let wanted = objects(&with_parts(placement()));
+    let stream = export(&wanted, "pilot", Form::Yaml).unwrap();
+    let ours = by_name(documents(text_of(&stream, "textnlp.yaml")));
+    let names = [
+        "CronJob analytics-processor",
+        "ConfigMap spot-config",
+        "ConfigMap saml-config",
+        "PersistentVolumeClaim textnlp-models",
+    ];
+    assert!(names.iter().all(|name| ours.contains_key(*name)), "{:?}", ours.keys());
+
+    let base = export(&wanted, "pilot", Form::Kustomize).unwrap();
+    let (_folder, path) = put(&base);
+    let namespace = control.namespace("beside");
+    let overlay = path.join("overlay");
+    std::fs::create_dir_all(&overlay).unwrap();
+    std::fs::write(overlay.join("kustomization.yaml"), format!("resources: [../base]\nnamespace: {namespace}\n"))
+        .unwrap();
+    secrets_in(&path.join("base/secrets"));
+    for pem in ["tls.crt", "tls.key"] {
+        std::fs::write(path.join("base/secrets").join(pem), "none").unwrap();
+    }
+    for file in &base.files {
+        std::fs::write(path.join("base").join(&file.path), &file.text).unwrap();
+    }
+    let built = control.kubectl(&["kustomize", overlay.as_str()]);
+    let built = by_name(documents(&String::from_utf8(built.stdout).unwrap()));
+    let container = "/spec/jobTemplate/spec/template/spec/containers/0";
+    let env = built["CronJob analytics-processor"].pointer(&format!("{container}/env")).unwrap().to_string();
+    let secret = built.keys().find_map(|name| name.strip_prefix("Secret textnlp-secrets-")).unwrap();
+    assert!(env.contains(&format!("textnlp-secrets-{secret}")), "it reads the Secret by the name that it got: {env}");
+    let tried =
+        control.kubectl(&["apply", "--server-side", "--dry-run=server", "--validate=strict", "-k", overlay.as_str()]);
+    assert!(tried.status.success(), "{}", String::from_utf8_lossy(&tried.stderr));
+
+    let Some(_) = control.helm() else { return };
+    let (_folder, chart) = put(&export(&wanted, "pilot", Form::Helm).unwrap());
+    let rendered = |more: &[&str]| {
+        let args = ["template", "textnlp", chart.as_str(), "--kube-version", "1.34.0", "--namespace", "textnlp"];
+        let mut helm = control.helm().unwrap();
+        let (ok, out, err) = said(helm.args(args).args(["--set", "secrets.existing=true"]).args(more));
+        assert!(ok, "{err}");
+        by_name(documents(&out))
+    };
+    let (clean, out, err) =
+        said(control.helm().unwrap().args(["lint", "--strict", chart.as_str(), "--set", "secrets.existing=true"]));
+    assert!(clean, "{out}{err}");
+    let mut all = rendered(&[]);
+    let job = all.get_mut("CronJob analytics-processor").unwrap();
+    let pod = job.pointer_mut("/spec/jobTemplate/spec/template/spec").unwrap().as_object_mut().unwrap();
+    assert_eq!(pod.remove("imagePullSecrets"), Some(json!([])));
+    for name in &names[..3] {
+        assert_eq!(all.get(*name), ours.get(*name), "{name}");
+    }
+    let claim = &all["PersistentVolumeClaim textnlp-models"];
+    assert_eq!(claim["spec"], ours["PersistentVolumeClaim textnlp-models"]["spec"]);
+    // What the environment says of nodes is what a value of the chart stands at.
+    let nodes = |all: &BTreeMap<String, Value>| {
+        all["Deployment textnlp-api"]["spec"]["template"]["spec"]["nodeSelector"].clone()
+    };
+    assert_eq!(nodes(&all), json!({ "pool": "text" }));
+    let set = "analytics.image=other:2,analytics.schedule=5 * * * *,nodeSelector.zone=a";
+    let other = rendered(&["--set", set]);
+    let job = &other["CronJob analytics-processor"];
+    assert_eq!(job["spec"]["schedule"], "5 * * * *");
+    assert_eq!(job.pointer(&format!("{container}/image")), Some(&json!("other:2")));
+    assert_eq!(nodes(&other), json!({ "pool": "text", "zone": "a" }));
 }
 
 #[tokio::test(flavor = "multi_thread")]

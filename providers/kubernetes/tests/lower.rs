@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use expect_test::expect_file;
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::{Ingress, OwnPostgres, Placement};
+use textnlp_kubernetes::{Ingress, ModelVolume, OwnPostgres, Placement, Spot};
 use textnlp_provider::component::*;
 use textnlp_provider::{Component, OutputRef, Ownership, Wanted};
 
@@ -37,6 +37,101 @@ fn a_release_that_shows_on_a_few_pods_first_is_whole_in_their_template() {
     }
     assert!(!text.contains("name: textnlp-config\n        configMap") && text.contains("downwardAPI"));
     expect_file!["./golden/canary.yaml"].assert_eq(&text);
+}
+
+#[test]
+fn what_is_beside_the_servers_and_where_their_pods_go_becomes_these_objects() {
+    let mut text = String::new();
+    for one in beside(&placement()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/parts.yaml"].assert_eq(&text);
+}
+
+#[test]
+fn a_job_of_the_operators_reaches_the_database_as_the_servers_do_and_bears_what_the_map_says() {
+    let server = |stored: Database, place: Placement| {
+        let made = lowered(&component("server", Part::Workload(Workload { stored, ..workload() })), place).unwrap();
+        let of = |part: &str| {
+            let found = made.iter().find(|one| one.id.as_str() == format!("main/server/{part}"));
+            found.map(|one| one.spec.as_value().clone())
+        };
+        (of("analytics").unwrap(), of("spot-config"))
+    };
+    let pod = |job: &Value| job["spec"]["jobTemplate"]["spec"]["template"].clone();
+    let variable = |job: &Value, name: &str| {
+        let env = pod(job)["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+        env.into_iter().find(|one| one["name"] == name)
+    };
+    let place = |spot: Spot, place: Placement| Placement { analytics: Some(analytics(spot)), ..place };
+
+    let (far, map) = server(database(), place(Spot::Only, placement()));
+    let from = json!({ "secretKeyRef": { "name": "textnlp-secrets", "key": "database-url" } });
+    assert_eq!(variable(&far, "DATABASE_URL").unwrap()["valueFrom"], from);
+    assert_eq!(variable(&far, "PROCESSING_MODE").unwrap()["value"], "batch");
+    let map = map.unwrap()["data"].clone();
+    let told = |file: &str| serde_yaml::from_str::<Value>(map[file].as_str().unwrap()).unwrap();
+    let template = pod(&far);
+    for (label, value) in told("labels.yaml").as_object().unwrap() {
+        assert_eq!(&template["metadata"]["labels"][label], value);
+    }
+    assert_eq!(template["spec"]["tolerations"], told("tolerations.yaml"));
+    assert_eq!(
+        told("tolerations.yaml"),
+        json!([{ "key": "node.kubernetes.io/lifecycle", "operator": "Equal", "value": "spot", "effect": "NoSchedule" }])
+    );
+    assert_eq!(template["spec"]["nodeSelector"], json!({ "node.kubernetes.io/lifecycle": "spot" }));
+    assert!(template["spec"].get("affinity").is_none());
+
+    let (own, map) = server(own_stored(), place(Spot::Never, own_placement()));
+    let password = json!({ "secretKeyRef": { "name": "textnlp-secrets", "key": "database-password" } });
+    assert_eq!(variable(&own, "PGPASSWORD").unwrap()["valueFrom"], password);
+    assert_eq!(
+        variable(&own, "DATABASE_URL").unwrap()["value"],
+        "postgresql://textnlp:$(PGPASSWORD)@textnlp-database-rw:5432/textnlp?sslmode=verify-full&sslrootcert=/etc/textnlp-database/ca.crt"
+    );
+    assert!(own.to_string().contains("textnlp-database-ca"), "its authority is there");
+    assert_eq!(map, None, "nobody asks for machines that can be taken back");
+    assert!(pod(&own)["spec"].get("tolerations").is_none());
+
+    // A password of somebody else's may have letters that an address would have to escape: it stays beside it.
+    let Some(postgres) = database().postgres else { unreachable!() };
+    let given = Given { source: "secret:env:PASSWORD".to_owned(), version: "abc".to_owned() };
+    let address = DatabaseAddress::Url("postgresql://u@db.example.com/text".to_owned(), Some(given));
+    let stored = Database { postgres: Some(Box::new(Postgres { address: Some(address), ..*postgres })), ..database() };
+    let (theirs, _) = server(stored, place(Spot::Never, placement()));
+    assert_eq!(variable(&theirs, "DATABASE_URL").unwrap()["value"], "postgresql://u@db.example.com/text");
+    assert_eq!(variable(&theirs, "PGPASSWORD").unwrap()["valueFrom"], password);
+}
+
+#[test]
+fn an_image_of_models_is_read_and_never_written() {
+    let reference = "registry.example.com/models@sha256:00".to_owned();
+    let place = || Placement { models: ModelVolume::Image { reference: reference.clone() }, ..placement() };
+    let server = lowered(&component("server", Part::Workload(workload())), place()).unwrap();
+    let deployment = server.iter().find(|one| one.kind.as_str() == "kubernetes.deployment").unwrap();
+    let pod = &deployment.spec.as_value()["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == "shared-models").unwrap();
+    assert_eq!(volume["image"], json!({ "reference": reference, "pullPolicy": "IfNotPresent" }));
+    for containers in ["initContainers", "containers"] {
+        for container in pod[containers].as_array().unwrap() {
+            let mounts = container["volumeMounts"].as_array().unwrap();
+            let mounted = mounts.iter().find(|mount| mount["name"] == "shared-models");
+            assert_eq!(mounted.is_some(), container["name"] != "gateway", "{container}");
+            assert!(mounted.is_none_or(|mount| mount["readOnly"] == true), "{container}");
+        }
+    }
+    // What lies on this machine comes in the image.
+    let mut near = models();
+    near.models[0].source = "file:/srv/model".to_owned();
+    let made = lowered(&component("models", Part::ModelStore(near)), place()).unwrap();
+    let list = made[0].spec.as_value()["data"]["models.yaml"].as_str().unwrap();
+    assert!(list.contains(r#""image":"/var/lib/textnlp/image""#) && !list.contains("cache"), "{list}");
+    assert_eq!(made.len(), 1, "no volume of ours");
 }
 
 #[test]
@@ -226,7 +321,10 @@ fn what_is_not_there_yet_is_refused_by_name() {
     for (part, says) in [
         (Part::Database(sqlite), "a `sqlite` database is not put into a cluster"),
         (Part::Cache(Cache { kind: "redis".to_owned() }), "`redis` cache"),
-        (Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: Some(gpu) }), "serve on the CPU"),
+        (
+            Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: Some(gpu) }),
+            "would hold one that nobody uses",
+        ),
         (Part::ModelStore(far), "nobody knows the digest of model `textnlp-tiny`"),
         (Part::ModelStore(near), "pods cannot reach it"),
         (Part::Workload(watched), "between sites"),
@@ -238,6 +336,9 @@ fn what_is_not_there_yet_is_refused_by_name() {
         let problems = lowered(&component("one", part), placement()).unwrap_err();
         assert!(problems.to_string().contains(says), "{says}: {problems}");
     }
+    let gone = Placement { saml: Some(Err("there is no file a.json".to_owned())), ..placement() };
+    let problems = lowered(&component("server", Part::Workload(workload())), gone).unwrap_err();
+    assert!(problems.to_string().contains("there is no file a.json"), "{problems}");
     let cluster = component("cluster", Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None }));
     let growing = Placement { max_nodes: Some(5), ..placement() };
     assert!(lowered(&cluster, growing).unwrap_err().to_string().contains("nobody here makes nodes"));
@@ -277,7 +378,19 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let own = own_database(&Placement { namespace: namespace.clone(), ..own_placement() });
     let own = own.into_iter().filter(|one| !whole.iter().any(|other| other.id == one.id)).collect::<Vec<_>>();
     let canary = canary(&Placement { namespace: namespace.clone(), ..placement() });
-    for one in whole.iter().chain(&own).chain(&canary) {
+    let parts = beside(&Placement { namespace: namespace.clone(), ..placement() });
+    let image = ModelVolume::Image { reference: "registry.example.com/models:1".to_owned() };
+    let image = Placement {
+        namespace: namespace.clone(),
+        models: image,
+        analytics: Some(analytics(Spot::Only)),
+        ..own_placement()
+    };
+    let ends = ["/deployment", "/analytics"];
+    let image = own_objects(&image).into_iter().filter(|one| ends.iter().any(|end| one.id.as_str().ends_with(end)));
+    let image: Vec<Wanted> = image.collect();
+    assert_eq!(image.len(), 2);
+    for one in whole.iter().chain(&own).chain(&canary).chain(&parts).chain(&image) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
         let mut object = filled(one.spec.as_value(), is_secret);
@@ -302,7 +415,7 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 37, "all of them");
+    assert_eq!(tried, 47, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[

@@ -96,11 +96,14 @@ pub(crate) fn remove_dir(path: &Utf8Path) -> Result<()> {
     }
 }
 
-/// A name that no other process or thread uses.
+/// A name that no other process or thread uses, on whatever machine: in containers every process is number 1.
 pub(crate) fn unique() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
+    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!("{:016x}-{}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Bytes that this user may still write to the disk of `path`.
@@ -114,8 +117,15 @@ pub(crate) fn free_bytes(path: &Utf8Path) -> Result<u64> {
 #[derive(Debug)]
 pub(crate) struct Held(#[expect(dead_code, reason = "held for its lock")] File);
 
+/// For reading too: a filesystem of the network takes a shared lock of nobody else.
 fn open_lock(path: &Utf8Path) -> Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::io("open lock", path))
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(Error::io("open lock", path))
 }
 
 /// Takes the lock if nobody holds it in a way that excludes us.

@@ -156,6 +156,8 @@ impl Cluster {
             "--max-requests-inflight=1000".to_owned(),
             "--watch-cache=true".to_owned(),
             "--profiling=false".to_owned(),
+            // As it is from 1.35 on.
+            "--feature-gates=ImageVolume=true".to_owned(),
         ];
         cluster.lock_api_server().1 = arguments.to_vec();
         cluster.start_api_server()?;

@@ -9,6 +9,7 @@ use textnlp_tests::{counts, eventually};
 
 mod database;
 mod operator;
+mod parts;
 mod rollout;
 mod sites;
 

@@ -111,6 +111,11 @@ impl Operator {
         serde_json::from_slice(&out.stdout).unwrap_or_default()
     }
 
+    /// PostgreSQL's own client.
+    pub(crate) fn psql() -> std::path::PathBuf {
+        postgres::programs().unwrap().join("psql")
+    }
+
     /// A statement of whoever may do anything in the database that runs beside the servers.
     pub(crate) fn sql(&self, statement: &str) {
         let object = self.get("clusters.postgresql.cnpg.io", "textnlp-database");

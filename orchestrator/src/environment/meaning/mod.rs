@@ -1,6 +1,7 @@
 //! What the schema cannot say: whether the values of an environment make sense together.
 
 mod alerts;
+mod cluster;
 mod names;
 mod providers;
 mod recovery;
@@ -173,6 +174,7 @@ impl Meaning<'_> {
             }
         }
         self.ingress(i, site);
+        self.beside(i, site);
         if let Some(address) = &access.address
             && (access.port().is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
         {

@@ -72,7 +72,14 @@ impl Meaning<'_> {
             }
         }
         for (field, (word, fix)) in limits {
-            self.say(Severity::Refusal, &field, format!("`{}` is not there yet", cut(&word)), fix);
+            let cause = match field.as_str() {
+                "gpu.size" => format!(
+                    "`{}`: the server computes on the CPU, and has nothing that a GPU would run yet",
+                    cut(&word)
+                ),
+                _ => format!("`{}` is not there yet", cut(&word)),
+            };
+            self.say(Severity::Refusal, &field, cause, fix);
         }
     }
 }

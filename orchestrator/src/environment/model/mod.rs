@@ -2,7 +2,7 @@
 //!
 //! These types are the one description of an environment file: the JSON Schema is made from them, the strict reader checks
 //! by that schema, and the defaults stand here. `server` holds what only `serve` reads, `parts` the components of a
-//! service, `recovery` what protects it, `phase` what each degree of maturity asks for.
+//! service, `cluster` what a site in a cluster has besides, `recovery` what protects it, `phase` what each degree of maturity asks for.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{EnvironmentName, SiteName};
 
+pub use self::cluster::*;
 pub use self::parts::*;
 pub use self::phase::Phase;
 pub use self::recovery::*;
 pub use self::server::*;
 pub use super::units::{Address, Bytes, Rate, SecretSource, Span};
 
+mod cluster;
 mod parts;
 mod phase;
 mod recovery;
@@ -401,6 +403,27 @@ pub struct ClusterAccess {
     /// What leads clients of `traffic.domain` to the service, instead of a load balancer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<ClusterIngress>,
+    /// A job that works on what the service stored, again and again; left out, there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub analytics: Option<Analytics>,
+    /// The file with the settings of SAML, as python3-saml reads them, for whoever signs people in before the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saml: Option<String>,
+    /// Where pods find their models.
+    #[serde(skip_serializing_if = "ClusterModels::is_usual")]
+    pub models: ClusterModels,
+    /// The labels of the nodes that the servers and their jobs may run on; left out, every node.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// The taints of nodes that the servers and their jobs bear.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// The RuntimeClass of the servers' pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime_class: Option<String>,
+    /// The PriorityClass of the servers' pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority_class: Option<String>,
 }
 
 /// What leads clients from outside of a cluster to the service.

@@ -216,7 +216,7 @@ impl Orders {
             { "serviceAccountToken": { "path": "token", "expirationSeconds": 3600 } },
             { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
         ]);
-        let pod = json!({
+        let mut pod = json!({
             "restartPolicy": "OnFailure",
             "serviceAccountName": ACCOUNT,
             "automountServiceAccountToken": false,
@@ -238,6 +238,12 @@ impl Orders {
             }],
             "volumes": [{ "name": "account", "projected": { "sources": account, "defaultMode": 288 } }],
         });
+        // Where the servers may go, and nowhere else.
+        for field in ["nodeSelector", "tolerations"] {
+            if let Some(chosen) = servers.get(field) {
+                pod[field] = chosen.clone();
+            }
+        }
         (orders.len() < LONGEST).then(|| {
             json!({
                 "apiVersion": "batch/v1",
@@ -303,6 +309,7 @@ mod tests {
         let mut orders = orders();
         orders.revert["spec"]["template"] = json!({ "spec": {
             "securityContext": { "runAsNonRoot": true },
+            "nodeSelector": { "pool": "text" },
             "containers": [{ "name": "api", "image": "old", "command": ["p"], "securityContext": { "readOnlyRootFilesystem": true } }],
         } });
         let job = orders.job("rollout", &deployment).unwrap();
@@ -312,6 +319,7 @@ mod tests {
             (&one["image"], &one["command"], &pod["serviceAccountName"]),
             (&json!("old"), &json!(["p"]), &json!(ACCOUNT))
         );
+        assert!(pod["nodeSelector"]["pool"] == "text" && pod.get("tolerations").is_none(), "{pod:#}");
         let value = one["env"][0]["value"].as_str().unwrap();
         assert!(value.contains("$$(OLD)"));
         let read: Orders = serde_json::from_str(&value.replace("$$", "$")).unwrap();

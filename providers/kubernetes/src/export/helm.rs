@@ -110,6 +110,14 @@ impl Chart<'_> {
                 self.value(&mut manifest["spec"]["ports"][0]["port"], "service.port");
                 None
             }
+            ("CronJob", "analytics-processor") => {
+                self.value(&mut manifest["spec"]["schedule"], "analytics.schedule");
+                let pod = &mut manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+                self.value(&mut pod["containers"][0]["image"], "analytics.image");
+                self.value(&mut pod["containers"][0]["resources"], "analytics.resources");
+                self.pull_secrets(pod);
+                None
+            }
             ("Deployment", _) => {
                 self.deployment(&mut manifest);
                 None
@@ -153,12 +161,18 @@ impl Chart<'_> {
                 self.value(&mut container["image"], "image");
             }
         }
-        for (field, empty) in [("imagePullSecrets", json!([])), ("nodeSelector", json!({})), ("tolerations", json!([]))]
-        {
+        self.pull_secrets(&mut template["spec"]);
+        for (field, empty) in [("nodeSelector", json!({})), ("tolerations", json!([]))] {
             let mut chosen = template["spec"].get(field).cloned().unwrap_or(empty);
             self.value(&mut chosen, field);
             template["spec"][field] = chosen;
         }
+    }
+
+    fn pull_secrets(&mut self, pod: &mut Value) {
+        let mut chosen = json!([]);
+        self.value(&mut chosen, "imagePullSecrets");
+        pod["imagePullSecrets"] = chosen;
     }
 
     /// Makes a field a value of the chart, with what stands there as its default. JSON is YAML in one line.
@@ -218,6 +232,7 @@ const ABOUT: &[(&str, &str)] = &[
     ("autoscaling", "Between how many pods the autoscaler chooses."),
     ("disruptionBudget", "How many pods stay while nodes are emptied."),
     ("resources", "What the containers of a pod ask for, and the most they get. Memory holds the models."),
+    ("analytics", "The job of your own on what is stored: its image, when it runs (cron, UTC), and what it gets."),
     ("nodeSelector", "On which nodes pods may run."),
     ("tolerations", "Which taints of nodes they bear."),
     ("service", "What clients reach: LoadBalancer, or ClusterIP behind an ingress of yours."),

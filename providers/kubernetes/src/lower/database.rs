@@ -43,6 +43,31 @@ pub(super) struct Way {
     pub(super) needs: Vec<ResourceId>,
 }
 
+impl Way {
+    /// The address in variables as programs of others read it: `DATABASE_URL`, and its password from our Secret where it is not in there.
+    pub(super) fn address_for_others(&self, secret: &str) -> Vec<Value> {
+        let of = |name: &str, key: &str| json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } });
+        if self.secret.get("database-url").is_some() {
+            return vec![of("DATABASE_URL", "database-url")];
+        }
+        let url = self.settings["url"].as_str().unwrap_or_default();
+        let mut env = Vec::new();
+        if self.secret.get("database-password").is_some() {
+            env.push(of("PGPASSWORD", "database-password"));
+        }
+        let url = match self.settings["ca_file"].as_str() {
+            // Ours: the password has no letter that an address would have to escape, and the cluster puts it in.
+            Some(authority) => {
+                format!("{}&sslrootcert={authority}", url.replacen('@', ":$(PGPASSWORD)@", 1))
+            }
+            // Somebody else's: its password may have any, and is beside it.
+            None => url.to_owned(),
+        };
+        env.push(json!({ "name": "DATABASE_URL", "value": url }));
+        env
+    }
+}
+
 impl Lowering<'_> {
     pub(super) fn database(&mut self, database: &Database) {
         let hosting = database.hosting.as_deref().unwrap_or_default();
@@ -171,7 +196,7 @@ impl Lowering<'_> {
         let ids = ["volume", "script", "schedule", "restore"].map(|part| self.id(name.as_str(), part));
         let [Some(volume), Some(script), Some(scheduled), Some(restore)] = ids else { return };
         let namespace = self.place.namespace.clone();
-        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.dumps_bytes) });
+        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(own.dumps_bytes), "access": "ReadWriteOnce", "class": null });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
         let files = json!({ "namespace": namespace, "name": "textnlp-backup", "files": { "backup.sh": SCRIPT }, "carried": false });
         self.object(script.clone(), Template::ConfigMap, &files, []);
@@ -213,7 +238,7 @@ impl Lowering<'_> {
 const DATABASE: &str = "database";
 
 /// Bytes as a quantity of the cluster's: whole units where they are whole.
-fn disk(bytes: u64) -> String {
+pub(super) fn disk(bytes: u64) -> String {
     let units = [(1_u64 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi")];
     let whole = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
     whole.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))

@@ -3,7 +3,9 @@
 //! A site is one namespace. Its secrets and certificates are made by whoever is named in `SITE/secrets`, `SITE/certificate` and
 //! `SITE/DATABASE/url`, elsewhere than in the cluster; here they become Secrets.
 
+mod beside;
 mod database;
+mod nodes;
 mod template;
 mod workload;
 
@@ -17,8 +19,11 @@ use textnlp_provider::{
 };
 
 use crate::canary::{ACCOUNT, CONTROLLER};
+pub use beside::{Analytics, Spot};
 use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
+pub(crate) use nodes::SHARED_VOLUME;
+pub use nodes::{ModelVolume, Nodes};
 use template::{Template, render};
 
 /// Where a site's objects go, and what runs there: what an operator says of a cluster.
@@ -44,6 +49,14 @@ pub struct Placement {
     pub postgres: Option<OwnPostgres>,
     /// Whether a new release shows first on a few pods that it is well: their template then carries all that they read but secrets.
     pub canary: bool,
+    /// The job of the operator's on what the servers stored, if there is one.
+    pub analytics: Option<Analytics>,
+    /// The settings of SAML for whoever signs people in before the service, or why they cannot be had.
+    pub saml: Option<Result<String, String>>,
+    /// Where pods find their models.
+    pub models: ModelVolume,
+    /// Which nodes pods go to.
+    pub nodes: Nodes,
     /// How many nodes the cluster should have at least.
     pub min_nodes: u32,
     /// How many it may have at most, where somebody says so: nobody here could see to that.
@@ -98,6 +111,8 @@ const MODELS: &str = "/var/lib/textnlp/models";
 /// The list of them.
 const MODELS_FILE: &str = "models.yaml";
 const SECRETS: &str = "/etc/textnlp-secrets";
+/// The Secret that they are in.
+const SECRETS_NAME: &str = "textnlp-secrets";
 /// The ports of containers; those of the service are the environment's.
 const HTTP_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8443;
@@ -262,8 +277,9 @@ impl Lowering<'_> {
 
     fn cluster(&mut self, cluster: &Cluster) {
         if cluster.gpu.is_some() {
-            let cause = "servers in a cluster serve on the CPU in this version";
-            self.problem("gpu", cause, "remove `gpu` for this site");
+            let cause = "servers serve on the CPU in this version, which has no kernels for GPUs: a pod with `nvidia.com/gpu` would hold one that nobody uses";
+            let fix = "remove `gpu` for this site; which nodes pods go to is said by `sites[].cluster.node_selector`, `tolerations` and `runtime_class`";
+            self.problem("gpu", cause, fix);
         }
         if self.place.max_nodes.is_some_and(|most| most > self.place.min_nodes) {
             let cause = "nobody here makes nodes in a cluster that exists";
@@ -283,7 +299,7 @@ impl Lowering<'_> {
         }
     }
 
-    /// Pods deliver them by themselves, each for itself, from this list.
+    /// Pods deliver and prove them by themselves, each from this list.
     fn models(&mut self, store: &ModelStore) {
         let mut labels: BTreeMap<String, &str> = BTreeMap::new();
         let mut listed = Vec::new();
@@ -292,9 +308,9 @@ impl Lowering<'_> {
             if let Some(other) = labels.insert(label.clone(), &model.name) {
                 self.problem("models", format!("`{other}` and `{}` have one name", model.name), "rename one");
             }
-            if model.source.starts_with("file:") {
+            if model.source.starts_with("file:") && !matches!(self.place.models, ModelVolume::Image { .. }) {
                 let cause = format!("model `{}` lies on this machine, and pods cannot reach it", model.name);
-                self.problem(&label, cause, "name a source that the cluster reaches: `bundled`, `hf:`, `https:`");
+                self.problem(&label, cause, "name a source that the cluster reaches: `bundled`, `hf:`, `https:`; or bring it in an image (`sites[].cluster.models: { kind: image, … }`)");
             }
             let Some(digest) = &model.digest else {
                 let cause =
@@ -309,14 +325,10 @@ impl Lowering<'_> {
                 "path": format!("{MODELS}/{label}"),
             }));
         }
-        let list = json!({
-            "cache": format!("{MODELS}/.cache"),
-            "max_cache_bytes": store.max_cache_bytes,
-            "models": listed,
-        });
-        let files = [(MODELS_FILE.to_owned(), list)];
+        let files = [(MODELS_FILE.to_owned(), self.delivery(&listed, store.max_cache_bytes))];
         let id = ResourceId::of(&self.site.name, &self.component.name);
         self.config_map(id, "textnlp-models", files);
+        self.shared_volume();
     }
 
     /// As whom pods run: OpenShift gives each namespace users of its own, and takes no other.

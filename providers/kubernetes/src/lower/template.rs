@@ -49,6 +49,7 @@ templates! {
     Postgres = "postgres.yaml";
     VolumeClaim = "volume-claim.yaml";
     DatabaseJob = "database-job.yaml";
+    Analytics = "analytics.yaml";
     Job = "job.yaml";
     Deployment = "deployment.yaml";
     Service = "service.yaml";

@@ -7,7 +7,7 @@ use textnlp_provider::{OutputRef, ResourceId};
 use super::template::Template;
 use super::{
     API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, Ingress, JWT_KEY, Lowering, METRICS_PORT, MODELS,
-    MODELS_FILE, PROGRAM, SECRETS, label_of,
+    MODELS_FILE, PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
 
 /// The Secret with the certificate, where it is ours.
@@ -60,7 +60,7 @@ impl Lowering<'_> {
         }
         // Said by the database itself.
         let Some(way) = self.way(&workload.database, &workload.stored) else { return };
-        let (secret, authority) = (way.secret, way.authority);
+        let (secret, authority) = (way.secret.clone(), way.authority.clone());
         let name = self.component.name.clone();
         let ids = ["config", "secrets", "migrate", "first-key", "deployment"].map(|part| self.id(name.as_str(), part));
         let [Some(config), Some(secrets), Some(migrate), Some(first_key), Some(deployment)] = ids else { return };
@@ -78,11 +78,11 @@ impl Lowering<'_> {
         self.config_map(config.clone(), "textnlp-config", [(CONFIG_FILE.to_owned(), filled(tree, &way.settings))]);
         let mut data = secret.clone();
         data["jwt-key.pem"] = json!(OutputRef::new(jwt, "secret"));
-        self.secret(secrets.clone(), "textnlp-secrets", "Opaque", &data, Vec::new());
+        self.secret(secrets.clone(), SECRETS_NAME, "Opaque", &data, Vec::new());
 
         let mut env = vec![json!({ "name": "ENVIRONMENT", "value": self.site.environment })];
         if secret.get("database-url").is_some() {
-            let from = json!({ "secretKeyRef": { "name": "textnlp-secrets", "key": "database-url" } });
+            let from = json!({ "secretKeyRef": { "name": SECRETS_NAME, "key": "database-url" } });
             env.push(json!({ "name": "DATABASE_URL", "valueFrom": from }));
         }
         // One that others renew is read by the pods that run.
@@ -97,11 +97,11 @@ impl Lowering<'_> {
         if let Some(schema) = &schema {
             arguments.extend(["--to", schema]);
         }
-        let before = [config.clone(), secrets.clone(), account.clone()].into_iter().chain(way.needs);
+        let before = [config.clone(), secrets.clone(), account.clone()].into_iter().chain(way.needs.clone());
         let job = |name: &str, args: Value, env: &[Value]| {
             json!({
                 "namespace": self.place.namespace, "name": name, "image": image, "program": PROGRAM, "user": self.user(), "args": args,
-                "env": env, "database_authority": authority,
+                "env": env, "database_authority": authority, "nodes": self.place.nodes,
                 // Another database is brought to its schema too. What else is configured changes nothing in it.
                 "annotations": { "textnlp-secrets-digest": digest(&secrets) },
             })
@@ -122,6 +122,7 @@ impl Lowering<'_> {
         if let Some(inputs) = key_inputs {
             self.object(first_key, Template::Job, &inputs, [migrate.clone()]);
         }
+        let shared_models = self.model_volume();
         let grown = workload.growth.is_some();
         let startup = startup_seconds(self.place.model_bytes);
         // What is there to be read, or which: an old template whose files are another release's would not be the old release.
@@ -146,6 +147,7 @@ impl Lowering<'_> {
             let parts = ["rollout-account", "rollout-role", "rollout-binding"];
             needs.extend(parts.into_iter().filter_map(|part| self.id(workload.cluster.as_str(), part)));
         }
+        needs.extend(self.claim(workload.models.as_str()));
         match self.place.tls_secret {
             Some(_) => needs.push(tls),
             None => annotations["textnlp-tls-digest"] = digest(&tls),
@@ -161,7 +163,13 @@ impl Lowering<'_> {
             "https_port": HTTPS_PORT,
             "metrics_port": METRICS_PORT,
             "model_folder": MODELS,
-            "model_space": space,
+            "model_space": match &shared_models {
+                // Nothing but links.
+                Value::Object(_) => "16Mi".to_owned(),
+                _ => space,
+            },
+            "shared_models": shared_models,
+            "nodes": self.place.nodes,
             "startup_failures": startup.div_ceil(STARTUP_PERIOD),
             // The deployment is given up a while after a pod would be.
             "progress_seconds": startup + 300,
@@ -181,6 +189,7 @@ impl Lowering<'_> {
             inputs["min"] = json!(workload.replicas);
             self.part_of_kind("autoscaler", Template::Autoscaler, &inputs, [deployment]);
         }
+        self.beside(&secrets, &way);
     }
 
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
-use textnlp_kubernetes::{Access, Kubernetes, OwnPostgres, Placement};
+use textnlp_kubernetes::{Access, Analytics, Kubernetes, ModelVolume, Nodes, OwnPostgres, Placement, Spot};
 use textnlp_provider::component::*;
 use textnlp_provider::{Component, Problems, Provider, Site, Wanted};
 
@@ -147,6 +147,40 @@ pub fn workload() -> Workload {
 pub fn canary(placement: &Placement) -> Vec<Wanted> {
     let plain = objects(placement);
     let made = objects(&Placement { canary: true, ..placement.clone() });
+    made.into_iter().filter(|one| plain.iter().all(|other| one.id != other.id || one.spec != other.spec)).collect()
+}
+
+pub fn analytics(spot: Spot) -> Analytics {
+    Analytics {
+        image: "registry.example.com/textnlp-analytics:latest".to_owned(),
+        schedule: "0 * * * *".to_owned(),
+        command: ["python", "-m", "textnlp.analytics.process"].map(str::to_owned).into(),
+        deadline_seconds: 3000,
+        memory_bytes: 1 << 30,
+        spot,
+    }
+}
+
+/// A site with all that may be beside its servers, and with nodes of their own.
+pub fn with_parts(placement: Placement) -> Placement {
+    Placement {
+        analytics: Some(analytics(Spot::Prefer)),
+        saml: Some(Ok(r#"{"sp":{"entityId":"https://a"},"idp":{"entityId":"https://b"}}"#.to_owned())),
+        models: ModelVolume::Claim { bytes: 100 << 30, class: Some("shared".to_owned()) },
+        nodes: Nodes {
+            selector: BTreeMap::from([("pool".to_owned(), "text".to_owned())]),
+            tolerations: vec![json!({ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" })],
+            runtime_class: Some("gvisor".to_owned()),
+            priority_class: Some("system-cluster-critical".to_owned()),
+        },
+        ..placement
+    }
+}
+
+/// What differs where a site has them.
+pub fn beside(placement: &Placement) -> Vec<Wanted> {
+    let plain = objects(placement);
+    let made = objects(&with_parts(placement.clone()));
     made.into_iter().filter(|one| plain.iter().all(|other| one.id != other.id || one.spec != other.spec)).collect()
 }
 

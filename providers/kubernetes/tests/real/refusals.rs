@@ -154,6 +154,28 @@ async fn a_way_in_that_nobody_serves_is_told_before() {
     world.cluster.kubectl(&["delete", "ingressclass", &class]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_that_is_not_there_is_told_before() {
+    let Some(world) = World::new("classes") else { return };
+    let class = format!("class-of-{}", world.namespace);
+    let mut web = deployment(1, &FOREVER);
+    web["spec"]["template"]["spec"]["runtimeClassName"] = json!(class);
+    web["spec"]["template"]["spec"]["priorityClassName"] = json!("system-cluster-critical");
+    let claim = json!({ "spec": { "accessModes": ["ReadWriteMany"], "storageClassName": class, "resources": { "requests": { "storage": "1Gi" } } } });
+    let wanted = [world.want("deployment", "web", web), world.want("persistent-volume-claim", "models", claim)];
+    let asked = async || {
+        let problems = world.provider.preflight(&wanted).await.unwrap();
+        assert!(problems.iter().all(|problem| !problem.warning), "{problems:?}");
+        problems.into_iter().map(|problem| problem.place).collect::<Vec<_>>()
+    };
+    // The class of the cluster's own is there.
+    assert_eq!(asked().await, ["cluster.runtime_class", "cluster.models.storage_class"]);
+    let made = json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": { "name": class }, "handler": "runc" });
+    world.cluster.feed(&["apply"], &made);
+    assert_eq!(asked().await, ["cluster.models.storage_class"]);
+    world.cluster.kubectl(&["delete", "runtimeclass", &class]);
+}
+
 /// What is said while pods do not come up: image, node, quota, crash.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_that_do_not_come_up_say_why() {

@@ -54,10 +54,16 @@ pub(super) async fn prepare(shared: &Shared, object: &Value, address: Ipv4Addr) 
         // The claim of a volume that goes with its pod has both their names.
         let own = volume["ephemeral"].is_object().then(|| format!("{}-{name}", pod::names(object).1));
         let claim = volume["persistentVolumeClaim"]["claimName"].as_str().or(own.as_deref());
-        let folder = match (volume["hostPath"]["path"].as_str(), claim) {
-            (Some(path), _) => Utf8PathBuf::from(path),
-            (None, Some(claim)) => claimed(shared, object, claim).await?,
-            (None, None) => places.folder.join("volumes").join(name),
+        let image = volume["image"]["reference"].as_str();
+        let folder = match (volume["hostPath"]["path"].as_str(), claim, image) {
+            (Some(path), ..) => Utf8PathBuf::from(path),
+            (None, Some(claim), _) => claimed(shared, object, claim).await?,
+            // What an image holds is a folder of this machine that somebody put there.
+            (None, None, Some(image)) => match shared.program(image, "/") {
+                root if root == "/" => return Err(format!("failed to pull image \"{image}\": not found")),
+                folder => folder,
+            },
+            (None, None, None) => places.folder.join("volumes").join(name),
         };
         std::fs::create_dir_all(&folder).map_err(failed)?;
         // As `fsGroup` gives volumes to pods.

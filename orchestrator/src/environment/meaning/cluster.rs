@@ -1,0 +1,246 @@
+//! What stands beside the servers of a site in a cluster, and where their pods go.
+
+use super::super::model::*;
+use super::super::units::cut;
+use super::Meaning;
+
+/// The longest that a run may take: more is a service.
+const LONGEST_RUN: u64 = 24 * 3600;
+/// Less memory than this starts no program.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+impl Meaning<'_> {
+    /// What is beside the servers; whether there is a cluster at all is looked at here too.
+    pub(super) fn beside(&mut self, i: usize, site: &SiteSettings) {
+        let access = &site.cluster;
+        let asked = [
+            ("analytics", access.analytics.is_some()),
+            ("saml", access.saml.is_some()),
+            ("models", access.models != ClusterModels::default()),
+            ("node_selector", !access.node_selector.is_empty()),
+            ("tolerations", !access.tolerations.is_empty()),
+            ("runtime_class", access.runtime_class.is_some()),
+            ("priority_class", access.priority_class.is_some()),
+        ];
+        if site.runtime != "kubernetes" {
+            for (field, _) in asked.into_iter().filter(|(_, asked)| *asked) {
+                let cause = format!("the site runs by `{}`, in no cluster", cut(&site.runtime));
+                let fix = "remove it, or write `runtime: kubernetes`";
+                self.error(&format!("sites[{i}].cluster.{field}"), cause, fix);
+            }
+            return;
+        }
+        if let Some(analytics) = &access.analytics {
+            self.analytics(&format!("sites[{i}].cluster.analytics"), analytics);
+        }
+        self.model_volume(&format!("sites[{i}].cluster.models"), &access.models);
+        self.nodes(&format!("sites[{i}].cluster"), access);
+    }
+
+    fn analytics(&mut self, path: &str, analytics: &Analytics) {
+        match analytics.image.as_deref() {
+            None => {
+                let fix =
+                    "write `image: REGISTRY/textnlp-analytics:TAG`; leave `analytics` out where there is no such job";
+                self.error(path, "nobody says what is run: the image is one of your own", fix);
+            }
+            Some(image) => self.reference(&format!("{path}.image"), image),
+        }
+        if !is_schedule(&analytics.schedule) {
+            let cause = format!("`{}` is not a line of cron", cut(&analytics.schedule));
+            let fix = "write minute, hour, day, month and weekday, in UTC: `0 * * * *` is every hour";
+            self.error(&format!("{path}.schedule"), cause, fix);
+        }
+        let words = &analytics.command;
+        if words.is_empty() || words.iter().any(|word| word.is_empty() || word.chars().any(char::is_control)) {
+            let fix = "write it as a list, such as `[python, -m, textnlp.analytics.process]`";
+            self.error(&format!("{path}.command"), "it is empty, or a word of it is", fix);
+        }
+        if !(1..=LONGEST_RUN).contains(&analytics.deadline.as_seconds()) {
+            let fix = "write a time from a second to a day, shorter than from one run to the next";
+            self.error(&format!("{path}.deadline"), "no run ends like that", fix);
+        }
+        if analytics.memory.0 < LEAST_MEMORY {
+            self.error(&format!("{path}.memory"), "no program begins with that", "write `16MiB` or more");
+        }
+    }
+
+    fn model_volume(&mut self, path: &str, models: &ClusterModels) {
+        let unread = |what: &str, kind| format!("with `kind: {kind}` nothing reads {what}");
+        if models.kind == ModelVolume::Node {
+            let cause = "a folder of a node is seen by `hostPath` alone, which the restricted profile of the namespace refuses, and rightly: it is a way into the node";
+            let fix = "write `kind: image`, which each node keeps once for all of its pods, or `kind: claim`";
+            self.error(&format!("{path}.kind"), cause, fix);
+        }
+        if models.kind != ModelVolume::Claim {
+            for (field, asked) in [("size", models.size.is_some()), ("storage_class", models.storage_class.is_some())] {
+                if asked {
+                    self.error(
+                        &format!("{path}.{field}"),
+                        unread("it", models.kind),
+                        "remove it, or write `kind: claim`",
+                    );
+                }
+            }
+        }
+        if models.size.is_some_and(|size| size.0 == 0) {
+            self.error(&format!("{path}.size"), "nothing fits", "write a size that all models fit into twice");
+        }
+        if let Some(class) = &models.storage_class {
+            self.object_name(&format!("{path}.storage_class"), class);
+        }
+        match (models.kind, models.reference.as_deref()) {
+            (ModelVolume::Image, None) => {
+                let fix = "write `reference: REGISTRY/models@sha256:…`";
+                self.error(path, "nobody says which image has the models", fix);
+            }
+            (ModelVolume::Image, Some(reference)) => self.reference(&format!("{path}.reference"), reference),
+            (kind, Some(_)) => {
+                self.error(&format!("{path}.reference"), unread("it", kind), "remove it, or write `kind: image`");
+            }
+            (_, None) => {}
+        }
+    }
+
+    fn nodes(&mut self, path: &str, access: &ClusterAccess) {
+        for (key, value) in &access.node_selector {
+            if !is_label_key(key) || !(value.is_empty() || is_label_value(value)) {
+                let cause = format!("no node has the label `{}: {}`", cut(key), cut(value));
+                let fix = "write it as `kubectl get nodes --show-labels` does";
+                self.error(&format!("{path}.node_selector"), cause, fix);
+            }
+        }
+        for (n, taint) in access.tolerations.iter().enumerate() {
+            let path = format!("{path}.tolerations[{n}]");
+            let fix = "write `{ key: nvidia.com/gpu, operator: Exists, effect: NoSchedule }`, or `{ key: KEY, value: VALUE, effect: NoSchedule }`";
+            let (equal, value) = (taint.operator == TolerationOperator::Equal, taint.value.as_deref());
+            if taint.key.as_deref().is_some_and(|key| !is_label_key(key)) {
+                self.error(&path, "this is not the key of a taint", fix);
+            } else if equal && taint.key.is_none() {
+                self.error(&path, "nobody says which taint", fix);
+            } else if equal != value.is_some() {
+                self.error(&path, "`Equal` compares with a value, and `Exists` with none", fix);
+            } else if value.is_some_and(|value| !value.is_empty() && !is_label_value(value)) {
+                self.error(&path, "this is not the value of a taint", fix);
+            }
+        }
+        for (field, name) in [("runtime_class", &access.runtime_class), ("priority_class", &access.priority_class)] {
+            if let Some(name) = name {
+                self.object_name(&format!("{path}.{field}"), name);
+            }
+        }
+    }
+
+    fn reference(&mut self, path: &str, image: &str) {
+        if image.is_empty() || image.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            self.error(path, "it is empty or has blanks in it", "write it without blanks, or leave it out");
+        }
+    }
+
+    fn object_name(&mut self, path: &str, name: &str) {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let fits =
+            name.len() <= 253 && name.chars().all(plain) && edge(name.chars().next()) && edge(name.chars().last());
+        if !fits {
+            let cause = format!("`{}` is not the name of an object", cut(name));
+            self.error(path, cause, "write it as `kubectl get` shows it: small letters, digits, `-` and `.`");
+        }
+    }
+}
+
+/// Whether Kubernetes takes it: five fields of numbers, names, ranges and steps. Zones (`TZ=`) it refuses, and so is what it calls `@every`.
+fn is_schedule(line: &str) -> bool {
+    const MONTHS: &str = "jan feb mar apr may jun jul aug sep oct nov dec";
+    const DAYS: &str = "sun mon tue wed thu fri sat";
+    let fields: Vec<&str> = line.split(' ').collect();
+    let bounds = [(0, 59, ""), (0, 23, ""), (1, 31, ""), (1, 12, MONTHS), (0, 6, DAYS)];
+    fields.len() == bounds.len()
+        && fields.iter().zip(bounds).all(|(field, (least, most, names))| {
+            let number = |text: &str| -> Option<u32> {
+                let named = names.split(' ').position(|name| !name.is_empty() && name == text.to_lowercase());
+                let digits = !text.is_empty() && text.len() <= 2 && text.bytes().all(|b| b.is_ascii_digit());
+                let number = match named {
+                    Some(place) => u32::try_from(place).ok()? + least,
+                    None if digits => text.parse().ok()?,
+                    None => return None,
+                };
+                (least..=most).contains(&number).then_some(number)
+            };
+            field.split(',').all(|part| {
+                let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
+                let steps =
+                    |step: &str| step.bytes().all(|b| b.is_ascii_digit()) && step.parse::<u8>().is_ok_and(|n| n > 0);
+                let ranged = match range.split_once('-') {
+                    _ if range == "*" => true,
+                    None => number(range).is_some(),
+                    Some((from, to)) => matches!((number(from), number(to)), (Some(from), Some(to)) if from <= to),
+                };
+                ranged && step.is_none_or(steps)
+            })
+        })
+}
+
+fn is_label_value(text: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= 63
+        && edge(text.chars().next())
+        && edge(text.chars().last())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
+
+/// A name, with a domain before it if need be.
+fn is_label_key(key: &str) -> bool {
+    let domain = |text: &str| {
+        text.len() <= 253
+            && text.split('.').all(|part| is_label_value(part) && !part.contains('_') && part == part.to_lowercase())
+    };
+    match key.split_once('/') {
+        Some((before, name)) => domain(before) && is_label_value(name),
+        None => is_label_value(key),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_cron_are_those_that_kubernetes_takes() {
+        for line in ["0 * * * *", "*/15 8-18 * * mon-fri", "0 0 1,15 JAN-mar 0", "59 23 31 12 6", "5/10 * * * *"] {
+            assert!(is_schedule(line), "{line}");
+        }
+        for line in [
+            "",
+            "@hourly",
+            "0 * * *",
+            "0 * * * * *",
+            "60 * * * *",
+            "0 24 * * *",
+            "0 0 0 * *",
+            "0 0 * 13 *",
+            "0 0 * * 7",
+            "*/0 * * * *",
+            "5-1 * * * *",
+            "0  * * * *",
+            "TZ=UTC 0 * * * *",
+            "a * * * *",
+            "1- * * * *",
+            "0 * * * * ",
+            "+1 * * * *",
+            "*/+1 * * * *",
+        ] {
+            assert!(!is_schedule(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn keys_of_labels_may_have_a_domain() {
+        for key in ["a", "nvidia.com/gpu", "node.kubernetes.io/lifecycle", "textnlp/workload-type", "A_b"] {
+            assert!(is_label_key(key), "{key}");
+        }
+        for key in ["", "/a", "a/", "a/b/c", "-a", "UPPER.com/a", "a b"] {
+            assert!(!is_label_key(key), "{key}");
+        }
+    }
+}
