@@ -123,6 +123,7 @@ pub const PROVIDERS: &[Row] = &[
             "replication.database.mode=none",
             "rollout.strategy=rolling",
             "rollout.strategy=canary",
+            "rollout.strategy=blue-green",
             "rollout.bake=none",
             "rollout.deadline=none",
             "traffic.ttl=none",
