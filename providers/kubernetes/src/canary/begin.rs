@@ -21,6 +21,8 @@ const TRIES: u32 = 20;
 const SILENT: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
 /// A job that has not ended a rollout so long after its deadline has no pod that could.
 const LATE_SECONDS: i64 = 300;
+/// Why clients cannot be led to one set of pods.
+pub(super) const OTHERS_STAY: &str = "pods of an earlier release are still there, and clients with them";
 /// What is known of a rollout that was taken back.
 const OLD_RUNS: &str = "the old release runs";
 /// How long the job's pods can be read after it.
@@ -94,7 +96,12 @@ impl Orders {
         }
         api.apply(&roll, &self.manager, &self.promote, true).await?;
         let back = api.apply(&roll, &self.manager, &self.revert, true).await?;
-        if !self.canary.is_blue_green() {
+        if self.canary.is_blue_green() {
+            if !is_one_set(deployment) {
+                let hint = "`kubectl rollout status` waits until they are gone; then run the same command again";
+                return Err(roll.error(Sort::Conflict).because(OTHERS_STAY).hint(hint));
+            }
+        } else {
             make_way(api, (&self.namespace, &self.name), deployment, Some(&self.id)).await?;
         }
         if back.object["spec"]["template"] != deployment["spec"]["template"] {
@@ -131,8 +138,8 @@ impl Orders {
                 let job = job.unwrap_or_default();
                 if told.as_ref().is_some_and(|told| told.stage == Stage::Waiting) && !held {
                     self.apply(api, &self.held()).await?;
-                    let made = if self.canary.is_blue_green() { "a second set of" } else { "the first" };
-                    return Ok(Standing::GoesOn(format!("{made} pods of the new release is made")));
+                    let made = if self.canary.is_blue_green() { "as many" } else { "the first" };
+                    return Ok(Standing::GoesOn(format!("{made} pods of the new release are made")));
                 }
                 let (within, says) = match &told {
                     Some(told) => (self.ended_within(), told.says.clone()),
@@ -327,6 +334,11 @@ pub(crate) async fn make_way(
         return Err(error.because("a rollout of it goes on, which leads clients to one set of its pods").hint(hint));
     }
     traffic.lead_to(None).await
+}
+
+/// Whether all pods of a deployment are of one template.
+pub(super) fn is_one_set(deployment: &Value) -> bool {
+    deployment["status"]["updatedReplicas"] == deployment["status"]["replicas"]
 }
 
 /// Whether the job of a rollout is there and has not ended.

@@ -9,6 +9,7 @@ use serde_json::Value;
 use textnlp_provider::{Error, Result, Sort};
 use tokio::time::Instant;
 
+use super::begin::{OTHERS_STAY, is_one_set};
 use super::figures::{self, Group, Totals};
 use super::judge::{Judge, Judgement, Look};
 use super::{HASH, Orders, Sets, Stage, Told, Wish, call, is_held, told, traffic, wish};
@@ -372,11 +373,9 @@ fn in_one_line(error: &Error) -> String {
 
 /// Before there is a second set of pods, clients are led to the one that is there by its own label.
 async fn keep(api: &Api, orders: &Orders, deployment: &Value) -> Result<Sets> {
-    let status = &deployment["status"];
     let call = call("roll", "patch", &orders.namespace, Some(&orders.name));
-    if status["updatedReplicas"] != status["replicas"] {
-        let why = "pods of an earlier release are still there, and clients with them";
-        return Err(call.error(Sort::Unavailable).because(why));
+    if !is_one_set(deployment) {
+        return Err(call.error(Sort::Unavailable).because(OTHERS_STAY));
     }
     let old = set_of(api, orders, deployment, &orders.revert["spec"]["template"]).await?;
     let Some(old) = old else {
