@@ -126,6 +126,7 @@ pub const PROVIDERS: &[Row] = &[
             "replication.database.mode=streaming",
             "rollout.strategy=rolling",
             "rollout.strategy=canary",
+            "rollout.strategy=blue-green",
             "rollout.bake=none",
             "rollout.deadline=none",
             "traffic.ttl=none",

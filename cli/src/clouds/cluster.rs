@@ -79,7 +79,7 @@ impl InCluster {
                 .and_then(|settings| settings.existing.certificate.clone())
                 .or_else(|| environment.tls.existing.clone()),
             postgres: own_postgres(environment, access.database_image),
-            canary: environment.rollout.strategy == Strategy::Canary,
+            canary: environment.rollout.strategy != Strategy::Rolling,
             min_nodes: environment.cluster.min_nodes,
             max_nodes: environment.cluster.max_nodes,
             address: access

@@ -477,8 +477,8 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
         first_key: has_first_key(e, site),
         watch: e.witness_place().map(|_| name(names::WATCH)),
         drain_seconds: small(e.server.api.drain.as_seconds()),
-        canary: (e.rollout.strategy == Strategy::Canary).then(|| part::Canary {
-            share: e.rollout.first_share,
+        canary: (e.rollout.strategy != Strategy::Rolling).then(|| part::Canary {
+            share: (e.rollout.strategy == Strategy::Canary).then_some(e.rollout.first_share),
             bake_seconds: e.rollout.bake.as_seconds(),
             deadline_seconds: e.rollout.deadline.as_seconds(),
             slow_ms: e.gates.p95_ms,

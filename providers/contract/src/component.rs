@@ -326,8 +326,10 @@ pub struct Workload {
 /// See [`Workload::canary`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Canary {
-    /// So many pods beside those that are there, in percent of them, rounded up.
-    pub share: u32,
+    /// So many pods beside those that are there, in percent of them, rounded up; `None` for as many again, to which all clients are led
+    /// at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<u32>,
     /// How long they must be well, in seconds.
     pub bake_seconds: u64,
     /// After so many seconds without an end the old release is put back.

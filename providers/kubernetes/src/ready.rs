@@ -193,7 +193,7 @@ fn not_seen_yet(object: &Value) -> Option<Ready> {
 }
 
 /// What keeps pods from being made, such as a quota: it is told nowhere else.
-fn failing(object: &Value, otherwise: String) -> String {
+pub(crate) fn failing(object: &Value, otherwise: String) -> String {
     match condition(object, "ReplicaFailure").and_then(|condition| condition["message"].as_str()) {
         Some(message) => format!("{otherwise}: {message}"),
         None => otherwise,

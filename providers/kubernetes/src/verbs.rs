@@ -8,7 +8,7 @@ use textnlp_provider::{Error, Handle, Object, Operation, Ownership, Progress, Re
 use tokio::time::Instant;
 
 use crate::api::Api;
-use crate::canary::{Canary, Orders, Standing};
+use crate::canary::{self, Canary, Orders, Standing};
 use crate::diff::findings;
 use crate::error::Call;
 use crate::fields::{Finding, Is, Segment};
@@ -233,6 +233,9 @@ impl<'a> Work<'a> {
             }
             self.hand_over(object, &seen).await?;
             return self.begin_rollout(object, canary, (&left, &seen)).await;
+        }
+        if let ("Deployment", Some(namespace)) = (self.row.kind, &self.place.namespace) {
+            canary::make_way(&self.api, (namespace, &self.place.name), object, None).await?;
         }
         self.hand_over(object, &seen).await?;
         let is_agreed = !found.iter().any(|finding| matches!(finding.is, Is::Contested(_)));

@@ -316,6 +316,9 @@ fn what_is_not_there_yet_is_refused_by_name() {
     let watched = Workload { watch: Some("watch".parse().unwrap()), ..workload() };
     let mail = ReceiverAddress::Plain("mailto:oncall@example.com".to_owned());
     let told = Monitoring { receivers: BTreeMap::from([("oncall".to_owned(), mail)]), ..Monitoring::default() };
+    let growth = Growth { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
+    let both = workload().canary.map(|canary| Canary { share: None, ..canary });
+    let doubled = Workload { growth: Some(growth), canary: both, ..workload() };
     let mut logged = workload();
     logged.config["textnlp"]["monitoring"]["log_file"] = json!("/var/log/a");
     for (part, says) in [
@@ -328,6 +331,7 @@ fn what_is_not_there_yet_is_refused_by_name() {
         (Part::ModelStore(far), "nobody knows the digest of model `textnlp-tiny`"),
         (Part::ModelStore(near), "pods cannot reach it"),
         (Part::Workload(watched), "between sites"),
+        (Part::Workload(doubled), "an autoscaler counts the pods of both releases"),
         (Part::Workload(logged), "writes its log to its output"),
         (Part::Monitoring(told), "nobody in a cluster tells receivers"),
         (Part::Network(Network { cidr: Some("10.0.0.0/8".to_owned()), policies: false }), "10.0.0.0/8 is not made"),

@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use serde_json::Value;
 use textnlp_tests::{counts, eventually};
 
+mod blue_green;
 mod database;
 mod operator;
 mod parts;
@@ -75,13 +77,34 @@ fn the_workload_comes_up_answers_rolls_and_goes() {
 
 /// Asks for texts again and again while something is done: how many were answered, and what the others said.
 fn while_asked(operator: &Operator, up: &Value, question: &str, work: impl FnOnce()) -> (u32, Vec<String>) {
-    let (over, asked) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (well, failed): (Vec<_>, Vec<_>) =
+        asked_while(operator, up, question, work).into_iter().partition(|answer| answer.is_well());
+    (u32::try_from(well.len()).unwrap(), failed.into_iter().map(|answer| answer.said).collect())
+}
+
+/// What came of one question.
+struct Answer {
+    began: Instant,
+    ended: Instant,
+    /// The text, and last the status.
+    said: String,
+}
+
+impl Answer {
+    fn is_well(&self) -> bool {
+        self.said.ends_with(" 200")
+    }
+}
+
+/// Asks for texts again and again while something is done.
+fn asked_while(operator: &Operator, up: &Value, question: &str, work: impl FnOnce()) -> Vec<Answer> {
+    let over = AtomicBool::new(false);
     let (address, ca, key) = (up["address"].as_str().unwrap(), up["ca_file"].as_str().unwrap(), operator.key());
-    let failed = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let askers: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
-                    let mut failed = Vec::new();
+                    let mut answers = Vec::new();
                     while !over.load(Ordering::SeqCst) {
                         let mut curl = Command::new("curl");
                         curl.args([
@@ -96,13 +119,11 @@ fn while_asked(operator: &Operator, up: &Value, question: &str, work: impl FnOnc
                             "content-type: application/json",
                         ]);
                         curl.args(["-H", &format!("x-api-key: {key}"), "-d", question]);
+                        let began = Instant::now();
                         let said = textnlp_tests::said(curl.arg(format!("{address}/v1/generate")).output().unwrap());
-                        match said.out.ends_with(" 200") {
-                            true => drop(asked.fetch_add(1, Ordering::SeqCst)),
-                            false => failed.push(format!("{}{}", said.out, said.err)),
-                        }
+                        answers.push(Answer { began, ended: Instant::now(), said: said.err + &said.out });
                     }
-                    failed
+                    answers
                 })
             })
             .collect();
@@ -112,8 +133,7 @@ fn while_asked(operator: &Operator, up: &Value, question: &str, work: impl FnOnc
             std::panic::resume_unwind(panic);
         }
         askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect()
-    });
-    (asked.into_inner(), failed)
+    })
 }
 
 #[test]

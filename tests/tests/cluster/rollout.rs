@@ -18,10 +18,10 @@ const CANARY: [&str; 6] = [
     "gates.p95_ms=20000",
 ];
 
-const QUESTION: &str = r#"{"prompt":"Once","max_tokens":8}"#;
+pub(crate) const QUESTION: &str = r#"{"prompt":"Once","max_tokens":8}"#;
 
 impl Operator {
-    fn template(&self) -> Value {
+    pub(crate) fn template(&self) -> Value {
         let mut template = self.get("deployment", "textnlp-api")["spec"]["template"].clone();
         // What kubectl puts there is no part of a release.
         template["metadata"].as_object_mut().unwrap().remove("creationTimestamp");
@@ -29,21 +29,22 @@ impl Operator {
     }
 
     /// What the job in the cluster said last.
-    fn rollout(&self) -> Value {
+    pub(crate) fn rollout(&self) -> Value {
         self.run(&["rollout", "status", "-o", "json"], &CANARY).expect(0).json()["rollout"].clone()
     }
 
-    fn pods_of(&self, image: &str) -> usize {
+    pub(crate) fn pods_of(&self, image: &str) -> usize {
         let pods = self.cluster.kubectl(&["get", "pods", "-n", &self.namespace, "-l", "app=textnlp-api", "-o", "json"]);
         let pods: Value = serde_json::from_slice(&pods.stdout).unwrap();
         pods["items"].as_array().unwrap().iter().filter(|pod| pod["spec"]["containers"][0]["image"] == image).count()
     }
 }
 
-/// A release that is ready and answers nothing: the server of an image in which every question fails.
-const BROKEN: &str = r#"
+/// A release that is ready, and answers every question alike: with a word, and a status.
+const ALIKE: &str = r#"
 import http.server, json, re, sys, threading
 place = re.search(r"127\.\d+\.\d+\.\d+", open(sys.argv[1]).read()).group()
+status, word = int(sys.argv[2]), sys.argv[3]
 asked = [0]
 class Api(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -53,12 +54,13 @@ class Api(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
     def do_GET(self):
-        count = 'http_requests_total{method="POST",route="/v1/generate",status="500"} %d\n' % asked[0]
+        count = 'http_requests_total{method="POST",route="/v1/generate",status="%d"} %d\n' % (status, asked[0])
         self.answer(200, count if self.path == "/metrics" else "{}")
     def do_POST(self):
         self.rfile.read(int(self.headers.get("content-length", 0)))
         asked[0] += 1
-        self.answer(500, json.dumps({"error": {"message": "broken"}}))
+        event = "data: %s\n\nevent: done\ndata: {}\n\n" % json.dumps({"token": word})
+        self.answer(status, event if self.path.endswith("/stream") else json.dumps({"said": word}))
     def log_message(self, *_):
         pass
 servers = [http.server.ThreadingHTTPServer((place, port), Api) for port in (8080, 9090)]
@@ -66,19 +68,19 @@ threading.Thread(target=servers[0].serve_forever, daemon=True).start()
 servers[1].serve_forever()
 "#;
 
-/// An image with it: what goes before the server, and its gateway, are as ever.
-fn broken(operator: &Operator) -> &'static str {
-    let script = operator.sandbox.folder().join("broken.sh");
-    let server = operator.sandbox.folder().join("broken.py");
-    std::fs::write(&server, BROKEN).unwrap();
+/// An image with such a server: what goes before it, and its gateway, are as ever.
+pub(crate) fn image(operator: &Operator, word: &str, status: u16) -> String {
+    let script = operator.sandbox.folder().join(format!("{word}.sh"));
+    let server = operator.sandbox.folder().join("alike.py");
+    std::fs::write(&server, ALIKE).unwrap();
     let real = textnlp_tests::program();
     let text = format!(
-        "#!/bin/sh\ncase \"$*\" in *--role*|rollout*) exec {real} \"$@\";; esac\nexec python3 {server} \"$3\"\n"
+        "#!/bin/sh\ncase \"$*\" in *--role*|rollout*) exec {real} \"$@\";; esac\nexec python3 {server} \"$3\" {status} {word}\n"
     );
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let image = "local/textnlp:broken";
-    operator.cluster.kubelet().put_program_of(image, PROGRAM, script);
+    let image = format!("local/textnlp:{word}");
+    operator.cluster.kubelet().put_program_of(&image, PROGRAM, script);
     image
 }
 
@@ -116,7 +118,7 @@ fn a_release_that_is_well_goes_on_and_one_that_is_not_goes_though_nobody_is_ther
     let before = operator.template();
 
     // One whose answers fail, and an operator who goes away.
-    let image = broken(&operator);
+    let image = &image(&operator, "broken", 500);
     let set = format!("sites[0].cluster.image={image}");
     let bad = [&well[..], &[set.as_str()]].concat();
     let (mut reverted, mut began) = (Value::Null, None);

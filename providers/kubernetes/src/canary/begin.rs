@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{Operation, Result, Sort};
 
-use super::{ACCOUNT, CONTROLLER, Canary, HELD, ORDERS, Orders, Stage, call, holder, is_held, told};
+use super::traffic::Traffic;
+use super::{
+    ACCOUNT, CONTROLLER, Canary, HELD, ORDERS, Orders, Stage, TELLER, TOLD, Told, call, holder, is_held, note, told,
+};
 use crate::api::Api;
 use crate::error::Call;
 use crate::ready::{self, Ready};
@@ -18,6 +21,8 @@ const TRIES: u32 = 20;
 const SILENT: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
 /// A job that has not ended a rollout so long after its deadline has no pod that could.
 const LATE_SECONDS: i64 = 300;
+/// Why clients cannot be led to one set of pods.
+pub(super) const OTHERS_STAY: &str = "pods of an earlier release are still there, and clients with them";
 /// What is known of a rollout that was taken back.
 const OLD_RUNS: &str = "the old release runs";
 /// How long the job's pods can be read after it.
@@ -75,14 +80,14 @@ impl Orders {
     pub(crate) async fn send(&self, api: &Api, deployment: &Value) -> Result<()> {
         let name = self.job_name();
         let roll = call("roll", "patch", &self.namespace, Some(&self.name));
-        if let Some(other) = holder(deployment).filter(|other| *other != self.id) {
-            let job = self.job_call("read", "get", Some(&job_name(other))).path();
-            let call = self.job_call("read", "get", None);
-            let goes_on = api.document(&call, &job).await.is_ok_and(|job| matches!(ready::job(&job), Ready::NotYet(_)));
-            if goes_on {
-                let hint = "wait for its end (`rollout status`), or `rollout abort`";
-                return Err(roll.error(Sort::Conflict).because("another rollout of it goes on").hint(hint));
-            }
+        let before = told(deployment);
+        let ending = before.as_ref().filter(|told| matches!(told.stage, Stage::Promoting | Stage::Reverting));
+        let other = holder(deployment).or(ending.map(|told| told.id.as_str())).filter(|other| *other != self.id);
+        if let Some(other) = other
+            && goes_on(api, &self.namespace, other).await?
+        {
+            let hint = "wait for its end (`rollout status`), or `rollout abort`";
+            return Err(roll.error(Sort::Conflict).because("another rollout of it goes on").hint(hint));
         }
         if let Some(told) =
             told(deployment).filter(|told| told.stage == Stage::Reverted && told.release == self.release)
@@ -93,6 +98,14 @@ impl Orders {
         }
         api.apply(&roll, &self.manager, &self.promote, true).await?;
         let back = api.apply(&roll, &self.manager, &self.revert, true).await?;
+        if self.canary.is_blue_green() {
+            if !is_one_set(deployment) {
+                let hint = "`kubectl rollout status` waits until they are gone; then run the same command again";
+                return Err(roll.error(Sort::Conflict).because(OTHERS_STAY).hint(hint));
+            }
+        } else {
+            make_way(api, (&self.namespace, &self.name), deployment, Some(&self.id)).await?;
+        }
         if back.object["spec"]["template"] != deployment["spec"]["template"] {
             let hint = "`drift` shows how; `--set rollout.strategy=rolling` replaces the pods without looking at the first ones";
             let why = "what runs is not what was applied last, so that it could not be put back";
@@ -127,7 +140,8 @@ impl Orders {
                 let job = job.unwrap_or_default();
                 if told.as_ref().is_some_and(|told| told.stage == Stage::Waiting) && !held {
                     self.apply(api, &self.held()).await?;
-                    return Ok(Standing::GoesOn("the first pods of the new release are made".to_owned()));
+                    let made = if self.canary.is_blue_green() { "as many" } else { "the first" };
+                    return Ok(Standing::GoesOn(format!("{made} pods of the new release are made")));
                 }
                 let (within, says) = match &told {
                     Some(told) => (self.ended_within(), told.says.clone()),
@@ -150,18 +164,64 @@ impl Orders {
             Some(Ready::Yes) => format!("its job {name} ended, and has not said why"),
             None => format!("somebody removed its job {name}"),
         };
-        match told.map(|told| told.stage) {
-            // Nobody else is left who could.
-            _ if held => {
-                self.apply(api, &self.revert).await?;
-                Ok(Standing::Ended(format!("{why}; {OLD_RUNS}")))
+        let stage = told.as_ref().map(|told| told.stage);
+        // Nobody else is left who could.
+        if held {
+            if self.canary.is_blue_green() {
+                // Whoever looks next knows what to finish; the release may be tried again, for it is not its fault.
+                let told = told.unwrap_or_else(|| self.told(Stage::Reverting, "", 0));
+                let told = Told { stage: Stage::Reverting, says: why, release: String::new(), ..told };
+                self.say(api, &told).await?;
+                self.put_back(api, &told).await?;
+                return Ok(Standing::GoesOn(told.says));
             }
+            self.apply(api, &self.revert).await?;
+            return Ok(Standing::Ended(format!("{why}; {OLD_RUNS}")));
+        }
+        match told.filter(|told| matches!(told.stage, Stage::Promoting | Stage::Reverting)) {
+            _ if !self.canary.is_blue_green() => {}
+            None => self.traffic(api).lead_to(None).await?,
+            Some(_) if !self.settle(api, deployment).await? => {
+                return Ok(Standing::GoesOn(format!("{why}; pods of the other release leave")));
+            }
+            Some(told) => self.say(api, &told.ended()).await?,
+        }
+        match stage {
             // It was done, and only not said any more.
             Some(Stage::Promoting) => Ok(Standing::Promoted),
             Some(Stage::Reverting) => Ok(Standing::Ended(format!("{why}; {OLD_RUNS}"))),
-            Some(Stage::Baking) => Ok(Standing::Ended("somebody applied something else meanwhile".to_owned())),
+            Some(Stage::Preparing | Stage::Switching | Stage::Baking) => {
+                Ok(Standing::Ended("somebody applied something else meanwhile".to_owned()))
+            }
             _ => Ok(Standing::Ended(format!("{why}; nothing has changed"))),
         }
+    }
+
+    /// The old release: clients first, and then the pods.
+    pub(super) async fn put_back(&self, api: &Api, told: &Told) -> Result<()> {
+        if self.canary.is_blue_green() {
+            self.traffic(api).lead_to(told.sets.as_ref().map(|sets| sets.old.as_str())).await?;
+        }
+        self.apply(api, &self.revert).await
+    }
+
+    /// Whether there is one set of pods left, to all of which clients are led then.
+    pub(super) async fn settle(&self, api: &Api, deployment: &Value) -> Result<bool> {
+        self.traffic(api).settle(deployment).await
+    }
+
+    pub(super) fn traffic<'a>(&'a self, api: &'a Api) -> Traffic<'a> {
+        Traffic { api, namespace: &self.namespace, name: &self.name }
+    }
+
+    pub(super) fn told(&self, stage: Stage, says: &str, began: u64) -> Told {
+        let (id, release) = (self.id.clone(), self.release.clone());
+        Told { id, stage, says: says.to_owned(), release, began, sets: None }
+    }
+
+    pub(super) async fn say(&self, api: &Api, told: &Told) -> Result<()> {
+        let call = call("annotate", "patch", &self.namespace, Some(&self.name));
+        note(api, &call, TELLER, &self.uid, (TOLD, json!(told))).await
     }
 
     /// From its beginning, the job has ended the rollout so soon.
@@ -190,7 +250,7 @@ impl Orders {
         held["spec"]["minReadySeconds"] = json!(HELD_SECONDS);
         // It has to be the longer one.
         held["spec"]["progressDeadlineSeconds"] = json!(HELD_SECONDS + 3600);
-        held["spec"]["strategy"]["rollingUpdate"]["maxSurge"] = json!(format!("{}%", self.canary.share));
+        held["spec"]["strategy"]["rollingUpdate"]["maxSurge"] = json!(format!("{}%", self.canary.share.unwrap_or(100)));
         held
     }
 
@@ -259,6 +319,46 @@ impl Orders {
     }
 }
 
+/// Before pods change in another way, no service may lead clients to one set of them only. Refused where a job of another rollout than
+/// `own` still sees to that.
+pub(crate) async fn make_way(
+    api: &Api,
+    (namespace, name): (&str, &str),
+    deployment: &Value,
+    own: Option<&str>,
+) -> Result<()> {
+    let Some(told) = told(deployment).filter(|told| own != Some(told.id.as_str())) else { return Ok(()) };
+    let traffic = Traffic { api, namespace, name };
+    if traffic.led_to().await?.is_none() {
+        return Ok(());
+    }
+    if goes_on(api, namespace, &told.id).await? {
+        let hint =
+            "wait for its end (`rollout status`), or `rollout abort`; `kubectl delete job` where nothing comes of that";
+        let error = call("change", "patch", namespace, Some(name)).error(Sort::Conflict);
+        return Err(error.because("a rollout of it goes on, which leads clients to one set of its pods").hint(hint));
+    }
+    traffic.lead_to(None).await
+}
+
+/// Whether all pods of a deployment are of one template.
+pub(super) fn is_one_set(deployment: &Value) -> bool {
+    deployment["status"]["updatedReplicas"] == deployment["status"]["replicas"]
+}
+
+/// Whether the job of a rollout is there and has not ended.
+async fn goes_on(api: &Api, namespace: &str, id: &str) -> Result<bool> {
+    let name = job_name(id);
+    let call = Call {
+        action: "read",
+        verb: "get",
+        row: table::named("kubernetes.job"),
+        namespace: Some(namespace),
+        name: Some(&name),
+    };
+    Ok(api.get(&call).await?.is_some_and(|job| matches!(ready::job(&job), Ready::NotYet(_))))
+}
+
 fn job_name(id: &str) -> String {
     format!("textnlp-rollout-{}", id.get(..12).unwrap_or(id))
 }
@@ -268,7 +368,8 @@ mod tests {
     use super::*;
 
     fn orders() -> Orders {
-        let canary = Canary { share: 10, bake_seconds: 60, deadline_seconds: 600, slow_ms: 500, error_rate: 0.01 };
+        let canary =
+            Canary { share: Some(10), bake_seconds: 60, deadline_seconds: 600, slow_ms: 500, error_rate: 0.01 };
         let manifest = |of: &str| {
             json!({
                 "metadata": { "name": "api", "annotations": {} },
@@ -298,6 +399,8 @@ mod tests {
             (&json!("new"), &json!("0123456789abcdef"))
         );
         assert_eq!(held["spec"]["strategy"]["rollingUpdate"]["maxSurge"], "10%");
+        let both = Orders { canary: Canary { share: None, ..orders().canary }, ..orders() };
+        assert_eq!(both.held()["spec"]["strategy"]["rollingUpdate"]["maxSurge"], "100%", "a second set");
         // `progressDeadlineSeconds` has to be the longer one, and both are numbers of 32 bits.
         let (ready, progress) = (&held["spec"]["minReadySeconds"], &held["spec"]["progressDeadlineSeconds"]);
         assert!(ready.as_u64() < progress.as_u64() && progress.as_u64() < Some(u64::from(u32::MAX >> 1)));

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 /// Requests under `/v1`, as pods count them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Totals {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Totals {
     /// Those that were answered.
     pub(super) answers: u64,
     /// Those of them that failed by the server's fault.
@@ -26,7 +28,8 @@ impl Totals {
         }
     }
 
-    fn and(self, more: Self) -> Self {
+    /// Both together.
+    pub(super) fn and(self, more: Self) -> Self {
         Self {
             answers: self.answers.saturating_add(more.answers),
             failures: self.failures.saturating_add(more.failures),

@@ -17,6 +17,8 @@ const WINDOW: u64 = 60;
 const RESTARTS: u64 = 3;
 /// The share of answers that may be slow: what a 95th percentile is.
 const SLOW: f64 = 0.05;
+/// Why a person's word ended it.
+const ABORTED: &str = "somebody asked for it: `rollout abort`";
 /// The old release has the same clients and the same database: trouble that it has too says nothing of the new one.
 const WORSE: f64 = 1.5;
 
@@ -31,9 +33,13 @@ pub(super) struct Look {
     pub(super) ready: u64,
     /// How often the worst of them ended.
     pub(super) restarts: u64,
+    /// How many of them told their figures.
+    pub(super) measured: u64,
+    /// Pods of the old release that answer.
+    pub(super) old_ready: u64,
     /// What they answered since the rollout began.
     pub(super) new: Totals,
-    /// What the pods of the old release answered meanwhile.
+    /// What the pods of the old release answered meanwhile; where they have no clients any more, what they answered before.
     pub(super) old: Totals,
 }
 
@@ -42,6 +48,8 @@ pub(super) struct Look {
 pub(super) enum Judgement {
     /// Not yet, for this reason.
     Wait(String),
+    /// All clients are led to the new ones.
+    Switch(String),
     /// All pods become new ones.
     Promote(String),
     /// The new ones go.
@@ -62,6 +70,30 @@ impl Judge {
         Self { canary, looks: VecDeque::new(), well_since: None }
     }
 
+    /// Whether clients may be led to a second set of pods that has none yet.
+    pub(super) fn prepare(&self, look: Look, wish: Option<Wish>) -> Judgement {
+        if wish == Some(Wish::Abort) {
+            return Judgement::Revert(ABORTED.to_owned());
+        }
+        if look.restarts >= RESTARTS {
+            return Judgement::Revert(format!("a new pod ended {} times", look.restarts));
+        }
+        let ready = format!("{} of {} new pods are ready, and no client is led to them", look.ready, look.pods);
+        if look.at >= self.canary.deadline_seconds {
+            return Judgement::Revert(format!("the deadline of {} s is over: {ready}", self.canary.deadline_seconds));
+        }
+        if look.pods == 0 || look.ready < look.pods {
+            return Judgement::Wait(ready);
+        }
+        if look.measured < look.pods {
+            return Judgement::Wait(format!("{ready}: {} of them tell their figures", look.measured));
+        }
+        if wish == Some(Wish::Pause) {
+            return Judgement::Wait(format!("held by `rollout pause`; {ready}"));
+        }
+        Judgement::Switch(format!("all {} new pods are ready, and clients are led to them", look.pods))
+    }
+
     /// Judges by one more look, and by what a person wants.
     pub(super) fn judge(&mut self, look: Look, wish: Option<Wish>) -> Judgement {
         let complete = look.pods > 0 && look.ready == look.pods;
@@ -73,9 +105,11 @@ impl Judge {
         let before = self.looks.front().map_or((Totals::default(), Totals::default()), |first| (first.new, first.old));
         self.looks.push_back(look);
         if wish == Some(Wish::Abort) {
-            return Judgement::Revert("somebody asked for it: `rollout abort`".to_owned());
+            return Judgement::Revert(ABORTED.to_owned());
         }
-        let lately = (look.new.since(before.0), look.old.since(before.1));
+        // Old pods that have no clients any more say what is usual, and nothing of the last minute.
+        let old_lately = if self.canary.is_blue_green() { look.old } else { look.old.since(before.1) };
+        let lately = (look.new.since(before.0), old_lately);
         for (new, old) in [lately, (look.new, look.old)] {
             if let Some(why) = self.is_worse((new, old), CHANCE) {
                 return Judgement::Revert(why);
@@ -83,6 +117,11 @@ impl Judge {
         }
         if look.restarts >= RESTARTS {
             return Judgement::Revert(format!("a new pod ended {} times", look.restarts));
+        }
+        // All clients are theirs, and the old ones could answer them.
+        if self.canary.is_blue_green() && look.ready * 2 < look.old_ready {
+            let (ready, pods, old) = (look.ready, look.pods, look.old_ready);
+            return Judgement::Revert(format!("{ready} of {pods} new pods are ready, and {old} of the old release"));
         }
         let answered = answered(look);
         if look.at >= self.canary.deadline_seconds {
@@ -176,7 +215,11 @@ mod tests {
     use super::*;
 
     fn judge() -> Judge {
-        Judge::new(Canary { share: 10, bake_seconds: 300, deadline_seconds: 1000, slow_ms: 500, error_rate: 0.01 })
+        Judge::new(Canary { share: Some(10), ..blue_green() })
+    }
+
+    fn blue_green() -> Canary {
+        Canary { share: None, bake_seconds: 300, deadline_seconds: 1000, slow_ms: 500, error_rate: 0.01 }
     }
 
     fn totals(answers: u64, failures: u64, slow: u64) -> Totals {
@@ -184,7 +227,7 @@ mod tests {
     }
 
     fn at(at: u64, new: Totals, old: Totals) -> Look {
-        Look { at, pods: 1, ready: 1, restarts: 0, new, old }
+        Look { at, pods: 1, ready: 1, measured: 1, new, old, ..Look::default() }
     }
 
     fn reverts(judgement: &Judgement, with: &str) -> bool {
@@ -282,5 +325,59 @@ mod tests {
         let held = judge.judge(at(600, totals(50, 0, 0), Totals::default()), Some(Wish::Pause));
         assert!(matches!(held, Judgement::Wait(why) if why.starts_with("held by")));
         assert!(reverts(&judge.judge(at(1000, totals(50, 0, 0), Totals::default()), Some(Wish::Pause)), "deadline"));
+    }
+
+    #[test]
+    fn clients_are_led_to_a_second_set_when_all_of_it_is_ready_and_measured() {
+        let judge = Judge::new(blue_green());
+        let look = |at: u64, ready: u64, measured: u64| Look { at, pods: 3, ready, measured, ..Look::default() };
+        let waits = |look: Look, wish: Option<Wish>, with: &str| {
+            let judged = judge.prepare(look, wish);
+            assert!(matches!(&judged, Judgement::Wait(why) if why.contains(with)), "{with}: {judged:?}");
+        };
+        waits(Look::default(), None, "0 of 0 new pods are ready, and no client is led to them");
+        waits(look(10, 2, 2), None, "2 of 3");
+        waits(look(10, 2, 2), Some(Wish::Promote), "2 of 3");
+        waits(look(10, 3, 2), None, "2 of them tell their figures");
+        waits(look(10, 3, 3), Some(Wish::Pause), "held by `rollout pause`");
+        for wish in [None, Some(Wish::Resume), Some(Wish::Promote)] {
+            assert!(matches!(judge.prepare(look(10, 3, 3), wish), Judgement::Switch(_)));
+        }
+        assert!(reverts(&judge.prepare(look(10, 3, 3), Some(Wish::Abort)), "rollout abort"));
+        assert!(reverts(&judge.prepare(look(1000, 3, 3), None), "deadline of 1000 s is over: 3 of 3"));
+        assert!(reverts(&judge.prepare(Look { restarts: 3, ..look(10, 2, 2) }, None), "ended 3 times"));
+    }
+
+    #[test]
+    fn what_has_all_clients_is_measured_by_what_was_usual_before() {
+        // Two in a hundred failed before: three now are nothing, also when the last minute alone is looked at.
+        let usual = totals(1000, 20, 0);
+        let mut judge = Judge::new(blue_green());
+        for second in 0..300 {
+            let judged = judge.judge(at(second, totals(100 * second, 3 * second, 0), usual), None);
+            assert!(matches!(judged, Judgement::Wait(_)), "{second}: {judged:?}");
+        }
+        let bad = at(301, totals(30_100, 1100, 0), usual);
+        assert!(reverts(&judge.judge(bad, None), "failed, and 20 of 1000 of the old release"));
+        let failing = at(2, totals(20, 20, 0), totals(10, 0, 0));
+        assert!(reverts(&Judge::new(blue_green()).judge(failing, None), "20 of 20 answers"), "at the first look");
+    }
+
+    #[test]
+    fn clients_go_back_to_old_pods_that_are_there_when_new_ones_are_not() {
+        let look = |ready: u64, old_ready: u64| Look {
+            pods: 3,
+            ready,
+            old_ready,
+            ..at(20, totals(9, 0, 0), totals(90, 0, 0))
+        };
+        let judged = |ready, old| Judge::new(blue_green()).judge(look(ready, old), None);
+        assert!(reverts(&judged(0, 3), "0 of 3 new pods are ready, and 3 of the old release"));
+        assert!(reverts(&judged(1, 3), "1 of 3"));
+        // One of them, or a node that took as many of both.
+        for (ready, old) in [(2, 3), (1, 1), (0, 0)] {
+            assert!(matches!(judged(ready, old), Judgement::Wait(_)), "{ready} {old}");
+        }
+        assert!(matches!(self::judge().judge(look(0, 3), None), Judgement::Wait(_)), "a few have few clients");
     }
 }

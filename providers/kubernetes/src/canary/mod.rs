@@ -6,11 +6,15 @@
 //! closed leaves a rollout that ends by itself. What the pods read of their configuration stands in their template, so that an old
 //! template is the old release whole.
 //!
+//! Where no share is named, the new pods are a whole second set, and the service leads clients to one set or the other ([`traffic`]):
+//! blue-green.
+//!
 //! `begin` and `advance` are the operator's side, [`watch`] is the job's. They talk by annotations of the deployment.
 
 mod begin;
 mod figures;
 mod judge;
+mod traffic;
 mod watch;
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +27,8 @@ use crate::identity;
 use crate::provider::Kubernetes;
 use crate::table;
 
-pub(crate) use begin::Standing;
+pub(crate) use begin::{Standing, make_way};
+use figures::Totals;
 pub use watch::Scrape;
 
 /// The annotation of a deployment by which it is rolled so: a [`Canary`].
@@ -41,14 +46,19 @@ const HELD: &str = "textnlp-rollout";
 const TOLD: &str = "textnlp-rollout-told";
 /// The annotation with a person's word on it: a [`Wished`].
 const WISH: &str = "textnlp-rollout-wish";
-/// Who wrote `TOLD` and `WISH`: they are fields of nobody's spec.
+/// The label of pods that says of which set they are.
+const HASH: &str = "pod-template-hash";
+/// Who wrote `TOLD` and `WISH`, which are fields of nobody's spec, and to which pods the service leads clients.
 const TELLER: &str = "textnlp-rollout";
 const WISHER: &str = "textnlp-rollout-wish";
 
 /// How a deployment is rolled.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Canary {
-    pub(crate) share: u32,
+    /// So many pods beside those that are there, in percent of them; `None` for a second set beside the first, to which all clients are
+    /// led at once. A job of a program that knows no such thing does not read its orders then, and nothing begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) share: Option<u32>,
     pub(crate) bake_seconds: u64,
     pub(crate) deadline_seconds: u64,
     pub(crate) slow_ms: u32,
@@ -61,6 +71,10 @@ pub(crate) struct Canary {
 pub enum Stage {
     /// The job is there, and nothing has changed yet.
     Waiting,
+    /// A second set of pods is made, and no client is led to it.
+    Preparing,
+    /// All clients are to be led to the second set; said before it is done.
+    Switching,
     /// New pods are measured.
     Baking,
     /// All pods are to become new ones; said before it is done.
@@ -88,6 +102,22 @@ pub struct Told {
     /// Since when new pods are there, in seconds since 1970 by the cluster's clock.
     #[serde(default)]
     pub began: u64,
+    /// What is known of the two sets, where clients are led from one to the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sets: Option<Sets>,
+}
+
+/// What another pod of the job has to know of two sets of pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sets {
+    /// The label of the old one's pods.
+    old: String,
+    /// The label of those that clients are led to, or are about to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    new: Option<String>,
+    /// What they answered while they had the clients: what new ones are measured by.
+    #[serde(default)]
+    before: Totals,
 }
 
 /// What a person wants of a rollout.
@@ -133,6 +163,11 @@ pub(crate) struct Orders {
 }
 
 impl Canary {
+    /// Whether there are two whole sets of pods, and clients are led to one of them.
+    fn is_blue_green(self) -> bool {
+        self.share.is_none()
+    }
+
     /// How the pods of an update are rolled; `None` where they do not change, or what they were before could not be put back.
     pub(crate) fn of(op: &Operation) -> Option<Self> {
         let wanted = |spec: &textnlp_provider::Spec| -> Option<Self> {
@@ -142,6 +177,14 @@ impl Canary {
         // A template of a release that was not rolled so reads what is not in it.
         op.recorded.as_ref().and_then(|recorded| wanted(&recorded.spec))?;
         wanted(&op.spec).filter(|_| rolls)
+    }
+}
+
+impl Told {
+    /// The same when it is done.
+    fn ended(self) -> Self {
+        let stage = if self.stage == Stage::Promoting { Stage::Promoted } else { Stage::Reverted };
+        Self { stage, ..self }
     }
 }
 

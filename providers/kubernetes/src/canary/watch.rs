@@ -4,22 +4,27 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use serde_json::{Value, json};
+use serde_json::Value;
 use textnlp_provider::{Error, Result, Sort};
 use tokio::time::Instant;
 
+use super::begin::{OTHERS_STAY, is_one_set};
 use super::figures::{self, Group, Totals};
 use super::judge::{Judge, Judgement, Look};
-use super::{Orders, Stage, TELLER, TOLD, Told, Wish, call, is_held, note, told, wish};
+use super::{HASH, Orders, Sets, Stage, Told, Wish, call, is_held, told, traffic, wish};
 use crate::api::Api;
 use crate::error::Call;
 use crate::identity;
 use crate::provider::Kubernetes;
-use crate::table;
+use crate::ready;
 use crate::trouble::{self, POD};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_secs(2);
+/// The same where all clients are led to new pods.
+const LOOK_AT_ALL: Duration = Duration::from_secs(1);
+/// So long clients are led to one set of pods though pods of another one stay.
+const SETTLES: Duration = Duration::from_secs(600);
 /// How often it looks for what is to begin.
 const BEGIN: Duration = Duration::from_millis(250);
 /// An operator who asked for it begins within this time.
@@ -28,10 +33,6 @@ const WITHIN: Duration = Duration::from_secs(180);
 const TELL: Duration = Duration::from_secs(5);
 /// Between what is to be done and why it cannot be done yet.
 const STUCK: &str = "; it cannot be done yet: ";
-/// Where a deployment says which of its sets of pods is the newest.
-const REVISION: &str = "deployment.kubernetes.io/revision";
-/// The label of pods that says of which set they are.
-const HASH: &str = "pod-template-hash";
 
 /// How a pod's figures are fetched.
 #[async_trait]
@@ -54,6 +55,8 @@ impl Kubernetes {
             new: Group::default(),
             old: Group::default(),
             hash: None,
+            before: None,
+            ending: None,
             told: None,
             told_at: Instant::now(),
         };
@@ -71,7 +74,7 @@ impl Kubernetes {
                 Ok(Step::Waits) => BEGIN,
                 Ok(Step::Looked(says)) => {
                     tell(&says);
-                    LOOK
+                    if orders.canary.is_blue_green() { LOOK_AT_ALL } else { LOOK }
                 }
                 Err(error) if error.sort == Sort::NotFound => return Err(error),
                 Err(error) => {
@@ -91,6 +94,10 @@ struct Watching {
     old: Group,
     /// The label of the new pods.
     hash: Option<String>,
+    /// What another pod of the job counted of the old pods, while they had the clients.
+    before: Option<Totals>,
+    /// Since when pods of the release that goes are waited for.
+    ending: Option<Instant>,
     told: Option<Told>,
     told_at: Instant,
 }
@@ -114,31 +121,59 @@ impl Watching {
         // What was begun is finished first: whoever said it may have been lost before it was done, or before he said that.
         if let Some(told) = &known {
             match (told.stage, held) {
-                (Stage::Promoting | Stage::Reverting, true) => return self.end(api, orders, told.clone()).await,
-                (Stage::Promoting | Stage::Reverting, false) => return self.ended(api, orders, told.clone()).await,
+                (Stage::Promoting | Stage::Reverting, true) => {
+                    return self.end(api, orders, &deployment, told.clone()).await;
+                }
+                (Stage::Promoting | Stage::Reverting, false) => {
+                    return self.ended(api, orders, &deployment, told.clone()).await;
+                }
                 (Stage::Promoted | Stage::Reverted, _) => return Ok(Step::Over(told.clone())),
-                (Stage::Waiting | Stage::Baking, _) => {}
+                (Stage::Waiting | Stage::Preparing | Stage::Switching | Stage::Baking, _) => {}
             }
         }
         if !held {
-            return match known.map(|told| told.stage) {
-                Some(Stage::Baking) => {
-                    Ok(Step::Over(orders.told(Stage::Baking, "somebody applied something else meanwhile", 0)))
+            let over = match known.map(|told| told.stage) {
+                Some(stage @ (Stage::Preparing | Stage::Switching | Stage::Baking)) => {
+                    orders.told(stage, "somebody applied something else meanwhile", 0)
                 }
-                _ if is_late => Ok(Step::Over(orders.told(Stage::Waiting, "nobody began within three minutes", 0))),
-                Some(_) => Ok(Step::Waits),
+                _ if is_late => orders.told(Stage::Waiting, "nobody began within three minutes", 0),
+                Some(_) => return Ok(Step::Waits),
                 None => {
-                    self.say(api, orders, orders.told(Stage::Waiting, "the job is there", 0)).await?;
-                    Ok(Step::Waits)
+                    let sets = match orders.canary.is_blue_green() {
+                        true => Some(keep(api, orders, &deployment).await?),
+                        false => None,
+                    };
+                    let told = Told { sets, ..orders.told(Stage::Waiting, "the job is there", 0) };
+                    self.say(api, orders, told).await?;
+                    return Ok(Step::Waits);
                 }
             };
+            if orders.canary.is_blue_green() {
+                orders.traffic(api).lead_to(None).await?;
+            }
+            return Ok(Step::Over(over));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let began = known.map(|told| told.began).filter(|began| *began > 0).unwrap_or(now);
+        let began = known.as_ref().map(|told| told.began).filter(|began| *began > 0).unwrap_or(now);
         let at = now.saturating_sub(began);
         let wish = wish(&deployment, &orders.id).filter(|wish| *wish != Wish::Resume);
-        let judgement = match self.look(api, orders, &deployment, figures, at).await {
-            Ok(look) => self.judge.judge(look, wish),
+        // Which is left to Kubernetes where they are not two whole ones.
+        let mut sets = known.as_ref().and_then(|told| told.sets.clone());
+        let mut stage = known.map_or(Stage::Waiting, |told| told.stage);
+        let mut trouble = None;
+        let judgement = match self.looked(api, orders, &deployment, figures, (&mut stage, &mut sets), at).await {
+            Ok(look) => {
+                trouble = (look.ready < look.pods).then_some(&deployment);
+                let is_another = self.hash != sets.as_ref().and_then(|sets| sets.new.clone());
+                match stage {
+                    Stage::Preparing => self.judge.prepare(look, wish),
+                    // What clients are led to is on its way out.
+                    _ if orders.canary.is_blue_green() && self.hash.is_some() && is_another => {
+                        Judgement::Revert("somebody changed its pods meanwhile".to_owned())
+                    }
+                    _ => self.judge.judge(look, wish),
+                }
+            }
             // What cannot be looked at is taken back in its time all the same.
             Err(error) if at >= orders.canary.deadline_seconds || wish == Some(Wish::Abort) => {
                 Judgement::Revert(format!("nothing is known of the new pods: {}", in_one_line(&error)))
@@ -146,45 +181,121 @@ impl Watching {
             Err(error) => return Err(error),
         };
         let (stage, says) = match judgement {
-            Judgement::Wait(says) => (Stage::Baking, says),
+            Judgement::Wait(says) => (stage, says),
+            Judgement::Switch(says) => (Stage::Switching, says),
             Judgement::Promote(says) => (Stage::Promoting, says),
             Judgement::Revert(says) => (Stage::Reverting, says),
         };
-        let told = orders.told(stage, &says, began);
-        if stage == Stage::Baking {
-            let is_new = self.told.as_ref().is_none_or(|told| told.stage != Stage::Baking);
-            if is_new || self.told_at.elapsed() >= TELL {
+        let told = Told { sets, ..orders.told(stage, &says, began) };
+        match stage {
+            Stage::Promoting | Stage::Reverting => {
                 self.say(api, orders, told.clone()).await?;
+                self.end(api, orders, &deployment, told).await
             }
-            return Ok(Step::Looked(told.says));
+            Stage::Switching => {
+                // What old pods answered before is known to whoever finishes it.
+                self.say(api, orders, told.clone()).await?;
+                let new = told.sets.as_ref().and_then(|sets| sets.new.as_deref());
+                orders.traffic(api).lead_to(new).await?;
+                // What went before says nothing of pods that have all clients.
+                self.judge = Judge::new(orders.canary);
+                self.say(api, orders, Told { stage: Stage::Baking, ..told }).await?;
+                Ok(Step::Looked(says))
+            }
+            _ => {
+                let is_new = self.told.as_ref().is_none_or(|told| told.stage != stage);
+                if is_new || self.told_at.elapsed() >= TELL {
+                    let says = match trouble {
+                        Some(deployment) => {
+                            let says = ready::failing(deployment, told.says);
+                            trouble::of_pods(api, call.row, deployment, says).await
+                        }
+                        None => told.says,
+                    };
+                    self.say(api, orders, Told { says, ..told }).await?;
+                }
+                Ok(Step::Looked(says))
+            }
         }
-        self.say(api, orders, told.clone()).await?;
-        self.end(api, orders, told).await
+    }
+
+    /// One look, and how far the rollout is: where there are two whole sets of pods, clients are led to the one that is meant.
+    async fn looked(
+        &mut self,
+        api: &Api,
+        orders: &Orders,
+        deployment: &Value,
+        figures: &dyn Scrape,
+        (stage, sets): (&mut Stage, &mut Option<Sets>),
+        at: u64,
+    ) -> Result<Look> {
+        let mut look = self.look(api, orders, deployment, figures, at).await?;
+        if !orders.canary.is_blue_green() {
+            *stage = Stage::Baking;
+            return Ok(look);
+        }
+        let Some(sets) = sets.as_mut() else {
+            let error = call("roll", "patch", &orders.namespace, Some(&orders.name)).error(Sort::Conflict);
+            return Err(error.because("which of its pods are the old ones is not known any more"));
+        };
+        let before = *self.before.get_or_insert(sets.before);
+        // Before its controller has made the second set, the newest one may still be the first.
+        self.hash = self.hash.take().filter(|hash| *hash != sets.old);
+        let traffic = orders.traffic(api);
+        let is_done = *stage == Stage::Switching && sets.new.is_some() && traffic.led_to().await? == sets.new;
+        if is_done || *stage == Stage::Baking {
+            *stage = Stage::Baking;
+            traffic.lead_to(sets.new.as_deref()).await?;
+            look.old = sets.before;
+            return Ok(look);
+        }
+        *stage = Stage::Preparing;
+        traffic.lead_to(Some(&sets.old)).await?;
+        *sets = Sets { new: self.hash.clone(), before: before.and(self.old.totals), ..sets.clone() };
+        let meant = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+        Ok(match self.hash {
+            Some(_) => Look { pods: look.pods.max(meant), ..look },
+            None => Look { at, pods: meant, ..Look::default() },
+        })
     }
 
     /// Does what was said, and says that it is done.
-    async fn end(&mut self, api: &Api, orders: &Orders, told: Told) -> Result<Step> {
-        let manifest = if told.stage == Stage::Promoting { &orders.promote } else { &orders.revert };
-        if let Err(error) = orders.apply(api, manifest).await {
+    async fn end(&mut self, api: &Api, orders: &Orders, deployment: &Value, told: Told) -> Result<Step> {
+        let done = match told.stage {
+            Stage::Promoting => orders.apply(api, &orders.promote).await,
+            _ => orders.put_back(api, &told).await,
+        };
+        if let Err(error) = done {
             let (why, _) = told.says.split_once(STUCK).unwrap_or((&told.says, ""));
             let says = format!("{why}{STUCK}{}", in_one_line(&error));
             // It is tried again as long as it takes; whoever looks should see why.
             let _ = self.say(api, orders, Told { says, ..told.clone() }).await;
             return Err(error);
         }
-        self.ended(api, orders, told).await
+        if orders.canary.is_blue_green() {
+            return Ok(Step::Looked(told.says));
+        }
+        self.ended(api, orders, deployment, told).await
     }
 
-    async fn ended(&mut self, api: &Api, orders: &Orders, told: Told) -> Result<Step> {
-        let stage = if told.stage == Stage::Promoting { Stage::Promoted } else { Stage::Reverted };
-        let told = Told { stage, ..told };
+    /// The pods become those of one release: when they are, clients may be led to all of them again.
+    async fn ended(&mut self, api: &Api, orders: &Orders, deployment: &Value, told: Told) -> Result<Step> {
+        if orders.canary.is_blue_green() {
+            let since = *self.ending.get_or_insert_with(Instant::now);
+            if !orders.settle(api, deployment).await? {
+                if since.elapsed() < SETTLES {
+                    return Ok(Step::Looked(format!("{}; pods of the other release leave", told.says)));
+                }
+                orders.traffic(api).lead_to(None).await?;
+            }
+        }
+        let told = told.ended();
         self.say(api, orders, told.clone()).await?;
         Ok(Step::Over(told))
     }
 
     async fn say(&mut self, api: &Api, orders: &Orders, told: Told) -> Result<()> {
-        let call = call("annotate", "patch", &orders.namespace, Some(&orders.name));
-        note(api, &call, TELLER, &orders.uid, (TOLD, json!(told))).await?;
+        orders.say(api, &told).await?;
         (self.told, self.told_at) = (Some(told), Instant::now());
         Ok(())
     }
@@ -198,7 +309,8 @@ impl Watching {
         at: u64,
     ) -> Result<Look> {
         // Before its controller has looked at the new template, nobody knows which pods are new.
-        self.hash = newest(api, orders, deployment).await?.or(self.hash.take());
+        let new = &orders.promote["spec"]["template"];
+        self.hash = set_of(api, orders, deployment, new).await?.or(self.hash.take());
         let Some(hash) = self.hash.clone() else { return Ok(Look { at, ..Look::default() }) };
         let list = Call { action: "list", verb: "list", row: &POD, namespace: Some(&orders.namespace), name: None };
         let pods = api.list(&list, &trouble::selector(deployment)).await?;
@@ -210,12 +322,16 @@ impl Watching {
             Some(async move { (pod, figures.scrape(address, orders.metrics_port).await) })
         });
         let slow_ms = orders.canary.slow_ms;
+        let mut measured = 0;
         for (pod, text) in futures::future::join_all(asked).await {
             // A pod that does not answer now is counted when it does; whether it is ready is the cluster's word.
             let Ok(text) = text else { continue };
             let totals: Totals = figures::read(&text, slow_ms);
             match is_new(pod) {
-                true => self.new.look(&of(pod), totals, true),
+                true => {
+                    measured += 1;
+                    self.new.look(&of(pod), totals, true);
+                }
                 // What old pods counted before, they counted without the new ones beside them.
                 false => self.old.look(&of(pod), totals, false),
             }
@@ -224,6 +340,7 @@ impl Watching {
             let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
             conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
         };
+        let old_ready = pods.iter().filter(staying).filter(|pod| !is_new(pod)).filter(ready).count() as u64;
         let new: Vec<&Value> = pods.iter().filter(staying).filter(|pod| is_new(pod)).collect();
         let restarts = new
             .iter()
@@ -237,6 +354,8 @@ impl Watching {
             pods: meant.max(new.len() as u64),
             ready: new.into_iter().filter(ready).count() as u64,
             restarts,
+            measured,
+            old_ready,
             new: self.new.totals,
             old: self.old.totals,
         })
@@ -249,24 +368,26 @@ fn in_one_line(error: &Error) -> String {
     textnlp_provider::told(error) + &hint.collect::<String>()
 }
 
-/// The label of the pods of the newest template; `None` as long as its controller has not looked at it.
-async fn newest(api: &Api, orders: &Orders, deployment: &Value) -> Result<Option<String>> {
-    let metadata = &deployment["metadata"];
-    if deployment["status"]["observedGeneration"].as_u64() < metadata["generation"].as_u64() {
-        return Ok(None);
+/// Before there is a second set of pods, clients are led to the one that is there by its own label.
+async fn keep(api: &Api, orders: &Orders, deployment: &Value) -> Result<Sets> {
+    let call = call("roll", "patch", &orders.namespace, Some(&orders.name));
+    if !is_one_set(deployment) {
+        return Err(call.error(Sort::Unavailable).because(OTHERS_STAY));
     }
-    let row = &REPLICA_SETS;
-    let call = Call { action: "list", verb: "list", row, namespace: Some(&orders.namespace), name: None };
-    let sets = api.list(&call, &trouble::selector(deployment)).await?;
-    let revision = &metadata["annotations"][REVISION];
-    let newest = sets.iter().find(|set| {
-        let owned = set["metadata"]["ownerReferences"].as_array().into_iter().flatten();
-        owned.into_iter().any(|owner| owner["uid"] == orders.uid.as_str())
-            && set["metadata"]["annotations"][REVISION] == *revision
-            // The revision may be of the old template still, where only the number of pods was looked at.
-            && is_of(&set["spec"]["template"], &orders.promote["spec"]["template"])
-    });
-    Ok(newest.and_then(|set| set["metadata"]["labels"][HASH].as_str()).map(str::to_owned))
+    let old = set_of(api, orders, deployment, &orders.revert["spec"]["template"]).await?;
+    let Some(old) = old else {
+        return Err(call.error(Sort::Unavailable).because("its controller has not looked at its pods yet"));
+    };
+    orders.traffic(api).lead_to(Some(&old)).await?;
+    Ok(Sets { old, new: None, before: Totals::default() })
+}
+
+/// The label of the pods of this template, if it is the newest; `None` as long as its controller has not looked at it.
+async fn set_of(api: &Api, orders: &Orders, deployment: &Value, template: &Value) -> Result<Option<String>> {
+    let newest = traffic::newest(api, &orders.namespace, deployment).await?;
+    // It may be the one before, where only the number of pods was looked at.
+    let newest = newest.filter(|set| is_of(&set["spec"]["template"], template));
+    Ok(newest.and_then(|set| set["metadata"]["labels"][HASH].as_str().map(str::to_owned)))
 }
 
 /// Whether a set's template is the one that was applied, by what tells releases apart: what the pods read, and their images.
@@ -280,12 +401,3 @@ fn is_of(template: &Value, applied: &Value) -> bool {
     };
     same_read && images(template) == images(applied)
 }
-
-impl Orders {
-    fn told(&self, stage: Stage, says: &str, began: u64) -> Told {
-        Told { id: self.id.clone(), stage, says: says.to_owned(), release: self.release.clone(), began }
-    }
-}
-
-/// Sets of pods, as far as they are asked for here; they are the deployment controller's.
-static REPLICA_SETS: table::Row = table::replica_sets();

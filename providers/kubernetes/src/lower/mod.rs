@@ -47,7 +47,7 @@ pub struct Placement {
     pub tls_secret: Option<String>,
     /// The PostgreSQL that is made beside the servers, if one is.
     pub postgres: Option<OwnPostgres>,
-    /// Whether a new release shows first on a few pods that it is well: their template then carries all that they read but secrets.
+    /// Whether a new release shows first on a few pods, or on a second set of them, that it is well: their template then carries all that they read but secrets.
     pub canary: bool,
     /// The job of the operator's on what the servers stored, if there is one.
     pub analytics: Option<Analytics>,

@@ -44,6 +44,12 @@ impl Lowering<'_> {
             let fix = "write `database: { kind: postgres, url: … }` of one that all sites store in, or leave one site";
             self.problem("watch", cause, fix);
         }
+        if workload.growth.is_some() && workload.canary.is_some_and(|canary| canary.share.is_none()) {
+            // Also those without clients: what both sets of pods need for themselves would be taken for load, and both would grow.
+            let cause = "an autoscaler counts the pods of both releases, and neither alone";
+            let fix = "remove `scaling.max`, or choose `rollout.strategy: canary`";
+            self.problem("rollout.strategy", cause, fix);
+        }
         let Some(image) = self.place.image.clone() else {
             let cause = "no image is named, and a cluster runs nothing else";
             let fix = "`textnlp-deploy bundle create` packs one; push it to a registry that the cluster reaches, and write `sites[].cluster.image: REGISTRY/textnlp:VERSION`";

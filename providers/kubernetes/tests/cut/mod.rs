@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use camino::Utf8Path;
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use kube::client::{Body, ClientBuilder, DynBody};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -29,6 +29,8 @@ pub struct Cut(Arc<State>);
 struct State {
     at: u32,
     side: Side,
+    /// Calls that change nothing are not counted.
+    changes: bool,
     /// Calls that never reach the API server, and what is said to them.
     answers: Vec<(u32, u16, serde_json::Value)>,
     calls: AtomicU32,
@@ -37,16 +39,21 @@ struct State {
 
 impl Cut {
     pub fn at(call: u32, side: Side) -> Self {
-        Self::new(call, side, Vec::new())
+        Self::new(call, side, false, Vec::new())
+    }
+
+    /// The same at one of the calls that change something.
+    pub fn at_change(change: u32, side: Side) -> Self {
+        Self::new(change, side, true, Vec::new())
     }
 
     /// These calls are answered with these statuses and documents; 429 asks for a second.
     pub fn answering(answers: Vec<(u32, u16, serde_json::Value)>) -> Self {
-        Self::new(u32::MAX, Side::Before, answers)
+        Self::new(u32::MAX, Side::Before, false, answers)
     }
 
-    fn new(at: u32, side: Side, answers: Vec<(u32, u16, serde_json::Value)>) -> Self {
-        Self(Arc::new(State { at, side, answers, calls: AtomicU32::new(0), happened: AtomicBool::new(false) }))
+    fn new(at: u32, side: Side, changes: bool, answers: Vec<(u32, u16, serde_json::Value)>) -> Self {
+        Self(Arc::new(State { at, side, changes, answers, calls: AtomicU32::new(0), happened: AtomicBool::new(false) }))
     }
 
     /// How many calls there were.
@@ -99,7 +106,14 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let state = self.cut.0.clone();
-        let number = state.calls.fetch_add(1, Ordering::SeqCst);
+        let number = match state.changes && request.method() == Method::GET {
+            // It is lost when the connection is, and else none that is meant.
+            true => match state.calls.load(Ordering::SeqCst) {
+                made if made > state.at => made,
+                _ => return Box::pin(self.inner.call(request)),
+            },
+            false => state.calls.fetch_add(1, Ordering::SeqCst),
+        };
         if let Some((_, status, body)) = state.answers.iter().find(|(call, ..)| *call == number) {
             let body: Box<DynBody> = Box::new(Full::from(body.to_string()).map_err(|never| match never {}));
             let answer =

@@ -139,7 +139,13 @@ pub fn workload() -> Workload {
         first_key: true,
         watch: None,
         drain_seconds: 30,
-        canary: Some(Canary { share: 10, bake_seconds: 600, deadline_seconds: 3600, slow_ms: 500, error_rate: 0.01 }),
+        canary: Some(Canary {
+            share: Some(10),
+            bake_seconds: 600,
+            deadline_seconds: 3600,
+            slow_ms: 500,
+            error_rate: 0.01,
+        }),
     }
 }
 

@@ -189,28 +189,31 @@ impl Kubelet {
     }
 }
 
-/// The ready pods of a service, with the port that it means.
+/// The ready pods of a service with the port that it means, as the cluster's controllers have found them.
 async fn backends(shared: &Shared, namespace: &str, service: &str, port: u16) -> Vec<SocketAddr> {
     let path = format!("/api/v1/namespaces/{namespace}/services/{service}");
-    let Some(service) = shared.api.get(&path).await else { return Vec::new() };
-    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    let Some(target) = ports.iter().find(|one| one["port"] == port).map(|one| one["targetPort"].clone()) else {
+    let Some(object) = shared.api.get(&path).await else { return Vec::new() };
+    let ports = object["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let Some(name) = ports.iter().find(|one| one["port"] == port).map(|one| one["name"].clone()) else {
         return Vec::new();
     };
-    let selector = service["spec"]["selector"].as_object().into_iter().flatten();
-    let selector: Vec<String> = selector.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
-    let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={}", selector.join(","));
-    let Some(pods) = shared.api.get(&path).await else { return Vec::new() };
+    let path = format!(
+        "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector=kubernetes.io/service-name={service}"
+    );
+    let Some(slices) = shared.api.get(&path).await else { return Vec::new() };
     let mut found = Vec::new();
-    for pod in pods["items"].as_array().into_iter().flatten() {
-        let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-        let ready = conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
-        let going = pod["metadata"]["deletionTimestamp"].is_string();
-        let address = pod["metadata"]["uid"].as_str().and_then(|uid| shared.address_of(uid));
-        if let (true, false, Some(address)) = (ready, going, address)
-            && let Some(port) = container_port(pod, &target, port)
-        {
-            found.push(SocketAddr::from((address, port)));
+    for slice in slices["items"].as_array().into_iter().flatten() {
+        let ports = slice["ports"].as_array().into_iter().flatten();
+        // A port without a name is shown with an empty one.
+        let mut ports =
+            ports.filter(|one| one["name"].as_str().unwrap_or_default() == name.as_str().unwrap_or_default());
+        let port = ports.next().and_then(|one| one["port"].as_u64()).and_then(|port| u16::try_from(port).ok());
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            let is_ready = endpoint["conditions"]["ready"] != false;
+            let address = endpoint["targetRef"]["uid"].as_str().and_then(|uid| shared.address_of(uid));
+            if let (true, Some(address), Some(port)) = (is_ready, address, port) {
+                found.push(SocketAddr::from((address, port)));
+            }
         }
     }
     found
