@@ -6,6 +6,7 @@
 //!
 //! Read in this order: `table`, `provider`, `verbs`, `fields` (who owns what, and what differs), `ready`, `credential`, `error`.
 
+mod adapter;
 mod api;
 mod canary;
 mod credential;
@@ -28,8 +29,9 @@ mod trouble;
 mod verbs;
 mod watch;
 
+pub use adapter::{Adapter, Answer, FrontProxy};
 pub use canary::{ORDERS, Scrape, Stage, Told, Wish};
 pub use errand::Errand;
 pub use export::{Export, ExportFile, Form, NeededSecret, export};
-pub use lower::{BACKUP, FILLED_BY_CERT_MANAGER, Ingress, OwnPostgres, Placement, RESTORE};
+pub use lower::{ADAPTER_COMPONENT, BACKUP, FILLED_BY_CERT_MANAGER, Ingress, OwnPostgres, Placement, RESTORE};
 pub use provider::{Access, Kubernetes};

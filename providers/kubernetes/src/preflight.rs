@@ -55,6 +55,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
         ));
     }
     served::metrics(&api, wanted, &mut problems).await?;
+    served::groups(&api, wanted, &mut problems).await?;
     served::ways_in(&api, wanted, &mut problems).await?;
     let asked: Vec<_> = asked.into_iter().filter(|(row, _)| !missing.contains(row.name)).collect();
     permissions(&api, &asked, &mut problems).await?;

@@ -40,6 +40,22 @@ fn a_release_that_shows_on_a_few_pods_first_is_whole_in_their_template() {
 }
 
 #[test]
+fn an_adapter_of_ours_is_there_before_the_autoscaler_and_reached_by_nobody_but_the_api_server() {
+    let mut text = String::new();
+    for one in adapter(&placement()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/adapter.yaml"].assert_eq(&text);
+    // Where nothing grows nobody asks it.
+    let server = component("server", Part::Workload(workload()));
+    let made = lowered(&server, Placement { adapter: true, ..placement() }).unwrap();
+    assert!(made.iter().all(|one| !one.id.as_str().starts_with("main/adapter/")), "{made:?}");
+}
+
+#[test]
 fn without_an_autoscaler_the_number_of_pods_is_ours_and_small_sites_have_no_budget_that_keeps_nodes() {
     let made = |replicas| {
         let one = component("server", Part::Workload(Workload { replicas, ..workload() }));
@@ -277,10 +293,11 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let own = own_database(&Placement { namespace: namespace.clone(), ..own_placement() });
     let own = own.into_iter().filter(|one| !whole.iter().any(|other| other.id == one.id)).collect::<Vec<_>>();
     let canary = canary(&Placement { namespace: namespace.clone(), ..placement() });
-    for one in whole.iter().chain(&own).chain(&canary) {
+    let adapter = adapter(&Placement { namespace: namespace.clone(), ..placement() });
+    for one in whole.iter().chain(&own).chain(&canary).chain(&adapter) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
-        let mut object = filled(one.spec.as_value(), is_secret);
+        let mut object = filled(one.spec.as_value(), is_secret || noun == "api-service");
         let (version, kind) =
             API.iter().find(|(name, ..)| *name == noun).map(|(_, version, kind)| (version, kind)).unwrap();
         object["apiVersion"] = json!(version);
@@ -302,7 +319,7 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 37, "all of them");
+    assert_eq!(tried, 48, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[
@@ -323,5 +340,6 @@ const API: &[(&str, &str, &str)] = &[
     ("persistent-volume-claim", "v1", "PersistentVolumeClaim"),
     ("postgres-cluster", "postgresql.cnpg.io/v1", "Cluster"),
     ("pod-disruption-budget", "policy/v1", "PodDisruptionBudget"),
+    ("api-service", "apiregistration.k8s.io/v1", "APIService"),
     ("horizontal-pod-autoscaler", "autoscaling/v2", "HorizontalPodAutoscaler"),
 ];

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use serde_json::Value;
 use textnlp_tests::{counts, eventually};
 
+mod adapter;
 mod database;
 mod operator;
 mod rollout;

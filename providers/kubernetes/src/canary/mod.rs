@@ -9,7 +9,7 @@
 //! `begin` and `advance` are the operator's side, [`watch`] is the job's. They talk by annotations of the deployment.
 
 mod begin;
-mod figures;
+pub(crate) mod figures;
 mod judge;
 mod watch;
 
@@ -25,6 +25,7 @@ use crate::table::{self, Row};
 
 pub(crate) use begin::Standing;
 pub use watch::Scrape;
+pub(crate) use watch::in_one_line;
 
 /// The annotation of a deployment by which it is rolled so: a [`Canary`].
 pub(crate) const CANARY: &str = "textnlp-canary";
