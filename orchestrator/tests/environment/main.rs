@@ -253,6 +253,7 @@ fn stronger_layers_win_and_every_value_knows_where_it_came_from() {
         sites[0].runtime = "process" (default)
         sites[0].region = "local" (--set sites.here.region)
         scaling.min = 2 ($TEXTNLP_SET__scaling__min)
+        scaling.adapter = false (default)
         gates.users = 8 (--set gates.users)
         models[0].context = 512 (--set models[0].context)
         server.api.port = 8443 ((built-in) base.yaml:17:11)

@@ -142,13 +142,8 @@ fn decoded(text: &str, is_query: bool) -> Option<String> {
     while let Some(byte) = rest.next() {
         bytes.push(match byte {
             b'%' => {
-                let digits = [rest.next()?, rest.next()?];
-                // `from_str_radix` takes signs too.
-                let digits = std::str::from_utf8(&digits)
-                    .ok()
-                    .filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()))?
-                    .to_owned();
-                u8::from_str_radix(&digits, 16).ok()?
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
             }
             b'+' if is_query => b' ',
             byte => byte,

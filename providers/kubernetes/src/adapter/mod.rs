@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::Value;
-use textnlp_provider::{Error, KindName, Result, Sort};
+use textnlp_provider::{KindName, Result, Sort};
 use tokio::time::Instant;
 
 use crate::canary::{Scrape, figures, in_one_line};
@@ -202,8 +202,7 @@ impl Adapter {
 
     async fn pods(&self, labels: &str) -> Result<Vec<Value>> {
         let call = Call { action: "list", verb: "list", row: &POD, namespace: Some(&self.namespace), name: None };
-        let pods: Result<Vec<Value>, Error> = self.kubernetes.api().await?.list(&call, labels).await;
-        pods
+        self.kubernetes.api().await?.list(&call, labels).await
     }
 }
 
