@@ -204,6 +204,9 @@ pub enum Command {
     /// Runs a site's supervisor
     #[command(hide = true)]
     Supervise(Supervise),
+    /// Tells the autoscaler of a cluster how many requests there are; runs in the cluster
+    #[command(hide = true)]
+    Adapter(Adapter),
     /// A completion script for a shell
     Completions(Completions),
 }
@@ -230,6 +233,29 @@ pub enum Rollout {
         #[arg(long)]
         account: Utf8PathBuf,
     },
+}
+
+/// See [`Command::Adapter`].
+#[derive(Debug, Args)]
+pub struct Adapter {
+    /// The folder with the service account's token and authority
+    #[arg(long)]
+    pub account: Utf8PathBuf,
+    /// The folder with `tls.crt` and `tls.key`, which the API server is shown
+    #[arg(long)]
+    pub tls: Utf8PathBuf,
+    /// The namespace of the pods
+    #[arg(long)]
+    pub namespace: String,
+    /// The labels of the pods: `app=textnlp-api`
+    #[arg(long)]
+    pub pods: String,
+    /// Where it listens
+    #[arg(long)]
+    pub address: std::net::IpAddr,
+    /// The port there
+    #[arg(long)]
+    pub port: u16,
 }
 
 /// See [`Command::Init`].

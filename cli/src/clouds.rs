@@ -1,6 +1,8 @@
 //! The providers that are linked into this program: the only place that names them.
 
 #[cfg(feature = "kubernetes")]
+mod adapter;
+#[cfg(feature = "kubernetes")]
 mod cluster;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -418,6 +420,18 @@ pub async fn see_to(account: &Utf8Path, tell: &(dyn Fn(&str) + Sync)) -> anyhow:
 /// What the job itself does; there are no clusters in this build.
 #[cfg(not(feature = "kubernetes"))]
 pub async fn see_to(_: &Utf8Path, _: &(dyn Fn(&str) + Sync)) -> anyhow::Result<serde_json::Value> {
+    anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+/// What the adapter's pod runs until it is told to end: tells autoscalers how many requests there are.
+#[cfg(feature = "kubernetes")]
+pub async fn adapter(args: &crate::args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
+    adapter::run(args, tell).await
+}
+
+/// See the other one.
+#[cfg(not(feature = "kubernetes"))]
+pub async fn adapter(_: &crate::args::Adapter, _: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 

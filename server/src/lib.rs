@@ -42,6 +42,8 @@ pub mod gateway;
 
 pub mod border;
 
+pub mod fronted;
+
 pub mod mirror;
 
 pub mod postgres;

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_kubernetes::{
-    Access, Analytics, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes, ModelVolume, Nodes,
-    OwnPostgres, Placement, Scrape, Spot, Wish,
+    ADAPTER_COMPONENT, Access, Analytics, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes,
+    ModelVolume, Nodes, OwnPostgres, Placement, Scrape, Spot, Wish,
 };
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
@@ -32,6 +32,9 @@ const SERVERS: &str = "textnlp-api";
 const SERVER: &str = "api";
 /// How the kinds of objects in clusters begin.
 const KINDS: &str = "kubernetes.";
+
+/// Nobody but the API server sees the adapter's certificate, and it is told whose it is: that it ends is no use to anybody.
+const ADAPTER_DAYS: u32 = 1825;
 
 /// Two providers as one: each kind has its own.
 pub(super) struct InCluster {
@@ -80,6 +83,7 @@ impl InCluster {
                 .or_else(|| environment.tls.existing.clone()),
             postgres: own_postgres(environment, access.database_image),
             canary: environment.rollout.strategy != Strategy::Rolling,
+            adapter: environment.scaling.adapter,
             min_nodes: environment.cluster.min_nodes,
             max_nodes: environment.cluster.max_nodes,
             address: access
@@ -303,8 +307,7 @@ pub(super) async fn rollout(
 pub(super) async fn see_to(account: &Utf8Path, orders: &str, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<Value> {
     let access = Access::Account(account.into());
     let secrets = super::secrets(account);
-    let client = reqwest::Client::builder().timeout(SCRAPED_WITHIN).build()?;
-    Ok(json!(Kubernetes::new(access, secrets).see_to(orders, &Figures(client), tell).await?))
+    Ok(json!(Kubernetes::new(access, secrets).see_to(orders, &Figures::new()?, tell).await?))
 }
 
 /// See [`super::outage`].
@@ -375,7 +378,13 @@ const SCRAPED_WITHIN: Duration = Duration::from_secs(2);
 const FIGURES_MAX: usize = 4 << 20;
 
 /// Fetches figures as a Prometheus would.
-struct Figures(reqwest::Client);
+pub(super) struct Figures(reqwest::Client);
+
+impl Figures {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self(reqwest::Client::builder().timeout(SCRAPED_WITHIN).build()?))
+    }
+}
 
 #[async_trait]
 impl Scrape for Figures {
@@ -416,6 +425,16 @@ impl Provider for InCluster {
                 secrets.generate.remove(REPLICATION_PASSWORD);
                 Some(Component { part: Part::Secrets(secrets), ..component.clone() })
             }
+            // Whom the API server asks shows it a certificate of its own.
+            Part::Workload(_) => self.cluster.asked_as().map(|name| Component {
+                name: ADAPTER_COMPONENT.parse().expect("the constant is a label"),
+                existing: None,
+                part: Part::Certificate(textnlp_provider::component::Certificate {
+                    mode: "local-ca".to_owned(),
+                    names: vec![name],
+                    days: ADAPTER_DAYS,
+                }),
+            }),
             // One that runs there has nothing here but its password.
             Part::Database(database) if database.postgres.as_ref().is_some_and(|one| one.address.is_none()) => None,
             Part::Certificate(_) | Part::Database(_) => Some(component.clone()),

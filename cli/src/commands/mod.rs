@@ -1,5 +1,6 @@
 //! One file per verb, or per family of verbs. Each takes a session and its arguments, and returns what is to be said.
 
+mod adapter;
 mod alert;
 mod apply;
 mod audit;
@@ -76,6 +77,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Release(command) => release::release(session, &command, console),
         Command::Promote(args) => release::promote(session, &args, console).await,
         Command::Rollback(args) => release::rollback(session, &args, console).await,
+        Command::Adapter(args) => adapter::adapter(&args, console).await,
         Command::Rollout(command) => rollout::rollout(session, &command, console).await,
         Command::Model(command) => model::model(session, &command, console).await,
         Command::Bundle(verb) => bundle::bundle(session, &verb, console).await,

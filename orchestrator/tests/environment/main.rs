@@ -125,7 +125,7 @@ fn contradictions_are_named_where_they_stand() {
     check_more(
         "\
 tls: { mode: \"off\" }
-scaling: { min: 4, max: 2 }
+scaling: { min: 4, max: 2, adapter: true }
 database: { kind: sqlite, hosting: managed, replicas: 1 }
 cache: { kind: redis }
 dr: { mode: automatic }
@@ -141,6 +141,7 @@ models:
             mine.yaml:1:1: error: `replication.database.mode`: after a failover the database would be gone; write `mode: streaming`
             mine.yaml:5:14: error: `tls.mode`: keys would travel in the open; use `local-ca`, `acme` or `existing` from staging on
             mine.yaml:6:25: error: `scaling.max`: at most 2 is less than at least 4; write 4 or more
+            mine.yaml:6:37: error: `scaling.adapter`: it tells an autoscaler how many requests there are, and no autoscaler asks; add `max` above `min` and `requests_per_second: 1000`, or leave it out
             mine.yaml:7:36: error: `database.hosting`: SQLite is a file; nobody hosts it (managed); remove it, or use `kind: postgres`
             mine.yaml:8:8: error: `cache.hosting`: nobody says who runs Redis; write `hosting: managed`, `cluster` or `external`
             mine.yaml:9:13: error: `dr.mode`: automatic failover needs a third place that grants it; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
@@ -252,6 +253,7 @@ fn stronger_layers_win_and_every_value_knows_where_it_came_from() {
         sites[0].runtime = "process" (default)
         sites[0].region = "local" (--set sites.here.region)
         scaling.min = 2 ($TEXTNLP_SET__scaling__min)
+        scaling.adapter = false (default)
         gates.users = 8 (--set gates.users)
         models[0].context = 512 (--set models[0].context)
         server.api.port = 8443 ((built-in) base.yaml:17:11)

@@ -6,6 +6,7 @@
 //!
 //! Read in this order: `table`, `provider`, `verbs`, `fields` (who owns what, and what differs), `ready`, `credential`, `error`.
 
+mod adapter;
 mod api;
 mod canary;
 mod credential;
@@ -29,10 +30,12 @@ mod trouble;
 mod verbs;
 mod watch;
 
+pub use adapter::{Adapter, Answer, FrontProxy};
 pub use canary::{ORDERS, Scrape, Stage, Told, Wish};
 pub use errand::Errand;
 pub use export::{Export, ExportFile, Form, NeededSecret, export};
 pub use lower::{
-    Analytics, BACKUP, FILLED_BY_CERT_MANAGER, Ingress, ModelVolume, Nodes, OwnPostgres, Placement, RESTORE, Spot,
+    ADAPTER_COMPONENT, Analytics, BACKUP, FILLED_BY_CERT_MANAGER, Ingress, ModelVolume, Nodes, OwnPostgres, Placement,
+    RESTORE, Spot,
 };
 pub use provider::{Access, Kubernetes};

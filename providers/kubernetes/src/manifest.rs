@@ -8,7 +8,7 @@ use textnlp_provider::{Error, Health, Object, Operation, Outputs, Result, Secret
 use crate::fields::{self, Owner, Segment};
 use crate::identity::{self, Place};
 use crate::ready::Ready;
-use crate::table::Row;
+use crate::table::{API_SERVICE, Row};
 
 /// The member of a seen spec that says who owns which field: `{"ours": …, "others": [{name, subresource, fields}]}`.
 pub(crate) const FIELDS: &str = "fields";
@@ -18,6 +18,8 @@ pub(crate) const PLAIN: &str = "$plain";
 pub(crate) const CARRIED: &str = "textnlp-carried";
 /// A value that is in a Secret and of which we know nothing.
 const UNKNOWN: &str = "***";
+/// Whom the API server believes, which stands as PEM in specs; the API has bytes in base64.
+const AUTHORITY: &str = "/spec/caBundle";
 /// Above this an object is refused anyway: etcd takes 1.5 MiB.
 const LARGEST: usize = 1536 << 10;
 
@@ -55,6 +57,10 @@ pub(crate) async fn applied(
         }
     } else if !op.spec.secrets().is_empty() {
         return Err(invalid("a secret stands where the API server keeps no secrets".to_owned()));
+    }
+    if let Some(authority) = manifest.pointer_mut(AUTHORITY).filter(|_| row.kind == API_SERVICE) {
+        let pem = authority.as_str().unwrap_or_default();
+        *authority = Value::from(base64::engine::general_purpose::STANDARD.encode(pem));
     }
     let Some(object) = manifest.as_object_mut() else { return Err(invalid("the spec is no object".to_owned())) };
     object.insert("apiVersion".to_owned(), json!(row.api_version()));
@@ -126,6 +132,11 @@ fn spec(row: &Row, raw: &Value, manager: &str) -> Spec {
     let ours = managed.iter().find(is_ours).map_or(json!({}), |entry| entry["fieldsV1"].clone());
     if row.kind == "Secret" {
         hide(&mut manifest, raw, &ours);
+    }
+    let bundle = manifest.get_mut("spec").and_then(|spec| spec.get_mut("caBundle"));
+    if let Some(bundle) = bundle.filter(|_| row.kind == API_SERVICE) {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(bundle.as_str().unwrap_or_default());
+        *bundle = Value::from(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default());
     }
     let holder = identity::holder(manager);
     let others: Vec<Value> = managed

@@ -55,6 +55,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
         ));
     }
     served::metrics(&api, wanted, &mut problems).await?;
+    served::groups(&api, wanted, &mut problems).await?;
     served::ways_in(&api, wanted, &mut problems).await?;
     served::classes(&api, wanted, &mut problems).await?;
     served::image_volumes(minor, wanted, &mut problems);

@@ -14,7 +14,7 @@ use textnlp_provider::{
 use tokio::sync::Mutex;
 
 use crate::api::Api;
-use crate::lower::{self, Placement};
+use crate::lower::{self, ADAPTER, Placement};
 use crate::verbs::Work;
 use crate::{credential, diff, observe, preflight, table};
 
@@ -60,6 +60,12 @@ impl Kubernetes {
     #[must_use]
     pub fn placed(self, placement: Placement) -> Self {
         Self { placement: Some(placement), ..self }
+    }
+
+    /// The name by which the API server asks the adapter, where there is one: its certificate is made elsewhere.
+    pub fn asked_as(&self) -> Option<String> {
+        let place = self.placement.as_ref().filter(|place| place.adapter)?;
+        Some(format!("{ADAPTER}.{}.svc", place.namespace))
     }
 
     /// The address of the API server that a kubeconfig leads to, which is what a deployment is bound to. Nothing is asked.

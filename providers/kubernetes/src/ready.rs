@@ -142,6 +142,11 @@ pub(crate) fn of_its_own(object: &Value) -> Ready {
     by_condition(object, &object["status"]["conditions"], "Ready")
 }
 
+/// An API is served when the API server reaches whoever serves it.
+pub(crate) fn api_service(object: &Value) -> Ready {
+    by_condition(object, &object["status"]["conditions"], "Available")
+}
+
 pub(crate) fn gateway(object: &Value) -> Ready {
     by_condition(object, &object["status"]["conditions"], "Programmed")
 }

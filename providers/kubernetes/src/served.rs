@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
 use textnlp_provider::{Problem, Result, Sort, Wanted};
 
 use crate::api::Api;
@@ -11,6 +12,7 @@ use crate::table;
 
 /// An autoscaler whose figures nobody serves keeps the number of pods where it is, and says so only in its status.
 pub(crate) async fn metrics(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
+    let served: BTreeSet<&str> = apis(wanted).filter_map(|spec| spec["spec"]["group"].as_str()).collect();
     let scalers = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::AUTOSCALER));
     let metrics = scalers.filter_map(|one| one.spec.as_value().pointer("/spec/metrics")?.as_array()).flatten();
     let kinds: BTreeSet<&str> = metrics.filter_map(|metric| metric["type"].as_str()).collect();
@@ -19,10 +21,11 @@ pub(crate) async fn metrics(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
         (
             "Pods",
             "custom.metrics.k8s.io",
-            "install an adapter such as prometheus-adapter, with the rule in docs/guide/kubernetes.md, or leave out `scaling.requests_per_second`",
+            "set `scaling.adapter: true`, or install an adapter such as prometheus-adapter, with the rule in docs/guide/kubernetes.md, or leave out `scaling.requests_per_second`",
         ),
     ] {
-        if !kinds.contains(kind) {
+        // What comes with the rest need not be there before.
+        if !kinds.contains(kind) || served.contains(group) {
             continue;
         }
         let call = Call {
@@ -43,6 +46,44 @@ pub(crate) async fn metrics(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
                 problems.push(Problem::warning("scaling", cause, fix));
             }
             Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The registrations of APIs among what is wanted.
+fn apis(wanted: &[Wanted]) -> impl Iterator<Item = &Value> {
+    let ours = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::API_SERVICE));
+    ours.map(|one| one.spec.as_value())
+}
+
+/// A group of APIs has one server in a cluster: beside somebody else's version of it, ours would take their clients from them.
+pub(crate) async fn groups(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
+    for spec in apis(wanted) {
+        let Some(group) = spec["spec"]["group"].as_str() else { continue };
+        let ours: BTreeSet<&str> = apis(wanted).filter_map(|spec| spec["metadata"]["name"].as_str()).collect();
+        let call =
+            Call { action: "ask who serves", verb: "list", row: table::namespaces(), namespace: None, name: None };
+        let there = match api.metadata(&call, "/apis/apiregistration.k8s.io/v1/apiservices").await {
+            Ok(there) => there,
+            // What may not be read is told of by its kind.
+            Err(error) if error.sort == Sort::Denied => continue,
+            Err(error) => return Err(error),
+        };
+        let names = there.iter().filter_map(|one| one["metadata"]["name"].as_str());
+        // One of the very name is told of as every taken name is.
+        let others: Vec<&str> = names
+            .filter(|name| name.split_once('.').is_some_and(|(_, of)| of == group) && !ours.contains(name))
+            .collect();
+        if let Some(first) = others.first() {
+            let cause = format!(
+                "APIService {} is there, and somebody else made it: whoever asks for {group} would be led to us instead",
+                others.join(", ")
+            );
+            let fix = format!(
+                "leave out `scaling.adapter` and give that one the rule in docs/guide/kubernetes.md, or remove it if nobody needs it: kubectl delete apiservice {first}"
+            );
+            problems.push(Problem::new("scaling.adapter", cause, fix));
         }
     }
     Ok(())

@@ -116,7 +116,7 @@ macro_rules! row {
 }
 
 /// The table itself, in the order in which a person would make them.
-pub(crate) static ROWS: [Row; 32] = [
+pub(crate) static ROWS: [Row; 33] = [
     Row {
         namespaced: false,
         ready: ready::namespace,
@@ -250,6 +250,19 @@ pub(crate) static ROWS: [Row; 32] = [
             "CustomResourceDefinition"
         )
     },
+    Row {
+        namespaced: false,
+        deadline: MINUTE.saturating_mul(5),
+        ready: ready::api_service,
+        fixed: &["spec.group", "spec.version"],
+        ..row!(
+            "api-service",
+            "who serves an API that is not the API server's own",
+            "apiregistration.k8s.io" / "v1",
+            "apiservices",
+            "APIService"
+        )
+    },
     // Kinds that others add to clusters: a cluster without their definitions has none of them.
     Row {
         brought_by: Some("a controller of the Gateway API"),
@@ -338,6 +351,8 @@ pub(crate) fn named(kind: &str) -> &'static Row {
 
 /// The row that holds definitions of kinds.
 pub(crate) const DEFINITION: &str = "CustomResourceDefinition";
+/// What leads the API server to whoever serves an API beside it.
+pub(crate) const API_SERVICE: &str = "APIService";
 /// What leads clients from outside.
 pub(crate) const INGRESS: &str = "Ingress";
 /// What adds pods and removes them.

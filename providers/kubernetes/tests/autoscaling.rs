@@ -72,6 +72,19 @@ async fn told_before(control: &ControlPlane) -> Vec<&'static str> {
         .collect()
 }
 
+/// What preflight says of an adapter of ours.
+async fn told_of_adapter(control: &ControlPlane) -> Vec<textnlp_provider::Problem> {
+    let access = Access::Kubeconfig { file: Some(control.admin().into()), context: None };
+    let kubernetes = Kubernetes::new(access, std::sync::Arc::new(world::Vault::default()));
+    let made = objects(&Placement { adapter: true, ..placement() });
+    let asked: Vec<_> = made
+        .into_iter()
+        .filter(|one| one.id.as_str().ends_with("/registration") || one.id.as_str().ends_with("/autoscaler"))
+        .collect();
+    assert_eq!(asked.len(), 2);
+    kubernetes.preflight(&asked).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn three_pods_become_twenty_under_load_and_three_again_after_it() {
     let Some(control) = ControlPlane::shared() else { return };
@@ -80,6 +93,24 @@ async fn three_pods_become_twenty_under_load_and_three_again_after_it() {
         |requests: u64| Load { millirequests: requests * 1000, millicores: POD_MILLICORES / 10, memory: 200 << 20 };
     // An autoscaler that would know nothing is told of before it is made.
     assert_eq!(told_before(control).await, ["custom.metrics.k8s.io", "metrics.k8s.io"]);
+    // One that comes with the rest is not missed, and takes no other's place: neither his very object, nor his clients.
+    let asks =
+        |found: &[textnlp_provider::Problem]| found.iter().any(|one| one.cause.contains("asks custom.metrics.k8s.io"));
+    assert!(!asks(&told_of_adapter(control).await));
+    let other = |version: &str| {
+        let spec = json!({ "group": "custom.metrics.k8s.io", "version": version, "groupPriorityMinimum": 10, "versionPriority": 10 });
+        json!({ "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": { "name": format!("{version}.custom.metrics.k8s.io") }, "spec": spec })
+    };
+    for version in ["v1beta1", "v1beta2"] {
+        control.feed(&["apply"], &other(version));
+        let found = told_of_adapter(control).await;
+        let name = format!("{version}.custom.metrics.k8s.io");
+        let refused = |one: &&textnlp_provider::Problem| {
+            !one.warning && one.cause.contains(&name) && one.cause.contains("somebody else made it")
+        };
+        assert_eq!(found.iter().filter(refused).count(), 1, "{found:#?}");
+        assert!(control.kubectl(&["delete", "apiservice", &name]).status.success());
+    }
     let metrics = control.metrics();
     let begun = Instant::now();
     while !told_before(control).await.is_empty() {

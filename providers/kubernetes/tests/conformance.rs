@@ -94,6 +94,9 @@ fn every_kind(world: &World) -> Vec<(Wanted, Option<Spec>)> {
     let widgets = definition(&group, "widgets", "Widget");
     let more = ("/spec/names/singular", json!("gadget"));
     add(want("custom-resource-definition", &format!("widgets.{group}"), None, widgets), Some(more));
+    // One that the API server serves itself leads nowhere, and is available.
+    let api = json!({ "spec": { "group": group, "version": "v9", "groupPriorityMinimum": 10, "versionPriority": 10 } });
+    add(want("api-service", &format!("v9.{group}"), None, api), Some(("/spec/versionPriority", json!(20))));
     let listener = json!({ "name": "https", "port": 443, "protocol": "HTTPS" });
     let gateway = json!({ "spec": { "gatewayClassName": "any", "listeners": [listener] } });
     add(world.want("gateway", "web", gateway), Some(("/spec/listeners/0/port", json!(8443))));

@@ -29,6 +29,14 @@ fn exported(form: Form) -> Export {
     export(&objects(&place()), "pilot", form).unwrap()
 }
 
+#[test]
+fn an_adapter_whose_certificate_only_an_up_makes_is_refused_by_name() {
+    for form in [Form::Yaml, Form::Kustomize, Form::Helm] {
+        let why = export(&objects(&Placement { adapter: true, ..place() }), "pilot", form).unwrap_err();
+        assert!(why.contains("`scaling.adapter`") && why.contains("prometheus-adapter"), "{why}");
+    }
+}
+
 fn text_of<'a>(export: &'a Export, path: &str) -> &'a str {
     &export.files.iter().find(|file| file.path == path).unwrap_or_else(|| panic!("no {path}")).text
 }

@@ -135,6 +135,22 @@ fn an_image_of_models_is_read_and_never_written() {
 }
 
 #[test]
+fn an_adapter_of_ours_is_there_before_the_autoscaler_and_reached_by_nobody_but_the_api_server() {
+    let mut text = String::new();
+    for one in adapter(&placement()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/adapter.yaml"].assert_eq(&text);
+    // Where nothing grows nobody asks it.
+    let server = component("server", Part::Workload(workload()));
+    let made = lowered(&server, Placement { adapter: true, ..placement() }).unwrap();
+    assert!(made.iter().all(|one| !one.id.as_str().starts_with("main/adapter/")), "{made:?}");
+}
+
+#[test]
 fn without_an_autoscaler_the_number_of_pods_is_ours_and_small_sites_have_no_budget_that_keeps_nodes() {
     let made = |replicas| {
         let one = component("server", Part::Workload(Workload { replicas, ..workload() }));
@@ -313,7 +329,7 @@ fn what_is_not_there_yet_is_refused_by_name() {
     far.models[0].digest = None;
     let mut near = models();
     near.models[0].source = "file:/srv/model".to_owned();
-    let watched = Workload { watch: Some("watch".parse().unwrap()), ..workload() };
+    let watched = Workload { watch: Some("watch".parse().unwrap()), stored: own_stored(), ..workload() };
     let mail = ReceiverAddress::Plain("mailto:oncall@example.com".to_owned());
     let told = Monitoring { receivers: BTreeMap::from([("oncall".to_owned(), mail)]), ..Monitoring::default() };
     let growth = Growth { max: 20, cpu: Some(70), memory: None, requests_per_second: None };
@@ -330,7 +346,7 @@ fn what_is_not_there_yet_is_refused_by_name() {
         ),
         (Part::ModelStore(far), "nobody knows the digest of model `textnlp-tiny`"),
         (Part::ModelStore(near), "pods cannot reach it"),
-        (Part::Workload(watched), "between sites"),
+        (Part::Workload(watched), "control data is not kept equal between sites in clusters"),
         (Part::Workload(doubled), "an autoscaler counts the pods of both releases"),
         (Part::Workload(logged), "writes its log to its output"),
         (Part::Monitoring(told), "nobody in a cluster tells receivers"),
@@ -382,6 +398,7 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let own = own_database(&Placement { namespace: namespace.clone(), ..own_placement() });
     let own = own.into_iter().filter(|one| !whole.iter().any(|other| other.id == one.id)).collect::<Vec<_>>();
     let canary = canary(&Placement { namespace: namespace.clone(), ..placement() });
+    let adapter = adapter(&Placement { namespace: namespace.clone(), ..placement() });
     let parts = beside(&Placement { namespace: namespace.clone(), ..placement() });
     let image = ModelVolume::Image { reference: "registry.example.com/models:1".to_owned() };
     let image = Placement {
@@ -394,10 +411,10 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let image = own_objects(&image).into_iter().filter(|one| ends.iter().any(|end| one.id.as_str().ends_with(end)));
     let image: Vec<Wanted> = image.collect();
     assert_eq!(image.len(), 2);
-    for one in whole.iter().chain(&own).chain(&canary).chain(&parts).chain(&image) {
+    for one in whole.iter().chain(&own).chain(&canary).chain(&parts).chain(&image).chain(&adapter) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
-        let mut object = filled(one.spec.as_value(), is_secret);
+        let mut object = filled(one.spec.as_value(), is_secret || noun == "api-service");
         let (version, kind) =
             API.iter().find(|(name, ..)| *name == noun).map(|(_, version, kind)| (version, kind)).unwrap();
         object["apiVersion"] = json!(version);
@@ -419,7 +436,7 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 47, "all of them");
+    assert_eq!(tried, 58, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[
@@ -440,5 +457,6 @@ const API: &[(&str, &str, &str)] = &[
     ("persistent-volume-claim", "v1", "PersistentVolumeClaim"),
     ("postgres-cluster", "postgresql.cnpg.io/v1", "Cluster"),
     ("pod-disruption-budget", "policy/v1", "PodDisruptionBudget"),
+    ("api-service", "apiregistration.k8s.io/v1", "APIService"),
     ("horizontal-pod-autoscaler", "autoscaling/v2", "HorizontalPodAutoscaler"),
 ];

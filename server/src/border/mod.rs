@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{Config, InvalidConfig, Link, Target};
 pub use tls::Tls;
+pub(crate) use tls::identity;
 
 use crate::gateway::Address;
 use fault::Faults;

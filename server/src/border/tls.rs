@@ -94,10 +94,18 @@ impl Tls {
     }
 
     fn identity(&self) -> io::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-        let chain = CertificateDer::pem_slice_iter(&read(&self.certificate_file)?).collect::<Result<_, _>>();
-        let key = PrivateKeyDer::from_pem_slice(&read(&self.key_file)?);
-        Ok((chain.map_err(io::Error::other)?, key.map_err(io::Error::other)?))
+        identity(&self.certificate_file, &self.key_file)
     }
+}
+
+/// A certificate with those that lead to its authority, and its key.
+pub(crate) fn identity(
+    certificate_file: &Utf8Path,
+    key_file: &Utf8Path,
+) -> io::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let chain = CertificateDer::pem_slice_iter(&read(certificate_file)?).collect::<Result<_, _>>();
+    let key = PrivateKeyDer::from_pem_slice(&read(key_file)?);
+    Ok((chain.map_err(io::Error::other)?, key.map_err(io::Error::other)?))
 }
 
 fn read(file: &Utf8Path) -> io::Result<Vec<u8>> {

@@ -48,6 +48,8 @@ pub struct Cluster {
     namespaces: AtomicU32,
     /// The API server's process, and how it was started.
     api_server: Mutex<(u32, Vec<String>)>,
+    /// Where the network of pods is reached.
+    proxy: u16,
     _ports: Ports,
 }
 
@@ -96,8 +98,8 @@ impl Cluster {
         let keeper = Keeper::new();
         let folder = keeper.folder().to_owned();
         let authority = Authority::new();
-        let ports = Ports::ask(3);
-        let [etcd, peer, secure] = [0, 1, 2].map(|n| ports.numbers()[n]);
+        let ports = Ports::ask(4);
+        let [etcd, peer, secure, proxy] = [0, 1, 2, 3].map(|n| ports.numbers()[n]);
         let url = format!("https://127.0.0.1:{secure}");
         let file = |name: &str| folder.join(name);
         let write = |name: &str, text: &str| std::fs::write(file(name), text).expect("write a file of the cluster");
@@ -107,6 +109,12 @@ impl Cluster {
         write("ca.key", &authority.key_pem());
         write("server.crt", &server);
         write("server.key", &server_key);
+        // Whom servers beside the API server know it by.
+        let front = Authority::new();
+        let (client, client_key) = front.client("front-proxy-client", &[]);
+        write("front-ca.crt", front.pem());
+        write("front.crt", &client);
+        write("front.key", &client_key);
         write("tokens.key", &signing);
         write("tokens.pub", &verifying);
         let cluster = Self {
@@ -119,6 +127,7 @@ impl Cluster {
             metrics: OnceLock::new(),
             namespaces: AtomicU32::new(0),
             api_server: Mutex::default(),
+            proxy,
             _ports: ports,
         };
         let admin = cluster.kubeconfig("admin", &["system:masters"]);
@@ -147,6 +156,13 @@ impl Cluster {
             format!("--tls-cert-file={}", file("server.crt")),
             format!("--tls-private-key-file={}", file("server.key")),
             format!("--client-ca-file={}", file("ca.crt")),
+            format!("--requestheader-client-ca-file={}", file("front-ca.crt")),
+            "--requestheader-allowed-names=front-proxy-client".to_owned(),
+            "--requestheader-username-headers=X-Remote-User".to_owned(),
+            "--requestheader-group-headers=X-Remote-Group".to_owned(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
+            format!("--proxy-client-cert-file={}", file("front.crt")),
+            format!("--proxy-client-key-file={}", file("front.key")),
             "--authorization-mode=RBAC".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-key-file={}", file("tokens.pub")),
@@ -208,6 +224,10 @@ impl Cluster {
     fn run(&self, program: &str, arguments: &[&str]) -> u32 {
         let log = std::fs::File::create(self.log(program)).expect("make a log");
         let mut command = Command::new(self.programs.path(program));
+        if program == "kube-apiserver" {
+            // Nobody leads to the addresses of services; what is on loopback needs nobody.
+            command.env("HTTPS_PROXY", format!("http://127.0.0.1:{}", self.proxy));
+        }
         command.args(arguments).current_dir(&self.folder).stdout(log.try_clone().expect("share a log")).stderr(log);
         self.keeper.spawn(&mut command)
     }
@@ -369,7 +389,7 @@ impl Cluster {
     pub fn kubelet(&self) -> &Kubelet {
         self.kubelet.get_or_init(|| {
             let trusted = self.authority.server(&["127.0.0.1"]);
-            Kubelet::start(self.admin(), self.folder.join("pods"), self.keeper.sender(), trusted)
+            Kubelet::start(self.admin(), self.folder.join("pods"), self.keeper.sender(), trusted, self.proxy)
         })
     }
 

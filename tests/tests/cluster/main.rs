@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 use textnlp_tests::{counts, eventually};
 
+mod adapter;
 mod blue_green;
 mod database;
 mod operator;

@@ -190,6 +190,13 @@ impl Meaning<'_> {
                 "add `cpu: 70`, `memory: 80` or `requests_per_second: 1000`",
             );
         }
+        if e.scaling.adapter && !(grows && e.scaling.requests_per_second.is_some()) {
+            self.error(
+                "scaling.adapter",
+                "it tells an autoscaler how many requests there are, and no autoscaler asks",
+                "add `max` above `min` and `requests_per_second: 1000`, or leave it out",
+            );
+        }
         if triggers.is_some() && !grows {
             self.warn("scaling", "the number of replicas is fixed, so its triggers change nothing", "add `max`");
         }

@@ -151,6 +151,8 @@ section! {
         /// Add a replica above this many requests per second and replica.
         #[schemars(range(min = 1, max = 1_000_000))]
         pub requests_per_second: Option<u32> = None,
+        /// Whether the cluster's autoscaler is told `requests_per_second` by an adapter of ours; else somebody else's has to be there.
+        pub adapter: bool = false,
     }
 }
 

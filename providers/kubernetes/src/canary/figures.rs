@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Totals {
     /// Those that were answered.
-    pub(super) answers: u64,
+    pub(crate) answers: u64,
     /// Those of them that failed by the server's fault.
-    pub(super) failures: u64,
+    pub(crate) failures: u64,
     /// Those that took longer than is well.
-    pub(super) slow: u64,
+    pub(crate) slow: u64,
 }
 
 impl Totals {
     /// What was counted since an earlier count. A pod that begins anew counts from nothing.
-    pub(super) fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         if self.answers < before.answers || self.failures < before.failures {
             return self;
         }
@@ -40,16 +40,16 @@ impl Totals {
 
 /// The pods of one kind together.
 #[derive(Debug, Default)]
-pub(super) struct Group {
+pub(crate) struct Group {
     pods: BTreeMap<String, Totals>,
     /// All that was counted since the first look.
-    pub(super) totals: Totals,
+    pub(crate) totals: Totals,
 }
 
 impl Group {
     /// One more look at a pod. What a pod counted before the first look at it belongs to the rollout only where `whole` says that the pod
     /// came with it.
-    pub(super) fn look(&mut self, uid: &str, now: Totals, whole: bool) {
+    pub(crate) fn look(&mut self, uid: &str, now: Totals, whole: bool) {
         let before = self.pods.insert(uid.to_owned(), now);
         let fresh = match before {
             Some(before) => now.since(before),
@@ -62,7 +62,7 @@ impl Group {
 
 /// Reads the text that a pod's metrics are; lines that say nothing of requests are passed over. An answer is slow above the first bound of
 /// the histogram that is not below `slow_ms`.
-pub(super) fn read(text: &str, slow_ms: u32) -> Totals {
+pub(crate) fn read(text: &str, slow_ms: u32) -> Totals {
     let (mut totals, mut within, mut all) = (Totals::default(), BTreeMap::<u64, u64>::new(), 0);
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let Some((head, value)) = line.rsplit_once(' ') else { continue };

@@ -12,7 +12,7 @@
 //! `begin` and `advance` are the operator's side, [`watch`] is the job's. They talk by annotations of the deployment.
 
 mod begin;
-mod figures;
+pub(crate) mod figures;
 mod judge;
 mod traffic;
 mod watch;
@@ -30,6 +30,7 @@ use crate::table;
 pub(crate) use begin::{Standing, make_way};
 use figures::Totals;
 pub use watch::Scrape;
+pub(crate) use watch::in_one_line;
 
 /// The annotation of a deployment by which it is rolled so: a [`Canary`].
 pub(crate) const CANARY: &str = "textnlp-canary";

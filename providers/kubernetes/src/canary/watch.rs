@@ -363,7 +363,7 @@ impl Watching {
 }
 
 /// An error with its reason and what to do about it.
-fn in_one_line(error: &Error) -> String {
+pub(crate) fn in_one_line(error: &Error) -> String {
     let hint = error.hint.iter().map(|hint| format!(" ({})", hint.split_whitespace().collect::<Vec<_>>().join(" ")));
     textnlp_provider::told(error) + &hint.collect::<String>()
 }

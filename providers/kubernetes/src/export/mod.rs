@@ -141,6 +141,13 @@ impl SiteObjects {
                 }
                 continue;
             }
+            if row.kind == table::API_SERVICE {
+                let cause =
+                    "`scaling.adapter` needs a certificate and its authority in one object, which only an `up` makes";
+                return Err(format!(
+                    "{cause}: leave it out, and use prometheus-adapter with the rule in docs/guide/kubernetes.md"
+                ));
+            }
             if row.kind == "Secret" {
                 site.secrets.push(needed(&name, spec.as_value()));
                 continue;

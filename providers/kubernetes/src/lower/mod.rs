@@ -3,6 +3,7 @@
 //! A site is one namespace. Its secrets and certificates are made by whoever is named in `SITE/secrets`, `SITE/certificate` and
 //! `SITE/DATABASE/url`, elsewhere than in the cluster; here they become Secrets.
 
+mod adapter;
 mod beside;
 mod database;
 mod nodes;
@@ -19,6 +20,8 @@ use textnlp_provider::{
 };
 
 use crate::canary::{ACCOUNT, CONTROLLER};
+pub(crate) use adapter::ADAPTER;
+pub use adapter::ADAPTER_COMPONENT;
 pub use beside::{Analytics, Spot};
 use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
@@ -57,6 +60,8 @@ pub struct Placement {
     pub models: ModelVolume,
     /// Which nodes pods go to.
     pub nodes: Nodes,
+    /// Whether an adapter of ours tells the autoscaler how many requests there are.
+    pub adapter: bool,
     /// How many nodes the cluster should have at least.
     pub min_nodes: u32,
     /// How many it may have at most, where somebody says so: nobody here could see to that.
@@ -198,6 +203,8 @@ impl Lowering<'_> {
                 "https_port": HTTPS_PORT,
                 "metrics_port": METRICS_PORT,
                 "rollout": self.place.canary.then_some(CONTROLLER),
+                "adapter": self.place.adapter.then_some(ADAPTER),
+                "adapter_port": HTTPS_PORT,
                 // What others run in a namespace of theirs goes on talking.
                 "pods": if self.component.existing.is_some() { ours } else { json!({}) },
             });
@@ -205,6 +212,9 @@ impl Lowering<'_> {
                 [("allow-in", Template::AllowIn), ("allow-out", Template::AllowOut), ("deny", Template::Deny)]
             {
                 self.part_of_kind(part, template, &inputs, []);
+            }
+            if self.place.adapter {
+                self.part_of_kind("allow-adapter", Template::AllowAdapter, &inputs, []);
             }
             if let Some(Ingress::Nginx { issuer: Some(_), .. }) = self.place.ingress {
                 self.part_of_kind("allow-solver", Template::AllowSolver, &inputs, []);

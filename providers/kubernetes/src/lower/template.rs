@@ -58,6 +58,12 @@ templates! {
     Route = "route.yaml";
     DisruptionBudget = "disruption-budget.yaml";
     Autoscaler = "autoscaler.yaml";
+    Adapter = "adapter.yaml";
+    AdapterService = "adapter-service.yaml";
+    AdapterRole = "adapter-role.yaml";
+    AdapterTrust = "adapter-trust.yaml";
+    AdapterRegistration = "adapter-registration.yaml";
+    AllowAdapter = "allow-adapter.yaml";
     ServiceMonitor = "service-monitor.yaml";
     PrometheusRule = "prometheus-rule.yaml";
     Dashboard = "dashboard.yaml";

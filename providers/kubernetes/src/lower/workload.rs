@@ -193,7 +193,8 @@ impl Lowering<'_> {
             let mut inputs = json!(growth);
             inputs["namespace"] = json!(self.place.namespace);
             inputs["min"] = json!(workload.replicas);
-            self.part_of_kind("autoscaler", Template::Autoscaler, &inputs, [deployment]);
+            let told = self.adapter(&image);
+            self.part_of_kind("autoscaler", Template::Autoscaler, &inputs, [deployment].into_iter().chain(told));
         }
         self.beside(&secrets, &way);
     }

@@ -190,6 +190,13 @@ pub fn beside(placement: &Placement) -> Vec<Wanted> {
     made.into_iter().filter(|one| plain.iter().all(|other| one.id != other.id || one.spec != other.spec)).collect()
 }
 
+/// What differs where an adapter of ours tells the autoscaler how many requests there are.
+pub fn adapter(placement: &Placement) -> Vec<Wanted> {
+    let plain = objects(placement);
+    let made = objects(&Placement { adapter: true, ..placement.clone() });
+    made.into_iter().filter(|one| plain.iter().all(|other| one != other)).collect()
+}
+
 pub fn endpoint() -> Endpoint {
     Endpoint {
         host: "0.0.0.0".to_owned(),

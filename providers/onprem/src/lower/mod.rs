@@ -39,6 +39,8 @@ const AUTHORITY_DAYS: u32 = 3650;
 pub(crate) const CA_FILE: &str = "certs/ca.pem";
 pub(crate) const CERTIFICATE_FILE: &str = "certs/server.pem";
 pub(crate) const KEY_FILE: &str = "certs/server-key.pem";
+/// The name of the component whose certificate clients see.
+const CERTIFICATE: &str = "certificate";
 pub(crate) const BACKUP_FILE: &str = "config/backup.yaml";
 pub(crate) const ALERTS_FILE: &str = "config/alerts.yaml";
 pub(crate) const DATABASE_FILE: &str = "data/textnlp.db";
@@ -187,22 +189,33 @@ impl Lowering<'_> {
         }
         let network = self.network_id();
         let subject = format!("textnlp {} {}", self.site.environment, self.site.name);
-        let key = self.secret_name("ca-key");
+        // Another certificate of the site lies beside that of its clients, with an authority of its own.
+        let name = self.component.name.as_str();
+        let (ca_file, certificate_file, key_file, prefix) = match name {
+            CERTIFICATE => (CA_FILE.to_owned(), CERTIFICATE_FILE.to_owned(), KEY_FILE.to_owned(), String::new()),
+            other => (
+                format!("certs/{other}-ca.pem"),
+                format!("certs/{other}.pem"),
+                format!("certs/{other}-key.pem"),
+                format!("{other}-"),
+            ),
+        };
+        let key = self.secret_name(&format!("{prefix}ca-key"));
         let spec = json!({
-            "subject": subject, "days": AUTHORITY_DAYS, "certificate_file": CA_FILE, "key": key,
+            "subject": subject, "days": AUTHORITY_DAYS, "certificate_file": ca_file, "key": key,
         });
         self.want_protected(authority.clone(), Noun::Authority, &spec, [network]);
         let mut spec = json!({
             "names": crate::trust::sorted_names(&names),
             "days": certificate.days,
-            "certificate_file": CERTIFICATE_FILE,
-            "key_file": KEY_FILE,
-            "ca_file": CA_FILE,
+            "certificate_file": certificate_file,
+            "key_file": key_file,
+            "ca_file": ca_file,
             "authority": OutputRef::new(authority.clone(), "sha256"),
             "authority_key": OutputRef::new(authority.clone(), "secret"),
         });
         if self.elsewhere {
-            spec["kept"] = json!(self.secret_name("tls"));
+            spec["kept"] = json!(self.secret_name(&format!("{prefix}tls")));
         }
         self.want(leaf, Noun::Certificate, &spec, [authority]);
     }

@@ -32,6 +32,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
         files::make_folder(&work.folder.join("certs")).map_err(work.io(&key_path))?;
         files::put(&key_path, key.expose(), 0o600).map_err(work.io(&key_path))?;
     }
+    // One that is kept for elsewhere is renewed by the next `up`, and by no supervisor.
     let order = Order {
         names: spec.names.clone(),
         days: spec.days,
@@ -40,8 +41,10 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
         ca_file: spec.ca_file.clone(),
         authority_key: spec.authority_key.clone(),
     };
-    let written = serde_json::to_vec_pretty(&order).map_err(|error| work.invalid(error))?;
-    files::put(&order_file(&work.folder), &written, 0o600).map_err(work.io(order_file(&work.folder)))?;
+    if spec.kept.is_none() {
+        let written = serde_json::to_vec_pretty(&order).map_err(|error| work.invalid(error))?;
+        files::put(&order_file(&work.folder), &written, 0o600).map_err(work.io(order_file(&work.folder)))?;
+    }
     reissue(&work.folder, &order, &authority_key, Timestamp::now()).map_err(|why| work.fails(why))?;
     if let Some(name) = &spec.kept {
         let certificate = files::read_bounded(&work.folder.inside(&spec.certificate_file)?, files::TEXT_MAX)
@@ -98,7 +101,7 @@ pub(super) fn look(folder: &SiteFolder, marker: &Marker) -> Result<Seen> {
     if key.is_none() {
         look.drift("key", "its file is gone");
     }
-    if read(&order_file(folder))?.is_none() {
+    if spec.kept.is_none() && read(&order_file(folder))?.is_none() {
         look.drift("renewal", "the order to renew it is gone");
     }
     let Some(pem) = pem else {

@@ -108,6 +108,7 @@ impl Kubelet {
         folder: Utf8PathBuf,
         keeper: Sender,
         trusted: (String, String),
+        proxy: u16,
     ) -> Self {
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -116,7 +117,7 @@ impl Kubelet {
             runtime.block_on(async {
                 let api = Api::new(&kubeconfig);
                 let port = logs::lend(folder.clone(), &trusted).await;
-                let surroundings = network::surroundings(&kubeconfig).await;
+                let surroundings = network::surroundings(&kubeconfig, &api, proxy).await;
                 join(&api, port).await;
                 let shared = Arc::new(Shared {
                     api,

@@ -1,23 +1,28 @@
-//! Probes of containers: HTTP, TCP and commands.
+//! Probes of containers: HTTP with and without TLS, TCP and commands.
 
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::container_port;
 use super::volumes::Places;
+use crate::tls;
 
-/// Whether a probe succeeds within its time. HTTPS is only connected to.
+trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Both for S {}
+
+/// Whether a probe succeeds within its time.
 pub(super) async fn ask(probe: &Value, pod: &Value, places: &Places, within: Duration) -> bool {
     let asked = async {
         if let Some(http) = probe.get("httpGet") {
             let port = container_port(pod, &http["port"], 0)?;
-            let mut stream = TcpStream::connect((places.address(), port)).await.ok()?;
-            if http["scheme"] == "HTTPS" {
-                return Some(());
-            }
+            let stream = TcpStream::connect((places.address(), port)).await.ok()?;
+            let mut stream: Box<dyn Both> = match http["scheme"] == "HTTPS" {
+                true => Box::new(tls::connect_to_anybody(stream).await?),
+                false => Box::new(stream),
+            };
             let path = http["path"].as_str().unwrap_or("/");
             let host = places.address();
             let request = format!(

@@ -1,0 +1,146 @@
+//! How many requests a second pods answer, by what they counted in the last half minute. Pure: time is given.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::canary::figures::Totals;
+
+/// Over so long it is reckoned.
+const WINDOW: Duration = Duration::from_secs(30);
+/// A pod that was not heard of for so long is not told of: its figures are those of another load.
+const STALE: Duration = Duration::from_secs(15);
+/// Looks at a pod that are kept at most, however often somebody looks.
+const MOST: usize = 64;
+
+/// What is known of the pods.
+#[derive(Debug, Default)]
+pub(super) struct Rates {
+    /// By their names, which is what they are asked for by.
+    pods: BTreeMap<String, Counted>,
+}
+
+/// What a pod counted.
+#[derive(Debug)]
+struct Counted {
+    uid: String,
+    last: Totals,
+    /// All that was added since the first look, also by those that began anew.
+    sum: u64,
+    looks: VecDeque<(Instant, u64)>,
+}
+
+/// Requests a second of one pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rate {
+    /// In thousandths.
+    pub(super) millis: u64,
+    /// Over so long.
+    pub(super) over: Duration,
+    /// So long ago it was known.
+    pub(super) ago: Duration,
+}
+
+impl Rates {
+    /// One more look at a pod.
+    pub(super) fn look(&mut self, name: &str, uid: &str, totals: Totals, at: Instant) {
+        let fresh = || Counted { uid: uid.to_owned(), last: totals, sum: 0, looks: VecDeque::new() };
+        let pod = self.pods.entry(name.to_owned()).or_insert_with(fresh);
+        // Another pod of that name, as sets with names of their own make them.
+        if pod.uid != uid {
+            *pod = fresh();
+        }
+        pod.sum = pod.sum.saturating_add(totals.since(pod.last).answers);
+        pod.last = totals;
+        pod.looks.push_back((at, pod.sum));
+        while pod.looks.len() > MOST || pod.looks.front().is_some_and(|(first, _)| at.duration_since(*first) > WINDOW) {
+            pod.looks.pop_front();
+        }
+    }
+
+    /// Forgets the pods that are not among these, by their uids.
+    pub(super) fn keep(&mut self, there: &BTreeSet<&str>) {
+        self.pods.retain(|_, pod| there.contains(pod.uid.as_str()));
+    }
+
+    /// What a pod answers; `None` for one that was not looked at twice, or not lately.
+    pub(super) fn of(&self, name: &str, now: Instant) -> Option<Rate> {
+        let looks = &self.pods.get(name)?.looks;
+        let ((began, before), (ended, after)) = (looks.front()?, looks.back()?);
+        let (over, ago) = (ended.duration_since(*began), now.duration_since(*ended));
+        let span = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
+        if span == 0 || ago > STALE {
+            return None;
+        }
+        Some(Rate { millis: after.saturating_sub(*before).saturating_mul(1_000_000) / span, over, ago })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(answers: u64) -> Totals {
+        Totals { answers, ..Totals::default() }
+    }
+
+    /// A pod that counted so many at these seconds.
+    fn looked(at: Instant, looks: &[(u64, u64)]) -> Rates {
+        let mut rates = Rates::default();
+        for (second, count) in looks {
+            rates.look("a", "1", answers(*count), at + Duration::from_secs(*second));
+        }
+        rates
+    }
+
+    #[test]
+    fn requests_are_told_over_the_last_half_minute() {
+        let at = Instant::now();
+        let rate = |looks: &[(u64, u64)], now: u64| looked(at, looks).of("a", at + Duration::from_secs(now));
+        // What a pod had counted before anybody looked says nothing of now.
+        assert_eq!(rate(&[(0, 1000)], 0), None);
+        let told = rate(&[(0, 1000), (5, 1010)], 6).expect("a rate");
+        assert_eq!((told.millis, told.over.as_secs(), told.ago.as_secs()), (2000, 5, 1));
+        // A load that ended long ago is over.
+        let looks: Vec<(u64, u64)> = (0..20).map(|n| (n * 5, 100 * n.min(4))).collect();
+        assert_eq!(rate(&looks, 95).map(|told| told.millis), Some(0));
+        assert_eq!(rate(&looks[..5], 20).map(|told| (told.millis, told.over.as_secs())), Some((20_000, 20)));
+        // Less than one in a second is more than none.
+        assert_eq!(rate(&[(0, 0), (10, 1)], 10).map(|told| told.millis), Some(100));
+    }
+
+    #[test]
+    fn a_pod_that_begins_anew_goes_on_counting_and_one_that_is_silent_is_not_told_of() {
+        let at = Instant::now();
+        let rates = looked(at, &[(0, 100), (5, 150), (10, 20)]);
+        assert_eq!(
+            rates.of("a", at + Duration::from_secs(10)).map(|told| told.millis),
+            Some(7000),
+            "50 and 20 in 10 s"
+        );
+        assert!(rates.of("a", at + Duration::from_secs(25)).is_some());
+        assert_eq!(rates.of("a", at + Duration::from_secs(26)), None);
+        assert_eq!(rates.of("b", at), None);
+    }
+
+    #[test]
+    fn pods_that_go_are_forgotten_and_another_of_their_name_begins_anew() {
+        let at = Instant::now();
+        let mut rates = looked(at, &[(0, 0), (5, 500)]);
+        rates.look("a", "2", answers(9000), at + Duration::from_secs(6));
+        assert_eq!(rates.of("a", at + Duration::from_secs(6)), None);
+        rates.keep(&BTreeSet::from(["1"]));
+        assert!(rates.pods.is_empty());
+    }
+
+    #[test]
+    fn however_often_somebody_looks_no_more_is_kept() {
+        let (at, mut rates) = (Instant::now(), Rates::default());
+        for n in 0..1000 {
+            rates.look("a", "1", answers(n), at + Duration::from_millis(n));
+        }
+        assert_eq!(rates.pods["a"].looks.len(), MOST);
+        assert_eq!(rates.of("a", at + Duration::from_secs(1)).map(|told| told.millis), Some(1_000_000));
+    }
+}

@@ -1,0 +1,52 @@
+//! The adapter that tells the autoscaler how many requests there are, and what leads the API server to it.
+
+use serde_json::json;
+use textnlp_provider::{OutputRef, ResourceId};
+
+use super::template::Template;
+use super::{HTTPS_PORT, Lowering, PROGRAM};
+
+/// The component that the adapter's objects are parts of. Its certificate is made elsewhere, as that of a component of this name: `SITE/adapter/leaf`
+/// by `SITE/adapter/authority`, for the name `textnlp-adapter.NAMESPACE.svc`.
+pub const ADAPTER_COMPONENT: &str = "adapter";
+/// What its objects are called.
+pub(crate) const ADAPTER: &str = "textnlp-adapter";
+const TLS_SECRET: &str = "textnlp-adapter-tls";
+
+impl Lowering<'_> {
+    /// What has to be there before an autoscaler asks; nothing where nobody wants it.
+    pub(super) fn adapter(&mut self, image: &str) -> Option<ResourceId> {
+        if !self.place.adapter {
+            return None;
+        }
+        let parts = ["account", "role", "binding", "trust", "tls", "deployment", "service", "registration"];
+        let [account, role, binding, trust, tls, deployment, service, registration] =
+            parts.map(|part| self.id(ADAPTER_COMPONENT, part));
+        let (authority, leaf) = (self.id(ADAPTER_COMPONENT, "authority")?, self.id(ADAPTER_COMPONENT, "leaf")?);
+        let (account, role, binding, trust) = (account?, role?, binding?, trust?);
+        let (tls, deployment, service, registration) = (tls?, deployment?, service?, registration?);
+        let inputs = json!({
+            "namespace": self.place.namespace,
+            "name": ADAPTER,
+            "image": image,
+            "program": PROGRAM,
+            "user": self.user(),
+            "port": HTTPS_PORT,
+            "tls_secret": TLS_SECRET,
+            "authority": OutputRef::new(authority, "ca_pem"),
+        });
+        self.object(account.clone(), Template::ServiceAccount, &inputs, []);
+        self.object(role.clone(), Template::AdapterRole, &inputs, []);
+        self.object(binding.clone(), Template::RoleBinding, &inputs, [account.clone(), role]);
+        self.object(trust.clone(), Template::AdapterTrust, &inputs, [account]);
+        let data = json!({
+            "tls.crt": OutputRef::new(leaf.clone(), "certificate"),
+            "tls.key": OutputRef::new(leaf, "key"),
+        });
+        self.secret(tls.clone(), TLS_SECRET, "kubernetes.io/tls", &data, Vec::new());
+        self.object(deployment.clone(), Template::Adapter, &inputs, [binding, trust, tls]);
+        self.object(service.clone(), Template::AdapterService, &inputs, []);
+        self.object(registration.clone(), Template::AdapterRegistration, &inputs, [deployment, service]);
+        Some(registration)
+    }
+}
