@@ -6,12 +6,13 @@ mod adapter;
 mod cluster;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::FetchOptions;
+use textnlp_onprem::fault::Elsewhere;
 pub use textnlp_onprem::{Beside, SiteCopy, archive_socket};
 use textnlp_onprem::{FileSecretStore, OnPrem, Options, fault, supervise};
 use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
@@ -19,6 +20,8 @@ use textnlp_orchestrator::dr::talk::Places;
 use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, Wanted, told};
+
+use crate::dr_args::TakeBack;
 
 /// One row of `providers`.
 pub struct Row {
@@ -495,7 +498,8 @@ pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Pl
 pub fn faults(folder: &Utf8Path, environment: &Environment, lineage: Lineage) -> anyhow::Result<SiteFaults> {
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     let (folder, environment) = (folder.to_owned(), environment.clone());
-    Ok(SiteFaults { local: fault::Faults::new(&folder, &program), folder, environment, lineage })
+    let local = fault::Faults::new(&folder, &program);
+    Ok(SiteFaults { local, folder, environment, lineage, begun: Mutex::default() })
 }
 
 /// Faults of sites, each written down on this machine: of local processes, of the links of any site, and of the pods of a cluster.
@@ -504,6 +508,8 @@ pub struct SiteFaults {
     folder: Utf8PathBuf,
     environment: Environment,
     lineage: Lineage,
+    /// What was done to clusters from here, and how it is taken back, whatever became of what is written down.
+    begun: Mutex<BTreeMap<String, TakeBack>>,
 }
 
 impl SiteFaults {
@@ -517,14 +523,25 @@ impl SiteFaults {
     }
 
     fn written(&self, fault: &Fault) -> Result<fault::Fault, String> {
-        let site = site(&fault.site)?;
-        let elsewhere = match self.is_of_pods(fault) {
-            true => {
-                Some(taken_back_by(&self.folder, &self.environment, &site, &fault.id).map_err(|e| format!("{e:#}"))?)
-            }
-            false => None,
-        };
+        let elsewhere = self
+            .taken_back_by(fault)?
+            .map(|command| Elsewhere { arguments: command.arguments(), variables: variables() });
         Ok(fault::Fault { elsewhere, ..local(fault)? })
+    }
+
+    /// What takes a fault back that is done to pods.
+    fn taken_back_by(&self, fault: &Fault) -> Result<Option<TakeBack>, String> {
+        if !self.is_of_pods(fault) {
+            return Ok(None);
+        }
+        let (kubeconfig, context, api_server) =
+            way_to(&self.environment, &site(&fault.site)?).map_err(|error| format!("{error:#}"))?;
+        let (state, fault) = (self.folder.clone(), fault.id.clone());
+        Ok(Some(TakeBack { state, fault, kubeconfig, context, api_server, look: false }))
+    }
+
+    fn begun(&self) -> MutexGuard<'_, BTreeMap<String, TakeBack>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is asked of the cluster of a site.
@@ -543,10 +560,8 @@ impl SiteFaults {
 enum Outage<'a> {
     /// Whether it could be lost.
     May,
-    /// To be lost, in the name of a fault.
-    Begin(&'a str),
-    /// To be there again.
-    End(&'a str),
+    /// To be lost, in the name of a fault, which ends then.
+    Begin(&'a str, jiff::Timestamp),
     /// How many pods of the service are ready.
     Ready,
 }
@@ -566,24 +581,32 @@ impl Faults for SiteFaults {
         if self.is_of_pods(fault) {
             self.outage(&fault.site, Outage::May).await?;
         }
-        self.local.check(&self.written(fault)?).map_err(|e| told(&e))
+        let written = self.written(fault)?;
+        self.local.check(&written).map_err(|e| told(&e))?;
+        self.local.rehearse(&written).await.map_err(|e| told(&e))
     }
 
     async fn inject(&self, fault: &Fault) -> Result<(), String> {
         self.local.inject(&self.written(fault)?).await.map_err(|e| told(&e))?;
-        if self.is_of_pods(fault) {
-            self.outage(&fault.site, Outage::Begin(&fault.id)).await?;
+        if let Some(command) = self.taken_back_by(fault)? {
+            self.begun().insert(fault.id.clone(), command);
+            self.outage(&fault.site, Outage::Begin(&fault.id, fault.until)).await?;
         }
         Ok(())
     }
 
     async fn revert(&self, id: &str) -> Result<(), String> {
         let open = self.local.open().map_err(|e| told(&e))?;
-        let Some(of_pods) = open.iter().find(|fault| fault.id == id && fault.elsewhere.is_some()) else {
+        let written = open.into_iter().find(|fault| fault.id == id).and_then(|fault| fault.elsewhere);
+        let written = written.map(|elsewhere| TakeBack::of(&elsewhere.arguments)).transpose()?;
+        // Where somebody else forgot it while we were at it, there may be more to give back.
+        let Some(command) = written.or_else(|| self.begun().get(id).cloned()) else {
             return self.local.revert(id).await.map_err(|e| told(&e));
         };
-        self.outage(of_pods.site.as_str(), Outage::End(id)).await?;
-        self.local.forget(id).map_err(|e| told(&e))
+        find_again(&command).await.map_err(|error| format!("{error:#}"))?;
+        self.local.forget(id).map_err(|e| told(&e))?;
+        self.begun().remove(id);
+        Ok(())
     }
 
     async fn open(&self) -> Result<Vec<Fault>, String> {
@@ -610,7 +633,7 @@ impl Faults for SiteFaults {
         let mut ready = self.local.ready_units(&site).await;
         if self.is_in_cluster(name) {
             let pods = self.outage(name, Outage::Ready).await.unwrap_or_default();
-            ready.extend((1..=pods).map(|number| format!("pod {number} of {pods}")));
+            ready.extend((1..=pods).map(|number| format!("pod {number}")));
         }
         ready
     }
@@ -625,35 +648,37 @@ impl Faults for SiteFaults {
 }
 
 /// Gives back what a drill took of a cluster, and forgets the fault. Says how many nodes that were.
-pub async fn take_back(
-    state: &Utf8Path,
-    id: &str,
-    kubeconfig: Option<&Utf8Path>,
-    context: Option<&str>,
-) -> anyhow::Result<usize> {
+pub async fn take_back(args: &TakeBack) -> anyhow::Result<usize> {
     let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
-    let faults = fault::Faults::new(state, &program);
-    if !faults.is_open(id)? {
+    let faults = fault::Faults::new(&args.state, &program);
+    if !args.look && !faults.is_open(&args.fault)? {
         return Ok(0);
     }
-    let given = find_again(state, kubeconfig, context, id).await?;
-    faults.forget(id)?;
+    let within = fault::TAKEN_BACK_WITHIN;
+    let given = tokio::time::timeout(within, find_again(args)).await;
+    let given = given.map_err(|_| anyhow::anyhow!("the cluster did not do it within {} s", within.as_secs()))??;
+    if !args.look {
+        faults.forget(&args.fault)?;
+    }
     Ok(given)
 }
 
 #[cfg(feature = "kubernetes")]
-async fn find_again(
-    state: &Utf8Path,
-    kubeconfig: Option<&Utf8Path>,
-    context: Option<&str>,
-    id: &str,
-) -> anyhow::Result<usize> {
-    cluster::find_again(state, kubeconfig, context, id).await
+async fn find_again(args: &TakeBack) -> anyhow::Result<usize> {
+    cluster::find_again(args).await
 }
 
 #[cfg(not(feature = "kubernetes"))]
-async fn find_again(_: &Utf8Path, _: Option<&Utf8Path>, _: Option<&str>, _: &str) -> anyhow::Result<usize> {
+async fn find_again(_: &TakeBack) -> anyhow::Result<usize> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+/// Faults of clusters that are not taken back, each as a person is told of it: with the machine of the witness, whoever would do that goes.
+pub fn lost_clusters(folder: &Utf8Path) -> anyhow::Result<Vec<String>> {
+    let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
+    let open = fault::Faults::new(folder, &program).open()?;
+    let of_clusters = open.into_iter().filter(|fault| fault.elsewhere.is_some());
+    Ok(of_clusters.map(|fault| format!("fault {} of {}, until {}", fault.id, fault.site, fault.until)).collect())
 }
 
 #[cfg(feature = "kubernetes")]
@@ -672,19 +697,44 @@ async fn outage(_: &Utf8Path, _: &Environment, _: &SiteName, _: Lineage, _: Outa
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
 }
 
+/// How the cluster of a site is reached from anywhere on this machine: its kubeconfig, the context in it, and the API server.
+type Way = (Option<Utf8PathBuf>, Option<String>, String);
+
 #[cfg(feature = "kubernetes")]
-fn taken_back_by(
-    folder: &Utf8Path,
-    environment: &Environment,
-    site: &SiteName,
-    id: &str,
-) -> anyhow::Result<fault::Elsewhere> {
-    cluster::taken_back_by(folder, environment, site, id)
+fn way_to(environment: &Environment, site: &SiteName) -> anyhow::Result<Way> {
+    cluster::way_to_server(environment, site)
 }
 
 #[cfg(not(feature = "kubernetes"))]
-fn taken_back_by(_: &Utf8Path, _: &Environment, _: &SiteName, _: &str) -> anyhow::Result<fault::Elsewhere> {
+fn way_to(_: &Environment, _: &SiteName) -> anyhow::Result<Way> {
     anyhow::bail!("provider `kubernetes`: {FEATURE}")
+}
+
+/// What says where credentials are, and is none, and whether it is a path.
+const WAYS: [(&str, bool); 12] = [
+    ("KUBECONFIG", true),
+    ("AWS_CONFIG_FILE", true),
+    ("AWS_SHARED_CREDENTIALS_FILE", true),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", true),
+    ("CLOUDSDK_CONFIG", true),
+    ("GOOGLE_APPLICATION_CREDENTIALS", true),
+    ("AZURE_CONFIG_DIR", true),
+    ("AWS_PROFILE", false),
+    ("AWS_REGION", false),
+    ("AWS_DEFAULT_REGION", false),
+    ("AWS_ROLE_ARN", false),
+    ("CLOUDSDK_ACTIVE_CONFIG_NAME", false),
+];
+
+/// Those that are set here, with paths that are whole.
+fn variables() -> BTreeMap<String, String> {
+    let here = std::env::current_dir().ok().and_then(|here| Utf8PathBuf::try_from(here).ok()).unwrap_or_default();
+    let whole = |paths: &str| {
+        let paths = paths.split(':').filter(|path| !path.is_empty());
+        paths.map(|path| here.join(path).into_string()).collect::<Vec<_>>().join(":")
+    };
+    let set = WAYS.iter().filter_map(|(name, is_path)| Some((*name, *is_path, std::env::var(name).ok()?)));
+    set.map(|(name, is_path, value)| (name.to_owned(), if is_path { whole(&value) } else { value })).collect()
 }
 
 fn local(fault: &Fault) -> Result<fault::Fault, String> {

@@ -87,6 +87,7 @@ impl<'a> Deployment<'a> {
             }
             sites.insert(site.name.clone(), here);
         }
+        problems.extend(doubled(environment, &sites));
         if !problems.is_empty() {
             return Err(stands_in_the_way("lower", "not_available", Exit::Usage, &problems));
         }
@@ -161,6 +162,20 @@ impl<'a> Deployment<'a> {
             .await
             .map_err(|e| state_failed(e, &self.session.again(), &self.chosen.name))
     }
+}
+
+/// Sites in one cluster would have one namespace: a cluster is known by its API server, whatever leads there.
+fn doubled(environment: &Environment, sites: &BTreeMap<SiteName, RoadSite>) -> Vec<Problem> {
+    let mut known: BTreeMap<&str, &SiteName> = BTreeMap::new();
+    let clusters = environment.sites.iter().filter(|site| site.is_in_cluster());
+    let bound = clusters.filter_map(|site| sites.get(&site.name).map(|here| (&site.name, here.place.account.as_str())));
+    let bound = bound.filter(|(_, account)| !account.is_empty());
+    let same = |(name, server)| {
+        let other = known.insert(server, name)?;
+        let cause = format!("its kubeconfig leads to {server}, where site {other} is");
+        Some(Problem::new(format!("{name}: cluster"), cause, "write another `context`, or another `kubeconfig`"))
+    };
+    bound.filter_map(same).collect()
 }
 
 fn account(environment: &Environment, site: &textnlp_provider::Site, provider: &str) -> Result<String, Failure> {

@@ -1,7 +1,7 @@
 //! What may be typed after `dr`.
 
 use camino::Utf8PathBuf;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Parser as _, Subcommand, ValueEnum};
 use textnlp_orchestrator::environment::model::Span;
 
 /// See [`crate::args::Command::Dr`].
@@ -35,7 +35,7 @@ pub enum Dr {
 }
 
 /// `dr take-back`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct TakeBack {
     /// The environment's state folder
     #[arg(long, value_name = "FOLDER")]
@@ -49,6 +49,12 @@ pub struct TakeBack {
     /// The context in it [default: its current one]
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
+    /// The API server that was lost: another one behind the same names is left alone
+    #[arg(long, value_name = "URL")]
+    pub api_server: String,
+    /// Only asks whether it could be done
+    #[arg(long)]
+    pub look: bool,
 }
 
 /// `dr failover`.
@@ -120,7 +126,52 @@ pub struct VerifyReport {
     pub key: Option<String>,
 }
 
+impl TakeBack {
+    /// As it is typed, after the program's name.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut typed = vec!["dr", "take-back", "--state", self.state.as_str(), "--fault", &self.fault];
+        typed.extend(["--api-server", &self.api_server]);
+        typed.extend(self.kubeconfig.iter().flat_map(|file| ["--kubeconfig", file.as_str()]));
+        typed.extend(self.context.iter().flat_map(|context| ["--context", context]));
+        typed.extend(self.look.then_some("--look"));
+        typed.into_iter().map(str::to_owned).collect()
+    }
+
+    /// What was typed so.
+    pub fn of(typed: &[String]) -> Result<Self, String> {
+        let program = std::iter::once("textnlp-deploy".to_owned());
+        let read = crate::args::Cli::try_parse_from(program.chain(typed.iter().cloned()));
+        match read.map_err(|error| error.to_string())?.command {
+            crate::args::Command::Dr(Dr::TakeBack(args)) => Ok(args),
+            _ => Err("what takes the fault back is no command that does".to_owned()),
+        }
+    }
+}
+
 /// A time as in environment files.
 fn span(text: &str) -> Result<Span, String> {
     text.parse::<Span>().map_err(|misread| misread.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_a_fault_back_is_read_as_it_was_written() {
+        let whole = TakeBack {
+            state: "/s t".into(),
+            fault: "d-1".to_owned(),
+            kubeconfig: Some("/k".into()),
+            context: Some("a b".to_owned()),
+            api_server: "https://127.0.0.1:1".to_owned(),
+            look: false,
+        };
+        let least = TakeBack { kubeconfig: None, context: None, look: true, ..whole.clone() };
+        for command in [whole, least] {
+            let read = TakeBack::of(&command.arguments()).unwrap();
+            assert_eq!(read.arguments(), command.arguments());
+        }
+        assert!(TakeBack::of(&["dr".to_owned(), "status".to_owned()]).is_err());
+    }
 }

@@ -14,7 +14,6 @@ use textnlp_kubernetes::{
 };
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
-use textnlp_onprem::fault::Elsewhere;
 use textnlp_orchestrator::environment::model::{self, ClusterAccess, Hosting, IngressKind, Strategy};
 use textnlp_orchestrator::environment::{Environment, REPLICATION_PASSWORD, saml_settings};
 use textnlp_provider::component::Part;
@@ -24,6 +23,7 @@ use textnlp_provider::{
 };
 
 use super::{Exported, Outage, Said, Tool};
+use crate::dr_args::TakeBack;
 
 /// Its name in environment files.
 pub(super) const NAME: &str = "kubernetes";
@@ -322,54 +322,31 @@ pub(super) async fn outage(
     let place = (environment.cluster.namespace.as_str(), lineage);
     Ok(match what {
         Outage::May => cluster.may_lose(place, SERVERS).await.map(|()| 0)?,
-        Outage::Begin(id) => cluster.lose(place, SERVERS, id).await.map(|()| 0)?,
-        Outage::End(id) => cluster.find_again(id).await?,
+        Outage::Begin(id, until) => cluster.lose(place, SERVERS, (id, until)).await.map(|()| 0)?,
         Outage::Ready => cluster.ready_pods(place, SERVERS).await?,
     })
 }
 
-/// See [`super::take_back`].
-pub(super) async fn find_again(
-    state: &Utf8Path,
-    kubeconfig: Option<&Utf8Path>,
-    context: Option<&str>,
-    id: &str,
-) -> anyhow::Result<usize> {
-    let file = kubeconfig.map(|file| file.as_std_path().to_owned());
-    let access = Access::Kubeconfig { file, context: context.map(str::to_owned) };
-    Ok(Kubernetes::new(access, super::secrets(state)).find_again(id).await?)
+/// See [`super::take_back`]. A cluster is known by its API server: contexts are chosen anew, and kubeconfigs written anew.
+pub(super) async fn find_again(args: &TakeBack) -> anyhow::Result<usize> {
+    let (file, context) = (args.kubeconfig.as_ref().map(|file| file.as_std_path()), args.context.as_deref());
+    let server = Kubernetes::server(file, context)?;
+    anyhow::ensure!(
+        server == args.api_server,
+        "the kubeconfig leads to {server}, and the fault is of {}: give it that context, or that kubeconfig, again",
+        args.api_server
+    );
+    let access = Access::Kubeconfig { file: file.map(Into::into), context: context.map(str::to_owned) };
+    let cluster = Kubernetes::new(access, super::secrets(&args.state));
+    Ok(if args.look { cluster.sees_nodes().await? } else { cluster.find_again(&args.fault).await? })
 }
 
-/// What says where credentials are, and is none.
-const WAYS: [&str; 9] = [
-    "KUBECONFIG",
-    "AWS_PROFILE",
-    "AWS_REGION",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "CLOUDSDK_CONFIG",
-    "CLOUDSDK_ACTIVE_CONFIG_NAME",
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    "AZURE_CONFIG_DIR",
-];
-
-/// The command that gives a cluster back, for whoever is there when a drill is not.
-pub(super) fn taken_back_by(
-    folder: &Utf8Path,
-    environment: &Environment,
-    site: &SiteName,
-    id: &str,
-) -> anyhow::Result<Elsewhere> {
+/// See [`super::Way`].
+pub(super) fn way_to_server(environment: &Environment, site: &SiteName) -> anyhow::Result<super::Way> {
     let (file, context) = way_in(&access(environment, site))?;
-    let mut arguments = ["dr", "take-back", "--state", folder.as_str(), "--fault", id].map(str::to_owned).to_vec();
-    if let Some(file) = file {
-        arguments.extend(["--kubeconfig".to_owned(), Utf8PathBuf::try_from(file)?.into_string()]);
-    }
-    if let Some(context) = context {
-        arguments.extend(["--context".to_owned(), context]);
-    }
-    let variables = WAYS.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
-    Ok(Elsewhere { arguments, variables: variables.collect() })
+    let context = context.or_else(|| Kubernetes::current_context(file.as_deref()));
+    let server = Kubernetes::server(file.as_deref(), context.as_deref())?;
+    Ok((file.map(Utf8PathBuf::try_from).transpose()?, context, server))
 }
 
 /// How long a pod may take to tell its figures.

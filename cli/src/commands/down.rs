@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use serde_json::json;
 use textnlp_orchestrator::plan::{Plan, Purpose};
 use textnlp_orchestrator::release::History;
@@ -31,6 +32,12 @@ pub async fn whole(
     let chosen = session.load_to_remove(console)?;
     let name = chosen.name.clone();
     let delete_data = delete_data(typed, &name)?;
+    let lost = crate::clouds::lost_clusters(&chosen.folder).context("look for what drills left")?;
+    if !lost.is_empty() {
+        let error = anyhow::anyhow!("{}: whoever takes that back would go with the witness", lost.join("; "));
+        let hint = "wait until then, or let `dr drill` finish it; where its cluster is gone for good, remove its file in `sites/witness/faults` of the state folder";
+        return Err(Failure::refused("fault_open", error).hint(hint));
+    }
     let deployment = Deployment::recorded(session, chosen)?;
     let arrival = go(&deployment, Ask { purpose: Purpose::Down, delete_data, ..Ask::UP }, None, saved, console).await?;
     let mut document = document(&deployment, &arrival);

@@ -58,6 +58,8 @@ pub struct Order {
     pub automatic: bool,
     /// Whether the watches go back home by themselves; else the drill does it.
     pub automatic_failback: bool,
+    /// Whether control data is in a database that stands outside of every site.
+    pub stored_outside: bool,
     /// Lag that is allowed before a drill.
     pub max_lag_ms: u64,
     /// What is promised.
@@ -655,7 +657,9 @@ impl Running<'_> {
             Event::Mark { t, name } => Some((*name, *t)),
             _ => None,
         });
-        let figures = Figures { findings: found, marks: marks.collect(), served, failback, epoch_before: self.epoch };
+        let marks: Vec<(Mark, f64)> = marks.collect();
+        let stored_outside = self.order.stored_outside && marks.iter().all(|(mark, _)| *mark != Mark::Granted);
+        let figures = Figures { findings: found, marks, served, failback, epoch_before: self.epoch, stored_outside };
         let phases = std::mem::take(&mut self.phases);
         Ok(Report {
             id: self.id.clone(),

@@ -83,6 +83,10 @@ pub struct Figures {
     pub failback: String,
     /// The configuration before the fault.
     pub epoch_before: u64,
+    /// Whether nobody took another's place, and control data is stored outside of every site: the log of the sites, which may want the lost one, is
+    /// nothing that anybody waits for then.
+    #[serde(default)]
+    pub stored_outside: bool,
 }
 
 /// The report.
@@ -150,6 +154,7 @@ pub fn missed(targets: &Targets, figures: &Figures) -> Vec<String> {
         Some(_) => {}
     }
     match found.control_rto_ms {
+        None if figures.stored_outside => {}
         None => missed.push("control data could not be written while the fault lasted: it has no RTO".to_owned()),
         Some(ms) if ms / 1000.0 > targets.rto_s => {
             missed.push(format!("RTO of control data {:.2} s; promised {} s", ms / 1000.0, targets.rto_s))
@@ -190,6 +195,15 @@ impl Report {
         value
     }
 
+    /// When control data could be changed again, as it is told.
+    pub fn control_rto(&self) -> String {
+        match self.figures.findings.control_rto_ms {
+            Some(ms) => format!("{:.2} s", ms / 1000.0),
+            None if self.figures.stored_outside => "stored outside".to_owned(),
+            None => "not reached".to_owned(),
+        }
+    }
+
     /// The page. It holds everything it needs: no script, no font, no image from elsewhere.
     pub fn to_html(&self, key: &PublicKey) -> String {
         page(include_str!("report.html"), self.context(key))
@@ -211,9 +225,9 @@ impl Report {
             ),
             row(
                 "RTO, control data: until a write was acknowledged",
-                seconds(found.control_rto_ms),
+                self.control_rto(),
                 promised(rto),
-                within(found.control_rto_ms, rto),
+                within(found.control_rto_ms, rto) || (found.control_rto_ms.is_none() && self.figures.stored_outside),
             ),
             row(
                 "RPO: how far back something is missing",
@@ -226,7 +240,7 @@ impl Report {
         let failed = found.failed;
         let tiles = json!([
             ["service back after", seconds(found.service_rto_ms)],
-            ["writes taken after", seconds(found.control_rto_ms)],
+            ["writes taken after", self.control_rto()],
             ["acknowledged writes lost", found.lost.to_string()],
             ["answers without usage", found.unaccounted.to_string()],
             ["requests failed after the shift", failed.after_shift.to_string()],

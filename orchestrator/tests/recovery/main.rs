@@ -19,6 +19,7 @@ use world::{GRACE_MS, World, lines};
 
 fn order(kind: FaultKind) -> Order {
     Order {
+        stored_outside: false,
         site: None,
         kind,
         lose_data: false,

@@ -1,10 +1,12 @@
 //! The loss of a cluster, rehearsed: its nodes take no pods, and the pods of a deployment are gone at once.
 //!
 //! Nodes are cordoned by server-side apply under a field manager of the outage's own, so that taking it back gives up exactly what it took:
-//! a node that somebody else cordoned before or meanwhile stays cordoned. What runs of others on those nodes goes on running.
+//! a node that was cordoned before stays so. What runs of others on those nodes goes on running. (`kubectl cordon` of a node that is cordoned
+//! says nothing to the API server, so that nobody can know of it.)
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use textnlp_provider::{Error, Lineage, Result, Sort};
 
@@ -17,6 +19,8 @@ use crate::table::{self, Row};
 use crate::trouble::{self, POD};
 
 static NODE: Row = table::nodes();
+/// How often nodes are looked at until none is left that an outage took.
+const LOOKS: u32 = 5;
 /// The annotation of a node that says which outage cordoned it.
 const OUTAGE: &str = "textnlp-outage";
 
@@ -33,10 +37,14 @@ impl Kubernetes {
                 }
             }
         }
-        let nodes = api.list(&listing(), "").await.unwrap_or_default();
+        let nodes = match api.list(&listing(), "").await {
+            // That is told below.
+            Err(error) if error.sort == Sort::Denied => Vec::new(),
+            listed => listed?,
+        };
         if let Some((name, other)) = nodes.iter().find_map(|node| Some((name_of(node), outage_of(node)?))) {
             let why = format!("outage {other} has not been taken back");
-            let hint = "the drill that made it, or the next one, takes it back; `kubectl uncordon` does not";
+            let hint = "what keeps the witness of its drill takes it back; where that is gone: `kubectl uncordon` the nodes that it took, and `kubectl annotate node --all textnlp-outage-`";
             return Err(cordon(name).error(Sort::Conflict).because(why).hint(hint));
         }
         match refused.is_empty() {
@@ -51,10 +59,20 @@ impl Kubernetes {
     }
 
     /// Cordons every node that takes pods, then removes the pods of a deployment without waiting for them to leave. What was done already is
-    /// fine.
-    pub async fn lose(&self, (namespace, lineage): (&str, Lineage), deployment: &str, outage: &str) -> Result<()> {
+    /// fine. Nothing is begun any more when the time of the outage is over: an error, after which it is to be taken back.
+    pub async fn lose(
+        &self,
+        (namespace, lineage): (&str, Lineage),
+        deployment: &str,
+        (outage, until): (&str, Timestamp),
+    ) -> Result<()> {
         let api = self.api().await?;
+        let in_time = || match Timestamp::now() < until {
+            true => Ok(()),
+            false => Err(listing().error(Sort::Conflict).because("its time was over before all nodes were cordoned")),
+        };
         for node in api.list(&listing(), "").await? {
+            in_time()?;
             if node["spec"]["unschedulable"] != true {
                 let mut taken = known(&node);
                 taken["metadata"]["annotations"] = json!({ OUTAGE: outage });
@@ -62,6 +80,7 @@ impl Kubernetes {
                 api.apply(&cordon(name_of(&node)), &manager(outage), &taken, false).await?;
             }
         }
+        in_time()?;
         for pod in pods(&api, namespace, lineage, deployment).await? {
             let name = name_of(&pod);
             let call =
@@ -76,18 +95,37 @@ impl Kubernetes {
     }
 
     /// Gives every node back that an outage took; pods come by themselves. Says how many nodes those were. What was taken back already is fine.
+    ///
+    /// # Errors
+    /// One that keeps a node from being given back; all others were tried.
     pub async fn find_again(&self, outage: &str) -> Result<usize> {
         let api = self.api().await?;
-        let nodes = api.list(&listing(), "").await?;
         let mut given = 0;
-        for node in nodes.iter().filter(|node| outage_of(node) == Some(outage)) {
-            match api.apply(&cordon(name_of(node)), &manager(outage), &known(node), false).await {
-                // Its machine is gone.
-                Err(error) if !matches!(error.sort, Sort::NotFound | Sort::Conflict) => return Err(error),
-                _ => given += 1,
+        // A cordon that was on its way when somebody gave up comes after the first look.
+        for _ in 0..LOOKS {
+            let nodes = api.list(&listing(), "").await?;
+            let taken: Vec<&Value> = nodes.iter().filter(|node| outage_of(node) == Some(outage)).collect();
+            if taken.is_empty() {
+                return Ok(given);
+            }
+            let mut stays = None;
+            for node in taken {
+                match api.apply(&cordon(name_of(node)), &manager(outage), &known(node), false).await {
+                    // Its machine is gone.
+                    Err(error) if !matches!(error.sort, Sort::NotFound | Sort::Conflict) => stays = Some(error),
+                    _ => given += 1,
+                }
+            }
+            if let Some(error) = stays {
+                return Err(error);
             }
         }
         Ok(given)
+    }
+
+    /// Whether nodes can be asked for.
+    pub async fn sees_nodes(&self) -> Result<usize> {
+        Ok(self.api().await?.list(&listing(), "").await?.len())
     }
 
     /// How many pods of a deployment are ready.

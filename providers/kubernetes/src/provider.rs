@@ -68,6 +68,11 @@ impl Kubernetes {
         Some(format!("{ADAPTER}.{}.svc", place.namespace))
     }
 
+    /// The context of a kubeconfig that is taken where none is named.
+    pub fn current_context(file: Option<&Path>) -> Option<String> {
+        file.map(Kubeconfig::read_from).unwrap_or_else(Kubeconfig::read).ok()?.current_context
+    }
+
     /// The address of the API server that a kubeconfig leads to, which is what a deployment is bound to. Nothing is asked.
     pub fn server(file: Option<&Path>, context: Option<&str>) -> Result<String> {
         let what = file.map_or("the kubeconfig".to_owned(), |file| format!("kubeconfig {}", file.display()));

@@ -25,7 +25,7 @@ pub struct Memory {
     /// What holds.
     pub configuration: Option<Configuration>,
     /// The last one with two members or more: everything that was ever acknowledged is at each of them that was not let go of since, because
-    /// a primary that is alone acknowledges nothing.
+    /// a primary that is alone acknowledges nothing (but where one site is enough: nothing in the log has to outlive a disk then).
     pub safe: Option<Configuration>,
 }
 
@@ -186,7 +186,7 @@ impl Witness {
             None if self.memory.safe.is_none() => (site.clone(), BTreeMap::from([(site.clone(), incarnation)])),
             None => return None,
         };
-        let why = format!("{site} lost its disk while it was alone; {primary} has everything that was acknowledged");
+        let why = format!("{site} lost its disk while it was alone; {primary} has everything that two sites had");
         let configuration = Configuration { epoch: holds.epoch + 1, primary, members };
         self.renewed = now;
         let safe = self.memory.safe.clone();

@@ -134,8 +134,12 @@ fn a_cluster_that_is_lost_is_taken_over_from_and_comes_back() {
     assert!(sites.cordoned(home).is_empty(), "nothing was begun");
     home.kubectl(&["delete", "rolebinding", "looks", "-n", &sites.namespace]);
 
-    let drill = sites.start(&["dr", "drill", "-o", "json"]);
-    eventually("its node takes no pods", || (!sites.cordoned(home).is_empty()).then_some(()));
+    let mut drill = sites.start(&["dr", "drill", "-o", "json"]);
+    eventually("its node takes no pods", || {
+        let ended = drill.try_wait().unwrap();
+        assert!(ended.is_none(), "the drill is over before it began: {ended:?}");
+        (!sites.cordoned(home).is_empty()).then_some(())
+    });
     // R13: whoever asks is answered from the other region, long before 30 s are over.
     eventually("the other region answers", || (sites.region().as_deref() == Some("europe-west4")).then_some(()));
     assert_eq!(sites.cordoned(sites.clusters[1]), Vec::<String>::new());
@@ -147,15 +151,15 @@ fn a_cluster_that_is_lost_is_taken_over_from_and_comes_back() {
     let cut = sites.json(&["dr", "drill", "--fault", "blackhole"], 0);
     shows(&cut);
 
-    // A drill that dies leaves nothing: what keeps the witness gives the nodes back when the time is over, but not one that somebody
-    // cordoned meanwhile.
-    let mut dying = sites.start(&["dr", "drill", "--ttl", "12s"]);
-    eventually("its node takes no pods", || (!sites.cordoned(home).is_empty()).then_some(()));
+    // A drill that dies leaves nothing: what keeps the witness gives the nodes back when the time is over.
+    let mut dying = sites.start(&["dr", "drill", "--ttl", "20s"]);
+    eventually("another site leads", || (sites.status()["primary"] == "gcp-secondary").then_some(()));
     dying.kill().unwrap();
     dying.wait().unwrap();
-    eventually("a key is made where the service is led now", || {
-        (sites.status()["primary"] == "gcp-secondary").then_some(())
-    });
+    assert!(!sites.cordoned(home).is_empty());
+    let refused = sites.run(&["down", "--yes"]).expect(4);
+    assert!(refused.err.contains("whoever takes that back would go with the witness"), "{}", refused.err);
+    // Where the service is led now.
     sites.json(&["key", "create", "meanwhile"], 0);
     eventually("the nodes are given back", || sites.cordoned(home).is_empty().then_some(()));
     eventually("it is home again", || (sites.status()["primary"] == "aws-primary").then_some(()));

@@ -188,6 +188,7 @@ fn order(session: &Session, sites: &Sites, args: &Drill, running: &Running) -> R
         ttl: args.ttl.0,
         automatic: dr.mode == Failover::Automatic,
         automatic_failback: dr.failback == Failover::Automatic,
+        stored_outside: environment.stores_outside(),
         max_lag_ms: sites.max_lag_ms,
         targets: Targets { rto_s: dr.rto.0.as_secs_f64(), rpo_s: dr.rpo.0.as_secs_f64() },
         baseline: Duration::from_secs(3),
@@ -229,7 +230,7 @@ fn text(report: &Report, page: &str) -> String {
     ));
     text.push_str(&format!(
         "  writes taken after      {:<12} promised {} s\n",
-        seconds(found.control_rto_ms),
+        report.control_rto(),
         report.targets.rto_s
     ));
     text.push_str(&format!(

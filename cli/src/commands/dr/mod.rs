@@ -33,9 +33,7 @@ pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Succes
         Dr::Report(args) => reports::report(session, args),
         Dr::VerifyReport(args) => reports::verify(session, args),
         Dr::TakeBack(args) => {
-            let given =
-                clouds::take_back(&args.state, &args.fault, args.kubeconfig.as_deref(), args.context.as_deref());
-            let given = given.await?;
+            let given = clouds::take_back(args).await?;
             Ok(Success::new(format!("{given} nodes take pods again"), json!({ "nodes": given })))
         }
     }

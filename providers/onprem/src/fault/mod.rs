@@ -22,7 +22,7 @@ use crate::files;
 use crate::layout::SiteFolder;
 use crate::lock;
 use crate::supervise::{self, PhaseName, begin_detached, exchange};
-pub use elsewhere::Elsewhere;
+pub use elsewhere::{Elsewhere, WITHIN as TAKEN_BACK_WITHIN};
 use processes::Processes;
 
 /// The place whose supervisor takes faults back.
@@ -130,6 +130,8 @@ enum Step {
     Done,
     /// Something was started that is not there yet.
     Coming,
+    /// The same, and nothing new was started.
+    Waiting,
 }
 
 /// The faults of the local sites of one environment.
@@ -188,7 +190,7 @@ impl Faults {
         let Some(fault) = self.read(id)? else { return Ok(()) };
         let began = Instant::now();
         let mut step = self.step(&fault, true).await?;
-        while step == Step::Coming {
+        while step != Step::Done {
             if began.elapsed() > UP_WITHIN {
                 let why =
                     format!("its supervisor did not come up; look at {}", self.site(&fault.site).log("supervisor"));
@@ -211,6 +213,7 @@ impl Faults {
         for fault in faults.into_iter().filter(|fault| fault.until <= now) {
             let what = format!("fault {} ({} of {})", fault.id, fault.kind, fault.site);
             says.push(match self.step(&fault, true).await {
+                Ok(Step::Waiting) => continue,
                 Ok(Step::Coming) => format!("{what}: its time is over, it is being taken back"),
                 Ok(Step::Done) => match self.remove(&fault.id) {
                     Ok(()) => format!("{what}: its time is over, it was taken back"),
@@ -220,6 +223,14 @@ impl Faults {
             });
         }
         says
+    }
+
+    /// Whether what would take a fault of elsewhere back could do so, with nothing but what is written down.
+    pub async fn rehearse(&self, fault: &Fault) -> Result<(), Error> {
+        let Some(elsewhere) = &fault.elsewhere else { return Ok(()) };
+        files::make_folder(&self.folder()).map_err(io("make", &self.folder()))?;
+        let could = elsewhere.rehearse(&self.program, &self.folder()).await;
+        could.map_err(|why| refused(format!("nobody but this drill could take it back, should it die: {why}")))
     }
 
     /// Whether a fault is still written down.
@@ -291,9 +302,10 @@ impl Faults {
         let incomplete = |why: String| Error::Incomplete { what: "revert", site: fault.site.clone(), why };
         match fault.kind {
             Kind::Kill if fault.elsewhere.is_some() => {
-                let begun =
-                    fault.elsewhere.iter().try_for_each(|one| one.begin(&self.program, &self.folder(), &fault.id));
-                begun.map(|()| Step::Coming).map_err(|error| incomplete(format!("begin what takes it back: {error}")))
+                let begin = |one: &Elsewhere| one.begin(&self.program, &self.folder(), &fault.id);
+                let begun = fault.elsewhere.as_ref().map_or(Ok(false), begin);
+                let begun = begun.map_err(|error| incomplete(format!("begin what takes it back: {error}")))?;
+                Ok(if begun { Step::Coming } else { Step::Waiting })
             }
             Kind::Kill => {
                 let path = folder.lock("supervisor");

@@ -344,7 +344,7 @@ impl Member {
     fn due_change(&mut self, now: Millis) -> Option<Configuration> {
         let configuration = self.configuration.as_ref()?;
         let last = self.log.last().index;
-        let (grace, fewest) = (self.settings.grace, self.settings.fewest());
+        let grace = self.settings.grace;
         let leading = self.leading.as_mut()?;
         if leading.change.is_some() {
             return None;
@@ -367,8 +367,8 @@ impl Member {
         if let Some((site, life)) = leading.peers.iter().find_map(|(site, p)| Some((site, is_new(site, p)?))) {
             return Some(configuration.with(site, life));
         }
-        // The last other member is never let go of, where one is needed: it is the only one that may take over.
-        if configuration.members.len() > fewest {
+        // The last other member is never let go of: it is the only one that may take over.
+        if configuration.members.len() > 2 {
             let silent = |site: &&Site| {
                 let peer = leading.peers.get(*site);
                 let life = configuration.members.get(*site).copied();

@@ -36,7 +36,7 @@ pub struct Settings {
     pub automatic: bool,
     /// Whether the home site gets its place back without being told.
     pub failback: bool,
-    /// Whether one site is enough to acknowledge with: what counts is stored elsewhere, and nothing in the log has to outlive a disk.
+    /// Whether a site that is left alone acknowledges by itself: what counts is stored elsewhere, and nothing in the log has to outlive a disk.
     pub sole: bool,
 }
 
