@@ -39,6 +39,8 @@ const MOST: usize = 128;
 const SHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// For the head of a request, also while a connection rests: whoever asks again after that connects again.
 const HEAD_WITHIN: Duration = Duration::from_secs(120);
+/// The same for whoever is not the front: probes ask at once, and strangers hold no place.
+const STRANGER_WITHIN: Duration = Duration::from_secs(5);
 /// The longest head of a request.
 const MOST_HEAD: usize = 64 << 10;
 /// What is being answered when it ends has so long.
@@ -148,8 +150,10 @@ fn config(certificate_file: &Utf8Path, key_file: &Utf8Path, front: Option<&Front
         None => config.with_no_client_auth(),
         Some(front) => {
             let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(front.authorities.as_bytes()) {
-                roots.add(certificate.map_err(io::Error::other)?).map_err(io::Error::other)?;
+            let listed: Vec<_> = CertificateDer::pem_slice_iter(front.authorities.as_bytes()).flatten().collect();
+            // One of an odd form says nothing of the others.
+            if roots.add_parsable_certificates(listed).0 == 0 {
+                return Err(io::Error::other("none of the front's authorities can be read"));
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             config.with_client_cert_verifier(verifier.allow_unauthenticated().build().map_err(io::Error::other)?)
@@ -183,7 +187,8 @@ async fn connection(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
+        .header_read_timeout(if is_front { HEAD_WITHIN } else { STRANGER_WITHIN })
+        .keep_alive(is_front)
         .max_buf_size(MOST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

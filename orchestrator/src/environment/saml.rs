@@ -61,7 +61,8 @@ fn looked_at(text: Vec<u8>) -> Result<String, (String, &'static str)> {
             return Err((format!("it has no `{side}.entityId`"), FORM));
         }
     }
-    Ok(text)
+    // What was looked at, and not what was written: of a name that is there twice only the last one was seen.
+    serde_json::to_string_pretty(&settings).map_err(|error| (format!("it cannot be written: {error}"), FORM))
 }
 
 /// Where a secret stands: under a name of one, or as a key in PEM form under whatever name.
@@ -90,7 +91,10 @@ mod tests {
     fn check(text: &str, says: Option<&str>) {
         let found = looked_at(text.as_bytes().to_vec());
         match (says, found) {
-            (None, found) => assert_eq!(found.as_deref(), Ok(text)),
+            (None, found) => {
+                let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+                assert_eq!(read(&found.unwrap()), read(text));
+            }
             (Some(says), Err((cause, _))) => {
                 assert!(cause.contains(says) && !cause.contains("MIIE"), "{says}: {cause}")
             }
@@ -102,6 +106,9 @@ mod tests {
     fn settings_name_both_sides_and_hold_no_key() {
         let whole = r#"{"strict":true,"sp":{"entityId":"https://a","x509cert":"","privateKey":""},"idp":{"entityId":"https://b"},"security":{"wantNameIdEncrypted":false}}"#;
         check(whole, None);
+        // Of two of a name the last one counts, and the first goes nowhere.
+        let twice = whole.replace(r#""privateKey":"""#, r#""privateKey":"MIIE","privateKey":"""#);
+        assert!(!looked_at(twice.into_bytes()).unwrap().contains("MIIE"));
         check(&whole.replace(r#""privateKey":"""#, r#""privateKey":"MIIE""#), Some("`sp.privateKey` is a secret"));
         check(&whole.replace(r#""x509cert":"""#, r#""private_key":["MIIE"]"#), Some("`sp.private_key` is a secret"));
         let pem = r#""x509cert":"-----BEGIN RSA PRIVATE KEY-----\nMIIE""#;

@@ -7,6 +7,7 @@
 use serde_json::{Value, json};
 use textnlp_provider::{Result, Sort};
 
+use super::watch::is_of;
 use super::{HASH, TELLER};
 use crate::api::Api;
 use crate::error::Call;
@@ -83,6 +84,8 @@ impl Traffic<'_> {
             return Ok(false);
         }
         let newest = newest(self.api, self.namespace, deployment).await?;
+        // Just after a template is back, the revision is still that of the one that goes.
+        let newest = newest.filter(|newest| is_of(&newest["spec"]["template"], &deployment["spec"]["template"]));
         let is_to_go = newest.is_some_and(|newest| newest["metadata"]["labels"][HASH] != set.as_str());
         let call = Call { action: "list", verb: "list", row: &POD, namespace: Some(self.namespace), name: None };
         let pods = self.api.list(&call, &trouble::selector(deployment)).await?;

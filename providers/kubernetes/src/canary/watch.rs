@@ -391,7 +391,7 @@ async fn set_of(api: &Api, orders: &Orders, deployment: &Value, template: &Value
 }
 
 /// Whether a set's template is the one that was applied, by what tells releases apart: what the pods read, and their images.
-fn is_of(template: &Value, applied: &Value) -> bool {
+pub(super) fn is_of(template: &Value, applied: &Value) -> bool {
     let read = applied["metadata"]["annotations"].as_object().into_iter().flatten();
     let same_read = read.into_iter().all(|(name, text)| template["metadata"]["annotations"][name] == *text);
     let images = |of: &Value| -> Vec<Value> {

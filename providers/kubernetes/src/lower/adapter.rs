@@ -31,6 +31,7 @@ impl Lowering<'_> {
             "image": image,
             "program": PROGRAM,
             "user": self.user(),
+            "nodes": self.place.nodes,
             "port": HTTPS_PORT,
             "tls_secret": TLS_SECRET,
             "authority": OutputRef::new(authority, "ca_pem"),
