@@ -9,6 +9,7 @@ mod elsewhere;
 mod processes;
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -255,7 +256,10 @@ impl Faults {
         let folder = self.folder();
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            // Where there is no state, or something else in its place, nothing was written down.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(io("read", &folder)(error)),
         };
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -388,7 +392,7 @@ impl Faults {
         let path = self.file(id);
         let bytes = match files::read_bounded(&path, FAULT_MAX) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io("read", &path)(error)),
         };
         let fault: Fault = serde_json::from_slice(&bytes).map_err(|e| io("read", &path)(e.into()))?;
@@ -473,7 +477,7 @@ async fn border(folder: &SiteFolder, method: &str, body: &str) -> std::io::Resul
 }
 
 fn is_nobody(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+    matches!(error.kind(), ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
 }
 
 fn is_id(id: &str) -> bool {
