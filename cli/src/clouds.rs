@@ -4,24 +4,25 @@
 mod adapter;
 #[cfg(feature = "kubernetes")]
 mod cluster;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "clouds/no_cluster.rs"]
+mod cluster;
+mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
-use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::FetchOptions;
-use textnlp_onprem::fault::Elsewhere;
 pub use textnlp_onprem::{Beside, SiteCopy, archive_socket};
 use textnlp_onprem::{FileSecretStore, OnPrem, Options, fault, supervise};
-use textnlp_orchestrator::dr::fault::{Fault, FaultKind, Faults};
 use textnlp_orchestrator::dr::talk::Places;
 use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
-use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, Wanted, told};
+use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, told};
 
-use crate::dr_args::TakeBack;
+pub use cluster::{adapter, dump_now, errand, exported, last_dump, rollout, see_to};
+pub use faults::{faults, lost_clusters, take_back};
 
 /// One row of `providers`.
 pub struct Row {
@@ -342,42 +343,6 @@ impl std::fmt::Display for Tool {
     }
 }
 
-/// What is wanted of a site in a cluster, for another tool.
-#[cfg(feature = "kubernetes")]
-pub fn exported(wanted: &[Wanted], environment: &Environment, tool: Tool) -> anyhow::Result<Exported> {
-    cluster::exported(wanted, environment.environment.as_str(), tool)
-}
-
-/// What is wanted of a site in a cluster, for another tool.
-#[cfg(not(feature = "kubernetes"))]
-pub fn exported(_wanted: &[Wanted], _environment: &Environment, _tool: Tool) -> anyhow::Result<Exported> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
-/// Has the servers of an environment in a cluster, of this site where it is named, run their program once with other arguments; see [`Said`].
-#[cfg(feature = "kubernetes")]
-pub async fn errand(
-    folder: &Utf8Path,
-    environment: &Environment,
-    site: Option<&str>,
-    within: (&str, Lineage),
-    arguments: &[String],
-) -> anyhow::Result<Said> {
-    cluster::errand(folder, environment, site, within, arguments).await
-}
-
-/// Has the servers of an environment in a cluster run their program once with other arguments; there are no clusters in this build.
-#[cfg(not(feature = "kubernetes"))]
-pub async fn errand(
-    _: &Utf8Path,
-    _: &Environment,
-    _: Option<&str>,
-    _: (&str, Lineage),
-    _: &[String],
-) -> anyhow::Result<Said> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
 /// What a program in a cluster answered.
 pub struct Said {
     /// The JSON object that it printed last, if it printed one.
@@ -386,103 +351,9 @@ pub struct Said {
     pub failed: Option<String>,
 }
 
-/// What the job that rolls the pods of an environment in a cluster says, and whether it goes on; a wish (`promote`, `abort`, `pause`,
-/// `resume`, `retry`) is told to it. `None` where there was no rollout.
-#[cfg(feature = "kubernetes")]
-pub async fn rollout(
-    folder: &Utf8Path,
-    environment: &Environment,
-    site: Option<&str>,
-    lineage: Lineage,
-    wish: Option<&str>,
-) -> anyhow::Result<Option<serde_json::Value>> {
-    cluster::rollout(folder, environment, site, lineage, wish).await
-}
-
-/// What the job that rolls the pods of an environment in a cluster says; there are no clusters in this build.
-#[cfg(not(feature = "kubernetes"))]
-pub async fn rollout(
-    _: &Utf8Path,
-    _: &Environment,
-    _: Option<&str>,
-    _: Lineage,
-    _: Option<&str>,
-) -> anyhow::Result<Option<serde_json::Value>> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
-/// What the job itself does: sees a rollout to its end, by the account in a folder and the orders of its variable.
-#[cfg(feature = "kubernetes")]
-pub async fn see_to(account: &Utf8Path, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<serde_json::Value> {
-    let orders = std::env::var(textnlp_kubernetes::ORDERS);
-    let orders =
-        orders.map_err(|_| anyhow::anyhow!("{} is not set: only `up` gives it", textnlp_kubernetes::ORDERS))?;
-    cluster::see_to(account, &orders, tell).await
-}
-
-/// What the job itself does; there are no clusters in this build.
-#[cfg(not(feature = "kubernetes"))]
-pub async fn see_to(_: &Utf8Path, _: &(dyn Fn(&str) + Sync)) -> anyhow::Result<serde_json::Value> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
-/// What the adapter's pod runs until it is told to end: tells autoscalers how many requests there are.
-#[cfg(feature = "kubernetes")]
-pub async fn adapter(args: &crate::args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
-    adapter::run(args, tell).await
-}
-
-/// See the other one.
-#[cfg(not(feature = "kubernetes"))]
-pub async fn adapter(_: &crate::args::Adapter, _: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
-/// When the cluster of an environment last ended a dump of its database well; `None` where none was yet.
-#[cfg(feature = "kubernetes")]
-pub async fn last_dump(
-    folder: &Utf8Path,
-    environment: &Environment,
-    lineage: Lineage,
-) -> anyhow::Result<Option<jiff::Timestamp>> {
-    cluster::last_dump(folder, environment, lineage).await
-}
-
-/// When the cluster of an environment last ended a dump of its database well; `None` where none was yet.
-#[cfg(not(feature = "kubernetes"))]
-pub async fn last_dump(_: &Utf8Path, _: &Environment, _: Lineage) -> anyhow::Result<Option<jiff::Timestamp>> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
-/// Has the cluster of an environment make a dump of its database now, waits for it so long and tells what keeps it, and gives its report in a
-/// line.
-#[cfg(feature = "kubernetes")]
-pub async fn dump_now(
-    folder: &Utf8Path,
-    environment: &Environment,
-    lineage: Lineage,
-    within: Duration,
-    tell: &(dyn Fn(&str) + Sync),
-) -> anyhow::Result<String> {
-    cluster::dump_now(folder, environment, lineage, within, tell).await
-}
-
-/// Has the cluster of an environment make a dump of its database now, waits for it so long and tells what keeps it, and gives its report in a
-/// line.
-#[cfg(not(feature = "kubernetes"))]
-pub async fn dump_now(
-    _: &Utf8Path,
-    _: &Environment,
-    _: Lineage,
-    _: Duration,
-    _: &(dyn Fn(&str) + Sync),
-) -> anyhow::Result<String> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
 /// Whether dumps of its database are made where its servers run, and not by this program.
 pub fn dumps_itself(environment: &Environment) -> bool {
-    environment.backup.enabled && environment.primary().is_some_and(|site| site.provider == "kubernetes")
+    environment.backup.enabled && environment.primary().is_some_and(|site| site.provider == cluster::NAME)
 }
 
 /// Where the watches and the witness of an environment are asked.
@@ -494,272 +365,12 @@ pub fn places(folder: &Utf8Path, environment: &Environment) -> anyhow::Result<Pl
     Ok(Places { sites, witness, home })
 }
 
-/// Whoever can take a site of this environment away.
-pub fn faults(folder: &Utf8Path, environment: &Environment, lineage: Lineage) -> anyhow::Result<SiteFaults> {
-    let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
-    let (folder, environment) = (folder.to_owned(), environment.clone());
-    let local = fault::Faults::new(&folder, &program);
-    Ok(SiteFaults { local, folder, environment, lineage, begun: Mutex::default() })
-}
-
-/// Faults of sites, each written down on this machine: of local processes, of the links of any site, and of the pods of a cluster.
-pub struct SiteFaults {
-    local: fault::Faults,
-    folder: Utf8PathBuf,
-    environment: Environment,
-    lineage: Lineage,
-    /// What was done to clusters from here, and how it is taken back, whatever became of what is written down.
-    begun: Mutex<BTreeMap<String, TakeBack>>,
-}
-
-impl SiteFaults {
-    /// Whether this is done to the pods of a cluster; all else is done here, where the links of a site are too.
-    fn is_of_pods(&self, fault: &Fault) -> bool {
-        fault.kind == FaultKind::Kill && self.is_in_cluster(&fault.site)
-    }
-
-    fn is_in_cluster(&self, name: &str) -> bool {
-        self.environment.sites.iter().any(|site| site.name.as_str() == name && site.is_in_cluster())
-    }
-
-    fn written(&self, fault: &Fault) -> Result<fault::Fault, String> {
-        let elsewhere = self
-            .taken_back_by(fault)?
-            .map(|command| Elsewhere { arguments: command.arguments(), variables: variables() });
-        Ok(fault::Fault { elsewhere, ..local(fault)? })
-    }
-
-    /// What takes a fault back that is done to pods.
-    fn taken_back_by(&self, fault: &Fault) -> Result<Option<TakeBack>, String> {
-        if !self.is_of_pods(fault) {
-            return Ok(None);
-        }
-        let (kubeconfig, context, api_server) =
-            way_to(&self.environment, &site(&fault.site)?).map_err(|error| format!("{error:#}"))?;
-        let (state, fault) = (self.folder.clone(), fault.id.clone());
-        Ok(Some(TakeBack { state, fault, kubeconfig, context, api_server, look: false }))
-    }
-
-    fn begun(&self) -> MutexGuard<'_, BTreeMap<String, TakeBack>> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is asked of the cluster of a site.
-    async fn outage(&self, name: &str, what: Outage<'_>) -> Result<usize, String> {
-        let site = site(name)?;
-        let asked = outage(&self.folder, &self.environment, &site, self.lineage, what).await;
-        asked.map_err(|error| match error.downcast_ref::<textnlp_provider::Error>().and_then(|why| why.hint.as_ref()) {
-            Some(hint) => format!("{site}: {error:#}: {hint}"),
-            None => format!("{site}: {error:#}"),
-        })
-    }
-}
-
-/// What is asked of a cluster in a rehearsal of its loss.
-#[derive(Debug, Clone, Copy)]
-enum Outage<'a> {
-    /// Whether it could be lost.
-    May,
-    /// To be lost, in the name of a fault, which ends then.
-    Begin(&'a str, jiff::Timestamp),
-    /// How many pods of the service are ready.
-    Ready,
-}
-
-#[async_trait]
-impl Faults for SiteFaults {
-    async fn check(&self, fault: &Fault) -> Result<(), String> {
-        if self.is_in_cluster(&fault.site) {
-            if fault.lose_data || matches!(fault.kind, FaultKind::Freeze | FaultKind::DiskFull) {
-                return Err(format!(
-                    "{} is in a cluster, whose nodes are not ours to stop or to fill: `--fault kill` or `blackhole`",
-                    fault.site
-                ));
-            }
-            self.outage(&fault.site, Outage::Ready).await?;
-        }
-        if self.is_of_pods(fault) {
-            self.outage(&fault.site, Outage::May).await?;
-        }
-        let written = self.written(fault)?;
-        self.local.check(&written).map_err(|e| told(&e))?;
-        self.local.rehearse(&written).await.map_err(|e| told(&e))
-    }
-
-    async fn inject(&self, fault: &Fault) -> Result<(), String> {
-        self.local.inject(&self.written(fault)?).await.map_err(|e| told(&e))?;
-        if let Some(command) = self.taken_back_by(fault)? {
-            self.begun().insert(fault.id.clone(), command);
-            self.outage(&fault.site, Outage::Begin(&fault.id, fault.until)).await?;
-        }
-        Ok(())
-    }
-
-    async fn revert(&self, id: &str) -> Result<(), String> {
-        let open = self.local.open().map_err(|e| told(&e))?;
-        let written = open.into_iter().find(|fault| fault.id == id).and_then(|fault| fault.elsewhere);
-        let written = written.map(|elsewhere| TakeBack::of(&elsewhere.arguments)).transpose()?;
-        // Where somebody else forgot it while we were at it, there may be more to give back.
-        let Some(command) = written.or_else(|| self.begun().get(id).cloned()) else {
-            return self.local.revert(id).await.map_err(|e| told(&e));
-        };
-        find_again(&command).await.map_err(|error| format!("{error:#}"))?;
-        self.local.forget(id).map_err(|e| told(&e))?;
-        self.begun().remove(id);
-        Ok(())
-    }
-
-    async fn open(&self) -> Result<Vec<Fault>, String> {
-        let open = self.local.open().map_err(|e| told(&e))?;
-        Ok(open
-            .into_iter()
-            .map(|fault| Fault {
-                id: fault.id,
-                site: fault.site.to_string(),
-                kind: match fault.kind {
-                    fault::Kind::Kill => FaultKind::Kill,
-                    fault::Kind::Freeze => FaultKind::Freeze,
-                    fault::Kind::Blackhole => FaultKind::Blackhole,
-                    fault::Kind::DiskFull => FaultKind::DiskFull,
-                },
-                until: fault.until,
-                lose_data: fault.lose_data,
-            })
-            .collect())
-    }
-
-    async fn ready_units(&self, name: &str) -> Vec<String> {
-        let Ok(site) = site(name) else { return Vec::new() };
-        let mut ready = self.local.ready_units(&site).await;
-        if self.is_in_cluster(name) {
-            let pods = self.outage(name, Outage::Ready).await.unwrap_or_default();
-            ready.extend((1..=pods).map(|number| format!("pod {number}")));
-        }
-        ready
-    }
-
-    async fn lost_data(&self, fault: &Fault) -> Option<String> {
-        self.local.lost_data(&site(&fault.site).ok()?, &fault.id).map(Utf8PathBuf::into_string)
-    }
-
-    async fn discard_lost(&self, fault: &Fault) -> Result<(), String> {
-        self.local.discard_lost(&site(&fault.site)?, &fault.id).map_err(|e| told(&e))
-    }
-}
-
-/// Gives back what a drill took of a cluster, and forgets the fault. Says how many nodes that were.
-pub async fn take_back(args: &TakeBack) -> anyhow::Result<usize> {
-    let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
-    let faults = fault::Faults::new(&args.state, &program);
-    if !args.look && !faults.is_open(&args.fault)? {
-        return Ok(0);
-    }
-    let within = fault::TAKEN_BACK_WITHIN;
-    let given = tokio::time::timeout(within, find_again(args)).await;
-    let given = given.map_err(|_| anyhow::anyhow!("the cluster did not do it within {} s", within.as_secs()))??;
-    if !args.look {
-        faults.forget(&args.fault)?;
-    }
-    Ok(given)
-}
-
-#[cfg(feature = "kubernetes")]
-async fn find_again(args: &TakeBack) -> anyhow::Result<usize> {
-    cluster::find_again(args).await
-}
-
-#[cfg(not(feature = "kubernetes"))]
-async fn find_again(_: &TakeBack) -> anyhow::Result<usize> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
-/// Faults of clusters that are not taken back, each as a person is told of it: with the machine of the witness, whoever would do that goes.
-pub fn lost_clusters(folder: &Utf8Path) -> anyhow::Result<Vec<String>> {
-    let program = Utf8PathBuf::try_from(std::env::current_exe()?)?;
-    let open = fault::Faults::new(folder, &program).open()?;
-    let of_clusters = open.into_iter().filter(|fault| fault.elsewhere.is_some());
-    Ok(of_clusters.map(|fault| format!("fault {} of {}, until {}", fault.id, fault.site, fault.until)).collect())
-}
-
-#[cfg(feature = "kubernetes")]
-async fn outage(
-    folder: &Utf8Path,
-    environment: &Environment,
-    site: &SiteName,
-    lineage: Lineage,
-    what: Outage<'_>,
-) -> anyhow::Result<usize> {
-    cluster::outage(folder, environment, site, lineage, what).await
-}
-
-#[cfg(not(feature = "kubernetes"))]
-async fn outage(_: &Utf8Path, _: &Environment, _: &SiteName, _: Lineage, _: Outage<'_>) -> anyhow::Result<usize> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
-/// How the cluster of a site is reached from anywhere on this machine: its kubeconfig, the context in it, and the API server.
-type Way = (Option<Utf8PathBuf>, Option<String>, String);
-
-#[cfg(feature = "kubernetes")]
-fn way_to(environment: &Environment, site: &SiteName) -> anyhow::Result<Way> {
-    cluster::way_to_server(environment, site)
-}
-
-#[cfg(not(feature = "kubernetes"))]
-fn way_to(_: &Environment, _: &SiteName) -> anyhow::Result<Way> {
-    anyhow::bail!("provider `kubernetes`: {FEATURE}")
-}
-
-/// What says where credentials are, and is none, and whether it is a path.
-const WAYS: [(&str, bool); 12] = [
-    ("KUBECONFIG", true),
-    ("AWS_CONFIG_FILE", true),
-    ("AWS_SHARED_CREDENTIALS_FILE", true),
-    ("AWS_WEB_IDENTITY_TOKEN_FILE", true),
-    ("CLOUDSDK_CONFIG", true),
-    ("GOOGLE_APPLICATION_CREDENTIALS", true),
-    ("AZURE_CONFIG_DIR", true),
-    ("AWS_PROFILE", false),
-    ("AWS_REGION", false),
-    ("AWS_DEFAULT_REGION", false),
-    ("AWS_ROLE_ARN", false),
-    ("CLOUDSDK_ACTIVE_CONFIG_NAME", false),
-];
-
-/// Those that are set here, with paths that are whole.
-fn variables() -> BTreeMap<String, String> {
-    let here = std::env::current_dir().ok().and_then(|here| Utf8PathBuf::try_from(here).ok()).unwrap_or_default();
-    let whole = |paths: &str| {
-        let paths = paths.split(':').filter(|path| !path.is_empty());
-        paths.map(|path| here.join(path).into_string()).collect::<Vec<_>>().join(":")
-    };
-    let set = WAYS.iter().filter_map(|(name, is_path)| Some((*name, *is_path, std::env::var(name).ok()?)));
-    set.map(|(name, is_path, value)| (name.to_owned(), if is_path { whole(&value) } else { value })).collect()
-}
-
-fn local(fault: &Fault) -> Result<fault::Fault, String> {
-    Ok(fault::Fault {
-        id: fault.id.clone(),
-        site: site(&fault.site)?,
-        kind: fault.kind.word().parse().map_err(|e: fault::Error| told(&e))?,
-        until: fault.until,
-        lose_data: fault.lose_data,
-        elsewhere: None,
-    })
-}
-
-fn site(name: &str) -> Result<SiteName, String> {
-    SiteName::new(name).map_err(|e| told(&e))
-}
-
 /// What a site of an environment is bound to: a cluster is its API server, whatever it is called; any other what the environment names,
 /// else what is found.
 pub fn account_of(environment: &Environment, site: &Site, provider: &str) -> anyhow::Result<String> {
-    #[cfg(feature = "kubernetes")]
     if provider == cluster::NAME {
         return cluster::account(environment, &site.name);
     }
-    let _ = environment;
     Ok(if site.account.is_empty() { account(provider) } else { site.account.clone() })
 }
 

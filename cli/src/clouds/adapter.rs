@@ -17,8 +17,8 @@ const LOOK: Duration = Duration::from_secs(60);
 /// The same until it is known.
 const SOON: Duration = Duration::from_secs(2);
 
-/// See [`super::adapter`].
-pub(super) async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
+/// What the adapter's pod runs until it is told to end: tells autoscalers how many requests there are.
+pub async fn run(args: &args::Adapter, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
     // Before the first socket: whoever ends it during the start ends it well.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_kubernetes::{
     ADAPTER_COMPONENT, Access, Analytics, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes,
-    ModelVolume, Nodes, OwnPostgres, Placement, Scrape, Spot, Wish,
+    ModelVolume, Nodes, ORDERS, OwnPostgres, Placement, Scrape, Spot, Wish,
 };
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
@@ -22,7 +22,9 @@ use textnlp_provider::{
     Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, SiteName, Wanted,
 };
 
-use super::{Exported, Outage, Said, Tool};
+pub use super::adapter::run as adapter;
+use super::faults::{Outage, Way};
+use super::{Exported, Said, Tool};
 use crate::dr_args::TakeBack;
 
 /// Its name in environment files.
@@ -212,7 +214,7 @@ pub(super) fn account(environment: &Environment, site: &SiteName) -> anyhow::Res
 }
 
 /// What is wanted there, for another tool; what is made here for it is not part of that.
-pub(super) fn exported(wanted: &[Wanted], environment: &str, tool: Tool) -> anyhow::Result<Exported> {
+pub fn exported(wanted: &[Wanted], environment: &Environment, tool: Tool) -> anyhow::Result<Exported> {
     let form = match tool {
         Tool::Kubectl => Form::Yaml,
         Tool::Kustomize => Form::Kustomize,
@@ -220,7 +222,7 @@ pub(super) fn exported(wanted: &[Wanted], environment: &str, tool: Tool) -> anyh
     };
     let there: Vec<Wanted> = wanted.iter().filter(|one| is_there(&one.kind)).cloned().collect();
     let Export { files, secrets } =
-        textnlp_kubernetes::export(&there, environment, form).map_err(anyhow::Error::msg)?;
+        textnlp_kubernetes::export(&there, environment.environment.as_str(), form).map_err(anyhow::Error::msg)?;
     Ok(Exported {
         files: files.into_iter().map(|file| (file.path, file.text)).collect(),
         secrets: secrets.into_iter().map(|one| (one.name, one.kind, one.keys.into_iter().collect())).collect(),
@@ -241,8 +243,8 @@ fn way_to(folder: &Utf8Path, access: &ClusterAccess) -> anyhow::Result<Kubernete
     Ok(Kubernetes::new(Access::Kubeconfig { file, context }, super::secrets(folder)))
 }
 
-/// See [`super::errand`].
-pub(super) async fn errand(
+/// Has the servers of an environment in a cluster, of this site where it is named, run their program once with other arguments; see [`Said`].
+pub async fn errand(
     folder: &Utf8Path,
     environment: &Environment,
     site: Option<&str>,
@@ -253,8 +255,9 @@ pub(super) async fn errand(
     Ok(Said { answer: done.answer(), failed: (!done.succeeded).then(|| done.failure().to_string()) })
 }
 
-/// See [`super::dump_now`].
-pub(super) async fn dump_now(
+/// Has the cluster of an environment make a dump of its database now, waits for it so long and tells what keeps it, and gives its report in a
+/// line.
+pub async fn dump_now(
     folder: &Utf8Path,
     environment: &Environment,
     lineage: Lineage,
@@ -267,8 +270,8 @@ pub(super) async fn dump_now(
     Ok(done.said.lines().last().unwrap_or("the cluster does not say what came of it").to_owned())
 }
 
-/// See [`super::last_dump`].
-pub(super) async fn last_dump(
+/// When the cluster of an environment last ended a dump of its database well; `None` where none was yet.
+pub async fn last_dump(
     folder: &Utf8Path,
     environment: &Environment,
     lineage: Lineage,
@@ -278,8 +281,9 @@ pub(super) async fn last_dump(
     Ok(last.and_then(|last| last.parse().ok()))
 }
 
-/// See [`super::rollout`].
-pub(super) async fn rollout(
+/// What the job that rolls the pods of an environment in a cluster says, and whether it goes on; a wish (`promote`, `abort`, `pause`,
+/// `resume`, `retry`) is told to it. `None` where there was no rollout.
+pub async fn rollout(
     folder: &Utf8Path,
     environment: &Environment,
     site: Option<&str>,
@@ -303,14 +307,15 @@ pub(super) async fn rollout(
     }))
 }
 
-/// See [`super::see_to`].
-pub(super) async fn see_to(account: &Utf8Path, orders: &str, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<Value> {
+/// What the job itself does: sees a rollout to its end, by the account in a folder and the orders of its variable.
+pub async fn see_to(account: &Utf8Path, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<Value> {
+    let orders = std::env::var(ORDERS).map_err(|_| anyhow::anyhow!("{ORDERS} is not set: only `up` gives it"))?;
     let access = Access::Account(account.into());
     let secrets = super::secrets(account);
-    Ok(json!(Kubernetes::new(access, secrets).see_to(orders, &Figures::new()?, tell).await?))
+    Ok(json!(Kubernetes::new(access, secrets).see_to(&orders, &Figures::new()?, tell).await?))
 }
 
-/// See [`super::outage`].
+/// Asks the cluster of a site; see [`Outage`].
 pub(super) async fn outage(
     folder: &Utf8Path,
     environment: &Environment,
@@ -327,7 +332,7 @@ pub(super) async fn outage(
     })
 }
 
-/// See [`super::take_back`]. A cluster is known by its API server: contexts are chosen anew, and kubeconfigs written anew.
+/// Gives back what a fault took. A cluster is known by its API server: contexts are chosen anew, and kubeconfigs written anew.
 pub(super) async fn find_again(args: &TakeBack) -> anyhow::Result<usize> {
     let (file, context) = (args.kubeconfig.as_ref().map(|file| file.as_std_path()), args.context.as_deref());
     let server = Kubernetes::server(file, context)?;
@@ -341,8 +346,8 @@ pub(super) async fn find_again(args: &TakeBack) -> anyhow::Result<usize> {
     Ok(if args.look { cluster.sees_nodes().await? } else { cluster.find_again(&args.fault).await? })
 }
 
-/// See [`super::Way`].
-pub(super) fn way_to_server(environment: &Environment, site: &SiteName) -> anyhow::Result<super::Way> {
+/// See [`Way`].
+pub(super) fn way_to_server(environment: &Environment, site: &SiteName) -> anyhow::Result<Way> {
     let (file, context) = way_in(&access(environment, site))?;
     let context = context.or_else(|| Kubernetes::current_context(file.as_deref()));
     let server = Kubernetes::server(file.as_deref(), context.as_deref())?;

@@ -570,6 +570,8 @@ fn each_rule_answers_with_its_own_sentence() {
         (there("kind: rout") + DOMAIN, "`rout` is not one of `ingress`, `route`"),
         (site("runtime: kubernetes, cluster: { address: \"https://x\", ingress: { kind: route } }") + DOMAIN, "it contradicts `address`"),
         (site("cluster: { saml: a.json }"), "the site runs by `process`, in no cluster"),
+        (site("cluster: { load_balancer: true }"), "the site runs by `process`, in no cluster"),
+        (site("cluster: { database_image: a }"), "the site runs by `process`, in no cluster"),
         (within("analytics: { schedule: \"@hourly\", image: a }"), "`@hourly` is not a line of cron"),
         (within("analytics: { }"), "the image is one of your own"),
         (within("analytics: { image: a, command: [] }"), "it is empty, or a word of it is"),

@@ -162,23 +162,19 @@ impl Api {
 
     /// Asks for an object to be removed if it is still the one with this uid.
     pub(crate) async fn delete(&self, call: &Call<'_>, uid: &str) -> Result<()> {
-        let body = serde_json::json!({
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "preconditions": { "uid": uid },
-            // What it made goes before it does, so that gone means gone.
-            "propagationPolicy": "Foreground",
-        });
-        self.send(call, "DELETE", &call.path(), Some(&body)).await.map(drop)
+        // What it made goes before it does, so that gone means gone.
+        self.removed(call, uid, ("propagationPolicy", "Foreground".into())).await
     }
 
     /// Removes a pod if it is still the one with this uid, without a moment to leave.
     pub(crate) async fn kill(&self, call: &Call<'_>, uid: &str) -> Result<()> {
+        self.removed(call, uid, ("gracePeriodSeconds", 0.into())).await
+    }
+
+    async fn removed(&self, call: &Call<'_>, uid: &str, (option, value): (&str, Value)) -> Result<()> {
+        let preconditions = serde_json::json!({ "uid": uid });
         let body = serde_json::json!({
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "preconditions": { "uid": uid },
-            "gracePeriodSeconds": 0,
+            "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions, option: value,
         });
         self.send(call, "DELETE", &call.path(), Some(&body)).await.map(drop)
     }

@@ -17,6 +17,7 @@ use crate::preflight::may;
 use crate::provider::Kubernetes;
 use crate::table::{self, Row};
 use crate::trouble::{self, POD};
+use crate::{identity, ready};
 
 static NODE: Row = table::nodes();
 /// How often nodes are looked at until none is left that an outage took.
@@ -85,7 +86,7 @@ impl Kubernetes {
             let name = name_of(&pod);
             let call =
                 Call { action: "remove", verb: "delete", row: &POD, namespace: Some(namespace), name: Some(name) };
-            match api.kill(&call, uid_of(&pod)).await {
+            match api.kill(&call, identity::uid(&pod)).await {
                 // Another of its name, or none: it is gone.
                 Err(error) if !matches!(error.sort, Sort::NotFound | Sort::Conflict) => return Err(error),
                 _ => {}
@@ -131,11 +132,7 @@ impl Kubernetes {
     /// How many pods of a deployment are ready.
     pub async fn ready_pods(&self, place: (&str, Lineage), deployment: &str) -> Result<usize> {
         let pods = pods(&self.api().await?, place.0, place.1, deployment).await?;
-        let is_ready = |pod: &&Value| {
-            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-            conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
-        };
-        Ok(pods.iter().filter(is_ready).count())
+        Ok(pods.iter().filter(|pod| ready::pod(pod)).count())
     }
 }
 
@@ -162,7 +159,7 @@ fn manager(outage: &str) -> String {
 
 /// The node that was looked at, and no other of its name.
 fn known(node: &Value) -> Value {
-    json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name_of(node), "uid": uid_of(node) } })
+    json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name_of(node), "uid": identity::uid(node) } })
 }
 
 fn outage_of(node: &Value) -> Option<&str> {
@@ -171,8 +168,4 @@ fn outage_of(node: &Value) -> Option<&str> {
 
 fn name_of(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
-}
-
-fn uid_of(object: &Value) -> &str {
-    object["metadata"]["uid"].as_str().unwrap_or_default()
 }

@@ -211,6 +211,11 @@ fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     conditions.iter().find(|one| one["type"] == name && (one["status"] == "True" || name == "Progressing"))
 }
 
+/// Whether a pod answers.
+pub(crate) fn pod(pod: &Value) -> bool {
+    condition(pod, "Ready").is_some_and(|one| one["status"] == "True")
+}
+
 fn count(value: &Value, otherwise: u64) -> u64 {
     value.as_u64().unwrap_or(otherwise)
 }

@@ -259,7 +259,7 @@ impl Owner {
                     event = inbox.recv() => event.map(Some),
                 }
             });
-            let is_silent = self.service.silent().is_some();
+            let is_silent = self.service.is_silent();
             match event {
                 None => return Ok(()),
                 Some(None) if is_silent => {}

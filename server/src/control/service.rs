@@ -21,13 +21,18 @@ const FAILED: u32 = 2;
 const MOST_BYTES: usize = 64 << 10;
 
 /// Whether a site's service answers.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Service(Arc<Mutex<Option<String>>>);
 
 impl Service {
     /// One that has not been asked yet, where there is one to ask.
     pub(super) fn of(config: &WatchConfig) -> Self {
         Self(Arc::new(Mutex::new(config.service.as_ref().map(|_| "it was not asked yet".to_owned()))))
+    }
+
+    /// Whether it does not.
+    pub(super) fn is_silent(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Why it does not.
@@ -59,13 +64,12 @@ pub(super) async fn follow(config: WatchConfig, service: Service, stop: Cancella
             Err(why) => Some(why),
         };
         failed = if why.is_some() { failed + 1 } else { 0 };
-        let was = service.silent();
-        match (&why, &was) {
-            (None, Some(_)) => tracing::info!("the service of this site answers"),
-            (Some(why), None) if failed >= FAILED => {
+        match (&why, service.is_silent()) {
+            (None, true) => tracing::info!("the service of this site answers"),
+            (Some(why), false) if failed >= FAILED => {
                 tracing::warn!(%why, "the service of this site does not answer: it is as if this site were lost");
             }
-            (Some(_), None) => continue,
+            (Some(_), false) => continue,
             _ => {}
         }
         service.is(why);

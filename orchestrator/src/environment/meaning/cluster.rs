@@ -1,4 +1,4 @@
-//! What stands beside the servers of a site in a cluster, and where their pods go.
+//! What a site says of its cluster: how it is reached, what leads clients there, what stands beside the servers, and where their pods go.
 
 use super::super::model::*;
 use super::super::units::cut;
@@ -10,31 +10,81 @@ const LONGEST_RUN: u64 = 24 * 3600;
 const LEAST_MEMORY: u64 = 16 << 20;
 
 impl Meaning<'_> {
-    /// What is beside the servers; whether there is a cluster at all is looked at here too.
-    pub(super) fn beside(&mut self, i: usize, site: &SiteSettings) {
-        let access = &site.cluster;
-        let asked = [
-            ("analytics", access.analytics.is_some()),
-            ("saml", access.saml.is_some()),
-            ("models", access.models != ClusterModels::default()),
-            ("node_selector", !access.node_selector.is_empty()),
-            ("tolerations", !access.tolerations.is_empty()),
-            ("runtime_class", access.runtime_class.is_some()),
-            ("priority_class", access.priority_class.is_some()),
-        ];
-        if site.runtime != "kubernetes" {
-            for (field, _) in asked.into_iter().filter(|(_, asked)| *asked) {
+    /// What is said of a cluster has a meaning where programs run in one.
+    pub(super) fn cluster_access(&mut self, i: usize, site: &SiteSettings) {
+        let (at, access) = (format!("sites[{i}].cluster"), &site.cluster);
+        if !site.is_in_cluster() {
+            // Whatever is as usual is not written, so that this is all that was asked for, whichever fields there will be.
+            let asked = serde_json::to_value(access).unwrap_or_default();
+            for field in asked.as_object().into_iter().flat_map(|asked| asked.keys()) {
                 let cause = format!("the site runs by `{}`, in no cluster", cut(&site.runtime));
-                let fix = "remove it, or write `runtime: kubernetes`";
-                self.error(&format!("sites[{i}].cluster.{field}"), cause, fix);
+                self.error(&format!("{at}.{field}"), cause, "remove it, or write `runtime: kubernetes`");
             }
             return;
         }
-        if let Some(analytics) = &access.analytics {
-            self.analytics(&format!("sites[{i}].cluster.analytics"), analytics);
+        self.reached(&at, access);
+        if let Some(ingress) = &access.ingress {
+            self.ingress(&format!("{at}.ingress"), ingress, access.address.is_some());
         }
-        self.model_volume(&format!("sites[{i}].cluster.models"), &access.models);
-        self.nodes(&format!("sites[{i}].cluster"), access);
+        if let Some(analytics) = &access.analytics {
+            self.analytics(&format!("{at}.analytics"), analytics);
+        }
+        self.model_volume(&format!("{at}.models"), &access.models);
+        self.nodes(&at, access);
+    }
+
+    fn reached(&mut self, at: &str, access: &ClusterAccess) {
+        let fields = [
+            ("kubeconfig", &access.kubeconfig),
+            ("context", &access.context),
+            ("image", &access.image),
+            ("database_image", &access.database_image),
+            ("address", &access.address),
+        ];
+        for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value.as_deref()?))) {
+            self.without_blanks(&format!("{at}.{field}"), value);
+        }
+        if let Some(address) = &access.address
+            && (access.port().is_none() || address.trim_start_matches("https://").contains(['/', '?', '#', '@']))
+        {
+            let cause = format!("`{}` is not where a service is reached", cut(address));
+            let fix = "write `https://HOST` or `https://HOST:PORT`, without a path";
+            self.error(&format!("{at}.address"), cause, fix);
+        }
+        if access.load_balancer && access.address.is_none() {
+            let cause = "it is about `address`, which is not written; without one a load balancer leads there anyway";
+            self.error(&format!("{at}.load_balancer"), cause, "remove it, or write `address`");
+        }
+    }
+
+    fn ingress(&mut self, at: &str, ingress: &ClusterIngress, has_address: bool) {
+        if self.environment.traffic.domain.is_none() {
+            self.error(at, "nobody says under which name clients come", "write `traffic: { domain: NAME }`");
+        }
+        if has_address {
+            let fix = "remove one of the two: an ingress is reached at `https://` and `traffic.domain`";
+            self.error(at, "it contradicts `address`", fix);
+        }
+        let fields = [("class", &ingress.class), ("issuer", &ingress.issuer), ("tls_secret", &ingress.tls_secret)];
+        for (field, value) in fields.into_iter().filter_map(|(field, value)| Some((field, value.as_deref()?))) {
+            let field = format!("{at}.{field}");
+            match ingress.kind {
+                IngressKind::Ingress => self.object_name(&field, value),
+                IngressKind::Route => {
+                    self.error(&field, "nothing reads it with `kind: route`, which passes TLS through", "remove it");
+                }
+            }
+        }
+        if ingress.kind == IngressKind::Ingress {
+            if ingress.class.is_none() {
+                let fix = "write `class: nginx`, or the class that your ingress-nginx has";
+                self.error(&format!("{at}.class"), "an ingress without a class is nobody's", fix);
+            }
+            if ingress.issuer.is_some() == ingress.tls_secret.is_some() {
+                let cause = "the certificate that clients see comes from one place";
+                self.error(at, cause, "write either `issuer` (cert-manager) or `tls_secret` (one that exists)");
+            }
+        }
     }
 
     fn analytics(&mut self, path: &str, analytics: &Analytics) {
@@ -44,7 +94,7 @@ impl Meaning<'_> {
                     "write `image: REGISTRY/textnlp-analytics:TAG`; leave `analytics` out where there is no such job";
                 self.error(path, "nobody says what is run: the image is one of your own", fix);
             }
-            Some(image) => self.reference(&format!("{path}.image"), image),
+            Some(image) => self.without_blanks(&format!("{path}.image"), image),
         }
         if !is_schedule(&analytics.schedule) {
             let cause = format!("`{}` is not a line of cron", cut(&analytics.schedule));
@@ -94,7 +144,7 @@ impl Meaning<'_> {
                 let fix = "write `reference: REGISTRY/models@sha256:…`";
                 self.error(path, "nobody says which image has the models", fix);
             }
-            (ModelVolume::Image, Some(reference)) => self.reference(&format!("{path}.reference"), reference),
+            (ModelVolume::Image, Some(reference)) => self.without_blanks(&format!("{path}.reference"), reference),
             (kind, Some(_)) => {
                 self.error(&format!("{path}.reference"), unread("it", kind), "remove it, or write `kind: image`");
             }
@@ -131,8 +181,8 @@ impl Meaning<'_> {
         }
     }
 
-    fn reference(&mut self, path: &str, image: &str) {
-        if image.is_empty() || image.chars().any(|c| c.is_whitespace() || c.is_control()) {
+    fn without_blanks(&mut self, path: &str, text: &str) {
+        if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             self.error(path, "it is empty or has blanks in it", "write it without blanks, or leave it out");
         }
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::Value;
-use textnlp_provider::{KindName, Result, Sort};
+use textnlp_provider::{Result, Sort};
 use tokio::time::Instant;
 
 use crate::canary::{Scrape, figures, in_one_line};
@@ -36,8 +36,6 @@ const LOOK: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 32;
 /// From the second look on there is something to tell.
 const LOOKS: u32 = 2;
-/// The name of the port of a pod at which its figures are.
-const PORT: &str = "metrics";
 
 /// Whom the API server may be known by: what it writes down for servers beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,11 +88,10 @@ impl Adapter {
     /// # Errors
     /// Where that cannot be read, and where the cluster has no such thing.
     pub async fn front(&self) -> Result<FrontProxy> {
-        let row = table::row(&KindName::new("kubernetes.config-map").expect("a kind of the table"));
         let call = Call {
             action: "read who may ask in",
             verb: "get",
-            row: row.expect("config maps are in the table"),
+            row: table::named("kubernetes.config-map"),
             namespace: Some("kube-system"),
             name: Some("extension-apiserver-authentication"),
         };
@@ -184,7 +181,7 @@ impl Adapter {
         let pods = self.pods(&self.pods).await?;
         let asked = pods.iter().filter_map(|pod| {
             let address: IpAddr = pod["status"]["podIP"].as_str()?.parse().ok()?;
-            let (name, port) = (pod["metadata"]["name"].as_str()?, port(pod)?);
+            let (name, port) = (pod["metadata"]["name"].as_str()?, figures::port(&pod["spec"])?);
             Some(async move { (name, identity::uid(pod), figures.scrape(address, port).await, Instant::now()) })
         });
         let asked: Vec<_> = asked.collect();
@@ -204,11 +201,4 @@ impl Adapter {
         let call = Call { action: "list", verb: "list", row: &POD, namespace: Some(&self.namespace), name: None };
         self.kubernetes.api().await?.list(&call, labels).await
     }
-}
-
-/// The port at which a pod tells its figures.
-fn port(pod: &Value) -> Option<u16> {
-    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
-    let mut ports = containers.flat_map(|one| one["ports"].as_array().into_iter().flatten());
-    ports.find(|port| port["name"] == PORT)?["containerPort"].as_u64()?.try_into().ok()
 }

@@ -6,7 +6,8 @@ use textnlp_provider::{Operation, Result, Sort};
 
 use super::traffic::Traffic;
 use super::{
-    ACCOUNT, CONTROLLER, Canary, HELD, ORDERS, Orders, Stage, TELLER, TOLD, Told, call, holder, is_held, note, told,
+    ACCOUNT, CONTROLLER, Canary, HELD, ORDERS, Orders, Stage, TELLER, TOLD, Told, call, figures, holder, is_held, note,
+    told,
 };
 use crate::api::Api;
 use crate::error::Call;
@@ -51,9 +52,7 @@ impl Orders {
         manager: &str,
         (promote, revert): (Value, Value),
     ) -> Self {
-        let ports = promote["spec"]["template"]["spec"]["containers"].as_array().into_iter().flatten();
-        let mut ports = ports.flat_map(|one| one["ports"].as_array().into_iter().flatten());
-        let metrics = ports.find(|port| port["name"] == "metrics").and_then(|port| port["containerPort"].as_u64());
+        let metrics_port = figures::port(&promote["spec"]["template"]["spec"]).unwrap_or_default();
         let release = hex::encode(&Sha256::digest(promote["spec"]["template"].to_string())[..8]);
         let labels = promote["metadata"]["labels"].as_object().into_iter().flatten();
         let labels = labels.filter(|(name, _)| identity::OURS.contains(&name.as_str()));
@@ -69,7 +68,7 @@ impl Orders {
             uid: uid.to_owned(),
             manager: manager.to_owned(),
             canary,
-            metrics_port: metrics.and_then(|port| port.try_into().ok()).unwrap_or_default(),
+            metrics_port,
             promote,
             revert,
         }
@@ -89,9 +88,7 @@ impl Orders {
             let hint = "wait for its end (`rollout status`), or `rollout abort`";
             return Err(roll.error(Sort::Conflict).because("another rollout of it goes on").hint(hint));
         }
-        if let Some(told) =
-            told(deployment).filter(|told| told.stage == Stage::Reverted && told.release == self.release)
-        {
+        if let Some(told) = before.filter(|told| told.stage == Stage::Reverted && told.release == self.release) {
             let hint = "change it, or `rollback`; `rollout retry` lets it be tried once more as it is";
             let why = format!("this release was tried and put back: {}", told.says);
             return Err(roll.error(Sort::Conflict).because(why).hint(hint));

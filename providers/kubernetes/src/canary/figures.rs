@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Requests under `/v1`, as pods count them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,13 @@ impl Group {
         };
         self.totals = self.totals.and(fresh);
     }
+}
+
+/// The port at which a pod of this spec tells its figures.
+pub(crate) fn port(spec: &Value) -> Option<u16> {
+    let containers = spec["containers"].as_array().into_iter().flatten();
+    let mut ports = containers.flat_map(|one| one["ports"].as_array().into_iter().flatten());
+    ports.find(|port| port["name"] == "metrics")?["containerPort"].as_u64()?.try_into().ok()
 }
 
 /// Reads the text that a pod's metrics are; lines that say nothing of requests are passed over. An answer is slow above the first bound of

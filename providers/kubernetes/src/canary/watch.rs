@@ -336,10 +336,7 @@ impl Watching {
                 false => self.old.look(&of(pod), totals, false),
             }
         }
-        let ready = |pod: &&Value| {
-            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-            conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
-        };
+        let ready = |pod: &&Value| ready::pod(pod);
         let old_ready = pods.iter().filter(staying).filter(|pod| !is_new(pod)).filter(ready).count() as u64;
         let new: Vec<&Value> = pods.iter().filter(staying).filter(|pod| is_new(pod)).collect();
         let restarts = new

@@ -168,8 +168,10 @@ impl Faults {
             let site = fault.site.clone();
             move |why: String| Error::Incomplete { what, site, why }
         };
+        if fault.elsewhere.is_some() {
+            return Ok(());
+        }
         match fault.kind {
-            Kind::Kill if fault.elsewhere.is_some() => Ok(()),
             Kind::Kill => {
                 if fault.lose_data {
                     lose_data(&folder, &fault.id)?;
@@ -304,13 +306,12 @@ impl Faults {
     async fn step(&self, fault: &Fault, first: bool) -> Result<Step, Error> {
         let folder = self.site(&fault.site);
         let incomplete = |why: String| Error::Incomplete { what: "revert", site: fault.site.clone(), why };
+        if let Some(elsewhere) = &fault.elsewhere {
+            let begun = elsewhere.begin(&self.program, &self.folder(), &fault.id);
+            let begun = begun.map_err(|error| incomplete(format!("begin what takes it back: {error}")))?;
+            return Ok(if begun { Step::Coming } else { Step::Waiting });
+        }
         match fault.kind {
-            Kind::Kill if fault.elsewhere.is_some() => {
-                let begin = |one: &Elsewhere| one.begin(&self.program, &self.folder(), &fault.id);
-                let begun = fault.elsewhere.as_ref().map_or(Ok(false), begin);
-                let begun = begun.map_err(|error| incomplete(format!("begin what takes it back: {error}")))?;
-                Ok(if begun { Step::Coming } else { Step::Waiting })
-            }
             Kind::Kill => {
                 let path = folder.lock("supervisor");
                 if lock::holder(&path).map_err(io("ask", &path))?.is_some() {
@@ -465,8 +466,7 @@ async fn border(folder: &SiteFolder, method: &str, body: &str) -> std::io::Resul
         body.len()
     );
     let answer = tokio::time::timeout(BORDER_WITHIN, exchange(&folder.socket("border"), &request)).await;
-    let answer =
-        answer.map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the border does not answer"))??;
+    let answer = answer.map_err(|_| std::io::Error::new(ErrorKind::TimedOut, "the border does not answer"))??;
     match answer.get(..12) {
         Some(head) if head.starts_with("HTTP/1.") && head[9..].starts_with('2') => Ok(()),
         _ => Err(std::io::Error::other(format!(
@@ -477,7 +477,7 @@ async fn border(folder: &SiteFolder, method: &str, body: &str) -> std::io::Resul
 }
 
 fn is_nobody(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
 }
 
 fn is_id(id: &str) -> bool {

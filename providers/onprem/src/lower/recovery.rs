@@ -132,15 +132,11 @@ impl Lowering<'_> {
             return self.too_long();
         };
         let path = self.control_data(&data, "control");
-        let service = match self.elsewhere {
-            // Programs that would read its key here are in a cluster.
-            true => match self.asked(watch, &jwt) {
-                Some(service) => service,
-                None => return,
-            },
-            false => Value::Null,
-        };
-        let document = json!({ "watch": {
+        let service = self.elsewhere.then(|| self.asked(watch, &jwt));
+        if service == Some(None) {
+            return;
+        }
+        let mut document = json!({ "watch": {
             "site": self.site.name,
             "folder": self.folder.join(&path),
             "listen": listen,
@@ -166,8 +162,7 @@ impl Lowering<'_> {
         let cluster = ResourceId::of(&self.site.name, &watch.cluster);
         let mut inputs = BTreeMap::from([("jwt-key".to_owned(), json!(OutputRef::new(jwt, "sha256")))]);
         let mut needs = vec![cluster, border, data];
-        let mut document = document;
-        if !service.is_null() {
+        if let Some(service) = service.flatten() {
             document["watch"]["service"] = service;
             // Pods fetch what they serve.
             document["watch"]["copies"] = Value::Null;
@@ -307,10 +302,14 @@ impl Lowering<'_> {
             backends: json!(backends),
             // A lost site is noticed within a second, of which the looks take the larger part; one that is far away within three. A handshake with
             // that takes three journeys of a packet.
-            health: match front.far {
-                false => json!({ "path": "/ready", "interval_ms": 250, "timeout_ms": 500, "unhealthy_after": 2, "healthy_after": 1, "gives_up": true }),
-                true => json!({ "path": "/ready", "interval_ms": 250, "timeout_ms": 1250, "unhealthy_after": 2, "healthy_after": 1, "gives_up": true }),
-            },
+            health: json!({
+                "path": "/ready",
+                "interval_ms": 250,
+                "timeout_ms": if front.far { 1250 } else { 500 },
+                "unhealthy_after": 2,
+                "healthy_after": 1,
+                "gives_up": true,
+            }),
             metrics_from: vec![figures],
             stop_grace_ms: FRONT_GRACE_MS,
             needs: vec![witness],

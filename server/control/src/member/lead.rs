@@ -300,7 +300,7 @@ impl Member {
     /// Acknowledges what everybody who counts has on disk.
     pub(super) fn advance(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let (Some(leading), Some(configuration)) = (&self.leading, &self.configuration) else { return };
-        // Who is alone acknowledges nothing: it would be lost with this disk.
+        // Who is alone acknowledges nothing where it would be lost with this disk.
         if configuration.members.len() < self.settings.fewest() || self.granted_until > now {
             return;
         }

@@ -520,11 +520,11 @@ impl World {
         }
     }
 
-    /// After all faults have ended: everybody has everything, home is primary, and a write is acknowledged.
     pub(crate) fn acknowledged(&self) -> usize {
         self.acknowledged.len()
     }
 
+    /// After all faults have ended: everybody has everything, home is primary, and a write is acknowledged.
     pub(crate) fn expect_whole(&mut self) -> Result<(), String> {
         let before = self.acknowledged.len();
         self.run_for(5 * self.every)?;
