@@ -1,4 +1,6 @@
-//! Why something does not do its work, in the words that a person needs: of its pods, of what keeps it from going.
+//! Why something does not do its work, in the words that a person needs: of its pods, of their nodes, of what keeps it from going.
+
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
@@ -10,9 +12,12 @@ use crate::table::Row;
 const LAST_LINES: u32 = 5;
 /// How many pods are looked at: the others have the same trouble.
 const PODS: usize = 20;
+/// How many of their nodes.
+const NODES: usize = 3;
 
 /// Pods as far as they are asked for here; they are nobody's to apply.
 pub(crate) static POD: Row = crate::table::pods();
+static NODE: Row = crate::table::nodes();
 /// Containers that wait for these are on their way.
 const WAITING_FOR_NOTHING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
@@ -30,12 +35,37 @@ pub(crate) async fn of_pods(api: &Api, row: &Row, object: &Value, why: String) -
     // What cannot be looked at makes no wait fail.
     let Ok(pods) = api.list(&call, &selector).await else { return why };
     let staying = pods.into_iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_string());
-    for pod in &staying.take(PODS).collect::<Vec<_>>() {
+    let staying: Vec<Value> = staying.take(PODS).collect();
+    for pod in &staying {
         if let Some(says) = of_pod(api, pod).await {
             return format!("{why}: {says}");
         }
     }
-    why
+    match on_a_lost_node(api, staying.iter().filter(|pod| !is_ready(pod))).await {
+        Some((pod, lost)) => format!("{why}: pod {pod} is on {lost}"),
+        None => why,
+    }
+}
+
+/// Why an object that is to go is still there, with what nobody ends of its pods.
+pub(crate) async fn of_leaving(api: &Api, row: &Row, object: &Value) -> String {
+    let (why, name) = (of_ending(object), object["metadata"]["name"].as_str());
+    let (namespace, selector) = match row.has_pods {
+        true => (object["metadata"]["namespace"].as_str(), selector(object)),
+        false => (name.filter(|_| row.kind == "Namespace"), String::new()),
+    };
+    if namespace.is_none() || (row.has_pods && selector.is_empty()) {
+        return why;
+    }
+    let call = Call { action: "list", verb: "list", row: &POD, namespace, name: None };
+    let Ok(pods) = api.list(&call, &selector).await else { return why };
+    let leaving = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_string());
+    match on_a_lost_node(api, leaving).await {
+        Some((pod, lost)) => format!(
+            "{why}: pod {pod} stays on {lost}; it goes when that machine runs again, or when `kubectl delete node` says that it never will"
+        ),
+        None => why,
+    }
 }
 
 /// The labels by which an object finds its pods; empty where it has none.
@@ -48,9 +78,7 @@ pub(crate) fn selector(object: &Value) -> String {
 /// What keeps a pod from being ready.
 async fn of_pod(api: &Api, pod: &Value) -> Option<String> {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-    let mut unscheduled = conditions.filter(|one| one["type"] == "PodScheduled" && one["status"] == "False");
-    if let Some(condition) = unscheduled.next() {
+    if let Some(condition) = condition(pod, "PodScheduled").filter(|one| one["status"] == "False") {
         let message = condition["message"].as_str().or(condition["reason"].as_str()).unwrap_or("no node takes it");
         return Some(format!("pod {name} finds no node: {message}"));
     }
@@ -71,6 +99,44 @@ async fn of_pod(api: &Api, pod: &Value) -> Option<String> {
         }
     }
     None
+}
+
+fn is_ready(pod: &Value) -> bool {
+    condition(pod, "Ready").is_some_and(|ready| ready["status"] == "True")
+}
+
+/// The first of these pods whose node does not do its work, and what is known of that node.
+async fn on_a_lost_node<'a>(api: &Api, pods: impl Iterator<Item = &'a Value>) -> Option<(&'a str, String)> {
+    let names = |pod: &'a Value| Some((pod["spec"]["nodeName"].as_str()?, pod["metadata"]["name"].as_str()?));
+    let nodes: BTreeMap<&str, &str> = pods.filter_map(names).collect();
+    for (name, pod) in nodes.into_iter().take(NODES) {
+        let call = Call { action: "read", verb: "get", row: &NODE, namespace: None, name: Some(name) };
+        let lost = match api.get(&call).await {
+            Ok(Some(node)) => of_node(&node),
+            Ok(None) => Some("is gone".to_owned()),
+            // Who may not look at nodes is told nothing of them.
+            Err(_) => None,
+        };
+        if let Some(lost) = lost {
+            return Some((pod, format!("node {name}, which {lost}")));
+        }
+    }
+    None
+}
+
+/// What keeps a node from its work.
+fn of_node(node: &Value) -> Option<String> {
+    let ready = condition(node, "Ready")?;
+    let since = ready["lastTransitionTime"].as_str().unwrap_or("some time");
+    match ready["status"].as_str() {
+        Some("True") => None,
+        Some("False") => Some(format!("is not ready since {since}: {}", ready["message"].as_str().unwrap_or_default())),
+        _ => Some(format!("was given up at {since}, when it had not answered for a while")),
+    }
+}
+
+fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
+    object["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == kind)
 }
 
 /// A container that ends again and again, with the last that it said.
@@ -119,6 +185,18 @@ pub(crate) fn of_ending(object: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_node_that_does_not_answer_is_told_from_one_that_says_what_it_lacks() {
+        let node = |status: &str| {
+            json!({ "status": { "conditions": [{ "type": "DiskPressure", "status": "False" }, {
+                "type": "Ready", "status": status, "message": "no network", "lastTransitionTime": "2026-01-01T00:00:00Z" }] } })
+        };
+        assert_eq!(of_node(&node("True")), None);
+        assert_eq!(of_node(&json!({})), None, "it has just joined");
+        assert!(of_node(&node("Unknown")).unwrap().starts_with("was given up at 2026-01-01T00:00:00Z"));
+        assert_eq!(of_node(&node("False")).unwrap(), "is not ready since 2026-01-01T00:00:00Z: no network");
+    }
 
     #[test]
     fn what_keeps_an_object_is_named() {

@@ -126,8 +126,8 @@ impl<'a> Work<'a> {
                 let error = self.call("wait for", "get").error(Sort::NotFound).because("somebody removed it meanwhile");
                 Ok(Progress::Failed { left: None, error })
             }
-            (Verb::Delete, Some(object)) => Ok(self.ending(&object, &stand)),
-            (Verb::Create, Some(object)) if stand.in_the_way => Ok(self.ending(&object, &stand)),
+            (Verb::Delete, Some(object)) => Ok(self.ending(&object, &stand).await),
+            (Verb::Create, Some(object)) if stand.in_the_way => Ok(self.ending(&object, &stand).await),
             (_, Some(object)) => self.await_ready(&object, &stand).await,
         }
     }
@@ -191,7 +191,7 @@ impl<'a> Work<'a> {
             return Err(self.call("create", "create").error(Sort::Exists).because(whose));
         }
         if object["metadata"]["deletionTimestamp"].is_string() {
-            return Ok(self.ending(object, &Stand { in_the_way: true, ..Stand::of(object) }));
+            return Ok(self.ending(object, &Stand { in_the_way: true, ..Stand::of(object) }).await);
         }
         let written = self.apply(Some(identity::uid(object)), &[]).await?;
         self.await_ready(&written, &Stand::of(&written)).await
@@ -392,7 +392,7 @@ impl<'a> Work<'a> {
         // Most objects are gone at once, and nobody need wait to learn it.
         match self.api.get(&self.call("read", "get")).await?.filter(|object| identity::uid(object) == stand.uid) {
             None => self.gone(),
-            Some(object) => Ok(self.ending(&object, &stand)),
+            Some(object) => Ok(self.ending(&object, &stand).await),
         }
     }
 
@@ -421,8 +421,8 @@ impl<'a> Work<'a> {
         Ok(Progress::Done(as_recorded(recorded, self.op)))
     }
 
-    fn ending(&self, object: &Value, stand: &Stand) -> Progress {
-        pending(stand, trouble::of_ending(object))
+    async fn ending(&self, object: &Value, stand: &Stand) -> Progress {
+        pending(stand, trouble::of_leaving(&self.api, self.row, object).await)
     }
 
     async fn await_ready(&self, object: &Value, stand: &Stand) -> Result<Progress> {

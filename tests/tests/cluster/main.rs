@@ -11,6 +11,7 @@ use textnlp_tests::{counts, eventually};
 mod adapter;
 mod blue_green;
 mod database;
+mod node;
 mod operator;
 mod parts;
 mod rollout;

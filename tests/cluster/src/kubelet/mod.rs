@@ -16,7 +16,7 @@ mod volumes;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub struct Kubelet {
 /// What pods and probes share.
 pub(crate) struct Shared {
     pub(crate) api: Api,
+    /// Where the API server asks for logs, of whichever node.
+    logs: u16,
     pub(crate) folder: Utf8PathBuf,
     pub(crate) keeper: Sender,
     /// Address of each pod, by its uid.
@@ -118,9 +120,10 @@ impl Kubelet {
                 let api = Api::new(&kubeconfig);
                 let port = logs::lend(folder.clone(), &trusted).await;
                 let surroundings = network::surroundings(&kubeconfig, &api, proxy).await;
-                join(&api, port).await;
+                join(&api, NODE, port, &[]).await;
                 let shared = Arc::new(Shared {
                     api,
+                    logs: port,
                     folder,
                     keeper,
                     pods: Mutex::default(),
@@ -131,7 +134,7 @@ impl Kubelet {
                 });
                 let handle = tokio::runtime::Handle::current();
                 tell.send(Self { shared: shared.clone(), runtime: handle }).expect("somebody waits");
-                tokio::join!(heartbeat(shared.api.clone()), turn(shared));
+                tokio::join!(heartbeat(shared.api.clone(), NODE, Arc::default()), turn(shared, NODE, Arc::default()));
             });
         });
         told.recv().expect("the kubelet starts")
@@ -157,6 +160,17 @@ impl Kubelet {
     pub(crate) fn put_name(&self, namespace: &str, name: &str, address: Ipv4Addr) {
         let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
         names.insert((namespace.to_owned(), name.to_owned()), address);
+    }
+
+    /// One more node, of this name and with this taint, whose pods are processes too, until it is lost.
+    pub fn another(&self, name: &'static str, taint: &Value) -> Node {
+        let node = Node { name, shared: self.shared.clone(), runtime: self.runtime.clone(), lost: Arc::default() };
+        let (shared, taints) = (node.shared.clone(), [taint.clone()]);
+        node.on_a_thread(move || async move { join(&shared.api, name, shared.logs, &taints).await })
+            .join()
+            .expect("it joins");
+        node.begin();
+        node
     }
 
     /// An address that no pod has.
@@ -187,6 +201,44 @@ impl Kubelet {
             }
         });
         told.recv().expect("the runtime runs")
+    }
+}
+
+/// A node that may be lost.
+pub struct Node {
+    name: &'static str,
+    shared: Arc<Shared>,
+    runtime: tokio::runtime::Handle,
+    lost: Arc<AtomicBool>,
+}
+
+impl Node {
+    /// Ends it as a power cut does: its pods' programs are killed, and nobody says anything of them any more.
+    pub fn lose(&self) {
+        self.lost.store(true, Ordering::SeqCst);
+    }
+
+    /// The machine runs again, with nothing of before.
+    pub fn come_back(&mut self) {
+        self.lost = Arc::default();
+        self.begin();
+    }
+
+    fn begin(&self) {
+        let (api, name, lost) = (self.shared.api.clone(), self.name, self.lost.clone());
+        let lost_too = lost.clone();
+        self.on_a_thread(move || heartbeat(api, name, lost_too));
+        let shared = self.shared.clone();
+        self.on_a_thread(move || turn(shared, name, lost));
+    }
+
+    /// For work that cannot be sent from one thread to another.
+    fn on_a_thread<W: Future<Output = ()>>(
+        &self,
+        work: impl FnOnce() -> W + Send + 'static,
+    ) -> std::thread::JoinHandle<()> {
+        let runtime = self.runtime.clone();
+        std::thread::spawn(move || runtime.block_on(work()))
     }
 }
 
@@ -231,15 +283,16 @@ pub(crate) fn container_port(pod: &Value, target: &Value, otherwise: u16) -> Opt
     ports.find(|port| port["name"] == name)?["containerPort"].as_u64().and_then(|port| u16::try_from(port).ok())
 }
 
-/// Makes the node and says that it is ready.
-async fn join(api: &Api, logs: u16) {
+/// Makes a node and says that it is ready.
+async fn join(api: &Api, name: &str, logs: u16, taints: &[Value]) {
     let node = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
-            "name": NODE,
-            "labels": { "kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "zone-0" },
+            "name": name,
+            "labels": { "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "zone-0" },
         },
+        "spec": { "taints": taints },
     });
     api.call("POST", "/api/v1/nodes", Some(&node)).await.expect("make the node").ok();
     let resources = json!({ "cpu": "64", "memory": "256Gi", "pods": "500", "ephemeral-storage": "100Gi" });
@@ -252,23 +305,23 @@ async fn join(api: &Api, logs: u16) {
         "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }],
         "daemonEndpoints": { "kubeletEndpoint": { "Port": logs } },
     } });
-    let path = format!("/api/v1/nodes/{NODE}/status");
+    let path = format!("/api/v1/nodes/{name}/status");
     api.call("PATCH", &path, Some(&status)).await.expect("tell of the node").ok();
 }
 
-/// Says again and again that the node is there.
-async fn heartbeat(api: Api) {
+/// Says again and again that a node is there.
+async fn heartbeat(api: Api, name: &str, lost: Arc<AtomicBool>) {
     let path = format!(
-        "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{NODE}?fieldManager=kubelet&force=true"
+        "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}?fieldManager=kubelet&force=true"
     );
-    loop {
+    while !lost.load(Ordering::SeqCst) {
         // A lease's time is RFC 3339 with microseconds.
         let now = k8s_openapi::jiff::Timestamp::now();
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": { "name": NODE, "namespace": "kube-node-lease" },
-            "spec": { "holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": format!("{now:.6}") },
+            "metadata": { "name": name, "namespace": "kube-node-lease" },
+            "spec": { "holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": format!("{now:.6}") },
         });
         // The API server may just be restarted by a test.
         let _ = api.call("PATCH", &path, Some(&lease)).await;
@@ -276,12 +329,18 @@ async fn heartbeat(api: Api) {
     }
 }
 
-/// Looks at the node's pods for ever.
-async fn turn(shared: Arc<Shared>) {
-    let path = format!("/api/v1/pods?fieldSelector=spec.nodeName={NODE}");
+/// Looks at a node's pods until it is lost.
+async fn turn(shared: Arc<Shared>, name: &str, lost: Arc<AtomicBool>) {
+    let path = format!("/api/v1/pods?fieldSelector=spec.nodeName={name}");
     let mut pods: BTreeMap<String, Pod> = BTreeMap::new();
     loop {
         tokio::time::sleep(EVERY).await;
+        if lost.load(Ordering::SeqCst) {
+            for pod in pods.values_mut() {
+                pod.end_at_once(&shared).await;
+            }
+            return;
+        }
         let Ok(answer) = shared.api.call("GET", &path, None).await else { continue };
         if answer.status != 200 {
             continue;
