@@ -346,6 +346,25 @@ fn every_mistake_of_a_configuration_is_named() {
             "link `named`: `listen_tls`: only the end that connects expects a `name`",
         ],
     );
+    // What has a name is on another machine, whose TLS is this border's, or that of those who speak through it.
+    check(
+        &format!(
+            "border: {{ listen: \"unix:/a\", links: [ {{ name: far, listen: \"unix:/b\", to: \"door.example.com:8443\" }}, \
+             {{ name: both, listen: \"unix:/c\", to: \"door.example.com:8443\", end_to_end_tls: true, to_tls: {{ {own}, name: x }} }} ] }}"
+        ),
+        &[
+            "link `far`: to: other machines are on that road, so it needs `to_tls`",
+            "link `both`: `end_to_end_tls` leaves TLS to others",
+        ],
+    );
+    let to = |to: &str, more: &str| {
+        format!("border: {{ listen: \"unix:/a\", links: [ {{ name: x, listen: \"unix:/b\", to: \"{to}\"{more} }} ] }}")
+    };
+    for nowhere in ["door.example.com", "door.example.com:0", "door..com:1", "https://door:1", ":1", "door:70000"] {
+        check(&to(nowhere, ""), &["nor `NAME:PORT`"]);
+    }
+    std::fs::write(&file, to("door.example.com:8443", ", end_to_end_tls: true")).unwrap();
+    assert_eq!(Config::read(&file).unwrap().links[0].to.to_string(), "door.example.com:8443");
     check("[", &["border configuration"]);
     let missing = Config::read(Utf8Path::new("/nowhere/border.yaml")).unwrap_err();
     assert!(missing.to_string().contains("/nowhere/border.yaml"));

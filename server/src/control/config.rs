@@ -253,3 +253,27 @@ fn addresses<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<Site, Addres
     let texts = BTreeMap::<Site, String>::deserialize(from)?;
     texts.into_iter().map(|(site, text)| Ok((site, text.parse().map_err(serde::de::Error::custom)?))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_watched_where_nothing_but_the_service_can_be_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8PathBuf::try_from(folder.path().join("watch.yaml")).unwrap();
+        let read = |more: &str| {
+            let watch = "site: a, folder: /f, listen: \"unix:/a\", peers: { b: \"unix:/b\" }, witness: \"unix:/w\", every_ms: 1000, \
+                         lost_after: 3, automatic: true, failback: true, home: a, max_lag_ms: 1000";
+            std::fs::write(&file, format!("watch: {{ {watch}, {more} }}")).unwrap();
+            WatchConfig::read(&file).map_err(|error| error.to_string())
+        };
+        let outside = "outside: { url_file: /u }";
+        let service = |path: &str| format!("service: {{ at: \"unix:/s\", path: \"{path}\" }}");
+        assert!(read(&format!("{outside}, {}", service("/ready"))).unwrap().service.is_some());
+        let slash = read(&format!("{outside}, {}", service("ready"))).unwrap_err();
+        assert!(slash.contains("`service.path` is `ready`, and a path begins with a slash"), "{slash}");
+        let inside = read(&format!("database: \"sqlite:///d\", {}", service("/ready"))).unwrap_err();
+        assert!(inside.contains("`service` is for sites that all store in a database `outside`"), "{inside}");
+    }
+}
