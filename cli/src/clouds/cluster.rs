@@ -66,7 +66,10 @@ impl InCluster {
         let by_name = by_name.map(|name| format!("https://{name}:{}", port.unwrap_or(environment.server.api.port)));
         let ingress = ingress(&access, environment);
         // Whoever ends TLS before the service has the port that browsers take.
-        let led = ingress.is_some().then(|| environment.traffic.domain.as_ref().map(|name| format!("https://{name}")));
+        let at = access.ingress.as_ref().and_then(|ingress| ingress.port).filter(|port| *port != 443);
+        let at = at.map_or(String::new(), |port| format!(":{port}"));
+        let led =
+            ingress.is_some().then(|| environment.traffic.domain.as_ref().map(|name| format!("https://{name}{at}")));
         let here = Utf8PathBuf::try_from(std::env::current_dir()?)?;
         let placement = Placement {
             analytics: analytics(&access),
@@ -85,6 +88,7 @@ impl InCluster {
                 .or_else(|| environment.tls.existing.clone()),
             postgres: own_postgres(environment, access.database_image),
             canary: environment.rollout.strategy != Strategy::Rolling,
+            weighted: environment.rollout.strategy == Strategy::Canary,
             adapter: environment.scaling.adapter,
             min_nodes: environment.cluster.min_nodes,
             max_nodes: environment.cluster.max_nodes,
@@ -183,6 +187,17 @@ fn ingress(access: &ClusterAccess, environment: &Environment) -> Option<Ingress>
     let (settings, host) = (access.ingress.clone()?, environment.traffic.domain.clone()?);
     Some(match settings.kind {
         IngressKind::Route => Ingress::Route { host },
+        IngressKind::Gateway => {
+            let gateway = settings.gateway?;
+            let (namespace, name) = gateway.split_once('/')?;
+            Ingress::Gateway {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                section: settings.section,
+                port: settings.port.unwrap_or(443),
+                host,
+            }
+        }
         IngressKind::Ingress => Ingress::Nginx {
             class: settings.class?,
             host,

@@ -55,5 +55,6 @@ fn said(told: &Value) -> String {
     let began =
         told["began"].as_i64().filter(|began| *began > 0).and_then(|began| jiff::Timestamp::from_second(began).ok());
     let began = began.map(|at| format!(", since {}", at.strftime("%Y-%m-%d %H:%M:%S UTC"))).unwrap_or_default();
-    format!("{}{began}: {}", word("stage"), word("says"))
+    let share = told["share"].as_u64().map(|share| format!(", {share} % of the clients")).unwrap_or_default();
+    format!("{}{began}{share}: {}", word("stage"), word("says"))
 }

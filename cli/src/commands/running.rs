@@ -85,7 +85,8 @@ pub async fn running(session: &Session, environment: &EnvironmentName, folder: &
         sites.iter().find_map(|site| {
             let service = site.outputs(&format!("{}/service", names::GATEWAY))?;
             let leaf = site.outputs(&format!("{}/leaf", names::CERTIFICATE));
-            let led = site.outputs(&format!("{}/ingress", names::GATEWAY)).is_some();
+            let led = ["ingress", "http-route"].map(|part| site.outputs(&format!("{}/{part}", names::GATEWAY)));
+            let led = led.iter().any(Option::is_some);
             Some((text(service, "url")?, leaf.filter(|_| !led).unwrap_or(service)))
         })
     };

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use textnlp_provider::{Effect, FieldChange, Object, Ownership, Recorded, Spec, Wanted};
 
+use crate::canary;
 use crate::fields::{self, Finding, Is};
 use crate::identity;
 use crate::manifest;
@@ -17,7 +18,9 @@ const LABEL: &str = "metadata.labels.textnlp-lineage";
 /// taken from them.
 pub(crate) fn diff(wanted: &Wanted, recorded: &Recorded, seen: &Object, taking: &BTreeSet<String>) -> Vec<FieldChange> {
     let Some(row) = table::row(&wanted.kind) else { return Vec::new() };
-    let mut found = findings(&wanted.spec, Some(&recorded.spec), &seen.spec);
+    // What a rollout does while it goes on is no drift.
+    let plain = canary::without_shares(seen).filter(|_| row.kind == table::HTTP_ROUTE);
+    let mut found = findings(&wanted.spec, Some(&recorded.spec), plain.as_ref().unwrap_or(&seen.spec));
     for finding in found.iter_mut().filter(|finding| taking.contains(&finding.field)) {
         finding.is = Is::Ours;
     }

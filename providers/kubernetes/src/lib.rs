@@ -15,6 +15,7 @@ mod errand;
 mod error;
 mod export;
 mod fields;
+mod gateway;
 mod identity;
 mod inside;
 mod lower;

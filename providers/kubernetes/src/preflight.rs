@@ -9,6 +9,7 @@ use textnlp_provider::{Ownership, Problem, Result, Sort, Wanted, told};
 
 use crate::api::Api;
 use crate::error::{Call, Rule, missing_rules};
+use crate::gateway;
 use crate::identity::{self, Place};
 use crate::observe::several;
 use crate::provider::Kubernetes;
@@ -58,6 +59,9 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     served::groups(&api, wanted, &mut problems).await?;
     served::ways_in(&api, wanted, &mut problems).await?;
     served::classes(&api, wanted, &mut problems).await?;
+    if let Some(port) = kubernetes.gateway_port().filter(|_| !missing.contains("kubernetes.http-route")) {
+        gateway::listeners(&api, wanted, port, &mut problems).await?;
+    }
     served::image_volumes(minor, wanted, &mut problems);
     let asked: Vec<_> = asked.into_iter().filter(|(row, _)| !missing.contains(row.name)).collect();
     permissions(&api, &asked, &mut problems).await?;

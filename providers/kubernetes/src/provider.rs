@@ -14,7 +14,7 @@ use textnlp_provider::{
 use tokio::sync::Mutex;
 
 use crate::api::Api;
-use crate::lower::{self, ADAPTER, Placement};
+use crate::lower::{self, ADAPTER, Ingress, Placement};
 use crate::verbs::Work;
 use crate::{credential, diff, observe, preflight, table};
 
@@ -109,6 +109,14 @@ impl Kubernetes {
     /// What the pods run.
     pub(crate) fn image(&self) -> Option<&str> {
         self.placement.as_ref()?.image.as_deref()
+    }
+
+    /// The port of a Gateway that clients come by, where they come by one.
+    pub(crate) fn gateway_port(&self) -> Option<u16> {
+        match self.placement.as_ref()?.ingress {
+            Some(Ingress::Gateway { port, .. }) => Some(port),
+            _ => None,
+        }
     }
 
     /// How many nodes the cluster should have at least.

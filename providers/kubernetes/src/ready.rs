@@ -158,8 +158,27 @@ pub(crate) fn http_route(object: &Value) -> Ready {
     if parents.len() < named {
         return Ready::NotYet(format!("{} of {named} gateways have looked at it", parents.len()));
     }
-    let worst = parents.iter().map(|parent| by_condition(object, &parent["conditions"], "Accepted"));
-    worst.into_iter().find(|ready| *ready != Ready::Yes).unwrap_or(Ready::Yes)
+    taken(object, parents)
+}
+
+/// A policy is taken up by each gateway whose routes lead to what it is about.
+pub(crate) fn backend_tls(object: &Value) -> Ready {
+    match object["status"]["ancestors"].as_array().map(Vec::as_slice) {
+        None | Some([]) => {
+            let why =
+                "no gateway has looked at it: its controller may not know BackendTLSPolicy of the Gateway API 1.4";
+            Ready::NotYet(why.to_owned())
+        }
+        Some(gateways) => taken(object, gateways),
+    }
+}
+
+/// Whether gateways take an object as theirs, and find what it names.
+fn taken(object: &Value, gateways: &[Value]) -> Ready {
+    let said = gateways.iter().flat_map(|gateway| {
+        ["Accepted", "ResolvedRefs"].map(|name| by_condition(object, &gateway["conditions"], name))
+    });
+    said.into_iter().find(|ready| *ready != Ready::Yes).unwrap_or(Ready::Yes)
 }
 
 pub(crate) fn openshift_route(object: &Value) -> Ready {
@@ -285,9 +304,20 @@ mod tests {
             not_yet("Issuing"),
         );
         check(http_route, object(json!({})), not_yet("0 of 1 gateways have looked at it"));
-        let taken = |status: &str| object(json!({ "parents": [{ "conditions": condition("Accepted", status, 2) }] }));
-        check(http_route, taken("True"), Ready::Yes);
-        check(http_route, taken("False"), not_yet("no address"));
+        let taken = |accepted: &str, resolved: &str| {
+            let mut conditions = condition("Accepted", accepted, 2);
+            let found = json!({ "type": "ResolvedRefs", "status": resolved, "observedGeneration": 2, "reason": "BackendNotFound", "message": "" });
+            conditions.as_array_mut().expect("a list").push(found);
+            let said = json!([{ "conditions": conditions }]);
+            object(json!({ "parents": said, "ancestors": said }))
+        };
+        for look in [http_route, backend_tls] {
+            check(look, taken("True", "True"), Ready::Yes);
+            check(look, taken("False", "True"), not_yet("no address"));
+            check(look, taken("True", "False"), not_yet("BackendNotFound"));
+        }
+        let nobody = "no gateway has looked at it: its controller may not know BackendTLSPolicy of the Gateway API 1.4";
+        check(backend_tls, object(json!({})), not_yet(nobody));
         check(openshift_route, object(json!({})), not_yet("no router has looked at it yet"));
         check(definition, says(condition("Established", "False", 2)), not_yet("the API server does not serve it yet"));
         check(definition, says(condition("NamesAccepted", "False", 2)), Ready::Never("no address".to_owned()));

@@ -116,7 +116,7 @@ macro_rules! row {
 }
 
 /// The table itself, in the order in which a person would make them.
-pub(crate) static ROWS: [Row; 33] = [
+pub(crate) static ROWS: [Row; 34] = [
     Row {
         namespaced: false,
         ready: ready::namespace,
@@ -277,6 +277,18 @@ pub(crate) static ROWS: [Row; 33] = [
         ..row!("http-route", "which requests go where", "gateway.networking.k8s.io" / "v1", "httproutes", "HTTPRoute")
     },
     Row {
+        brought_by: Some("the Gateway API 1.4 or newer and a controller that knows it"),
+        deadline: MINUTE.saturating_mul(2),
+        ready: ready::backend_tls,
+        ..row!(
+            "backend-tls-policy",
+            "how gateways speak TLS with pods",
+            "gateway.networking.k8s.io" / "v1",
+            "backendtlspolicies",
+            "BackendTLSPolicy"
+        )
+    },
+    Row {
         brought_by: Some("OpenShift"),
         deadline: MINUTE.saturating_mul(5),
         ready: ready::openshift_route,
@@ -355,6 +367,8 @@ pub(crate) const DEFINITION: &str = "CustomResourceDefinition";
 pub(crate) const API_SERVICE: &str = "APIService";
 /// What leads clients from outside.
 pub(crate) const INGRESS: &str = "Ingress";
+/// What leads them there from a Gateway.
+pub(crate) const HTTP_ROUTE: &str = "HTTPRoute";
 /// What adds pods and removes them.
 pub(crate) const AUTOSCALER: &str = "HorizontalPodAutoscaler";
 

@@ -235,7 +235,10 @@ impl<'a> Work<'a> {
             return self.begin_rollout(object, canary, (&left, &seen)).await;
         }
         if let ("Deployment", Some(namespace)) = (self.row.kind, &self.place.namespace) {
-            canary::make_way(&self.api, (namespace, &self.place.name), object, None).await?;
+            canary::make_way(&self.api, (namespace, &self.place.name), object, (&self.manager, None)).await?;
+        }
+        if let (table::HTTP_ROUTE, Some(namespace)) = (self.row.kind, &self.place.namespace) {
+            canary::leave_shares(&self.api, namespace, object).await?;
         }
         self.hand_over(object, &seen).await?;
         let is_agreed = !found.iter().any(|finding| matches!(finding.is, Is::Contested(_)));
@@ -263,7 +266,8 @@ impl<'a> Work<'a> {
         let before = Operation { spec: before.clone(), ..self.op.clone() };
         let revert = manifest::applied(self.row, &before, self.kubernetes.secrets(), Some(uid), &theirs).await?;
         let place = (self.place.namespace.as_deref().unwrap_or_default(), self.place.name.as_str(), uid);
-        let orders = Orders::of(self.op, canary, place, &self.manager, (promote, revert));
+        let route = canary::route_of(&self.api, (place.0, place.1), &self.manager, canary).await?;
+        let orders = Orders::of(self.op, canary, place, &self.manager, (promote, revert), route);
         orders.send(&self.api, object).await?;
         let stand = Stand { rollout: Some(Box::new(orders)), ..Stand::of(object) };
         Ok(pending(&stand, "the job that rolls its pods begins".to_owned()))

@@ -102,6 +102,8 @@ fn every_kind(world: &World) -> Vec<(Wanted, Option<Spec>)> {
     add(world.want("gateway", "web", gateway), Some(("/spec/listeners/0/port", json!(8443))));
     let route = json!({ "spec": { "parentRefs": [{ "name": "web" }], "rules": [{ "backendRefs": [{ "name": "web", "port": 80, "weight": 90 }] }] } });
     add(world.want("http-route", "web", route), Some(("/spec/rules/0/backendRefs/0/weight", json!(10))));
+    let policy = json!({ "spec": { "targetRefs": [{ "group": "", "kind": "Service", "name": "web" }], "validation": { "hostname": "a.example" } } });
+    add(world.want("backend-tls-policy", "web", policy), Some(("/spec/validation/hostname", json!("b.example"))));
     let route = json!({ "spec": { "host": "a.example", "to": { "kind": "Service", "name": "web" } } });
     add(world.want("openshift-route", "web", route), Some(("/spec/host", json!("b.example"))));
     add(

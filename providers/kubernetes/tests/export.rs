@@ -122,6 +122,20 @@ fn a_stream_holds_every_object_after_what_it_needs_and_no_secret() {
 }
 
 #[test]
+fn a_route_of_a_gateway_comes_with_every_export_and_the_authority_is_asked_for() {
+    let wanted = objects(&by_gateway(placement()));
+    for form in [Form::Yaml, Form::Kustomize, Form::Helm] {
+        let made = export(&wanted, "pilot", form).unwrap();
+        let all: String = made.files.iter().map(|file| file.text.as_str()).collect();
+        for kind in ["kind: HTTPRoute", "kind: BackendTLSPolicy"] {
+            assert!(all.contains(kind), "{form:?}: no {kind}");
+        }
+        assert!(all.contains("create configmap textnlp-authority --from-file=ca.crt"), "{form:?}: {all}");
+        assert!(!all.contains("$output"), "{form:?}");
+    }
+}
+
+#[test]
 fn a_job_that_does_something_else_has_another_name() {
     let name = |image: &str| {
         let place = Placement { image: Some(image.to_owned()), ..placement() };

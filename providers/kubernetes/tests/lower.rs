@@ -321,6 +321,41 @@ fn what_leads_clients_there_is_an_ingress_or_a_route_and_openshift_chooses_the_u
 }
 
 #[test]
+fn a_gateway_of_the_operators_leads_clients_to_pods_that_it_knows_by_our_authority() {
+    let mut text = String::new();
+    for one in gateway(&placement()) {
+        let needs: Vec<String> = one.needs.iter().map(|need| need.on.to_string()).collect();
+        text += &format!("# {} is a {}, after {}\n", one.id, one.kind, needs.join(", "));
+        text += &serde_yaml::to_string(one.spec.as_value()).unwrap();
+        text += "---\n";
+    }
+    expect_file!["./golden/gateway.yaml"].assert_eq(&text);
+    let text: String = weighted(&placement())
+        .iter()
+        .filter(|one| one.kind.as_str() != "kubernetes.deployment")
+        .map(|one| {
+            format!("# {} is a {}\n{}---\n", one.id, one.kind, serde_yaml::to_string(one.spec.as_value()).unwrap())
+        })
+        .collect();
+    expect_file!["./golden/weighted.yaml"].assert_eq(&text);
+    // Nobody may write a route that is shared by nobody.
+    let plain = canary(&by_gateway(placement()));
+    let role = plain.iter().find(|one| one.kind.as_str() == "kubernetes.role").unwrap();
+    assert!(!role.spec.to_string().contains("httproutes"), "{}", role.spec);
+    let gateway = || component("gateway", Part::Endpoint(endpoint()));
+    let given = Placement { tls_secret: Some("site-tls".to_owned()), ..by_gateway(placement()) };
+    let problems = lowered(&gateway(), given).unwrap_err();
+    assert!(problems.to_string().contains("which authority the Gateway knows it by"), "{problems}");
+    let problems = lowered(&gateway(), Placement { waf: true, ..by_gateway(placement()) }).unwrap_err();
+    assert!(problems.to_string().contains("ModSecurity"), "{problems}");
+    // A time of the Gateway API has five digits.
+    let slow = component("gateway", Part::Endpoint(Endpoint { timeout_seconds: u32::MAX, ..endpoint() }));
+    let made = lowered(&slow, by_gateway(placement())).unwrap();
+    let route = made.iter().find(|one| one.kind.as_str() == "kubernetes.http-route").unwrap();
+    assert_eq!(route.spec.as_value().pointer("/spec/rules/0/timeouts/request").unwrap(), "99999s");
+}
+
+#[test]
 fn what_is_not_there_yet_is_refused_by_name() {
     let mut sqlite = database();
     (sqlite.kind, sqlite.hosting, sqlite.postgres) = ("sqlite".to_owned(), None, None);
@@ -386,6 +421,8 @@ fn filled(value: &Value, encoded: bool) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let Some(control) = ControlPlane::shared() else { return };
+    // Those kinds are as their makers define them, and the others take anything.
+    control.add_gateway_api();
     world::add_kinds(control).await;
     let namespace = control.namespace("dry");
     let label = "pod-security.kubernetes.io/enforce=restricted";
@@ -400,6 +437,8 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let canary = canary(&Placement { namespace: namespace.clone(), ..placement() });
     let adapter = adapter(&Placement { namespace: namespace.clone(), ..placement() });
     let parts = beside(&Placement { namespace: namespace.clone(), ..placement() });
+    let mut gateway = gateway(&Placement { namespace: namespace.clone(), ..placement() });
+    gateway.extend(weighted(&Placement { namespace: namespace.clone(), ..placement() }));
     let image = ModelVolume::Image { reference: "registry.example.com/models:1".to_owned() };
     let image = Placement {
         namespace: namespace.clone(),
@@ -411,7 +450,7 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
     let image = own_objects(&image).into_iter().filter(|one| ends.iter().any(|end| one.id.as_str().ends_with(end)));
     let image: Vec<Wanted> = image.collect();
     assert_eq!(image.len(), 2);
-    for one in whole.iter().chain(&own).chain(&canary).chain(&parts).chain(&image).chain(&adapter) {
+    for one in whole.iter().chain(&own).chain(&canary).chain(&parts).chain(&image).chain(&adapter).chain(&gateway) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
         let mut object = filled(one.spec.as_value(), is_secret || noun == "api-service");
@@ -436,7 +475,7 @@ async fn a_real_api_server_takes_every_object_and_finds_its_pods_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 58, "all of them");
+    assert_eq!(tried, 67, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[
@@ -453,6 +492,8 @@ const API: &[(&str, &str, &str)] = &[
     ("deployment", "apps/v1", "Deployment"),
     ("service", "v1", "Service"),
     ("ingress", "networking.k8s.io/v1", "Ingress"),
+    ("http-route", "gateway.networking.k8s.io/v1", "HTTPRoute"),
+    ("backend-tls-policy", "gateway.networking.k8s.io/v1", "BackendTLSPolicy"),
     ("cron-job", "batch/v1", "CronJob"),
     ("persistent-volume-claim", "v1", "PersistentVolumeClaim"),
     ("postgres-cluster", "postgresql.cnpg.io/v1", "Cluster"),

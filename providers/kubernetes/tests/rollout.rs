@@ -1,4 +1,4 @@
-//! A rollout of two sets of pods on real controllers, whose job is lost at each change that it makes: another pod of it, or the next look of
+//! A rollout of two sets of pods on real controllers, to which clients are led at once or by shares, whose job is lost at each change that it makes: another pod of it, or the next look of
 //! an operator, brings it to an end, and at no time are clients led to nobody.
 #![allow(clippy::unwrap_used, clippy::print_stderr, unreachable_pub, missing_docs, dead_code)]
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::StreamExt;
 use serde_json::{Value, json};
-use textnlp_kubernetes::{Kubernetes, ORDERS, Scrape, Stage};
+use textnlp_kubernetes::{Kubernetes, ORDERS, Scrape, Stage, Wish};
 use textnlp_provider::{Effect, FieldChange, Handle, Operation, Progress, Provider, Verb, Wanted};
 
 mod cut;
@@ -25,6 +25,8 @@ const CHANGES: u32 = 17;
 const MADE: usize = 13;
 /// How many rollouts go on at once.
 const AT_ONCE: usize = 6;
+/// And with those of other tests.
+static PLACES: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2 * AT_ONCE);
 /// None takes so long.
 const PATIENCE: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(100);
@@ -38,6 +40,15 @@ enum Then {
     Another,
     /// Nobody: the job is removed, and somebody runs `up`.
     Nobody,
+}
+
+/// How clients are led to new pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Led {
+    /// All at once, by the selector of the service.
+    AtOnce,
+    /// A share of them, by the weights of a route.
+    ByShare,
 }
 
 /// Figures of pods, of which those that are not old answer badly, if they are to.
@@ -64,19 +75,28 @@ struct Site {
 }
 
 impl Site {
-    async fn new(is_bad: bool) -> Option<Self> {
+    async fn new(is_bad: bool, led: Led) -> Option<Self> {
         let world = World::new("rolled")?;
         world.cluster.kubelet();
+        if led == Led::ByShare && !world.cluster.add_gateway_api() {
+            return None;
+        }
         let ports = json!({ "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80 }] } });
         let budget = json!({ "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } } });
         let made = |wanted: Wanted| {
             let world = &world;
             async move { world.bench().make(&wanted).await.unwrap_or_else(|breach| panic!("{breach}")) }
         };
-        made(world.want("service", "web", ports)).await;
+        made(world.want("service", "web", ports.clone())).await;
+        if led == Led::ByShare {
+            made(world.want("service", "web-new", ports)).await;
+            // No gateway looks at it, and nobody waits for one.
+            let create = operation(&world, 8, Verb::Create, &route(&world), None);
+            world.provider.begin(&create).await.unwrap();
+        }
         made(world.want("pod-disruption-budget", "web", budget)).await;
-        let recorded = made(release(&world, OLD)).await;
-        let mut update = operation(&world, 9, Verb::Update, &release(&world, NEW), Some(&recorded));
+        let recorded = made(release(&world, OLD, led)).await;
+        let mut update = operation(&world, 9, Verb::Update, &release(&world, NEW, led), Some(&recorded));
         let field = "spec.template.spec.containers.web.command".to_owned();
         update.changes = vec![FieldChange { field, before: None, after: None, effect: Effect::InPlace }];
         let mut site =
@@ -97,6 +117,13 @@ impl Site {
         self.get("api/v1 services/web").await["spec"]["selector"].clone()
     }
 
+    /// What a route leads to its second service, and whom that asks for; `None` where there is no route.
+    async fn shared(&self) -> Option<(u64, Value)> {
+        let route = self.get("apis/gateway.networking.k8s.io/v1 httproutes/web").await;
+        let share = route.pointer("/spec/rules/0/backendRefs/1/weight")?.as_u64()?;
+        Some((share, self.get("api/v1 services/web-new").await["spec"]["selector"].clone()))
+    }
+
     /// Those that stay.
     async fn pods(&self) -> Vec<Value> {
         let listed = self.get("api/v1 pods?labelSelector=app=web").await;
@@ -115,15 +142,23 @@ impl Site {
 
     /// Whether a pod that is ready is among those that clients are led to.
     async fn somebody_answers(&self) -> bool {
-        let selector = self.selector().await;
-        let labels = selector.as_object().cloned().unwrap_or_default();
-        let answers = self.pods().await.iter().any(|pod| {
-            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-            let mut ready = conditions.filter(|one| one["type"] == "Ready" && one["status"] == "True");
-            ready.next().is_some() && labels.iter().all(|(name, value)| pod["metadata"]["labels"][name] == *value)
-        });
+        let (selector, shared) = (self.selector().await, self.shared().await);
+        let pods = self.pods().await;
+        let answers = |selector: &Value| {
+            let labels = selector.as_object().cloned().unwrap_or_default();
+            pods.iter().any(|pod| {
+                let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+                let mut ready = conditions.filter(|one| one["type"] == "Ready" && one["status"] == "True");
+                ready.next().is_some() && labels.iter().all(|(name, value)| pod["metadata"]["labels"][name] == *value)
+            })
+        };
+        let all = answers(&selector)
+            && shared.as_ref().is_none_or(|(share, selector)| {
+                assert!([0, 10].contains(share), "{share}");
+                *share == 0 || answers(selector)
+            });
         // They were led elsewhere between two looks.
-        answers || self.selector().await != selector
+        all || self.selector().await != selector || self.shared().await != shared
     }
 
     /// As the job's pod does it, until its connection is lost; `None` when it is.
@@ -141,6 +176,19 @@ impl Site {
         tokio::select! {
             told = kubernetes.see_to(&orders, &self.figures, &|_| ()) => Some(told.unwrap().stage),
             () = lost => None,
+        }
+    }
+
+    /// As `up` begins it, again where the API server is busy.
+    async fn begin(&self) -> Handle {
+        let begun = Instant::now();
+        loop {
+            match self.world.provider.begin(&self.update).await {
+                Ok(Progress::Pending { handle, .. }) => return handle,
+                Ok(ended) => panic!("it is over too soon: {ended:?}"),
+                Err(error) => assert!(error.sort.may_pass() && begun.elapsed() < PATIENCE, "{error}"),
+            }
+            tokio::time::sleep(TICK).await;
         }
     }
 
@@ -162,9 +210,24 @@ impl Site {
     }
 }
 
-fn release(world: &World, command: &str) -> Wanted {
+fn route(world: &World) -> Wanted {
+    let backend =
+        |name: &str, weight: u64| json!({ "group": "", "kind": "Service", "name": name, "port": 80, "weight": weight });
+    let gateway = json!({ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "any" });
+    let rule = json!({
+        "matches": [{ "path": { "type": "PathPrefix", "value": "/" } }],
+        "backendRefs": [backend("web", 100), backend("web-new", 0)],
+    });
+    world.want("http-route", "web", json!({ "spec": { "parentRefs": [gateway], "rules": [rule] } }))
+}
+
+fn release(world: &World, command: &str, led: Led) -> Wanted {
     let mut spec = deployment(2, &["sh", "-c", command]);
-    let rolled = json!({ "bake_seconds": 1, "deadline_seconds": 60, "slow_ms": 500, "error_rate": 0.01 });
+    let mut rolled = json!({ "bake_seconds": 1, "deadline_seconds": 60, "slow_ms": 500, "error_rate": 0.01 });
+    if led == Led::ByShare {
+        rolled["share"] = json!(10);
+        rolled["weighted"] = json!(true);
+    }
     spec["metadata"] = json!({ "annotations": { "textnlp-canary": rolled.to_string() } });
     spec["spec"]["strategy"] =
         json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 1 } });
@@ -173,12 +236,11 @@ fn release(world: &World, command: &str) -> Wanted {
 }
 
 /// A rollout whose job is lost at a change; whether it came to that one.
-async fn lost_at(change: u32, side: Side, is_bad: bool, then: Then) -> Option<bool> {
-    let about = format!("change {change}, {side:?}, bad: {is_bad}, then {then:?}");
-    let site = Site::new(is_bad).await?;
-    let Progress::Pending { mut handle, .. } = site.world.provider.begin(&site.update).await.unwrap() else {
-        panic!("{about}: it is over too soon")
-    };
+async fn lost_at((change, side): (u32, Side), led: Led, is_bad: bool, then: Then) -> Option<bool> {
+    let about = format!("{led:?}, change {change}, {side:?}, bad: {is_bad}, then {then:?}");
+    let _place = PLACES.acquire().await.unwrap();
+    let site = Site::new(is_bad, led).await?;
+    let mut handle = site.begin().await;
     let over = AtomicBool::new(false);
     let watched = async {
         while !over.load(Ordering::SeqCst) {
@@ -230,6 +292,12 @@ async fn lost_at(change: u32, side: Side, is_bad: bool, then: Then) -> Option<bo
     }
     assert!(!(is_new && is_bad), "{about}: {ended:?}");
     assert_eq!(site.selector().await, json!({ "app": "web" }), "{about}");
+    if led == Led::ByShare {
+        assert_eq!(site.shared().await, Some((0, json!({ "app": "web" }))), "{about}");
+        let route = site.get("apis/gateway.networking.k8s.io/v1 httproutes/web").await;
+        assert_eq!(route["metadata"]["annotations"]["textnlp-rollout"], Value::Null, "{about}");
+        assert_eq!(route.pointer("/spec/rules/0/backendRefs/0/weight"), Some(&json!(100)), "{about}");
+    }
     let budget = site.get("apis/policy/v1 poddisruptionbudgets/web").await;
     assert_eq!(budget["spec"]["selector"], json!({ "matchLabels": { "app": "web" } }), "{about}");
     let command = json!(["sh", "-c", if is_new { NEW } else { OLD }]);
@@ -242,7 +310,7 @@ async fn lost_at(change: u32, side: Side, is_bad: bool, then: Then) -> Option<bo
     Some(was_lost)
 }
 
-async fn lost_at_each(then: Then, sides: &[Side]) {
+async fn lost_at_each(led: Led, then: Then, sides: &[Side]) {
     let mut tries = Vec::new();
     for is_bad in [false, true] {
         for side in sides {
@@ -250,22 +318,75 @@ async fn lost_at_each(then: Then, sides: &[Side]) {
         }
     }
     let all = tries.len();
-    let tried = tries.into_iter().map(|(change, side, is_bad)| lost_at(change, side, is_bad, then));
+    let tried = tries.into_iter().map(|(change, side, is_bad)| lost_at((change, side), led, is_bad, then));
     let tried: Vec<Option<bool>> = futures::stream::iter(tried).buffer_unordered(AT_ONCE).collect().await;
     if tried.contains(&None) {
         return;
     }
     let lost = tried.iter().filter(|lost| **lost == Some(true)).count();
-    eprintln!("{then:?}: of {all} rollouts the job was lost in {lost}");
+    eprintln!("{led:?}, {then:?}: of {all} rollouts the job was lost in {lost}");
     assert!(lost >= 2 * sides.len() * MADE && lost < all, "at each change, and at none after the last");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_pod_of_the_job_finishes_what_was_begun_wherever_it_was_lost() {
-    lost_at_each(Then::Another, &[Side::Before, Side::After]).await;
+    lost_at_each(Led::AtOnce, Then::Another, &[Side::Before, Side::After]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_who_comes_back_puts_back_what_nobody_finishes() {
-    lost_at_each(Then::Nobody, &[Side::After]).await;
+    lost_at_each(Led::AtOnce, Then::Nobody, &[Side::After]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_shared_are_led_back_wherever_the_job_was_lost() {
+    lost_at_each(Led::ByShare, Then::Another, &[Side::Before, Side::After]).await;
+    lost_at_each(Led::ByShare, Then::Nobody, &[Side::After]).await;
+}
+
+/// As long as clients are shared nothing of that is drift, nobody changes the route beside it, and whoever makes something else of it is not
+/// overruled: the old pods are behind it then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_that_somebody_changes_meanwhile_is_left_to_him_and_leads_to_the_old_pods() {
+    let Some(site) = Site::new(false, Led::ByShare).await else { return };
+    let (world, wanted) = (&site.world, route(&site.world));
+    let mut handle = site.begin().await;
+    let never = Cut::at(u32::MAX, Side::Before);
+    let path = format!("/apis/gateway.networking.k8s.io/v1/namespaces/{}/httproutes/web", world.namespace);
+    let changed = async {
+        let begun = Instant::now();
+        while site.shared().await.is_none_or(|(share, _)| share == 0) {
+            assert!(begun.elapsed() < PATIENCE, "{:#}", site.deployment().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let place = (world.namespace.as_str(), world.lineage);
+        world.provider.wish(place, "web", Wish::Pause).await.unwrap();
+        let live = world.cluster.api().get(&path).await.unwrap();
+        let id = format!("{}/web/{}", world.namespace, live["metadata"]["uid"].as_str().unwrap());
+        let seen = world.provider.read(&wanted.kind, &id.parse().unwrap()).await.unwrap();
+        let textnlp_provider::Observed::Present(seen) = seen else { panic!("{seen:?}") };
+        let mut recorded = site.update.recorded.clone().unwrap();
+        (recorded.kind, recorded.cloud_id, recorded.spec) =
+            (wanted.kind.clone(), seen.cloud_id.clone(), wanted.spec.clone());
+        assert_eq!(world.provider.diff(&wanted, &recorded, &seen), [], "no plan takes that back");
+        let update = operation(world, 10, Verb::Update, &wanted, Some(&recorded));
+        let refused = world.provider.begin(&update).await.unwrap_err();
+        let refused = textnlp_provider::told(&refused);
+        assert!(refused.contains("shares clients by its weights"), "{refused}");
+        let mut rules = live["spec"]["rules"].clone();
+        for backend in rules[0]["backendRefs"].as_array_mut().unwrap() {
+            backend["weight"] = json!(50);
+        }
+        let change = json!({ "spec": { "rules": rules } });
+        world.cluster.api().call("PATCH", &path, Some(&change)).await.unwrap().ok();
+    };
+    let (stage, held, ()) = tokio::join!(site.see_to(&never), site.wait(&mut handle, true), changed);
+    assert!(held.is_none());
+    assert_eq!(stage, Some(Stage::Reverted));
+    let told = site.deployment().await["metadata"]["annotations"]["textnlp-rollout-told"].clone();
+    assert!(told.as_str().unwrap().contains("somebody changed the HTTPRoute meanwhile"), "{told}");
+    assert_eq!(site.shared().await, Some((50, json!({ "app": "web" }))), "it is left as it is");
+    let pods = site.pods().await;
+    let old = json!(["sh", "-c", OLD]);
+    assert!(pods.len() == 2 && pods.iter().all(|pod| pod["spec"]["containers"][0]["command"] == old));
 }

@@ -6,6 +6,7 @@
 
 mod api;
 mod databases;
+mod gateway;
 pub mod kubelet;
 pub mod metrics;
 #[path = "../../src/ports.rs"]
@@ -333,6 +334,34 @@ impl Cluster {
     /// The folder of what the newest versions of Kubernetes say of their objects, a file a version.
     pub fn schemas() -> Option<Utf8PathBuf> {
         programs::asked("--schemas")
+    }
+
+    /// Adds the kinds of the Gateway API as its makers define them; whether they are there, which they must be where everything must.
+    pub fn add_gateway_api(&self) -> bool {
+        let Some(folder) = programs::asked("--gateway-api") else {
+            let required = std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_some();
+            assert!(!required, "the Gateway API is not there: run tests/cluster/build");
+            return false;
+        };
+        let added = ["apply", "--server-side", "--force-conflicts", "-f", folder.as_str()];
+        let served = ["wait", "--for=condition=Established", "--timeout=60s", "-f", folder.as_str()];
+        for arguments in [&added[..], &served] {
+            let out = self.kubectl(arguments);
+            assert!(out.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        true
+    }
+
+    /// From now on a controller of the Gateway API looks after the Gateway `NAMESPACE/web`, which it makes: clients of `host` come by the port
+    /// that it answers with, with a certificate of this cluster's authority, and routes of namespaces with this label are taken. `None` where the
+    /// Gateway API cannot be had.
+    pub fn gateway(&self, namespace: &str, host: &str, label: (&str, &str)) -> Option<u16> {
+        if !self.add_gateway_api() {
+            return None;
+        }
+        let port = gateway::start(self.admin(), namespace.to_owned(), self.authority.server(&[host]));
+        self.feed(&["apply"], &gateway::object(namespace, host, port, label));
+        Some(port)
     }
 
     /// Gives kubectl a text, as `kubectl apply -f -` takes it, and expects that it succeeds.

@@ -18,15 +18,10 @@ pub(crate) type Answer = (&'static str, &'static str, String);
 
 /// Answers requests, each by its target (`/path?query`) and its body, until the runtime ends; tells the port.
 pub(crate) async fn serve(
-    (certificate, key): &(String, String),
+    trusted: &(String, String),
     answer: impl Fn(String, Vec<u8>) -> BoxFuture<'static, Answer> + Send + Sync + 'static,
 ) -> u16 {
-    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate of ours");
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key of ours");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.expect("TLS as it comes").with_no_client_auth().with_single_cert(vec![certificate], key);
-    let acceptor = TlsAcceptor::from(Arc::new(config.expect("the key belongs to the certificate")));
+    let acceptor = acceptor(trusted);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("ask for a port");
     let port = listener.local_addr().expect("ask for a port").port();
     let answer = Arc::new(answer);
@@ -60,6 +55,29 @@ pub(crate) async fn serve(
         }
     });
     port
+}
+
+/// Ends TLS with a certificate and its key.
+pub(crate) fn acceptor((certificate, key): &(String, String)) -> TlsAcceptor {
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate of ours");
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key of ours");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.expect("TLS as it comes").with_no_client_auth().with_single_cert(vec![certificate], key);
+    TlsAcceptor::from(Arc::new(config.expect("the key belongs to the certificate")))
+}
+
+/// Speaks TLS with whoever has this name by one of these authorities, and with nobody else.
+pub(crate) async fn connect(stream: TcpStream, authorities: &str, name: &str) -> Option<TlsStream<TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    for one in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
+        roots.add(one.ok()?).ok()?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.ok()?.with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).ok()?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()
 }
 
 /// Speaks TLS with whoever is there, as probes of nodes do: they look at no certificate, and show none.

@@ -73,6 +73,27 @@ impl Meaning<'_> {
                 IngressKind::Route => {
                     self.error(&field, "nothing reads it with `kind: route`, which passes TLS through", "remove it");
                 }
+                IngressKind::Gateway => {
+                    let cause = "nothing reads it with `kind: gateway`: the Gateway has its class and the certificate that clients see";
+                    self.error(&field, cause, "remove it");
+                }
+            }
+        }
+        match ingress.kind {
+            IngressKind::Gateway => self.gateway(at, ingress),
+            _ => {
+                let fields = [
+                    ("gateway", ingress.gateway.is_some()),
+                    ("section", ingress.section.is_some()),
+                    ("port", ingress.port.is_some()),
+                ];
+                for (field, _) in fields.into_iter().filter(|(_, is_said)| *is_said) {
+                    self.error(
+                        &format!("{at}.{field}"),
+                        "only a Gateway has one",
+                        "remove it, or write `kind: gateway`",
+                    );
+                }
             }
         }
         if ingress.kind == IngressKind::Ingress {
@@ -84,6 +105,36 @@ impl Meaning<'_> {
                 let cause = "the certificate that clients see comes from one place";
                 self.error(at, cause, "write either `issuer` (cert-manager) or `tls_secret` (one that exists)");
             }
+        }
+    }
+
+    fn gateway(&mut self, at: &str, ingress: &ClusterIngress) {
+        const FIX: &str = "write `gateway: NAMESPACE/NAME`, as `kubectl get gateways --all-namespaces` shows it";
+        match ingress.gateway.as_deref().map(|gateway| gateway.split_once('/')) {
+            None => self.error(at, "nobody says which Gateway leads clients", FIX),
+            Some(None) => self.error(&format!("{at}.gateway"), "it has to say a namespace and a name", FIX),
+            Some(Some((namespace, name))) => {
+                if namespace.len() > 63 || namespace.contains('.') {
+                    self.error(&format!("{at}.gateway"), "this is not the name of a namespace", FIX);
+                } else {
+                    self.object_name(&format!("{at}.gateway"), namespace);
+                }
+                self.object_name(&format!("{at}.gateway"), name);
+            }
+        }
+        if let Some(section) = &ingress.section {
+            self.object_name(&format!("{at}.section"), section);
+        }
+        if ingress.port == Some(0) {
+            self.error(&format!("{at}.port"), "nobody listens there", "write that of the listener, or leave it out");
+        }
+        if self.environment.tls.mode != TlsMode::LocalCa {
+            let cause = format!(
+                "with `mode: {}` the Gateway does not know by whom it knows the pods: it is told the authority of ours alone",
+                self.environment.tls.mode
+            );
+            let fix = "write `tls: { mode: local-ca }`; the certificate that clients see is the Gateway's";
+            self.error("tls.mode", cause, fix);
         }
     }
 

@@ -441,6 +441,15 @@ pub struct ClusterIngress {
     /// The Secret with that certificate, when it exists already.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_secret: Option<String>,
+    /// The Gateway that clients come by, as `NAMESPACE/NAME`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// The one of its listeners that is meant; left out, each that takes `traffic.domain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section: Option<String>,
+    /// The port of that listener, where clients come by another one than 443.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// Which object leads clients.
@@ -452,6 +461,8 @@ pub enum IngressKind {
     Ingress,
     /// A Route of OpenShift, which passes TLS through. Its pods run as the user that OpenShift gives them.
     Route,
+    /// An HTTPRoute of the Gateway API: the Gateway ends their TLS, and speaks TLS with the pods, whose authority it knows.
+    Gateway,
 }
 
 impl ClusterAccess {

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{Operation, Result, Sort};
 
+use super::shares::{self, Route};
 use super::traffic::Traffic;
 use super::{
     ACCOUNT, CONTROLLER, Canary, HELD, ORDERS, Orders, Stage, TELLER, TOLD, Told, call, figures, holder, is_held, note,
@@ -51,6 +52,7 @@ impl Orders {
         (namespace, name, uid): (&str, &str, &str),
         manager: &str,
         (promote, revert): (Value, Value),
+        route: Option<Value>,
     ) -> Self {
         let metrics_port = figures::port(&promote["spec"]["template"]["spec"]).unwrap_or_default();
         let release = hex::encode(&Sha256::digest(promote["spec"]["template"].to_string())[..8]);
@@ -71,7 +73,13 @@ impl Orders {
             metrics_port,
             promote,
             revert,
+            route,
         }
+    }
+
+    /// Whether clients are led to one of two sets of pods, or shared between them.
+    pub(super) fn has_two_sets(&self) -> bool {
+        self.canary.is_blue_green() || self.route.is_some()
     }
 
     /// Makes the job, unless an earlier try has made it. Refused where the rollout could not be ended either way, where another one goes
@@ -95,13 +103,19 @@ impl Orders {
         }
         api.apply(&roll, &self.manager, &self.promote, true).await?;
         let back = api.apply(&roll, &self.manager, &self.revert, true).await?;
-        if self.canary.is_blue_green() {
+        if let Some(route) = &self.route {
+            // Somebody else's field would keep clients from being led.
+            let row = table::named("kubernetes.http-route");
+            let call = Call { row, name: route["metadata"]["name"].as_str(), ..roll };
+            api.apply(&call, &self.manager, route, true).await?;
+        }
+        if self.has_two_sets() {
             if !is_one_set(deployment) {
                 let hint = "`kubectl rollout status` waits until they are gone; then run the same command again";
                 return Err(roll.error(Sort::Conflict).because(OTHERS_STAY).hint(hint));
             }
         } else {
-            make_way(api, (&self.namespace, &self.name), deployment, Some(&self.id)).await?;
+            make_way(api, (&self.namespace, &self.name), deployment, (&self.manager, Some(&self.id))).await?;
         }
         if back.object["spec"]["template"] != deployment["spec"]["template"] {
             let hint = "`drift` shows how; `--set rollout.strategy=rolling` replaces the pods without looking at the first ones";
@@ -164,10 +178,10 @@ impl Orders {
         let stage = told.as_ref().map(|told| told.stage);
         // Nobody else is left who could.
         if held {
-            if self.canary.is_blue_green() {
+            if self.has_two_sets() {
                 // Whoever looks next knows what to finish; the release may be tried again, for it is not its fault.
                 let told = told.unwrap_or_else(|| self.told(Stage::Reverting, "", 0));
-                let told = Told { stage: Stage::Reverting, says: why, release: String::new(), ..told };
+                let told = Told { stage: Stage::Reverting, says: why, release: String::new(), share: None, ..told };
                 self.say(api, &told).await?;
                 self.put_back(api, &told).await?;
                 return Ok(Standing::GoesOn(told.says));
@@ -176,8 +190,8 @@ impl Orders {
             return Ok(Standing::Ended(format!("{why}; {OLD_RUNS}")));
         }
         match told.filter(|told| matches!(told.stage, Stage::Promoting | Stage::Reverting)) {
-            _ if !self.canary.is_blue_green() => {}
-            None => self.traffic(api).lead_to(None).await?,
+            _ if !self.has_two_sets() => {}
+            None => self.traffic(api).lead_to_all().await?,
             Some(_) if !self.settle(api, deployment).await? => {
                 return Ok(Standing::GoesOn(format!("{why}; pods of the other release leave")));
             }
@@ -194,10 +208,18 @@ impl Orders {
         }
     }
 
+    /// The new release for all. Where clients are shared, old pods would have most of them until the last one is gone.
+    pub(super) async fn go_on(&self, api: &Api) -> Result<()> {
+        if self.route.is_some() {
+            self.traffic(api).lead_to_all().await?;
+        }
+        self.apply(api, &self.promote).await
+    }
+
     /// The old release: clients first, and then the pods.
     pub(super) async fn put_back(&self, api: &Api, told: &Told) -> Result<()> {
-        if self.canary.is_blue_green() {
-            self.traffic(api).lead_to(told.sets.as_ref().map(|sets| sets.old.as_str())).await?;
+        if self.has_two_sets() {
+            self.traffic(api).keep(told.sets.as_ref().map(|sets| sets.old.as_str())).await?;
         }
         self.apply(api, &self.revert).await
     }
@@ -208,12 +230,19 @@ impl Orders {
     }
 
     pub(super) fn traffic<'a>(&'a self, api: &'a Api) -> Traffic<'a> {
-        Traffic { api, namespace: &self.namespace, name: &self.name }
+        let route = self.route.as_ref().map(|applied| Route {
+            api,
+            applied,
+            manager: &self.manager,
+            id: &self.id,
+            share: self.canary.share.unwrap_or_default(),
+        });
+        Traffic { api, namespace: &self.namespace, name: &self.name, route }
     }
 
     pub(super) fn told(&self, stage: Stage, says: &str, began: u64) -> Told {
         let (id, release) = (self.id.clone(), self.release.clone());
-        Told { id, stage, says: says.to_owned(), release, began, sets: None }
+        Told { id, stage, says: says.to_owned(), release, began, share: None, sets: None }
     }
 
     pub(super) async fn say(&self, api: &Api, told: &Told) -> Result<()> {
@@ -322,10 +351,10 @@ pub(crate) async fn make_way(
     api: &Api,
     (namespace, name): (&str, &str),
     deployment: &Value,
-    own: Option<&str>,
+    (manager, own): (&str, Option<&str>),
 ) -> Result<()> {
     let Some(told) = told(deployment).filter(|told| own != Some(told.id.as_str())) else { return Ok(()) };
-    let traffic = Traffic { api, namespace, name };
+    let mut traffic = Traffic { api, namespace, name, route: None };
     if traffic.led_to().await?.is_none() {
         return Ok(());
     }
@@ -335,7 +364,66 @@ pub(crate) async fn make_way(
         let error = call("change", "patch", namespace, Some(name)).error(Sort::Conflict);
         return Err(error.because("a rollout of it goes on, which leads clients to one set of its pods").hint(hint));
     }
-    traffic.lead_to(None).await
+    let route = shares::applied(api, (namespace, name), manager).await?;
+    traffic.route = route.as_ref().map(|(applied, found)| Route {
+        api,
+        applied,
+        manager,
+        id: &told.id,
+        share: shares::weights(found).map_or(0, |[_, new]| new),
+    });
+    traffic.lead_to_all().await
+}
+
+/// What a deployment's clients come by, if shares of them are told apart there; refused where it is not as this manager applied it.
+pub(crate) async fn route_of(
+    api: &Api,
+    (namespace, name): (&str, &str),
+    manager: &str,
+    canary: Canary,
+) -> Result<Option<Value>> {
+    if !canary.weighted {
+        return Ok(None);
+    }
+    match shares::applied(api, (namespace, name), manager).await? {
+        Some((applied, found)) if applied["spec"] == found["spec"] => Ok(Some(applied)),
+        // What a rollout left that nobody ended is taken back before the next one.
+        Some((applied, found)) if holder_is_gone(api, namespace, &found).await? => {
+            let share = shares::weights(&found).map_or(0, |[_, new]| new);
+            Route { api, applied: &applied, manager, id: "", share }.lead(0).await?;
+            Ok(Some(applied))
+        }
+        _ => {
+            let why = "the HTTPRoute that shares clients is not there as it was applied";
+            let hint = "`drift` shows how; an `up` that changes no pods puts it right, or `--set rollout.strategy=rolling` replaces the pods without it";
+            Err(call("roll", "patch", namespace, Some(name)).error(Sort::Conflict).because(why).hint(hint))
+        }
+    }
+}
+
+async fn holder_is_gone(api: &Api, namespace: &str, route: &Value) -> Result<bool> {
+    Ok(match shares::holder_of_route(route) {
+        Some(id) => !goes_on(api, namespace, id).await?,
+        None => false,
+    })
+}
+
+/// Refuses a change of the route by which a rollout that goes on shares clients.
+pub(crate) async fn leave_shares(api: &Api, namespace: &str, route: &Value) -> Result<()> {
+    let Some(id) = shares::holder_of_route(route) else { return Ok(()) };
+    if !goes_on(api, namespace, id).await? {
+        return Ok(());
+    }
+    let row = table::named("kubernetes.http-route");
+    let call = Call {
+        action: "update",
+        verb: "patch",
+        row,
+        namespace: Some(namespace),
+        name: route["metadata"]["name"].as_str(),
+    };
+    let hint = "wait for its end (`rollout status`), or `rollout abort`";
+    Err(call.error(Sort::Conflict).because("a rollout goes on, which shares clients by its weights").hint(hint))
 }
 
 /// Whether all pods of a deployment are of one template.
@@ -365,8 +453,14 @@ mod tests {
     use super::*;
 
     fn orders() -> Orders {
-        let canary =
-            Canary { share: Some(10), bake_seconds: 60, deadline_seconds: 600, slow_ms: 500, error_rate: 0.01 };
+        let canary = Canary {
+            share: Some(10),
+            weighted: false,
+            bake_seconds: 60,
+            deadline_seconds: 600,
+            slow_ms: 500,
+            error_rate: 0.01,
+        };
         let manifest = |of: &str| {
             json!({
                 "metadata": { "name": "api", "annotations": {} },
@@ -383,6 +477,7 @@ mod tests {
             metrics_port: 9090,
             promote: manifest("new"),
             revert: manifest("$(OLD)"),
+            route: None,
             release: "r".to_owned(),
             labels: json!({}),
         }

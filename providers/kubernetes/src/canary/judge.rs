@@ -91,7 +91,8 @@ impl Judge {
         if wish == Some(Wish::Pause) {
             return Judgement::Wait(format!("held by `rollout pause`; {ready}"));
         }
-        Judgement::Switch(format!("all {} new pods are ready, and clients are led to them", look.pods))
+        let led = self.canary.share.map_or("clients are".to_owned(), |share| format!("{share} % of the clients are"));
+        Judgement::Switch(format!("all {} new pods are ready, and {led} led to them", look.pods))
     }
 
     /// Judges by one more look, and by what a person wants.
@@ -219,7 +220,14 @@ mod tests {
     }
 
     fn blue_green() -> Canary {
-        Canary { share: None, bake_seconds: 300, deadline_seconds: 1000, slow_ms: 500, error_rate: 0.01 }
+        Canary {
+            share: None,
+            weighted: false,
+            bake_seconds: 300,
+            deadline_seconds: 1000,
+            slow_ms: 500,
+            error_rate: 0.01,
+        }
     }
 
     fn totals(answers: u64, failures: u64, slow: u64) -> Totals {

@@ -7,13 +7,15 @@
 //! template is the old release whole.
 //!
 //! Where no share is named, the new pods are a whole second set, and the service leads clients to one set or the other ([`traffic`]):
-//! blue-green.
+//! blue-green. Where clients come by a route of the Gateway API, the share is one of them, by its weights ([`shares`]), and the new pods are a
+//! second set too, of few.
 //!
 //! `begin` and `advance` are the operator's side, [`watch`] is the job's. They talk by annotations of the deployment.
 
 mod begin;
 pub(crate) mod figures;
 mod judge;
+mod shares;
 mod traffic;
 mod watch;
 
@@ -27,8 +29,9 @@ use crate::identity;
 use crate::provider::Kubernetes;
 use crate::table;
 
-pub(crate) use begin::{Standing, make_way};
+pub(crate) use begin::{Standing, leave_shares, make_way, route_of};
 use figures::Totals;
+pub(crate) use shares::without_shares;
 pub use watch::Scrape;
 pub(crate) use watch::in_one_line;
 
@@ -60,6 +63,9 @@ pub(crate) struct Canary {
     /// led at once. A job of a program that knows no such thing does not read its orders then, and nothing begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) share: Option<u32>,
+    /// Whether that is the share of the clients too, by the weights of a route; else it is as large as that of the pods.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) weighted: bool,
     pub(crate) bake_seconds: u64,
     pub(crate) deadline_seconds: u64,
     pub(crate) slow_ms: u32,
@@ -103,6 +109,9 @@ pub struct Told {
     /// Since when new pods are there, in seconds since 1970 by the cluster's clock.
     #[serde(default)]
     pub began: u64,
+    /// The share of the clients that is led to the new pods now, in percent, where a route tells shares apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<u32>,
     /// What is known of the two sets, where clients are led from one to the other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sets: Option<Sets>,
@@ -157,6 +166,9 @@ pub(crate) struct Orders {
     promote: Value,
     /// What is applied when they are not: what was there.
     revert: Value,
+    /// The route by whose weights clients are shared, as it was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    route: Option<Value>,
     /// See [`Told::release`].
     release: String,
     /// Labels by which the job is known for ours.
@@ -185,7 +197,7 @@ impl Told {
     /// The same when it is done.
     fn ended(self) -> Self {
         let stage = if self.stage == Stage::Promoting { Stage::Promoted } else { Stage::Reverted };
-        Self { stage, ..self }
+        Self { stage, share: None, ..self }
     }
 }
 

@@ -7,6 +7,7 @@
 use serde_json::{Value, json};
 use textnlp_provider::{Result, Sort};
 
+use super::shares::{Route, second};
 use super::watch::is_of;
 use super::{HASH, TELLER};
 use crate::api::Api;
@@ -28,53 +29,98 @@ pub(super) struct Traffic<'a> {
     pub(super) api: &'a Api,
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
+    /// What leads a share of them to the new pods, where they are not all led at once.
+    pub(super) route: Option<Route<'a>>,
 }
 
 impl Traffic<'_> {
+    /// Leads clients to the old pods alone, or to all where those are not known; whether what shares clients is still ours. Whoever has made
+    /// something else of that finds nothing but old pods behind it.
+    pub(super) async fn keep(&self, old: Option<&str>) -> Result<bool> {
+        let Some(route) = &self.route else {
+            self.lead_to(old).await?;
+            return Ok(true);
+        };
+        let is_ours = route.lead(0).await?;
+        self.ask(SELECTING[0], &second(self.name), old).await?;
+        self.ask(SELECTING[0], self.name, old).await?;
+        Ok(is_ours)
+    }
+
+    /// Leads clients to the new pods: all of them, or their share; whether that could be done.
+    pub(super) async fn show(&self, old: &str, new: Option<&str>) -> Result<bool> {
+        let (Some(route), Some(_)) = (&self.route, new) else {
+            self.lead_to(new).await?;
+            return Ok(true);
+        };
+        self.ask(SELECTING[0], self.name, Some(old)).await?;
+        self.ask(SELECTING[0], &second(self.name), new).await?;
+        route.lead(route.share).await
+    }
+
+    /// Whether clients are led to the new pods.
+    pub(super) async fn shows(&self, new: &str) -> Result<bool> {
+        match &self.route {
+            Some(route) => Ok(route.now().await? == Some(route.share)),
+            None => Ok(self.led_to().await?.as_deref() == Some(new)),
+        }
+    }
+
+    /// Leads clients to all pods, as it was applied.
+    pub(super) async fn lead_to_all(&self) -> Result<()> {
+        let Some(route) = &self.route else { return self.lead_to(None).await };
+        // What somebody has made of it stays; it leads to the same pods then, whatever its weights.
+        route.lead(0).await?;
+        self.ask(SELECTING[0], &second(self.name), None).await?;
+        // The service is what says how far it is.
+        self.ask(SELECTING[0], self.name, None).await
+    }
     /// The set that clients are led to; `None` where they are led to all pods.
     pub(super) async fn led_to(&self) -> Result<Option<String>> {
-        let service = self.find("read", "get", SELECTING[0]).await?;
+        let service = self.api.get(&self.call("read", "get", SELECTING[0])).await?;
         Ok(service.and_then(|service| labels(&service)[HASH].as_str().map(str::to_owned)))
     }
 
     /// Leads clients to one set of pods, or to all of them. Done again it changes nothing.
-    pub(super) async fn lead_to(&self, set: Option<&str>) -> Result<()> {
+    async fn lead_to(&self, set: Option<&str>) -> Result<()> {
         let mut kinds = SELECTING;
         // The service is what says how far it is.
         if set.is_none() {
             kinds.reverse();
         }
         for kind in kinds {
-            let Some(object) = self.find("lead clients by", "patch", kind).await? else {
-                if kind == SELECTING[0] {
-                    let call = self.call("lead clients by", "patch", kind);
-                    return Err(call.error(Sort::Unavailable).because("it is gone: nobody is led to any pod"));
-                }
-                continue;
-            };
-            if !labels(&object).is_object() {
-                let call = self.call("lead clients by", "patch", kind);
-                return Err(call
-                    .error(Sort::Conflict)
-                    .because("it asks for no label of pods: who it leads to is somebody else's"));
-            }
-            let Some(selector) = selecting(&object, set) else { continue };
-            let call = self.call("lead clients by", "patch", kind);
-            // Whoever changed it since it was read is not overruled unseen.
-            let manifest = json!({
-                "apiVersion": call.row.api_version(),
-                "kind": kind,
-                "metadata": {
-                    "name": self.name,
-                    "namespace": self.namespace,
-                    "uid": identity::uid(&object),
-                    "resourceVersion": object["metadata"]["resourceVersion"],
-                },
-                "spec": { "selector": selector },
-            });
-            self.api.force(&call, TELLER, &manifest).await?;
+            self.ask(kind, self.name, set).await?;
         }
         Ok(())
+    }
+
+    /// Has an object ask for one set of pods, or for all of them.
+    async fn ask(&self, kind: &str, name: &str, set: Option<&str>) -> Result<()> {
+        let call = Call { name: Some(name), ..self.call("lead clients by", "patch", kind) };
+        let Some(object) = self.api.get(&call).await? else {
+            return match kind == SELECTING[0] {
+                true => Err(call.error(Sort::Unavailable).because("it is gone: nobody is led to any pod")),
+                false => Ok(()),
+            };
+        };
+        if !labels(&object).is_object() {
+            let why = "it asks for no label of pods: who it leads to is somebody else's";
+            return Err(call.error(Sort::Conflict).because(why));
+        }
+        let Some(selector) = selecting(&object, set) else { return Ok(()) };
+        // Whoever changed it since it was read is not overruled unseen.
+        let manifest = json!({
+            "apiVersion": call.row.api_version(),
+            "kind": kind,
+            "metadata": {
+                "name": name,
+                "namespace": self.namespace,
+                "uid": identity::uid(&object),
+                "resourceVersion": object["metadata"]["resourceVersion"],
+            },
+            "spec": { "selector": selector },
+        });
+        self.api.force(&call, TELLER, &manifest).await.map(drop)
     }
 
     /// Leads clients to all pods when those that they are led to are the only ones, or are to go themselves; whether it is so.
@@ -92,13 +138,9 @@ impl Traffic<'_> {
         let mut staying = pods.iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_string());
         let is_over = is_to_go || staying.all(|pod| pod["metadata"]["labels"][HASH] == set.as_str());
         if is_over {
-            self.lead_to(None).await?;
+            self.lead_to_all().await?;
         }
         Ok(is_over)
-    }
-
-    async fn find(&self, action: &'static str, verb: &'static str, kind: &str) -> Result<Option<Value>> {
-        self.api.get(&self.call(action, verb, kind)).await
     }
 
     fn call(&self, action: &'static str, verb: &'static str, kind: &str) -> Call<'_> {

@@ -57,6 +57,7 @@ impl Kubernetes {
             hash: None,
             before: None,
             ending: None,
+            taken: false,
             told: None,
             told_at: Instant::now(),
         };
@@ -98,6 +99,8 @@ struct Watching {
     before: Option<Totals>,
     /// Since when pods of the release that goes are waited for.
     ending: Option<Instant>,
+    /// Whether somebody else has made something of the route that shares clients.
+    taken: bool,
     told: Option<Told>,
     told_at: Instant,
 }
@@ -139,7 +142,7 @@ impl Watching {
                 _ if is_late => orders.told(Stage::Waiting, "nobody began within three minutes", 0),
                 Some(_) => return Ok(Step::Waits),
                 None => {
-                    let sets = match orders.canary.is_blue_green() {
+                    let sets = match orders.has_two_sets() {
                         true => Some(keep(api, orders, &deployment).await?),
                         false => None,
                     };
@@ -148,8 +151,8 @@ impl Watching {
                     return Ok(Step::Waits);
                 }
             };
-            if orders.canary.is_blue_green() {
-                orders.traffic(api).lead_to(None).await?;
+            if orders.has_two_sets() {
+                orders.traffic(api).lead_to_all().await?;
             }
             return Ok(Step::Over(over));
         }
@@ -166,9 +169,12 @@ impl Watching {
                 trouble = (look.ready < look.pods).then_some(&deployment);
                 let is_another = self.hash != sets.as_ref().and_then(|sets| sets.new.clone());
                 match stage {
+                    _ if self.taken => {
+                        Judgement::Revert("somebody changed the HTTPRoute meanwhile, which is left as it is".to_owned())
+                    }
                     Stage::Preparing => self.judge.prepare(look, wish),
                     // What clients are led to is on its way out.
-                    _ if orders.canary.is_blue_green() && self.hash.is_some() && is_another => {
+                    _ if orders.has_two_sets() && self.hash.is_some() && is_another => {
                         Judgement::Revert("somebody changed its pods meanwhile".to_owned())
                     }
                     _ => self.judge.judge(look, wish),
@@ -186,7 +192,13 @@ impl Watching {
             Judgement::Promote(says) => (Stage::Promoting, says),
             Judgement::Revert(says) => (Stage::Reverting, says),
         };
-        let told = Told { sets, ..orders.told(stage, &says, began) };
+        let share = orders.route.as_ref().and(orders.canary.share);
+        let share = match stage {
+            Stage::Baking => share,
+            Stage::Preparing => share.map(|_| 0),
+            _ => None,
+        };
+        let told = Told { sets, share, ..orders.told(stage, &says, began) };
         match stage {
             Stage::Promoting | Stage::Reverting => {
                 self.say(api, orders, told.clone()).await?;
@@ -195,11 +207,16 @@ impl Watching {
             Stage::Switching => {
                 // What old pods answered before is known to whoever finishes it.
                 self.say(api, orders, told.clone()).await?;
-                let new = told.sets.as_ref().and_then(|sets| sets.new.as_deref());
-                orders.traffic(api).lead_to(new).await?;
+                if let Some(sets) = &told.sets
+                    && !orders.traffic(api).show(&sets.old, sets.new.as_deref()).await?
+                {
+                    // The next look finds it so.
+                    return Ok(Step::Looked(says));
+                }
                 // What went before says nothing of pods that have all clients.
                 self.judge = Judge::new(orders.canary);
-                self.say(api, orders, Told { stage: Stage::Baking, ..told }).await?;
+                let share = orders.route.as_ref().and(orders.canary.share);
+                self.say(api, orders, Told { stage: Stage::Baking, share, ..told }).await?;
                 Ok(Step::Looked(says))
             }
             _ => {
@@ -230,7 +247,7 @@ impl Watching {
         at: u64,
     ) -> Result<Look> {
         let mut look = self.look(api, orders, deployment, figures, at).await?;
-        if !orders.canary.is_blue_green() {
+        if !orders.has_two_sets() {
             *stage = Stage::Baking;
             return Ok(look);
         }
@@ -242,17 +259,24 @@ impl Watching {
         // Before its controller has made the second set, the newest one may still be the first.
         self.hash = self.hash.take().filter(|hash| *hash != sets.old);
         let traffic = orders.traffic(api);
-        let is_done = *stage == Stage::Switching && sets.new.is_some() && traffic.led_to().await? == sets.new;
+        let is_done = match (&*stage, sets.new.as_deref()) {
+            (Stage::Switching, Some(new)) => traffic.shows(new).await?,
+            _ => false,
+        };
         if is_done || *stage == Stage::Baking {
             *stage = Stage::Baking;
-            traffic.lead_to(sets.new.as_deref()).await?;
-            look.old = sets.before;
+            self.taken = !traffic.show(&sets.old, sets.new.as_deref()).await?;
+            if orders.canary.is_blue_green() {
+                look.old = sets.before;
+            }
             return Ok(look);
         }
         *stage = Stage::Preparing;
-        traffic.lead_to(Some(&sets.old)).await?;
+        self.taken = !traffic.keep(Some(&sets.old)).await?;
         *sets = Sets { new: self.hash.clone(), before: before.and(self.old.totals), ..sets.clone() };
-        let meant = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+        let all = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+        // As Kubernetes rounds a surge.
+        let meant = orders.canary.share.map_or(all, |share| (all * u64::from(share)).div_ceil(100).max(1));
         Ok(match self.hash {
             Some(_) => Look { pods: look.pods.max(meant), ..look },
             None => Look { at, pods: meant, ..Look::default() },
@@ -262,7 +286,7 @@ impl Watching {
     /// Does what was said, and says that it is done.
     async fn end(&mut self, api: &Api, orders: &Orders, deployment: &Value, told: Told) -> Result<Step> {
         let done = match told.stage {
-            Stage::Promoting => orders.apply(api, &orders.promote).await,
+            Stage::Promoting => orders.go_on(api).await,
             _ => orders.put_back(api, &told).await,
         };
         if let Err(error) = done {
@@ -272,7 +296,7 @@ impl Watching {
             let _ = self.say(api, orders, Told { says, ..told.clone() }).await;
             return Err(error);
         }
-        if orders.canary.is_blue_green() {
+        if orders.has_two_sets() {
             return Ok(Step::Looked(told.says));
         }
         self.ended(api, orders, deployment, told).await
@@ -280,13 +304,13 @@ impl Watching {
 
     /// The pods become those of one release: when they are, clients may be led to all of them again.
     async fn ended(&mut self, api: &Api, orders: &Orders, deployment: &Value, told: Told) -> Result<Step> {
-        if orders.canary.is_blue_green() {
+        if orders.has_two_sets() {
             let since = *self.ending.get_or_insert_with(Instant::now);
             if !orders.settle(api, deployment).await? {
                 if since.elapsed() < SETTLES {
                     return Ok(Step::Looked(format!("{}; pods of the other release leave", told.says)));
                 }
-                orders.traffic(api).lead_to(None).await?;
+                orders.traffic(api).lead_to_all().await?;
             }
         }
         let told = told.ended();
@@ -375,7 +399,7 @@ async fn keep(api: &Api, orders: &Orders, deployment: &Value) -> Result<Sets> {
     let Some(old) = old else {
         return Err(call.error(Sort::Unavailable).because("its controller has not looked at its pods yet"));
     };
-    orders.traffic(api).lead_to(Some(&old)).await?;
+    orders.traffic(api).keep(Some(&old)).await?;
     Ok(Sets { old, new: None, before: Totals::default() })
 }
 

@@ -104,6 +104,8 @@ struct SiteObjects {
     secrets: Vec<NeededSecret>,
     /// Secrets that others make and renew in the namespace: only certificates are.
     given: Vec<String>,
+    /// Maps of what a certificate that somebody brings is known by, which only an `up` knows of its own: their names, and their keys.
+    maps: Vec<(String, Vec<String>)>,
     namespace: String,
     /// Whether the namespace is made with the rest.
     own_namespace: bool,
@@ -124,6 +126,7 @@ impl SiteObjects {
             items: Vec::new(),
             secrets: Vec::new(),
             given: Vec::new(),
+            maps: Vec::new(),
             namespace: String::new(),
             own_namespace: true,
         };
@@ -163,6 +166,11 @@ impl SiteObjects {
             if row.kind == "Job" {
                 // By which both are removed before they are applied anew.
                 manifest["metadata"]["labels"]["app.kubernetes.io/part-of"] = json!("textnlp");
+            }
+            if row.kind == "ConfigMap" && first_output(&manifest).is_some() {
+                let keys = manifest["data"].as_object().into_iter().flatten().map(|(key, _)| key.clone());
+                site.maps.push((name, keys.collect()));
+                continue;
             }
             if let Some(left) = first_output(&manifest) {
                 return Err(format!("{} needs {}#{}, which only an `up` knows", one.id, left.resource, left.field));

@@ -76,15 +76,24 @@ fn namespace_made(namespace: &str) -> String {
     )
 }
 
-/// Secrets that nobody makes from here.
+/// Secrets that nobody makes from here, and what a certificate is known by.
 fn given(site: &SiteObjects) -> String {
-    if site.given.is_empty() {
-        return String::new();
+    let mut text = String::new();
+    if !site.given.is_empty() {
+        let all = site.given.join(", ");
+        let _ =
+            write!(text, "\nIn the namespace there have to be these Secrets, which others make and renew: {all}.\n\n");
     }
-    format!(
-        "\nIn the namespace there have to be these Secrets, which others make and renew: {}.\n\n",
-        site.given.join(", ")
-    )
+    for (name, keys) in &site.maps {
+        let files: String = keys.iter().map(|key| format!(" --from-file={key}")).collect();
+        let _ = write!(
+            text,
+            "\nThe gateway knows the pods by the authority that signed tls.crt, which is in none of these files. Make it known, and again when it changes:\n\n    \
+             kubectl -n {} create configmap {name}{files}\n\n",
+            site.namespace
+        );
+    }
+    text
 }
 
 pub(super) fn commented(text: &str) -> String {

@@ -6,6 +6,7 @@
 mod adapter;
 mod beside;
 mod database;
+mod gateway;
 mod nodes;
 mod template;
 mod workload;
@@ -52,6 +53,8 @@ pub struct Placement {
     pub postgres: Option<OwnPostgres>,
     /// Whether a new release shows first on a few pods, or on a second set of them, that it is well: their template then carries all that they read but secrets.
     pub canary: bool,
+    /// Whether a share of the clients is led to those few, where what leads clients can tell shares apart: a route of a Gateway can.
+    pub weighted: bool,
     /// The job of the operator's on what the servers stored, if there is one.
     pub analytics: Option<Analytics>,
     /// The settings of SAML for whoever signs people in before the service, or why they cannot be had.
@@ -66,6 +69,12 @@ pub struct Placement {
     pub min_nodes: u32,
     /// How many it may have at most, where somebody says so: nobody here could see to that.
     pub max_nodes: Option<u32>,
+}
+
+impl Placement {
+    fn is_weighted(&self) -> bool {
+        self.canary && self.weighted && matches!(self.ingress, Some(Ingress::Gateway { .. }))
+    }
 }
 
 /// A PostgreSQL in the cluster, which CloudNativePG runs.
@@ -102,6 +111,19 @@ pub enum Ingress {
     },
     /// A route of OpenShift.
     Route {
+        /// The name under which clients come.
+        host: String,
+    },
+    /// A route of the Gateway API.
+    Gateway {
+        /// The namespace of the Gateway, which is an operator's.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// The one of its listeners that is meant, if one is.
+        section: Option<String>,
+        /// The port that clients come by.
+        port: u16,
         /// The name under which clients come.
         host: String,
     },
@@ -298,7 +320,12 @@ impl Lowering<'_> {
         let inputs = json!({ "namespace": self.place.namespace, "name": "textnlp-api" });
         self.part_of_kind("service-account", Template::ServiceAccount, &inputs, []);
         if self.place.canary {
-            let inputs = json!({ "namespace": self.place.namespace, "name": ACCOUNT, "deployment": "textnlp-api" });
+            let inputs = json!({
+                "namespace": self.place.namespace,
+                "name": ACCOUNT,
+                "deployment": "textnlp-api",
+                "weighted": self.place.is_weighted(),
+            });
             for (part, template) in [
                 ("rollout-account", Template::ServiceAccount),
                 ("rollout-role", Template::Role),

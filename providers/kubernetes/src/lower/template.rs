@@ -56,6 +56,10 @@ templates! {
     Metrics = "metrics.yaml";
     Ingress = "ingress.yaml";
     Route = "route.yaml";
+    HttpRoute = "http-route.yaml";
+    ServiceNew = "service-new.yaml";
+    BackendTls = "backend-tls.yaml";
+    Authority = "authority.yaml";
     DisruptionBudget = "disruption-budget.yaml";
     Autoscaler = "autoscaler.yaml";
     Adapter = "adapter.yaml";

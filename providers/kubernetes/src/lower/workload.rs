@@ -153,6 +153,9 @@ impl Lowering<'_> {
             let parts = ["rollout-account", "rollout-role", "rollout-binding"];
             needs.extend(parts.into_iter().filter_map(|part| self.id(workload.cluster.as_str(), part)));
         }
+        // By which clients are shared as soon as pods change.
+        let shares = ["http-route", "backend-tls", "service-new"].map(|part| self.id(ENDPOINT, part));
+        needs.extend(shares.into_iter().flatten().filter(|_| self.place.is_weighted()));
         needs.extend(self.claim(workload.models.as_str()));
         match self.place.tls_secret {
             Some(_) => needs.push(tls),
@@ -165,7 +168,13 @@ impl Lowering<'_> {
             "replicas": (!grown).then_some(workload.replicas),
             "annotations": annotations,
             "carried": carried,
-            "canary": workload.canary.filter(|_| carried).map(|canary| json!(canary).to_string()),
+            "canary": workload.canary.filter(|_| carried).map(|canary| {
+                let mut canary = json!(canary);
+                if self.place.is_weighted() {
+                    canary["weighted"] = json!(true);
+                }
+                canary.to_string()
+            }),
             "https_port": HTTPS_PORT,
             "metrics_port": METRICS_PORT,
             "model_folder": MODELS,
@@ -283,6 +292,7 @@ impl Lowering<'_> {
                 });
                 self.part_of_kind("route", Template::Route, &inputs, []);
             }
+            Some(gateway @ Ingress::Gateway { .. }) => self.gateway(endpoint, &gateway),
         }
     }
 }

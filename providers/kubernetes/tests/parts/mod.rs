@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
-use textnlp_kubernetes::{Access, Analytics, Kubernetes, ModelVolume, Nodes, OwnPostgres, Placement, Spot};
+use textnlp_kubernetes::{Access, Analytics, Ingress, Kubernetes, ModelVolume, Nodes, OwnPostgres, Placement, Spot};
 use textnlp_provider::component::*;
 use textnlp_provider::{Component, Problems, Provider, Site, Wanted};
 
@@ -188,6 +188,34 @@ pub fn beside(placement: &Placement) -> Vec<Wanted> {
     let plain = objects(placement);
     let made = objects(&with_parts(placement.clone()));
     made.into_iter().filter(|one| plain.iter().all(|other| one.id != other.id || one.spec != other.spec)).collect()
+}
+
+/// A site whose clients come by a Gateway of the operator's.
+pub fn by_gateway(placement: Placement) -> Placement {
+    let ingress = Ingress::Gateway {
+        namespace: "infra".to_owned(),
+        name: "web".to_owned(),
+        section: Some("https".to_owned()),
+        port: 443,
+        host: "text.example.com".to_owned(),
+    };
+    let address = Some("https://text.example.com".to_owned());
+    Placement { ingress: Some(ingress), led_by_others: true, address, ..placement }
+}
+
+/// What differs where a share of them is led to the first pods of a new release, beside what a canary is anyway.
+pub fn weighted(placement: &Placement) -> Vec<Wanted> {
+    let by_gateway = by_gateway(Placement { canary: true, ..placement.clone() });
+    let plain = objects(&by_gateway);
+    let made = objects(&Placement { weighted: true, ..by_gateway });
+    made.into_iter().filter(|one| plain.iter().all(|other| one != other)).collect()
+}
+
+/// What differs where they do.
+pub fn gateway(placement: &Placement) -> Vec<Wanted> {
+    let plain = objects(placement);
+    let made = objects(&by_gateway(placement.clone()));
+    made.into_iter().filter(|one| plain.iter().all(|other| one != other)).collect()
 }
 
 /// What differs where an adapter of ours tells the autoscaler how many requests there are.

@@ -139,9 +139,10 @@ pub fn want(kind: &str, name: &str, namespace: Option<&str>, rest: Value) -> Wan
 
 /// The kinds that others add to clusters, as far as tests need them: anything may stand in their objects. Their controllers are
 /// [`content`].
-pub const ADDED: [(&str, &str, &str); 8] = [
+pub const ADDED: [(&str, &str, &str); 9] = [
     ("gateway.networking.k8s.io", "gateways", "Gateway"),
     ("gateway.networking.k8s.io", "httproutes", "HTTPRoute"),
+    ("gateway.networking.k8s.io", "backendtlspolicies", "BackendTLSPolicy"),
     ("route.openshift.io", "routes", "Route"),
     ("cert-manager.io", "issuers", "Issuer"),
     ("cert-manager.io", "certificates", "Certificate"),
@@ -201,9 +202,10 @@ pub fn content(cluster: &'static Cluster, namespace: &str) -> tokio::task::JoinH
                 for object in listed.body["items"].as_array().into_iter().flatten() {
                     let generation = &object["metadata"]["generation"];
                     let holds = |kind: &str| json!({ "type": kind, "status": "True", "reason": kind, "message": "", "observedGeneration": generation });
-                    let conditions = json!([holds("Ready"), holds("Programmed"), holds("Accepted"), holds("Admitted")]);
+                    let kinds = ["Ready", "Programmed", "Accepted", "ResolvedRefs", "Admitted"];
+                    let conditions = json!(kinds.map(holds));
                     let one = json!([{ "conditions": conditions }]);
-                    let status = json!({ "status": { "conditions": conditions, "parents": one, "ingress": one } });
+                    let status = json!({ "status": { "conditions": conditions, "parents": one, "ancestors": one, "ingress": one } });
                     if object["status"] != status["status"] {
                         let path = format!("{all}/{}/status", object["metadata"]["name"].as_str().unwrap());
                         let _ = api.call("PATCH", &path, Some(&status)).await;

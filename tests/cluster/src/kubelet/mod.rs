@@ -27,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::api::Api;
 use crate::databases::Names;
 use crate::programs::Sender;
+pub(crate) use network::here;
 use pod::Pod;
 pub(crate) use pod::names;
 

@@ -78,7 +78,7 @@ async fn lead(mut client: TcpStream, api: Api) -> Option<()> {
 }
 
 /// Where a pod listens that is shown with this address.
-fn here(shown: IpAddr, port: u16) -> Option<SocketAddr> {
+pub(crate) fn here(shown: IpAddr, port: u16) -> Option<SocketAddr> {
     let IpAddr::V4(address) = shown else { return None };
     let bytes = address.octets();
     Some((real(bytes[2], bytes[3]), port).into())

@@ -1,0 +1,207 @@
+//! Which share of the clients is led to the new pods, by the weights of a route of the Gateway API.
+//!
+//! The route has two services, of which the second asks for the new pods as long as a rollout goes on. Nobody but its own field manager
+//! writes it, always as a whole, and only while it is as that one applied it: what somebody else has made of it stays.
+
+use serde_json::{Value, json};
+use textnlp_provider::{Object, Result, Sort, Spec};
+
+use super::HELD;
+use crate::api::Api;
+use crate::error::Call;
+use crate::identity;
+use crate::table;
+
+/// All clients, in percent.
+const ALL: u32 = 100;
+/// Its status is written by others, who may come between a look and a change this often.
+const TRIES: u32 = 5;
+
+/// The route that leads clients to two services, and how it was applied.
+pub(super) struct Route<'a> {
+    pub(super) api: &'a Api,
+    /// The whole manifest.
+    pub(super) applied: &'a Value,
+    /// The field manager of it.
+    pub(super) manager: &'a str,
+    /// The rollout that holds it.
+    pub(super) id: &'a str,
+    /// The share that new pods get, in percent.
+    pub(super) share: u32,
+}
+
+/// The second service of a name.
+pub(super) fn second(name: &str) -> String {
+    format!("{name}-new")
+}
+
+impl Route<'_> {
+    /// The share that is led to the second service; `None` where somebody made something else of the route.
+    pub(super) async fn now(&self) -> Result<Option<u32>> {
+        let found = self.api.get(&self.call("read", "get")).await?;
+        Ok(found.and_then(|found| self.share_of(&found)))
+    }
+
+    /// Leads this share of the clients to the second service; whether the route is still ours to do so. Done again it changes nothing.
+    pub(super) async fn lead(&self, share: u32) -> Result<bool> {
+        let call = self.call("lead clients by", "patch");
+        for _ in 0..TRIES {
+            let Some(found) = self.api.get(&call).await? else { return Ok(false) };
+            match self.share_of(&found) {
+                None => return Ok(false),
+                Some(now) if now == share => return Ok(true),
+                Some(_) => {}
+            }
+            let mut manifest = self.applied.clone();
+            manifest["metadata"]["uid"] = json!(identity::uid(&found));
+            // Whoever changed it since it was read is not overruled unseen.
+            manifest["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"].clone();
+            if share > 0 {
+                manifest["metadata"]["annotations"][HELD] = json!(self.id);
+                weigh(&mut manifest, [ALL.saturating_sub(share), share]);
+            }
+            match self.api.apply(&call, self.manager, &manifest, false).await {
+                Ok(_) => return Ok(true),
+                Err(error) if error.sort == Sort::Conflict => {}
+                // It has the same words, and they are somebody else's.
+                Err(error) if error.sort == Sort::Denied && error.code.as_deref() == Some("Conflict") => {
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(call.error(Sort::Unavailable).because("others change it all the time"))
+    }
+
+    fn share_of(&self, found: &Value) -> Option<u32> {
+        let [_, new] = weights(found)?;
+        let known = [[ALL, 0], [ALL.saturating_sub(self.share), self.share]];
+        let mut plain = found.clone();
+        weigh(&mut plain, [ALL, 0]);
+        (known.contains(&weights(found)?) && plain["spec"] == self.applied["spec"]).then_some(new)
+    }
+
+    fn call(&self, action: &'static str, verb: &'static str) -> Call<'_> {
+        let of = |field: &str| self.applied["metadata"][field].as_str();
+        Call { action, verb, row: table::named("kubernetes.http-route"), namespace: of("namespace"), name: of("name") }
+    }
+}
+
+/// The route of this name as its manager applied it: what that one has of the object, with all clients led to the first service. `None` where
+/// there is none, or not one of two services.
+pub(super) async fn applied(
+    api: &Api,
+    (namespace, name): (&str, &str),
+    manager: &str,
+) -> Result<Option<(Value, Value)>> {
+    let row = table::named("kubernetes.http-route");
+    let call = Call { action: "read", verb: "get", row, namespace: Some(namespace), name: Some(name) };
+    let Some(found) = api.get(&call).await? else { return Ok(None) };
+    Ok(as_applied(&found, manager).map(|manifest| (manifest, found)))
+}
+
+fn as_applied(found: &Value, manager: &str) -> Option<Value> {
+    let of = &found["metadata"];
+    let mut entries = of["managedFields"].as_array()?.iter();
+    let ours = entries.find(|one| one["manager"] == manager && one["operation"] == "Apply")?;
+    let owned = &ours["fieldsV1"]["f:metadata"];
+    let mut metadata = json!({ "name": of["name"], "namespace": of["namespace"], "annotations": {} });
+    for texts in ["labels", "annotations"] {
+        for (name, _) in owned[format!("f:{texts}")].as_object().into_iter().flatten() {
+            if let Some(name) = name.strip_prefix("f:").filter(|name| *name != HELD) {
+                metadata[texts][name] = of[texts][name].clone();
+            }
+        }
+    }
+    let mut manifest = json!({
+        "apiVersion": found["apiVersion"], "kind": found["kind"], "metadata": metadata, "spec": found["spec"],
+    });
+    weights(&manifest)?;
+    weigh(&mut manifest, [ALL, 0]);
+    Some(manifest)
+}
+
+/// The weights of its two services.
+pub(super) fn weights(route: &Value) -> Option<[u32; 2]> {
+    let backends = route.pointer("/spec/rules/0/backendRefs")?.as_array()?;
+    let [old, new] = &backends[..] else { return None };
+    let is_second = new["name"].as_str()? == second(old["name"].as_str()?);
+    let weight = |backend: &Value| backend["weight"].as_u64()?.try_into().ok();
+    is_second.then_some([weight(old)?, weight(new)?])
+}
+
+fn weigh(route: &mut Value, weights: [u32; 2]) {
+    let backends = route.pointer_mut("/spec/rules/0/backendRefs").and_then(Value::as_array_mut);
+    for (backend, weight) in backends.into_iter().flatten().zip(weights) {
+        backend["weight"] = json!(weight);
+    }
+}
+
+/// The rollout that shares clients by this route now.
+pub(super) fn holder_of_route(route: &Value) -> Option<&str> {
+    route["metadata"]["annotations"][HELD].as_str()
+}
+
+/// A seen route without what a rollout does to it for as long as it goes on: no plan need take that back.
+pub(crate) fn without_shares(seen: &Object) -> Option<Spec> {
+    let spec = seen.spec.as_value();
+    holder_of_route(spec)?;
+    weights(spec)?;
+    let mut plain = spec.clone();
+    weigh(&mut plain, [ALL, 0]);
+    plain["metadata"]["annotations"].as_object_mut()?.shift_remove(HELD);
+    if let Some(owned) = plain.pointer_mut("/fields/ours/f:metadata/f:annotations").and_then(Value::as_object_mut) {
+        owned.shift_remove(&format!("f:{HELD}"));
+    }
+    Some(Spec::of(&plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(weights: [u32; 2]) -> Value {
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {
+                "name": "web", "namespace": "here",
+                "labels": { "app": "web", "theirs": "x" },
+                "annotations": { "textnlp-rollout": "1", "textnlp-resource": "a" },
+                "managedFields": [{ "manager": "m", "operation": "Apply", "fieldsV1": { "f:metadata": {
+                    "f:labels": { "f:app": {} }, "f:annotations": { "f:textnlp-rollout": {}, "f:textnlp-resource": {} },
+                }, "f:spec": { "f:rules": {} } } }],
+            },
+            "spec": { "rules": [{ "backendRefs": [
+                { "name": "web", "weight": weights[0] }, { "name": "web-new", "weight": weights[1] },
+            ] }] },
+        })
+    }
+
+    #[test]
+    fn what_was_applied_is_what_its_manager_has_of_a_route_with_all_clients_at_the_first_service() {
+        let applied = as_applied(&route([90, 10]), "m").expect("it is of two services");
+        assert_eq!(applied["metadata"]["labels"], json!({ "app": "web" }));
+        assert_eq!(applied["metadata"]["annotations"], json!({ "textnlp-resource": "a" }));
+        assert_eq!(weights(&applied), Some([100, 0]));
+        assert_eq!(as_applied(&route([90, 10]), "somebody"), None);
+        let mut one = route([90, 10]);
+        one["spec"]["rules"][0]["backendRefs"].as_array_mut().expect("a list").pop();
+        assert_eq!(as_applied(&one, "m"), None);
+    }
+
+    #[test]
+    fn a_share_is_one_of_ours_or_the_route_is_somebody_elses() {
+        let applied = as_applied(&route([100, 0]), "m").expect("it is of two services");
+        let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().expect("an address")));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("start a runtime");
+        let _within = runtime.enter();
+        let api = Api::new(client.expect("make a client"));
+        let shared = Route { api: &api, applied: &applied, manager: "m", id: "1", share: 10 };
+        assert_eq!(shared.share_of(&route([100, 0])), Some(0));
+        assert_eq!(shared.share_of(&route([90, 10])), Some(10));
+        assert_eq!(shared.share_of(&route([50, 50])), None);
+        let mut other = route([90, 10]);
+        other["spec"]["hostnames"] = json!(["other"]);
+        assert_eq!(shared.share_of(&other), None);
+    }
+}

@@ -1,0 +1,282 @@
+//! Whether a Gateway of the operator's leads clients to a route of ours: that it is there, and that one of its listeners takes the route.
+//! Reads only.
+
+use serde_json::{Value, json};
+use textnlp_provider::{Problem, Result, Sort, Wanted};
+
+use crate::api::Api;
+use crate::error::Call;
+use crate::table;
+
+const PLACE: &str = "cluster.ingress";
+/// By this label every namespace has its own name.
+const NAME: &str = "kubernetes.io/metadata.name";
+
+/// What a listener has to take.
+struct Asks<'a> {
+    host: &'a str,
+    section: Option<&'a str>,
+    /// The port that clients come by.
+    port: u16,
+    /// The namespace of the route, and the labels that it has.
+    namespace: &'a str,
+    labels: &'a Value,
+}
+
+/// A route that no listener takes leads nobody anywhere, and says so only in its status; `port` is the one that clients come by.
+pub(crate) async fn listeners(api: &Api, wanted: &[Wanted], port: u16, problems: &mut Vec<Problem>) -> Result<()> {
+    let routes = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| row.kind == table::HTTP_ROUTE));
+    for spec in routes.map(|one| one.spec.as_value()) {
+        let parent = &spec["spec"]["parentRefs"][0];
+        let (Some(namespace), Some(name), Some(ours), Some(host)) = (
+            parent["namespace"].as_str(),
+            parent["name"].as_str(),
+            spec["metadata"]["namespace"].as_str(),
+            spec["spec"]["hostnames"][0].as_str(),
+        ) else {
+            continue;
+        };
+        let row = table::named("kubernetes.gateway");
+        let call = Call { action: "read", verb: "get", row, namespace: Some(namespace), name: Some(name) };
+        let gateway = match api.get(&call).await {
+            Ok(gateway) => gateway,
+            // Where nobody may look, it is taken to be there.
+            Err(error) if error.sort == Sort::Denied => continue,
+            Err(error) => return Err(error),
+        };
+        let Some(gateway) = gateway else {
+            let list = Call { action: "list", verb: "list", row, namespace: None, name: None };
+            let there = match api.list(&list, "").await {
+                Ok(there) => there,
+                Err(error) if error.sort == Sort::Denied => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            problems.push(missing((namespace, name), &there));
+            continue;
+        };
+        let labels = labels(api, wanted, ours).await?;
+        let section = parent["sectionName"].as_str();
+        let asks = Asks { host, section, port, namespace: ours, labels: &labels };
+        problems.extend(refusal(&gateway, &asks));
+    }
+    Ok(())
+}
+
+fn missing((namespace, name): (&str, &str), there: &[Value]) -> Problem {
+    let named =
+        |one: &Value| Some(format!("{}/{}", one["metadata"]["namespace"].as_str()?, one["metadata"]["name"].as_str()?));
+    let there: Vec<String> = there.iter().filter_map(named).collect();
+    let fix = match there.is_empty() {
+        true => "have whoever administers the cluster make one, with a listener for HTTPS".to_owned(),
+        false => format!("name one of those that are there: {}", there.join(", ")),
+    };
+    Problem::new(PLACE, format!("there is no Gateway `{namespace}/{name}`"), fix)
+}
+
+/// The labels of a namespace as they are, or will be.
+async fn labels(api: &Api, wanted: &[Wanted], namespace: &str) -> Result<Value> {
+    let row = table::namespaces();
+    let call = Call { action: "read", verb: "get", row, namespace: None, name: Some(namespace) };
+    let there = match api.get(&call).await {
+        Ok(there) => there.unwrap_or_default(),
+        Err(error) if error.sort == Sort::Denied => Value::Null,
+        Err(error) => return Err(error),
+    };
+    let mut labels = json!({ NAME: namespace });
+    let ours = wanted.iter().filter(|one| one.kind.as_str() == row.name).map(|one| one.spec.as_value());
+    let ours = ours.filter(|spec| spec["metadata"]["name"] == namespace).map(|spec| spec["metadata"]["labels"].clone());
+    for known in std::iter::once(there["metadata"]["labels"].clone()).chain(ours) {
+        for (label, value) in known.as_object().into_iter().flatten() {
+            labels[label.as_str()] = value.clone();
+        }
+    }
+    Ok(labels)
+}
+
+/// Why no listener takes the route, or one that should not.
+fn refusal(gateway: &Value, asks: &Asks<'_>) -> Option<Problem> {
+    let name = format!(
+        "{}/{}",
+        gateway["metadata"]["namespace"].as_str().unwrap_or_default(),
+        gateway["metadata"]["name"].as_str().unwrap_or_default()
+    );
+    let all = gateway["spec"]["listeners"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let named = |listener: &&Value| asks.section.is_none_or(|section| listener["name"] == section);
+    let meant: Vec<&Value> = all.iter().filter(named).collect();
+    if let (Some(section), true) = (asks.section, meant.is_empty()) {
+        let names: Vec<&str> = all.iter().filter_map(|one| one["name"].as_str()).collect();
+        let fix = format!("name one of its listeners: {}", names.join(", "));
+        return Some(Problem::new(PLACE, format!("Gateway {name} has no listener `{section}`"), fix));
+    }
+    let whys: Vec<(&str, Option<String>)> = meant
+        .iter()
+        .map(|listener| (listener["name"].as_str().unwrap_or_default(), keeps_from(gateway, listener, asks)))
+        .collect();
+    let Some((taking, _)) = whys.iter().find(|(_, why)| why.is_none()) else {
+        let whys: Vec<String> =
+            whys.iter().map(|(name, why)| format!("`{name}` {}", why.as_deref().unwrap_or_default())).collect();
+        let cause = format!(
+            "no listener of Gateway {name} leads clients of {} at port {} to namespace {}: {}",
+            asks.host,
+            asks.port,
+            asks.namespace,
+            whys.join("; ")
+        );
+        let fix = format!(
+            "have whoever runs it add a listener with `protocol: HTTPS`, that hostname and `allowedRoutes: {{ namespaces: {{ from: Selector, selector: {{ matchLabels: {{ {NAME}: {} }} }} }} }}`, or name another Gateway or `port`",
+            asks.namespace
+        );
+        return Some(Problem::new(PLACE, cause, fix));
+    };
+    // A route without a section is one of every listener that takes it.
+    let is_open = |listener: &&&Value| {
+        listener["protocol"] == "HTTP" && takes_host(listener, asks.host) && may_come(gateway, listener, asks)
+    };
+    let open = meant.iter().find(is_open)?["name"].as_str().unwrap_or_default();
+    let cause =
+        format!("listener `{open}` of Gateway {name} would take the route too, and keys would travel in the open");
+    Some(Problem::new(PLACE, cause, format!("write `section: {taking}`")))
+}
+
+/// What keeps a listener from leading clients to the route.
+fn keeps_from(gateway: &Value, listener: &Value, asks: &Asks<'_>) -> Option<String> {
+    let protocol = listener["protocol"].as_str().unwrap_or_default();
+    if protocol != "HTTPS" {
+        return Some(format!("speaks {protocol}, and HTTPS is needed"));
+    }
+    if listener["tls"]["mode"] == "Passthrough" {
+        return Some("passes TLS through, and a route is led by what is within".to_owned());
+    }
+    if listener["port"] != asks.port {
+        return Some(format!("listens at port {}", listener["port"]));
+    }
+    if !takes_host(listener, asks.host) {
+        return Some(format!("takes {} alone", listener["hostname"]));
+    }
+    let kinds = listener["allowedRoutes"]["kinds"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !kinds.is_empty() && !kinds.iter().any(|kind| kind["kind"] == table::HTTP_ROUTE) {
+        return Some("takes no HTTPRoute".to_owned());
+    }
+    (!may_come(gateway, listener, asks)).then(|| match from(listener) {
+        "Selector" => "takes routes of namespaces with other labels (`allowedRoutes.namespaces.selector`)".to_owned(),
+        other => format!("takes no routes of other namespaces (`allowedRoutes.namespaces.from: {other}`)"),
+    })
+}
+
+fn takes_host(listener: &Value, host: &str) -> bool {
+    match listener["hostname"].as_str().filter(|name| !name.is_empty()) {
+        None => true,
+        Some(name) => match name.strip_prefix('*') {
+            Some(end) => host.strip_suffix(end).is_some_and(|label| !label.is_empty()),
+            None => name == host,
+        },
+    }
+}
+
+fn from(listener: &Value) -> &str {
+    listener["allowedRoutes"]["namespaces"]["from"].as_str().unwrap_or("Same")
+}
+
+/// Whether routes of our namespace may come to a listener.
+fn may_come(gateway: &Value, listener: &Value, asks: &Asks<'_>) -> bool {
+    match from(listener) {
+        "All" => true,
+        "Same" => gateway["metadata"]["namespace"] == asks.namespace,
+        "Selector" => selects(&listener["allowedRoutes"]["namespaces"]["selector"], asks.labels),
+        _ => false,
+    }
+}
+
+/// Whether a selector of labels means an object with these.
+fn selects(selector: &Value, labels: &Value) -> bool {
+    let all = selector["matchLabels"].as_object();
+    all.into_iter().flatten().all(|(label, value)| labels.get(label) == Some(value))
+        && selector["matchExpressions"].as_array().into_iter().flatten().all(|one| {
+            let value = one["key"].as_str().and_then(|key| labels.get(key));
+            let is_one = || one["values"].as_array().is_some_and(|values| value.is_some_and(|v| values.contains(v)));
+            match one["operator"].as_str() {
+                Some("In") => is_one(),
+                Some("NotIn") => !is_one(),
+                Some("Exists") => value.is_some(),
+                Some("DoesNotExist") => value.is_none(),
+                _ => false,
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(section: Option<&str>, listeners: Value, says: Option<&str>) {
+        let gateway =
+            json!({ "metadata": { "namespace": "infra", "name": "web" }, "spec": { "listeners": listeners } });
+        let labels = json!({ NAME: "textnlp", "team": "text" });
+        let asks = Asks { host: "text.example.com", section, port: 443, namespace: "textnlp", labels: &labels };
+        let said = refusal(&gateway, &asks).map(|problem| problem.to_string());
+        match says {
+            None => assert_eq!(said, None, "{listeners}"),
+            Some(says) => assert!(said.as_ref().is_some_and(|said| said.contains(says)), "{listeners}: {said:?}"),
+        }
+    }
+
+    fn https(more: Value) -> Value {
+        let mut listener = json!({ "name": "https", "protocol": "HTTPS", "port": 443, "allowedRoutes": { "namespaces": { "from": "All" } } });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            listener[name.as_str()] = value.clone();
+        }
+        listener
+    }
+
+    #[test]
+    fn a_listener_takes_a_route_by_protocol_port_host_and_namespace() {
+        let from = |namespaces: Value| https(json!({ "allowedRoutes": { "namespaces": namespaces } }));
+        let labels = |labels: Value| from(json!({ "from": "Selector", "selector": { "matchLabels": labels } }));
+        let expressed = |operator: &str, values: Value| {
+            let one = json!({ "key": "team", "operator": operator, "values": values });
+            from(json!({ "from": "Selector", "selector": { "matchExpressions": [one] } }))
+        };
+        for (listener, says) in [
+            (https(json!({})), None),
+            (https(json!({ "hostname": "*.example.com" })), None),
+            (https(json!({ "hostname": "*.text.example.com" })), Some(r#"`https` takes "*.text.example.com" alone"#)),
+            (https(json!({ "hostname": "other.example.com" })), Some(r#"takes "other.example.com" alone"#)),
+            (https(json!({ "port": 8443 })), Some("`https` listens at port 8443")),
+            (https(json!({ "protocol": "TLS" })), Some("`https` speaks TLS, and HTTPS is needed")),
+            (https(json!({ "tls": { "mode": "Passthrough" } })), Some("passes TLS through")),
+            (https(json!({ "allowedRoutes": { "kinds": [{ "kind": "GRPCRoute" }] } })), Some("takes no HTTPRoute")),
+            (https(json!({ "allowedRoutes": {} })), Some("`allowedRoutes.namespaces.from: Same`")),
+            (from(json!({ "from": "None" })), Some("`allowedRoutes.namespaces.from: None`")),
+            (labels(json!({ NAME: "textnlp" })), None),
+            (labels(json!({ NAME: "other" })), Some("namespaces with other labels")),
+            (expressed("In", json!(["text", "voice"])), None),
+            (expressed("NotIn", json!(["text"])), Some("namespaces with other labels")),
+            (expressed("Exists", json!([])), None),
+            (expressed("DoesNotExist", json!([])), Some("namespaces with other labels")),
+        ] {
+            check(None, json!([listener]), says);
+        }
+        check(None, json!([]), Some("no listener of Gateway infra/web"));
+    }
+
+    #[test]
+    fn a_route_comes_to_no_listener_in_the_open() {
+        let open = https(json!({ "name": "http", "protocol": "HTTP", "port": 80 }));
+        let both = json!([open, https(json!({}))]);
+        check(None, both.clone(), Some("keys would travel in the open; write `section: https`"));
+        check(Some("https"), both.clone(), None);
+        check(Some("http"), both.clone(), Some("`http` speaks HTTP"));
+        check(Some("tls"), both, Some("name one of its listeners: http, https"));
+        let closed = https(json!({ "name": "http", "protocol": "HTTP", "port": 80, "allowedRoutes": {} }));
+        check(None, json!([closed, https(json!({}))]), None);
+    }
+
+    #[test]
+    fn a_gateway_that_is_not_there_is_told_with_those_that_are() {
+        let there = json!({ "metadata": { "namespace": "infra", "name": "web" } });
+        assert!(
+            missing(("infra", "wep"), &[there]).to_string().contains("name one of those that are there: infra/web")
+        );
+        assert!(missing(("infra", "wep"), &[]).to_string().contains("there is no Gateway `infra/wep`"));
+    }
+}
