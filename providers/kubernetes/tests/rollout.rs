@@ -78,7 +78,7 @@ impl Site {
     async fn new(is_bad: bool, led: Led) -> Option<Self> {
         let world = World::new("rolled")?;
         world.cluster.kubelet();
-        if led == Led::ByShare && !world.cluster.add_gateway_api() {
+        if led == Led::ByShare && !world.cluster.define("gateway-api") {
             return None;
         }
         let ports = json!({ "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80 }] } });

@@ -63,8 +63,11 @@ pub(crate) fn start(cluster: &'static Cluster, programs: PathBuf, user: Option<(
     });
 }
 
-/// Adds the kind to the cluster, as whoever installs CloudNativePG does. Anything may stand in its objects.
+/// Adds the kind to the cluster, as whoever installs CloudNativePG does; where its definition cannot be had, one whose objects may say anything.
 fn define(cluster: &Cluster) {
+    if cluster.define("cloudnative-pg") {
+        return;
+    }
     let schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     let version = json!({
         "name": "v1", "served": true, "storage": true, "subresources": { "status": {} }, "schema": { "openAPIV3Schema": schema },

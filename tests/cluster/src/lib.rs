@@ -336,13 +336,15 @@ impl Cluster {
         programs::asked("--schemas")
     }
 
-    /// Adds the kinds of the Gateway API as its makers define them; whether they are there, which they must be where everything must.
-    pub fn add_gateway_api(&self) -> bool {
-        let Some(folder) = programs::asked("--gateway-api") else {
+    /// Adds the kinds of others, `gateway-api`, `cloudnative-pg` or `prometheus-operator`, as their makers define them; whether they are
+    /// there, which they must be where everything must.
+    pub fn define(&self, whose: &str) -> bool {
+        let Some(folder) = programs::asked("--definitions") else {
             let required = std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_some();
-            assert!(!required, "the Gateway API is not there: run tests/cluster/build");
+            assert!(!required, "the definitions are not there: run tests/cluster/build");
             return false;
         };
+        let folder = folder.join(whose);
         let added = ["apply", "--server-side", "--force-conflicts", "-f", folder.as_str()];
         let served = ["wait", "--for=condition=Established", "--timeout=60s", "-f", folder.as_str()];
         for arguments in [&added[..], &served] {
@@ -356,7 +358,7 @@ impl Cluster {
     /// that it answers with, with a certificate of this cluster's authority, and routes of namespaces with this label are taken. `None` where the
     /// Gateway API cannot be had.
     pub fn gateway(&self, namespace: &str, host: &str, label: (&str, &str)) -> Option<u16> {
-        if !self.add_gateway_api() {
+        if !self.define("gateway-api") {
             return None;
         }
         let port = gateway::start(self.admin(), namespace.to_owned(), self.authority.server(&[host]));
