@@ -232,6 +232,9 @@ pub enum Rollout {
         /// The folder with the service account's token and authority
         #[arg(long)]
         account: Utf8PathBuf,
+        /// The folder with the token and the authority of the Prometheus that is asked too
+        #[arg(long)]
+        prometheus: Option<Utf8PathBuf>,
     },
 }
 

@@ -157,7 +157,7 @@ pub fn read_ca(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Trust: the given authority alone when there is one, else the roots that ship with the program and those of this machine.
-fn tls(ca_pem: Option<&[u8]>) -> anyhow::Result<rustls::ClientConfig> {
+pub fn tls(ca_pem: Option<&[u8]>) -> anyhow::Result<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
     match ca_pem {
         Some(pem) => {

@@ -8,6 +8,8 @@ mod cluster;
 #[path = "clouds/no_cluster.rs"]
 mod cluster;
 mod faults;
+#[cfg(feature = "kubernetes")]
+mod queries;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

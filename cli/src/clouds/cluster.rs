@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_kubernetes::{
-    ADAPTER_COMPONENT, Access, Analytics, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes,
+    ADAPTER_COMPONENT, Access, Analytics, Ask, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes,
     ModelVolume, Nodes, ORDERS, OwnPostgres, Placement, Scrape, Spot, Wish,
 };
 use textnlp_models::Catalogue;
@@ -24,6 +24,7 @@ use textnlp_provider::{
 
 pub use super::adapter::run as adapter;
 use super::faults::{Outage, Way};
+use super::queries::{Queries, authority};
 use super::{Exported, Said, Tool};
 use crate::dr_args::TakeBack;
 
@@ -75,6 +76,12 @@ impl InCluster {
             analytics: analytics(&access),
             // A file that is gone keeps nobody from looking, and from removing what was made with it.
             saml: access.saml.as_ref().map(|file| saml_settings(&here.join(file)).map_err(|problem| problem.cause)),
+            prometheus_ca: environment
+                .rollout
+                .prometheus
+                .as_ref()
+                .and_then(|prometheus| prometheus.ca_file.as_ref())
+                .map(|file| authority(&here.join(file))),
             models: model_volume(&access, environment),
             nodes: nodes(&access),
             namespace: environment.cluster.namespace.clone(),
@@ -323,11 +330,17 @@ pub async fn rollout(
 }
 
 /// What the job itself does: sees a rollout to its end, by the account in a folder and the orders of its variable.
-pub async fn see_to(account: &Utf8Path, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<Value> {
+/// What else it asks with is in a folder of its own.
+pub async fn see_to(
+    account: &Utf8Path,
+    prometheus: Option<&Utf8Path>,
+    tell: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<Value> {
     let orders = std::env::var(ORDERS).map_err(|_| anyhow::anyhow!("{ORDERS} is not set: only `up` gives it"))?;
     let access = Access::Account(account.into());
     let secrets = super::secrets(account);
-    Ok(json!(Kubernetes::new(access, secrets).see_to(&orders, &Figures::new()?, tell).await?))
+    let judges: (&dyn Scrape, &dyn Ask) = (&Figures::new()?, &Queries::new(prometheus)?);
+    Ok(json!(Kubernetes::new(access, secrets).see_to(&orders, judges, tell).await?))
 }
 
 /// Asks the cluster of a site; see [`Outage`].

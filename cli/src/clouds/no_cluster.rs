@@ -62,7 +62,11 @@ pub async fn rollout(
     left_out!()
 }
 
-pub async fn see_to(_: &Utf8Path, _: &(dyn Fn(&str) + Sync)) -> anyhow::Result<serde_json::Value> {
+pub async fn see_to(
+    _: &Utf8Path,
+    _: Option<&Utf8Path>,
+    _: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<serde_json::Value> {
     left_out!()
 }
 

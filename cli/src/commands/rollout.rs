@@ -11,8 +11,8 @@ use crate::session::Session;
 /// `rollout …`.
 pub async fn rollout(session: &Session, command: &Rollout, console: Console) -> Result<Success, Failure> {
     let wish = match command {
-        Rollout::Watch { account } => {
-            let ended = clouds::see_to(account, &|says| console.say(says)).await?;
+        Rollout::Watch { account, prometheus } => {
+            let ended = clouds::see_to(account, prometheus.as_deref(), &|says| console.say(says)).await?;
             return Ok(Success::new(said(&ended), ended));
         }
         Rollout::Status => None,

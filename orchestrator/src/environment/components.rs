@@ -41,6 +41,9 @@ pub const DATABASE_PASSWORD: &str = "database-password";
 /// The password with which the copies of a database that we make follow it.
 pub const REPLICATION_PASSWORD: &str = "replication-password";
 
+/// The token with which a Prometheus of somebody else's is asked.
+const PROMETHEUS_TOKEN: &str = "prometheus-token";
+
 /// A site of an environment, or the place of its witness, with who provides it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlaceOf {
@@ -132,7 +135,15 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
         there.cluster.as_ref().or(e.cluster.existing.as_ref()),
         Part::Cluster(part::Cluster { network: name(names::NETWORK), gpu: pool }),
     );
-    add(names::SECRETS, None, Part::Secrets(part::Secrets { generate: secrets(e, site), shared: shared_secrets(e) }));
+    add(
+        names::SECRETS,
+        None,
+        Part::Secrets(part::Secrets {
+            generate: secrets(e, site),
+            shared: shared_secrets(e),
+            given: given_secrets(e, release),
+        }),
+    );
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &site.region, host(e, site));
         let certificate = part::Certificate { mode: e.tls.mode.to_string(), names, days: e.tls.days };
@@ -484,7 +495,30 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
             slow_ms: e.gates.p95_ms,
             error_rate: e.gates.error_rate,
         }),
+        outside: outside(e),
     }
+}
+
+fn outside(e: &Environment) -> Option<part::Outside> {
+    let prometheus = e.rollout.prometheus.as_ref().filter(|_| e.rollout.strategy != Strategy::Rolling)?;
+    let query = |query: &Query| part::Query {
+        name: query.name.clone(),
+        query: query.query.clone(),
+        at_most: query.at_most,
+        at_least: query.at_least,
+        samples: query.samples,
+    };
+    Some(part::Outside {
+        url: prometheus.url.trim_end_matches('/').to_owned(),
+        token: prometheus.token.is_some(),
+        queries: e.rollout.queries.iter().map(query).collect(),
+    })
+}
+
+/// Secrets that a person keeps, and that no component but theirs is about.
+fn given_secrets(e: &Environment, release: &Release) -> BTreeMap<String, part::Given> {
+    let token = e.rollout.prometheus.as_ref().and_then(|prometheus| prometheus.token.as_ref());
+    token.map(|token| (PROMETHEUS_TOKEN.to_owned(), given(token, release))).into_iter().collect()
 }
 
 /// A host as an address to listen on.

@@ -51,6 +51,10 @@ impl References<'_> {
             let fix = "name the file of the authority in PEM form";
             return file_problem(text).map(|cause| (cause, fix.to_owned()));
         }
+        if path == "rollout.prometheus.ca_file" {
+            let fix = "name the file of the authority in PEM form, from the folder in which you work";
+            return file_problem(text).map(|cause| (cause, fix.to_owned()));
+        }
         if is_saml(path) {
             return saml_settings(Utf8Path::new(text)).err().map(|SamlProblem { cause, fix }| (cause, fix));
         }

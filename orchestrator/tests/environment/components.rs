@@ -229,3 +229,30 @@ fn existing_objects_reach_their_components() {
     let existing: Vec<_> = parts.iter().filter_map(|c| Some(format!("{}={}", c.name, c.existing.as_ref()?))).collect();
     assert_eq!(existing, ["network=net-1", "cluster=c-1", "models=b-1"]);
 }
+
+#[test]
+fn what_judges_a_rollout_from_outside_reaches_the_workload_and_its_token_only_as_a_reference() {
+    let text = GOOD.replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes")
+        + "rollout: { strategy: canary, prometheus: { url: \"https://p/\", token: \"secret:env:TOKEN\" }, \
+           queries: [{ name: errors, query: up, at_most: 0.01 }, { name: seen, query: up, at_least: 1, for: 5 }] }\n";
+    let overrides =
+        Overrides { variables: [("TOKEN".to_owned(), "hunter2".to_owned())].into(), ..Overrides::default() };
+    let environment = load(&text, &overrides, &Catalogue::default()).unwrap().environment;
+    let given = [("secret:env:TOKEN".to_owned(), "5eed12".to_owned())].into();
+    let parts = |environment: &Environment| {
+        let release = Release::resolve(environment, &Artifacts { given, ..artifacts() });
+        let (_, parts) = components(environment, &release).remove(0);
+        let part =
+            |name: &str| parts.iter().find(|part| part.name.as_str() == name).map(|part| json!(part.part)).unwrap();
+        (part("server")["workload"]["outside"].clone(), part("secrets")["secrets"]["given"].clone())
+    };
+    let (outside, given) = parts(&environment);
+    assert_eq!(
+        outside,
+        json!({ "url": "https://p", "token": true, "queries": [
+            { "name": "errors", "query": "up", "at_most": 0.01, "samples": 3 },
+            { "name": "seen", "query": "up", "at_least": 1.0, "samples": 5 },
+        ] })
+    );
+    assert_eq!(given, json!({ "prometheus-token": { "source": "secret:env:TOKEN", "version": "5eed12" } }));
+}

@@ -539,6 +539,9 @@ fn each_rule_answers_with_its_own_sentence() {
     let site =
         |fields: &str| GOOD.replace("name: here, provider: onprem", &format!("name: here, provider: onprem, {fields}"));
     const OUTSIDE: &str = "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ndatabase: { kind: postgres, host: db.example.com }";
+    const URL: &str = "url: \"http://prometheus-operated.monitoring:9090\"";
+    const PROMETHEUS: &str = "{ url: \"http://prometheus-operated.monitoring:9090\" }";
+    const QUERY: &str = "{ name: errors, query: \"sum(x{pod=~'api-{{ new }}-.*'})\", at_most: 0.01 }";
     const DOMAIN: &str = "traffic: { domain: text.example.com }\n";
     let there = |ingress: &str| site(&format!("runtime: kubernetes, cluster: {{ ingress: {{ {ingress} }} }}"));
     let within = |settings: &str| site(&format!("runtime: kubernetes, cluster: {{ {settings} }}"));
@@ -549,6 +552,11 @@ fn each_rule_answers_with_its_own_sentence() {
         ) + more
     };
     let plus = |more: &str| format!("{GOOD}{more}\n");
+    let rolled = |more: &str| format!("{}rollout: {{ strategy: canary, {more} }}\n", site("runtime: kubernetes"));
+    let asked = |prometheus: &str, queries: &str| {
+        let prometheus = if prometheus.is_empty() { URL } else { prometheus };
+        rolled(&format!("prometheus: {{ {prometheus} }}, queries: [{queries}]"))
+    };
     let phase =
         |phase: &str, more: &str| format!("{}{more}\n", GOOD.replace("phase: staging", &format!("phase: {phase}")));
     let cases = [
@@ -700,6 +708,31 @@ fn each_rule_answers_with_its_own_sentence() {
         (plus("backup: { enabled: true, recipients: [age1nobody] }"), "`age1nobody` is no public key"),
         (plus("backup: { enabled: true, destination: backups }"), "neither a whole path nor an object store"),
         (plus("rollout: { deadline: 5m }"), "would revert before the new release has been watched"),
+        (plus(&format!("rollout: {{ prometheus: {PROMETHEUS} }}")), "nobody judges a release that replaces the other pod by pod"),
+        (plus(&format!("rollout: {{ strategy: canary, queries: [{QUERY}] }}")), "it is asked by a job in a cluster, and no site is in one"),
+        (asked("", ""), "`rollout.prometheus`: it is asked nothing"),
+        (rolled(&format!("queries: [{QUERY}]")), "`rollout.queries`: nobody is there to be asked"),
+        (asked("url: prometheus:9090", QUERY), "this is not where a Prometheus is reached"),
+        (asked("url: \"ftp://p\"", QUERY), "this is not where a Prometheus is reached"),
+        (asked("url: \"https://ada:hunter2@p\"", QUERY), "a name or a password is written out here"),
+        (asked("url: \"https://p/?a=b\"", QUERY), "it ends with something else"),
+        (asked("url: \"http://p/api/v1/query/\"", QUERY), "it ends with something else"),
+        (asked("url: \"http://p\", token: \"secret:env:TOKEN\"", QUERY), "the token would travel in the open"),
+        (asked("url: \"http://p\", token: \"hunter2\"", QUERY), "a secret is written out here"),
+        (asked("url: \"http://p\", ca_file: /etc/hosts", QUERY), "nobody shows a certificate there"),
+        (asked("url: \"https://p\", ca_file: /nowhere/ca.pem", QUERY), "there is no file /nowhere/ca.pem"),
+        (asked(URL, "{ name: a, query: up }"), "every answer would be well"),
+        (asked(URL, "{ name: a, query: up, at_most: 1, at_least: 0 }"), "it has two bounds"),
+        (asked(URL, "{ name: a, query: up, at_most: .nan }"), "queries[0].at_most"),
+        (asked(URL, "{ name: a, query: up, at_least: .inf }"), "queries[0].at_least"),
+        (asked(URL, "{ name: \" \", query: up, at_most: 1 }"), "nobody can be told of it by this name"),
+        (asked(URL, &format!("{QUERY}, {QUERY}")), "another one is called `errors` too"),
+        (asked(URL, "{ name: a, query: \"\", at_most: 1 }"), "nothing is asked"),
+        (asked(URL, &format!("{{ name: a, query: {}, at_most: 1 }}", "x".repeat(1001))), "it has 1001 bytes, and 1000 are the most"),
+        (asked(URL, "{ name: a, query: \"up{pod='{{pod}}'}\", at_most: 1 }"), "nobody knows what `{{pod}}` stands for"),
+        (asked(URL, "{ name: a, query: up, at_most: 1, for: 0 }"), "queries[0].for"),
+        (asked(URL, "{ name: a, query: up, at_most: 1, for: 60 }").replace("rollout: {", "rollout: { bake: 1m, deadline: 10m,"), "60 answers take 600 s"),
+        (asked(URL, &(0..11).map(|n| QUERY.replace("errors", &format!("a{n}"))).collect::<Vec<_>>().join(", ")), "11 are more than 10"),
         (plus("gates: { tokens_max: 4096 }\nserver: { api: { max_tokens: 100 } }"), "the server refuses more than 100 tokens"),
         (plus("gates: { p95_ms: 2000 }\nserver: { api: { timeout: 1s } }"), "the server gives up before that"),
         (plus("budget: { currency: usd }"), "`usd` is not a currency"),
@@ -717,6 +750,7 @@ fn each_rule_answers_with_its_own_sentence() {
         assert!(said.contains(sentence), "{sentence}\n--- said:\n{said}\n--- of:\n{text}");
     }
     assert_eq!(said(load(GOOD, &Overrides::default(), &Catalogue::default())), "");
+    assert!(!said(load(&asked(URL, QUERY), &Overrides::default(), &Catalogue::default())).contains("rollout"));
 }
 
 #[test]

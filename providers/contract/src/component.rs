@@ -124,6 +124,9 @@ pub struct Secrets {
     /// Those of them that all sites have in common.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub shared: BTreeSet<String>,
+    /// Those that a person keeps, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub given: BTreeMap<String, Given>,
 }
 
 /// How a secret is made.
@@ -321,6 +324,9 @@ pub struct Workload {
     /// How a new release first shows on a share of the replicas that it is well; `None` replaces one after the other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
+    /// Who else judges it, from outside of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<Outside>,
 }
 
 /// See [`Workload::canary`].
@@ -338,6 +344,34 @@ pub struct Canary {
     pub slow_ms: u32,
     /// The largest share of failed requests.
     pub error_rate: f64,
+}
+
+/// See [`Workload::outside`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outside {
+    /// Where a Prometheus answers.
+    pub url: String,
+    /// Whether it is asked with a token: the secret `prometheus-token`.
+    pub token: bool,
+    /// What it is asked.
+    pub queries: Vec<Query>,
+}
+
+/// A question to a Prometheus, and which answers are well: a number from `at_least` to `at_most`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Query {
+    /// What people call it.
+    pub name: String,
+    /// The question, in PromQL, with placeholders (`{{new}}`).
+    pub query: String,
+    /// Nothing above it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<f64>,
+    /// Nothing below it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
+    /// So many answers in a row say something.
+    pub samples: u32,
 }
 
 /// See [`Workload::growth`].

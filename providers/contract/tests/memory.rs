@@ -108,6 +108,7 @@ fn every_component_is_lowered() {
             Part::Secrets(Secrets {
                 generate: BTreeMap::from([("api-key".to_owned(), SecretRecipe::ApiKey)]),
                 shared: Default::default(),
+                given: Default::default(),
             }),
         ),
         ("cert", Part::Certificate(Certificate { mode: "local-ca".to_owned(), names: vec![], days: 90 })),
@@ -133,6 +134,7 @@ fn every_component_is_lowered() {
                 watch: Some(name("watch")),
                 drain_seconds: 1,
                 canary: None,
+                outside: None,
             }),
         ),
         (

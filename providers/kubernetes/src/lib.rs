@@ -32,7 +32,7 @@ mod verbs;
 mod watch;
 
 pub use adapter::{Adapter, Answer, FrontProxy};
-pub use canary::{ORDERS, Scrape, Stage, Told, Wish};
+pub use canary::{Ask, ORDERS, Scrape, Stage, Told, Wish};
 pub use errand::Errand;
 pub use export::{Export, ExportFile, Form, NeededSecret, export};
 pub use lower::{

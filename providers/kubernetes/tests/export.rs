@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::{Export, Form, Ingress, ModelVolume, Placement, export};
+use textnlp_provider::component::Part;
 use textnlp_provider::{OutputRef, Wanted};
 
 mod parts;
@@ -132,6 +133,22 @@ fn a_route_of_a_gateway_comes_with_every_export_and_the_authority_is_asked_for()
         }
         assert!(all.contains("create configmap textnlp-authority --from-file=ca.crt"), "{form:?}: {all}");
         assert!(!all.contains("$output"), "{form:?}");
+    }
+}
+
+#[test]
+fn what_a_prometheus_is_asked_goes_along_and_needs_no_secret_of_anybody() {
+    let place = Placement { canary: true, ..place() };
+    let mut wanted = objects(&place);
+    wanted.retain(|one| !one.id.as_str().starts_with("main/server/"));
+    wanted.extend(lowered(&component("server", Part::Workload(judged())), place).unwrap());
+    for form in [Form::Yaml, Form::Kustomize, Form::Helm] {
+        let export = export(&wanted, "pilot", form).unwrap();
+        let all: String = export.files.iter().map(|file| file.text.as_str()).collect();
+        assert!(all.contains("textnlp-rollout-queries") && !all.contains("prometheus-token"), "{all}");
+        assert!(export.secrets.iter().all(|secret| secret.name != "textnlp-prometheus"));
+        let is_plain = all.contains("textnlp-api-{{new}}-");
+        assert_eq!(is_plain, form != Form::Helm, "Helm would read a placeholder as one of its own");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use expect_test::expect_file;
+use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::{Ingress, ModelVolume, OwnPostgres, Placement, Spot};
@@ -37,6 +37,52 @@ fn a_release_that_shows_on_a_few_pods_first_is_whole_in_their_template() {
     }
     assert!(!text.contains("name: textnlp-config\n        configMap") && text.contains("downwardAPI"));
     expect_file!["./golden/canary.yaml"].assert_eq(&text);
+}
+
+#[test]
+fn what_a_prometheus_is_asked_stands_on_the_deployment_and_its_token_in_a_secret_alone() {
+    let of = |workload: Workload, place: Placement| lowered(&component("server", Part::Workload(workload)), place);
+    let place = Placement { canary: true, prometheus_ca: Some(Ok("PEM".to_owned())), ..placement() };
+    let made = of(judged(), place.clone()).unwrap();
+    let spec = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).map(|one| one.spec.as_value());
+    let token = OutputRef::new("main/secrets/prometheus-token".parse().unwrap(), "secret");
+    assert_eq!(
+        spec("server/prometheus").map(|secret| (&secret["metadata"]["name"], &secret["data"])),
+        Some((&json!("textnlp-prometheus"), &json!({ "token": token, "ca.crt": { "$plain": "PEM" } })))
+    );
+    let deployment = made.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
+    let asked = &deployment.spec.as_value()["metadata"]["annotations"]["textnlp-rollout-queries"];
+    expect![[r#"{"url":"https://prometheus","secret":true,"queries":[{"name":"errors seen by clients","query":"sum(rate(x{namespace=\"{{namespace}}\",pod=~\"textnlp-api-{{new}}-.*\"}[1m]))","at_most":0.01,"samples":3}]}"#]]
+        .assert_eq(asked.as_str().unwrap());
+    assert!(
+        deployment.needs.iter().any(|need| need.on.as_str() == "main/server/prometheus"),
+        "it is there before it is asked for"
+    );
+    // Nobody is asked with anything, or at all.
+    let open = judged().outside.map(|outside| Outside { token: false, ..outside });
+    let plain = Placement { prometheus_ca: None, ..place.clone() };
+    for (workload, place, asked) in [
+        (Workload { outside: open, ..judged() }, plain.clone(), true),
+        (workload(), plain, false),
+        (judged(), placement(), false),
+    ] {
+        let made = of(workload, place).unwrap();
+        assert!(made.iter().all(|one| !one.id.as_str().ends_with("/prometheus")));
+        let deployment = made.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
+        let annotations = &deployment.spec.as_value()["metadata"]["annotations"];
+        assert_eq!(annotations["textnlp-rollout-queries"].is_string(), asked, "{annotations}");
+    }
+    let why = of(judged(), Placement { prometheus_ca: Some(Err("no certificates".to_owned())), ..place }).unwrap_err();
+    assert!(why.to_string().contains("no certificates"), "{why}");
+}
+
+/// What is only ever let out, and to whom: the job asks a Prometheus wherever it is.
+#[test]
+fn the_job_that_asks_is_let_out_of_the_namespace() {
+    let made = objects(&Placement { canary: true, ..placement() });
+    let out = made.iter().find(|one| one.id.as_str().ends_with("/allow-out")).unwrap().spec.as_value();
+    assert_eq!(out["spec"]["podSelector"], json!({ "matchLabels": { "app.kubernetes.io/part-of": "textnlp" } }));
+    assert_eq!(out["spec"]["egress"][1], json!({ "ports": [{ "protocol": "TCP" }] }));
 }
 
 #[test]

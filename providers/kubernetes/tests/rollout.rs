@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::StreamExt;
 use serde_json::{Value, json};
-use textnlp_kubernetes::{Kubernetes, ORDERS, Scrape, Stage, Wish};
+use textnlp_kubernetes::{Ask, Kubernetes, ORDERS, Scrape, Stage, Wish};
 use textnlp_provider::{Effect, FieldChange, Handle, Operation, Progress, Provider, Verb, Wanted};
 
 mod cut;
@@ -68,6 +68,13 @@ impl Scrape for Figures {
 }
 
 /// A deployment, its service and its budget in a namespace of their own.
+#[async_trait]
+impl Ask for Figures {
+    async fn ask(&self, _: &str, _: &str) -> Result<(u16, String), String> {
+        panic!("nobody wrote a question")
+    }
+}
+
 struct Site {
     world: World,
     update: Operation,
@@ -174,7 +181,7 @@ impl Site {
             }
         };
         tokio::select! {
-            told = kubernetes.see_to(&orders, &self.figures, &|_| ()) => Some(told.unwrap().stage),
+            told = kubernetes.see_to(&orders, (&self.figures, &self.figures), &|_| ()) => Some(told.unwrap().stage),
             () = lost => None,
         }
     }

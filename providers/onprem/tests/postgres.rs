@@ -55,6 +55,7 @@ fn lower(database: &Database, state: &str) -> Result<Vec<Wanted>, Problems> {
         watch: None,
         drain_seconds: 1,
         canary: None,
+        outside: None,
     });
     let mut wanted = Vec::new();
     for (called, part) in [("database", Part::Database(database.clone())), ("server", server)] {

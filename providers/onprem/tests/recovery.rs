@@ -55,7 +55,10 @@ fn of_site(called: &str) -> Vec<Component> {
     }
     let mut components = ground();
     components.extend([
-        component("secrets", Part::Secrets(Secrets { generate, shared: Default::default() })),
+        component(
+            "secrets",
+            Part::Secrets(Secrets { generate, shared: Default::default(), given: Default::default() }),
+        ),
         component("models", Part::ModelStore(ModelStore { models: vec![], max_cache_bytes: 1 })),
         component(
             "database",
@@ -109,6 +112,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 watch: Some(name("watch")),
                 drain_seconds: 1,
                 canary: None,
+                outside: None,
             }),
         ),
         component(

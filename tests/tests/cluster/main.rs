@@ -13,6 +13,7 @@ mod blue_green;
 mod database;
 mod node;
 mod operator;
+mod outside;
 mod parts;
 mod rollout;
 mod sites;

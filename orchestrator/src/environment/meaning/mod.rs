@@ -5,6 +5,7 @@ mod cluster;
 mod names;
 mod providers;
 mod recovery;
+mod rollout;
 mod serving;
 mod stores;
 
@@ -87,6 +88,7 @@ pub(crate) fn check(environment: &Environment, tree: &Node, catalogue: &Catalogu
     meaning.traffic();
     meaning.dns();
     meaning.recovery();
+    meaning.rollout();
     meaning.gates();
     meaning.account();
     meaning.phase();

@@ -245,6 +245,51 @@ section! {
         pub bake: Span = Span::seconds(600),
         /// After this long without an end it reverts.
         pub deadline: Span = Span::seconds(3600),
+        /// Who is asked `queries`.
+        pub prometheus: Option<Prometheus> = None,
+        /// What has to be well too, as it is seen from outside of the pods.
+        pub queries: Vec<Query> = Vec::new(),
+    }
+}
+
+/// A Prometheus, or what answers like one.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Prometheus {
+    /// Where it is reached from inside the cluster: what stands before `/api/v1/query`.
+    pub url: String,
+    /// The authority that it is trusted by, a file in PEM form; left out, those that everybody trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+    /// Where the token is kept that it asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<SecretSource>,
+}
+
+/// A question to a Prometheus, and which answers are well.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// What it is called in what is said.
+    pub name: String,
+    /// The question, in PromQL, whose answer is one number; `{{namespace}}`, `{{new}}` and `{{old}}` stand for the namespace and for what
+    /// the label `pod-template-hash` is on pods of the new and of the old release.
+    pub query: String,
+    /// Nothing above it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<f64>,
+    /// Nothing below it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
+    /// So many answers in a row, ten seconds from one to the next, say that it is well, or that it is not.
+    #[serde(default = "Query::usual", rename = "for")]
+    #[schemars(range(min = 1, max = 60))]
+    pub samples: u32,
+}
+
+impl Query {
+    fn usual() -> u32 {
+        3
     }
 }
 

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{Operation, Result, Sort};
 
+use super::outside::Outside;
 use super::shares::{self, Route};
 use super::traffic::Traffic;
 use super::{
@@ -330,6 +331,9 @@ impl Orders {
                 pod[field] = chosen.clone();
             }
         }
+        if let Some(outside) = Outside::of(self).ok()? {
+            outside.reached(&mut pod);
+        }
         (orders.len() < LONGEST).then(|| {
             json!({
                 "apiVersion": "batch/v1",
@@ -450,6 +454,8 @@ fn job_name(id: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::component;
+
     use super::*;
 
     fn orders() -> Orders {
@@ -519,6 +525,24 @@ mod tests {
         assert!(value.contains("$$(OLD)"));
         let read: Orders = serde_json::from_str(&value.replace("$$", "$")).unwrap();
         assert_eq!(read.revert["spec"]["release"], "$(OLD)");
+        assert_eq!(one["args"].as_array().map(Vec::len), Some(4), "a program of before knows no more of them");
+        for secret in [true, false] {
+            let asked = component::Outside { url: "http://p".to_owned(), token: secret, queries: Vec::new() };
+            let mut orders = orders.clone();
+            orders.promote["metadata"]["annotations"]["textnlp-rollout-queries"] =
+                json!(Outside::written(&asked, secret));
+            let job = orders.job("rollout", &deployment).unwrap();
+            let pod = &job["spec"]["template"]["spec"];
+            let one = &pod["containers"][0];
+            assert_eq!(one["args"][4], "--prometheus", "a program that does not ask does not begin");
+            let (mounts, volumes) = (one["volumeMounts"].as_array().unwrap(), pod["volumes"].as_array().unwrap());
+            assert_eq!((mounts.len(), volumes.len()), (1 + usize::from(secret), 1 + usize::from(secret)));
+            assert!(
+                !secret
+                    || (mounts[1]["mountPath"] == one["args"][5]
+                        && volumes[1]["secret"]["secretName"] == "textnlp-prometheus")
+            );
+        }
         let many = Orders { promote: json!("x".repeat(LONGEST)), ..orders };
         assert_eq!(many.job("rollout", &deployment), None, "no pod could begin with it");
     }

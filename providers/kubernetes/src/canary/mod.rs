@@ -15,6 +15,7 @@
 mod begin;
 pub(crate) mod figures;
 mod judge;
+mod outside;
 mod shares;
 mod traffic;
 mod watch;
@@ -31,6 +32,8 @@ use crate::table;
 
 pub(crate) use begin::{Standing, leave_shares, make_way, route_of};
 use figures::Totals;
+pub use outside::Ask;
+pub(crate) use outside::{Outside, SECRET};
 pub(crate) use shares::without_shares;
 pub use watch::Scrape;
 pub(crate) use watch::in_one_line;

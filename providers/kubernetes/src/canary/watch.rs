@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::begin::{OTHERS_STAY, is_one_set};
 use super::figures::{self, Group, Totals};
 use super::judge::{Judge, Judgement, Look};
+use super::outside::{About, Ask, Asking, Outside, Unasked};
 use super::{HASH, Orders, Sets, Stage, Told, Wish, call, is_held, told, traffic, wish};
 use crate::api::Api;
 use crate::error::Call;
@@ -29,6 +30,8 @@ const SETTLES: Duration = Duration::from_secs(600);
 const BEGIN: Duration = Duration::from_millis(250);
 /// An operator who asked for it begins within this time.
 const WITHIN: Duration = Duration::from_secs(180);
+/// So long it is waited for somebody who is to be asked, before anything changes.
+const ANSWERS: Duration = Duration::from_secs(30);
 /// How often it says how it goes, where nothing else changes.
 const TELL: Duration = Duration::from_secs(5);
 /// Between what is to be done and why it cannot be done yet.
@@ -47,10 +50,32 @@ impl Kubernetes {
     ///
     /// # Errors
     /// Orders that cannot be read, and a deployment that is another one or gone: there is nothing to end then.
-    pub async fn see_to(&self, orders: &str, figures: &dyn Scrape, tell: &(dyn Fn(&str) + Sync)) -> Result<Told> {
+    pub async fn see_to(
+        &self,
+        orders: &str,
+        (figures, ask): (&dyn Scrape, &dyn Ask),
+        tell: &(dyn Fn(&str) + Sync),
+    ) -> Result<Told> {
         let invalid = |source| Error::new(Sort::Invalid, "read", "the orders of the rollout").because(source);
         let orders: Orders = serde_json::from_str(orders).map_err(|error| invalid(error.to_string()))?;
+        let asking = Asking::new(Outside::of(&orders).map_err(invalid)?);
+        tokio::select! {
+            told = self.watch_over(&orders, figures, (&asking, ask), tell) => told,
+            never = asking.go_on(ask) => match never {},
+        }
+    }
+
+    async fn watch_over(
+        &self,
+        orders: &Orders,
+        figures: &dyn Scrape,
+        (asking, ask): (&Asking, &dyn Ask),
+        tell: &(dyn Fn(&str) + Sync),
+    ) -> Result<Told> {
         let mut watching = Watching {
+            asking,
+            unanswered: None,
+            others: None,
             judge: Judge::new(orders.canary),
             new: Group::default(),
             old: Group::default(),
@@ -64,7 +89,7 @@ impl Kubernetes {
         let began = Instant::now();
         loop {
             let step = match self.api().await {
-                Ok(api) => watching.step(&api, &orders, figures, began.elapsed() > WITHIN).await,
+                Ok(api) => watching.step(&api, orders, (figures, ask), began.elapsed() > WITHIN).await,
                 Err(error) => Err(error),
             };
             let pause = match step {
@@ -89,7 +114,13 @@ impl Kubernetes {
 }
 
 /// What is known from earlier looks. A job that begins anew counts anew, but for when the rollout began.
-struct Watching {
+struct Watching<'a> {
+    /// Who judges from outside of the pods.
+    asking: &'a Asking,
+    /// Since when whoever is to be asked does not answer.
+    unanswered: Option<Instant>,
+    /// The label of the old pods.
+    others: Option<String>,
     judge: Judge,
     new: Group,
     old: Group,
@@ -111,8 +142,14 @@ enum Step {
     Over(Told),
 }
 
-impl Watching {
-    async fn step(&mut self, api: &Api, orders: &Orders, figures: &dyn Scrape, is_late: bool) -> Result<Step> {
+impl Watching<'_> {
+    async fn step(
+        &mut self,
+        api: &Api,
+        orders: &Orders,
+        (figures, ask): (&dyn Scrape, &dyn Ask),
+        is_late: bool,
+    ) -> Result<Step> {
         let call = call("read", "get", &orders.namespace, Some(&orders.name));
         let gone = || call.error(Sort::NotFound).because("it is gone, or another one of its name");
         let deployment = api.get(&call).await?.filter(|found| identity::uid(found) == orders.uid).ok_or_else(gone)?;
@@ -142,6 +179,9 @@ impl Watching {
                 _ if is_late => orders.told(Stage::Waiting, "nobody began within three minutes", 0),
                 Some(_) => return Ok(Step::Waits),
                 None => {
+                    if let Some(step) = self.refused(api, orders, ask).await? {
+                        return Ok(step);
+                    }
                     let sets = match orders.has_two_sets() {
                         true => Some(keep(api, orders, &deployment).await?),
                         false => None,
@@ -156,7 +196,7 @@ impl Watching {
             }
             return Ok(Step::Over(over));
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = now();
         let began = known.as_ref().map(|told| told.began).filter(|began| *began > 0).unwrap_or(now);
         let at = now.saturating_sub(began);
         let wish = wish(&deployment, &orders.id).filter(|wish| *wish != Wish::Resume);
@@ -177,7 +217,13 @@ impl Watching {
                     _ if orders.has_two_sets() && self.hash.is_some() && is_another => {
                         Judgement::Revert("somebody changed its pods meanwhile".to_owned())
                     }
-                    _ => self.judge.judge(look, wish),
+                    _ => {
+                        if look.pods > 0 && look.ready == look.pods {
+                            self.asking.about(self.about(orders), began);
+                        }
+                        let judgement = self.judge.judge(look, wish);
+                        self.asking.join(judgement, (at, orders.canary.deadline_seconds), wish)
+                    }
                 }
             }
             // What cannot be looked at is taken back in its time all the same.
@@ -234,6 +280,25 @@ impl Watching {
                 Ok(Step::Looked(says))
             }
         }
+    }
+
+    /// What ends a rollout before anything has changed: questions that cannot be asked, and nobody who answers them.
+    async fn refused(&mut self, api: &Api, orders: &Orders, ask: &dyn Ask) -> Result<Option<Step>> {
+        let Some(Unasked { may_pass, why }) = self.asking.refused(ask, &orders.namespace).await else {
+            return Ok(None);
+        };
+        if may_pass && self.unanswered.get_or_insert_with(Instant::now).elapsed() < ANSWERS {
+            return Ok(Some(Step::Looked(why)));
+        }
+        // It is not the release's fault, which may be tried again.
+        let says = format!("no pod was made: {why}");
+        let told = Told { release: String::new(), ..orders.told(Stage::Reverted, &says, 0) };
+        self.say(api, orders, told.clone()).await?;
+        Ok(Some(Step::Over(told)))
+    }
+
+    fn about(&self, orders: &Orders) -> About {
+        About { namespace: orders.namespace.clone(), new: self.hash.clone(), old: self.others.clone() }
     }
 
     /// One look, and how far the rollout is: where there are two whole sets of pods, clients are led to the one that is meant.
@@ -360,6 +425,10 @@ impl Watching {
                 false => self.old.look(&of(pod), totals, false),
             }
         }
+        let mut others = pods.iter().filter(staying).filter(|pod| !is_new(pod));
+        let others = others.find_map(|pod| pod["metadata"]["labels"][HASH].as_str().map(str::to_owned));
+        // The last of them may have gone already.
+        self.others = others.or(self.others.take());
         let ready = |pod: &&Value| ready::pod(pod);
         let old_ready = pods.iter().filter(staying).filter(|pod| !is_new(pod)).filter(ready).count() as u64;
         let new: Vec<&Value> = pods.iter().filter(staying).filter(|pod| is_new(pod)).collect();
@@ -381,6 +450,11 @@ impl Watching {
             old: self.old.totals,
         })
     }
+}
+
+/// By the clock of this machine, in seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// An error with its reason and what to do about it.

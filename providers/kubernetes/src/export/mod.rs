@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{OutputRef, Outputs, Ownership, ResourceId, Wanted};
 
+use crate::canary::SECRET;
 use crate::manifest;
 use crate::table::{self, Row};
 
@@ -150,6 +151,10 @@ impl SiteObjects {
                 return Err(format!(
                     "{cause}: leave it out, and use prometheus-adapter with the rule in docs/guide/kubernetes.md"
                 ));
+            }
+            // Only the job of an `up` reads it.
+            if row.kind == "Secret" && name == SECRET {
+                continue;
             }
             if row.kind == "Secret" {
                 site.secrets.push(needed(&name, spec.as_value()));

@@ -8,6 +8,7 @@ mod beside;
 mod database;
 mod gateway;
 mod nodes;
+mod outside;
 mod template;
 mod workload;
 
@@ -55,6 +56,8 @@ pub struct Placement {
     pub canary: bool,
     /// Whether a share of the clients is led to those few, where what leads clients can tell shares apart: a route of a Gateway can.
     pub weighted: bool,
+    /// The authority by which a Prometheus is trusted that judges a release, as PEM, or why it cannot be had.
+    pub prometheus_ca: Option<Result<String, String>>,
     /// The job of the operator's on what the servers stored, if there is one.
     pub analytics: Option<Analytics>,
     /// The settings of SAML for whoever signs people in before the service, or why they cannot be had.

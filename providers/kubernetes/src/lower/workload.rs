@@ -9,6 +9,7 @@ use super::{
     API_KEY, CERTIFICATE, ENDPOINT, HTTP_PORT, HTTPS_PORT, Ingress, JWT_KEY, Lowering, METRICS_PORT, MODELS,
     MODELS_FILE, PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
+use crate::canary::Outside;
 
 /// The Secret with the certificate, where it is ours.
 const TLS_SECRET: &str = "textnlp-tls";
@@ -156,6 +157,9 @@ impl Lowering<'_> {
         // By which clients are shared as soon as pods change.
         let shares = ["http-route", "backend-tls", "service-new"].map(|part| self.id(ENDPOINT, part));
         needs.extend(shares.into_iter().flatten().filter(|_| self.place.is_weighted()));
+        let outside = workload.outside.as_ref().filter(|_| carried);
+        let reached = outside.and_then(|outside| self.reached(outside, workload.secrets.as_str()));
+        needs.extend(reached.clone());
         needs.extend(self.claim(workload.models.as_str()));
         match self.place.tls_secret {
             Some(_) => needs.push(tls),
@@ -175,6 +179,7 @@ impl Lowering<'_> {
                 }
                 canary.to_string()
             }),
+            "queries": outside.map(|outside| Outside::written(outside, reached.is_some())),
             "https_port": HTTPS_PORT,
             "metrics_port": METRICS_PORT,
             "model_folder": MODELS,

@@ -146,6 +146,7 @@ pub fn workload() -> Workload {
             slow_ms: 500,
             error_rate: 0.01,
         }),
+        outside: None,
     }
 }
 
@@ -154,6 +155,21 @@ pub fn canary(placement: &Placement) -> Vec<Wanted> {
     let plain = objects(placement);
     let made = objects(&Placement { canary: true, ..placement.clone() });
     made.into_iter().filter(|one| plain.iter().all(|other| one.id != other.id || one.spec != other.spec)).collect()
+}
+
+/// A release that a Prometheus judges too: one that asks for a token.
+pub fn judged() -> Workload {
+    let query = Query {
+        name: "errors seen by clients".to_owned(),
+        query: "sum(rate(x{namespace=\"{{namespace}}\",pod=~\"textnlp-api-{{new}}-.*\"}[1m]))".to_owned(),
+        at_most: Some(0.01),
+        at_least: None,
+        samples: 3,
+    };
+    Workload {
+        outside: Some(Outside { url: "https://prometheus".to_owned(), token: true, queries: vec![query] }),
+        ..workload()
+    }
 }
 
 pub fn analytics(spot: Spot) -> Analytics {

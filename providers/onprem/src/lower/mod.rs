@@ -141,6 +141,13 @@ impl Lowering<'_> {
             let network = self.network_id();
             self.want_protected(id, Noun::Secret, &spec, [network]);
         }
+        for (name, given) in &secrets.given {
+            let Some(id) = self.part(name) else { continue };
+            let spec =
+                SecretSpec { name: self.secret_name(name), recipe: None, given: Some(given.clone()), shared: false };
+            let network = self.network_id();
+            self.want(id, Noun::Secret, &spec, [network]);
+        }
     }
 
     fn certificate(&mut self, certificate: &Certificate) {

@@ -95,6 +95,7 @@ impl Machine {
                 Part::Secrets(Secrets {
                     generate: generate.map(|(n, r)| (n.to_owned(), r)).into(),
                     shared: Default::default(),
+                    given: Default::default(),
                 }),
             ),
             part(
@@ -141,6 +142,7 @@ impl Machine {
                     watch: None,
                     drain_seconds: 10,
                     canary: None,
+                    outside: None,
                 }),
             ),
             part(
