@@ -11,6 +11,7 @@ use textnlp_tests::{counts, eventually};
 mod adapter;
 mod blue_green;
 mod database;
+mod gateway;
 mod node;
 mod operator;
 mod outside;
