@@ -179,8 +179,10 @@ impl Databases {
         let made = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data });
         let _ = self.api.call("POST", &secrets, Some(&made)).await;
         let instances = &object["spec"]["instances"];
-        let ready =
-            json!({ "type": "Ready", "status": "True", "reason": "ClusterIsReady", "message": "Cluster is Ready" });
+        let ready = json!({
+            "type": "Ready", "status": "True", "reason": "ClusterIsReady", "message": "Cluster is Ready",
+            "lastTransitionTime": k8s_openapi::jiff::Timestamp::now().strftime("%FT%TZ").to_string(),
+        });
         let status = json!({ "status": {
             "instances": instances, "readyInstances": instances, "currentPrimary": format!("{name}-1"), "conditions": [ready],
         } });
