@@ -101,7 +101,7 @@ impl Prometheus {
         command.arg(format!("--config.file={}", self.folder.join("prometheus.yml")));
         command.arg(format!("--storage.tsdb.path={}", self.folder.join("data")));
         command.arg(format!("--web.listen-address={}", self.url().trim_start_matches("http://")));
-        command.args(["--storage.tsdb.no-lockfile", "--log.level=error"]);
+        command.arg("--log.level=error");
         self.running = Some(command.stdin(Stdio::null()).spawn().unwrap());
         eventually("Prometheus is ready", || {
             let asked = Command::new("curl").args(["-sf", &format!("{}/-/ready", self.url())]).output().unwrap();
