@@ -134,6 +134,11 @@ fn a_route_of_a_gateway_comes_with_every_export_and_the_authority_is_asked_for()
         assert!(all.contains("create configmap textnlp-authority --from-file=ca.crt"), "{form:?}: {all}");
         assert!(!all.contains("$output"), "{form:?}");
     }
+    // Whoever gives the service of a chart another port leads the route there too.
+    let shared = Placement { canary: true, weighted: true, ..by_gateway(placement()) };
+    let chart = export(&objects(&shared), "pilot", Form::Helm).unwrap();
+    let route = text_of(&chart, "templates/httproute-textnlp-api.yaml");
+    assert_eq!(route.matches("port: {{ .Values.service.port | toJson }}").count(), 2, "{route}");
 }
 
 #[test]

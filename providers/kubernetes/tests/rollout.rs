@@ -117,7 +117,16 @@ impl Site {
     async fn get(&self, path: &str) -> Value {
         let (group, rest) = path.split_once(' ').unwrap();
         let path = format!("/{group}/namespaces/{}/{rest}", self.world.namespace);
-        self.world.cluster.api().get(&path).await.unwrap_or_default()
+        let begun = Instant::now();
+        loop {
+            // A busy API server drops connections.
+            match self.world.cluster.api().call("GET", &path, None).await {
+                Ok(answer) if answer.status == 404 => return Value::Null,
+                Ok(answer) if answer.status < 300 => return answer.body,
+                other => assert!(begun.elapsed() < PATIENCE, "{path}: {other:?}"),
+            }
+            tokio::time::sleep(TICK).await;
+        }
     }
 
     async fn selector(&self) -> Value {

@@ -16,6 +16,7 @@ mod tls;
 mod trust;
 pub mod webhook;
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -46,6 +47,8 @@ pub struct Cluster {
     keeper: Keeper,
     kubelet: OnceLock<Kubelet>,
     metrics: OnceLock<Metrics>,
+    /// Whose kinds were added.
+    defined: Mutex<BTreeSet<String>>,
     namespaces: AtomicU32,
     /// The API server's process, and how it was started.
     api_server: Mutex<(u32, Vec<String>)>,
@@ -126,6 +129,7 @@ impl Cluster {
             keeper,
             kubelet: OnceLock::new(),
             metrics: OnceLock::new(),
+            defined: Mutex::default(),
             namespaces: AtomicU32::new(0),
             api_server: Mutex::default(),
             proxy,
@@ -336,9 +340,13 @@ impl Cluster {
         programs::asked("--schemas")
     }
 
-    /// Adds the kinds of others, `gateway-api`, `cloudnative-pg` or `prometheus-operator`, as their makers define them; whether they are
+    /// Adds the kinds of others, `gateway-api`, `cloudnative-pg` or `prometheus-operator`, as their makers define them, once; whether they are
     /// there, which they must be where everything must.
     pub fn define(&self, whose: &str) -> bool {
+        let mut defined = self.defined.lock().unwrap_or_else(PoisonError::into_inner);
+        if defined.contains(whose) {
+            return true;
+        }
         let Some(folder) = programs::asked("--definitions") else {
             let required = std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_some();
             assert!(!required, "the definitions are not there: run tests/cluster/build");
@@ -351,6 +359,7 @@ impl Cluster {
             let out = self.kubectl(arguments);
             assert!(out.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
         }
+        defined.insert(whose.to_owned());
         true
     }
 

@@ -54,8 +54,7 @@ impl Traffic<'_> {
             return Ok(true);
         };
         self.ask(SELECTING[0], self.name, Some(old)).await?;
-        self.ask(SELECTING[0], &second(self.name), new).await?;
-        route.lead(route.share).await
+        Ok(self.ask(SELECTING[0], &second(self.name), new).await? && route.lead(route.share).await?)
     }
 
     /// Whether clients are led to the new pods.
@@ -73,7 +72,7 @@ impl Traffic<'_> {
         route.lead(0).await?;
         self.ask(SELECTING[0], &second(self.name), None).await?;
         // The service is what says how far it is.
-        self.ask(SELECTING[0], self.name, None).await
+        self.ask(SELECTING[0], self.name, None).await.map(drop)
     }
     /// The set that clients are led to; `None` where they are led to all pods.
     pub(super) async fn led_to(&self) -> Result<Option<String>> {
@@ -94,20 +93,20 @@ impl Traffic<'_> {
         Ok(())
     }
 
-    /// Has an object ask for one set of pods, or for all of them.
-    async fn ask(&self, kind: &str, name: &str, set: Option<&str>) -> Result<()> {
+    /// Has an object ask for one set of pods, or for all of them; whether it is there, which the service has to be.
+    async fn ask(&self, kind: &str, name: &str, set: Option<&str>) -> Result<bool> {
         let call = Call { name: Some(name), ..self.call("lead clients by", "patch", kind) };
         let Some(object) = self.api.get(&call).await? else {
-            return match kind == SELECTING[0] {
+            return match kind == SELECTING[0] && name == self.name {
                 true => Err(call.error(Sort::Unavailable).because("it is gone: nobody is led to any pod")),
-                false => Ok(()),
+                false => Ok(false),
             };
         };
         if !labels(&object).is_object() {
             let why = "it asks for no label of pods: who it leads to is somebody else's";
             return Err(call.error(Sort::Conflict).because(why));
         }
-        let Some(selector) = selecting(&object, set) else { return Ok(()) };
+        let Some(selector) = selecting(&object, set) else { return Ok(true) };
         // Whoever changed it since it was read is not overruled unseen.
         let manifest = json!({
             "apiVersion": call.row.api_version(),
@@ -120,7 +119,8 @@ impl Traffic<'_> {
             },
             "spec": { "selector": selector },
         });
-        self.api.force(&call, TELLER, &manifest).await.map(drop)
+        self.api.force(&call, TELLER, &manifest).await?;
+        Ok(true)
     }
 
     /// Leads clients to all pods when those that they are led to are the only ones, or are to go themselves; whether it is so.

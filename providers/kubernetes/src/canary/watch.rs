@@ -210,7 +210,8 @@ impl Watching<'_> {
                 let is_another = self.hash != sets.as_ref().and_then(|sets| sets.new.clone());
                 match stage {
                     _ if self.taken => {
-                        Judgement::Revert("somebody changed the HTTPRoute meanwhile, which is left as it is".to_owned())
+                        let why = "somebody changed the HTTPRoute meanwhile, or removed its second service; that is left as it is";
+                        Judgement::Revert(why.to_owned())
                     }
                     Stage::Preparing => self.judge.prepare(look, wish),
                     // What clients are led to is on its way out.

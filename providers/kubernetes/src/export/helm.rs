@@ -110,6 +110,17 @@ impl Chart<'_> {
                 self.value(&mut manifest["spec"]["ports"][0]["port"], "service.port");
                 None
             }
+            ("Service", "textnlp-api-new") => {
+                self.value(&mut manifest["spec"]["ports"][0]["port"], "service.port");
+                None
+            }
+            ("HTTPRoute", _) => {
+                let backends = manifest.pointer_mut("/spec/rules/0/backendRefs").and_then(Value::as_array_mut);
+                for backend in backends.into_iter().flatten() {
+                    self.value(&mut backend["port"], "service.port");
+                }
+                None
+            }
             ("CronJob", "analytics-processor") => {
                 self.value(&mut manifest["spec"]["schedule"], "analytics.schedule");
                 let pod = &mut manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"];
