@@ -235,6 +235,9 @@ pub enum Rollout {
         /// The folder with the token and the authority of the Prometheus that is asked too
         #[arg(long)]
         prometheus: Option<Utf8PathBuf>,
+        /// Said where clients are shared by the weights of a route: whoever takes it knows how
+        #[arg(long)]
+        shares: bool,
     },
 }
 

@@ -339,7 +339,7 @@ pub async fn see_to(
     let orders = std::env::var(ORDERS).map_err(|_| anyhow::anyhow!("{ORDERS} is not set: only `up` gives it"))?;
     let access = Access::Account(account.into());
     let secrets = super::secrets(account);
-    let judges: (&dyn Scrape, &dyn Ask) = (&Figures::new()?, &Queries::new(prometheus)?);
+    let judges: (&dyn Scrape, &dyn Ask) = (&Figures::new()?, &Queries::new(prometheus));
     Ok(json!(Kubernetes::new(access, secrets).see_to(&orders, judges, tell).await?))
 }
 

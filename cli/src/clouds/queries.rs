@@ -21,24 +21,16 @@ const AUTHORITY_MAX: usize = 64 << 10;
 
 /// Asks as a dashboard would, with the token and the authority of a folder, where it has them.
 pub(super) struct Queries {
-    http: reqwest::Client,
+    /// Or why nobody can be asked: the pods are looked at all the same.
+    http: Result<reqwest::Client, String>,
     token: Option<Utf8PathBuf>,
 }
 
 impl Queries {
-    pub(super) fn new(folder: Option<&Utf8Path>) -> anyhow::Result<Self> {
+    pub(super) fn new(folder: Option<&Utf8Path>) -> Self {
         let file = |name: &str| folder.map(|folder| folder.join(name)).filter(|file| file.exists());
-        let ca = file("ca.crt").map(|file| client::read_ca(&file)).transpose()?;
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(client::tls(ca.as_deref())?)
-            .timeout(WITHIN)
-            .no_proxy()
-            // It would lead a secret elsewhere.
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("textnlp-deploy/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .context("prepare a client")?;
-        Ok(Self { http, token: file("token") })
+        let http = prepared(file("ca.crt").as_deref()).map_err(|error| format!("{error:#}"));
+        Self { http, token: file("token") }
     }
 
     /// Read each time: whoever renews it need not tell.
@@ -52,10 +44,23 @@ impl Queries {
     }
 }
 
+fn prepared(ca: Option<&Utf8Path>) -> anyhow::Result<reqwest::Client> {
+    let ca = ca.map(client::read_ca).transpose()?;
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured(client::tls(ca.as_deref())?)
+        .timeout(WITHIN)
+        .no_proxy()
+        // It would lead a secret elsewhere.
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("textnlp-deploy/", env!("CARGO_PKG_VERSION")));
+    http.build().context("prepare a client")
+}
+
 #[async_trait]
 impl Ask for Queries {
     async fn ask(&self, url: &str, query: &str) -> Result<(u16, String), String> {
-        let mut request = self.http.post(format!("{url}/api/v1/query"));
+        let http = self.http.as_ref().map_err(Clone::clone)?;
+        let mut request = http.post(format!("{url}/api/v1/query"));
         request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form(query)?);
         if let Some(authorization) = self.authorization()? {
             request = request.header(AUTHORIZATION, authorization);
@@ -76,6 +81,8 @@ impl Ask for Queries {
 fn form(query: &str) -> Result<String, String> {
     let mut form = reqwest::Url::parse("form:/").map_err(|error| error.to_string())?;
     form.query_pairs_mut().append_pair("query", query).append_pair("timeout", &format!("{}s", WITHIN.as_secs()));
+    // Thanos would answer with what some of its stores have; Prometheus knows no such word.
+    form.query_pairs_mut().append_pair("partial_response", "false");
     Ok(form.query().unwrap_or_default().to_owned())
 }
 
@@ -92,6 +99,7 @@ pub(super) fn authority(file: &Utf8Path) -> Result<String, String> {
     if certificates.peek().is_none() || certificates.any(|one| one.is_err()) {
         return Err(format!("{file} holds no certificates in PEM form"));
     }
+    client::tls(Some(text.as_bytes())).map_err(|error| format!("{file}: {error:#}"))?;
     Ok(text)
 }
 
@@ -104,7 +112,7 @@ mod tests {
     #[test]
     fn a_question_is_sent_as_it_is_written() {
         let form = form("a{b=~\"5..\"} / c + 1 > 0").unwrap();
-        assert_eq!(form, "query=a%7Bb%3D%7E%225..%22%7D+%2F+c+%2B+1+%3E+0&timeout=5s");
+        assert_eq!(form, "query=a%7Bb%3D%7E%225..%22%7D+%2F+c+%2B+1+%3E+0&timeout=5s&partial_response=false");
     }
 
     #[tokio::test]
@@ -114,7 +122,7 @@ mod tests {
         let kept = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(kept.path()).unwrap();
         std::fs::write(folder.join("token"), "first\n").unwrap();
-        let queries = Queries::new(Some(folder)).unwrap();
+        let queries = Queries::new(Some(folder));
         let moved =
             format!("HTTP/1.1 307 Moved\r\nLocation: {url}/away\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         for token in ["first", "renewed"] {
@@ -122,7 +130,7 @@ mod tests {
             let answer = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut asked = Vec::new();
-                while !asked.ends_with(b"query=up&timeout=5s") {
+                while !asked.ends_with(b"query=up&timeout=5s&partial_response=false") {
                     assert!(stream.read_buf(&mut asked).await.unwrap() > 0);
                 }
                 stream.write_all(moved.as_bytes()).await.unwrap();
@@ -132,7 +140,7 @@ mod tests {
             assert_eq!(answered.unwrap(), (307, String::new()));
             assert!(asked.starts_with("post /prefix/api/v1/query ") && asked.contains(&format!("bearer {token}\r\n")));
         }
-        let nobody = Queries::new(None).unwrap();
+        let nobody = Queries::new(None);
         drop(listener);
         let why = nobody.ask(&url, "up").await.unwrap_err();
         assert!(why.to_lowercase().contains("connection refused"), "{why}");
@@ -149,6 +157,11 @@ mod tests {
         };
         assert!(said("nothing").contains("no certificates"));
         assert!(said("-----BEGIN PRIVATE KEY-----").contains("a private key"));
+        let framed = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
+        assert!(said(framed).contains("ca.pem"), "what is framed as one need not be one");
+        // The job is not ended by what it cannot ask with.
+        std::fs::write(folder.join("ca.crt"), framed).unwrap();
+        assert!(Queries::new(Some(folder)).http.is_err());
         assert!(said(&"x".repeat(AUTHORITY_MAX + 1)).contains("longer than"));
         assert!(authority(&folder.join("gone")).is_err());
     }

@@ -11,7 +11,7 @@ use crate::session::Session;
 /// `rollout …`.
 pub async fn rollout(session: &Session, command: &Rollout, console: Console) -> Result<Success, Failure> {
     let wish = match command {
-        Rollout::Watch { account, prometheus } => {
+        Rollout::Watch { account, prometheus, shares: _ } => {
             let ended = clouds::see_to(account, prometheus.as_deref(), &|says| console.say(says)).await?;
             return Ok(Success::new(said(&ended), ended));
         }

@@ -141,7 +141,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release) -> Vec<Compo
         Part::Secrets(part::Secrets {
             generate: secrets(e, site),
             shared: shared_secrets(e),
-            given: given_secrets(e, release),
+            given: given_secrets(e, site, release),
         }),
     );
     if e.tls.mode != TlsMode::Off {
@@ -516,8 +516,10 @@ fn outside(e: &Environment) -> Option<part::Outside> {
 }
 
 /// Secrets that a person keeps, and that no component but theirs is about.
-fn given_secrets(e: &Environment, release: &Release) -> BTreeMap<String, part::Given> {
+fn given_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> BTreeMap<String, part::Given> {
     let token = e.rollout.prometheus.as_ref().and_then(|prometheus| prometheus.token.as_ref());
+    // Nobody reads it elsewhere.
+    let token = token.filter(|_| site.is_in_cluster());
     token.map(|token| (PROMETHEUS_TOKEN.to_owned(), given(token, release))).into_iter().collect()
 }
 

@@ -151,34 +151,58 @@ pub(crate) fn gateway(object: &Value) -> Ready {
     by_condition(object, &object["status"]["conditions"], "Programmed")
 }
 
-/// A route is taken up by each gateway that it names.
+/// A route is ready when each gateway that it names takes it; what is said of gateways that it named once counts for nothing.
 pub(crate) fn http_route(object: &Value) -> Ready {
-    let parents = object["status"]["parents"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let named = object["spec"]["parentRefs"].as_array().map_or(0, Vec::len);
-    if parents.len() < named {
-        return Ready::NotYet(format!("{} of {named} gateways have looked at it", parents.len()));
+    let list = |place: &str| object.pointer(place).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let (named, said) = (list("/spec/parentRefs"), list("/status/parents"));
+    let mut taken_by = 0;
+    for parent in named {
+        let of_it = said.iter().filter(|one| is_about(&one["parentRef"], parent));
+        let mut looks: Vec<Ready> = of_it.map(|one| taken(object, one)).collect();
+        // Of several controllers one has to be the gateway's.
+        if looks.contains(&Ready::Yes) {
+            taken_by += 1;
+        } else if !looks.is_empty() {
+            return looks.swap_remove(0);
+        }
     }
-    taken(object, parents)
+    match taken_by < named.len() {
+        true => Ready::NotYet(format!("{taken_by} of {} gateways have looked at it", named.len())),
+        false => Ready::Yes,
+    }
 }
 
-/// A policy is taken up by each gateway whose routes lead to what it is about.
+/// A policy is there before any route leads to what it is about, and nobody says anything of it until then.
 pub(crate) fn backend_tls(object: &Value) -> Ready {
-    match object["status"]["ancestors"].as_array().map(Vec::as_slice) {
+    let gateways = object["status"]["ancestors"].as_array().into_iter().flatten();
+    let mut looks = gateways.map(|gateway| taken(object, gateway));
+    looks.find(|ready| *ready != Ready::Yes).unwrap_or(Ready::Yes)
+}
+
+/// Whether the gateway of a route goes by the policy beside it; until then it speaks with pods in the open.
+pub(crate) fn in_force(policy: &Value) -> Ready {
+    match policy["status"]["ancestors"].as_array().map(Vec::as_slice) {
         None | Some([]) => {
-            let why =
-                "no gateway has looked at it: its controller may not know BackendTLSPolicy of the Gateway API 1.4";
+            let why = "no gateway has looked at its BackendTLSPolicy: the controller may not know that kind of the Gateway API 1.4";
             Ready::NotYet(why.to_owned())
         }
-        Some(gateways) => taken(object, gateways),
+        Some(_) => backend_tls(policy),
     }
 }
 
-/// Whether gateways take an object as theirs, and find what it names.
-fn taken(object: &Value, gateways: &[Value]) -> Ready {
-    let said = gateways.iter().flat_map(|gateway| {
-        ["Accepted", "ResolvedRefs"].map(|name| by_condition(object, &gateway["conditions"], name))
-    });
-    said.into_iter().find(|ready| *ready != Ready::Yes).unwrap_or(Ready::Yes)
+fn is_about(said: &Value, parent: &Value) -> bool {
+    ["namespace", "name", "sectionName"].iter().all(|field| parent[field].is_null() || said[field] == parent[field])
+}
+
+/// Whether a gateway takes an object as its own, and finds what it names.
+fn taken(object: &Value, gateway: &Value) -> Ready {
+    let conditions = &gateway["conditions"];
+    let resolved = conditions.as_array().into_iter().flatten().any(|one| one["type"] == "ResolvedRefs");
+    match by_condition(object, conditions, "Accepted") {
+        // Not every controller says so of every kind.
+        Ready::Yes if resolved => by_condition(object, conditions, "ResolvedRefs"),
+        other => other,
+    }
 }
 
 pub(crate) fn openshift_route(object: &Value) -> Ready {
@@ -308,16 +332,19 @@ mod tests {
             let mut conditions = condition("Accepted", accepted, 2);
             let found = json!({ "type": "ResolvedRefs", "status": resolved, "observedGeneration": 2, "reason": "BackendNotFound", "message": "" });
             conditions.as_array_mut().expect("a list").push(found);
-            let said = json!([{ "conditions": conditions }]);
-            object(json!({ "parents": said, "ancestors": said }))
+            let of = |name: &str| json!({ "parentRef": { "name": name }, "conditions": conditions });
+            // What somebody said long ago of another gateway.
+            let stale = json!({ "parentRef": { "name": "b" }, "conditions": condition("Accepted", "False", 1) });
+            object(json!({ "parents": [stale, of("a")], "ancestors": [of("a")] }))
         };
-        for look in [http_route, backend_tls] {
+        for look in [http_route, backend_tls, in_force] {
             check(look, taken("True", "True"), Ready::Yes);
             check(look, taken("False", "True"), not_yet("no address"));
             check(look, taken("True", "False"), not_yet("BackendNotFound"));
         }
-        let nobody = "no gateway has looked at it: its controller may not know BackendTLSPolicy of the Gateway API 1.4";
-        check(backend_tls, object(json!({})), not_yet(nobody));
+        check(backend_tls, object(json!({})), Ready::Yes);
+        let nobody = "no gateway has looked at its BackendTLSPolicy: the controller may not know that kind of the Gateway API 1.4";
+        check(in_force, object(json!({})), not_yet(nobody));
         check(openshift_route, object(json!({})), not_yet("no router has looked at it yet"));
         check(definition, says(condition("Established", "False", 2)), not_yet("the API server does not serve it yet"));
         check(definition, says(condition("NamesAccepted", "False", 2)), Ready::Never("no address".to_owned()));

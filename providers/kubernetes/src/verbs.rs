@@ -14,7 +14,7 @@ use crate::error::Call;
 use crate::fields::{Finding, Is, Segment};
 use crate::identity::{self, Place};
 use crate::provider::Kubernetes;
-use crate::ready::Ready;
+use crate::ready::{self, Ready};
 use crate::table::{self, Row};
 use crate::watch::{self, Change};
 use crate::{inside, manifest, trouble};
@@ -429,8 +429,21 @@ impl<'a> Work<'a> {
         pending(stand, trouble::of_leaving(&self.api, self.row, object).await)
     }
 
+    /// Whether the policy beside a route is in force, where there is one.
+    async fn in_force(&self, route: &Value) -> Ready {
+        let row = table::named("kubernetes.backend-tls-policy");
+        let of = |field: &str| route["metadata"][field].as_str();
+        let call = Call { action: "read", verb: "get", row, namespace: of("namespace"), name: of("name") };
+        // Who may not look at it has been told so by its own step.
+        self.api.get(&call).await.ok().flatten().map_or(Ready::Yes, |policy| ready::in_force(&policy))
+    }
+
     async fn await_ready(&self, object: &Value, stand: &Stand) -> Result<Progress> {
-        match (self.row.ready)(object) {
+        let ready = match (self.row.ready)(object) {
+            Ready::Yes if self.row.kind == table::HTTP_ROUTE => self.in_force(object).await,
+            ready => ready,
+        };
+        match ready {
             Ready::Yes => Ok(Progress::Done(manifest::seen(self.row, object, &self.manager, Ready::Yes)?)),
             Ready::NotYet(why) => {
                 let says = trouble::of_pods(&self.api, self.row, object, why).await;

@@ -431,7 +431,10 @@ async fn a_chart_is_clean_and_renders_what_we_would_apply() {
         assert_eq!(digest.is_some(), is_deployment);
         let spec = template["spec"].as_object_mut().unwrap();
         for chosen in ["imagePullSecrets", "nodeSelector", "tolerations"] {
-            assert!(spec.remove(chosen).is_some_and(|value| value == json!([]) || value == json!({})));
+            // The servers' pods bear a lost node for a while, wherever the chart comes to.
+            if !(is_deployment && chosen == "tolerations") {
+                assert!(spec.remove(chosen).is_some_and(|value| value == json!([]) || value == json!({})));
+            }
         }
     }
     let ours = ours();

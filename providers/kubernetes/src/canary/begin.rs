@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use textnlp_provider::{Operation, Result, Sort};
+use textnlp_provider::{Error, Operation, Result, Sort};
 
 use super::outside::Outside;
 use super::shares::{self, Route};
@@ -104,11 +104,9 @@ impl Orders {
         }
         api.apply(&roll, &self.manager, &self.promote, true).await?;
         let back = api.apply(&roll, &self.manager, &self.revert, true).await?;
-        if let Some(route) = &self.route {
-            // Somebody else's field would keep clients from being led.
-            let row = table::named("kubernetes.http-route");
-            let call = Call { row, name: route["metadata"]["name"].as_str(), ..roll };
-            api.apply(&call, &self.manager, route, true).await?;
+        // Somebody else's field would keep clients from being led; one that has the same words is seen only by others.
+        if let Some(route) = &self.traffic(api).route {
+            route.could_lead().await?;
         }
         if self.has_two_sets() {
             if !is_one_set(deployment) {
@@ -331,6 +329,12 @@ impl Orders {
                 pod[field] = chosen.clone();
             }
         }
+        // A program that knows nothing of shares does not take the argument: it would lead as many clients there as there are pods.
+        if self.route.is_some()
+            && let Some(arguments) = pod.pointer_mut("/containers/0/args").and_then(Value::as_array_mut)
+        {
+            arguments.push(json!("--shares"));
+        }
         if let Some(outside) = Outside::of(self).ok()? {
             outside.reached(&mut pod);
         }
@@ -394,15 +398,19 @@ pub(crate) async fn route_of(
         // What a rollout left that nobody ended is taken back before the next one.
         Some((applied, found)) if holder_is_gone(api, namespace, &found).await? => {
             let share = shares::weights(&found).map_or(0, |[_, new]| new);
-            Route { api, applied: &applied, manager, id: "", share }.lead(0).await?;
-            Ok(Some(applied))
+            match (Route { api, applied: &applied, manager, id: "", share }).lead(0).await? {
+                true => Ok(Some(applied)),
+                false => Err(is_another(namespace, name)),
+            }
         }
-        _ => {
-            let why = "the HTTPRoute that shares clients is not there as it was applied";
-            let hint = "`drift` shows how; an `up` that changes no pods puts it right, or `--set rollout.strategy=rolling` replaces the pods without it";
-            Err(call("roll", "patch", namespace, Some(name)).error(Sort::Conflict).because(why).hint(hint))
-        }
+        _ => Err(is_another(namespace, name)),
     }
+}
+
+fn is_another(namespace: &str, name: &str) -> Error {
+    let why = "the HTTPRoute that shares clients is not there as it was applied";
+    let hint = "`drift` shows how; an `up` that changes no pods puts it right, or `--set rollout.strategy=rolling` replaces the pods without it";
+    call("roll", "patch", namespace, Some(name)).error(Sort::Conflict).because(why).hint(hint)
 }
 
 async fn holder_is_gone(api: &Api, namespace: &str, route: &Value) -> Result<bool> {

@@ -124,6 +124,13 @@ impl Judge {
             let (ready, pods, old) = (look.ready, look.pods, look.old_ready);
             return Judgement::Revert(format!("{ready} of {pods} new pods are ready, and {old} of the old release"));
         }
+        // Nobody else answers the share that is led to them.
+        if self.canary.weighted && look.ready == 0 {
+            return Judgement::Revert(format!(
+                "none of {} new pods is ready, and a share of the clients is led there",
+                look.pods
+            ));
+        }
         let answered = answered(look);
         if look.at >= self.canary.deadline_seconds {
             let why = format!("the deadline of {} s is over: {answered}", self.canary.deadline_seconds);

@@ -201,7 +201,9 @@ impl Outside {
         add("/containers/0/args", json!(FOLDER));
         if self.secret {
             let mount = json!({ "name": SECRET, "mountPath": FOLDER, "readOnly": true });
-            let volume = json!({ "name": SECRET, "secret": { "secretName": SECRET, "defaultMode": 288 } });
+            // Without it nobody answers, and the pods are judged all the same.
+            let volume =
+                json!({ "name": SECRET, "secret": { "secretName": SECRET, "defaultMode": 288, "optional": true } });
             add("/containers/0/volumeMounts", mount);
             add("/volumes", volume);
         }
@@ -233,7 +235,7 @@ impl Outside {
             };
             match ask.ask(&self.url, &text).await {
                 Ok((status, body)) => read(status, &body),
-                Err(why) => Found::Unreachable(why),
+                Err(why) => Found::Unreachable(cut(&why)),
             }
         });
         futures::future::join_all(asked).await
@@ -375,12 +377,23 @@ fn read(status: u16, body: &str) -> Found {
     };
     let word = |field: &str| cut(answer[field].as_str().unwrap_or_default());
     match (answer["status"].as_str(), answer["errorType"].as_str()) {
-        (Some("success"), _) if status == 200 => result(&answer["data"]),
+        (Some("success"), _) if status == 200 => partial(&answer).unwrap_or_else(|| result(&answer["data"])),
         (Some("error"), Some("bad_data")) if status == 400 => Found::Refused(word("error")),
         // What was asked could not be counted, with what there is now.
         (Some("error"), Some("execution")) => Found::Unknown(word("error")),
         (Some("error"), _) => Found::Unreachable(format!("status {status}: {}", word("error"))),
         _ => Found::Unreachable(format!("status {status}, and no answer of a Prometheus")),
+    }
+}
+
+/// An answer of some of those who should have given it, as far as they say so: what is missing may be what is bad.
+fn partial(answer: &Value) -> Option<Found> {
+    let warnings = answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let warned = warnings.into_iter().find(|warning| !warning.starts_with("PromQL info"));
+    match warned {
+        Some(warning) => Some(Found::Unknown(format!("it is answered with a warning: {}", cut(warning)))),
+        // As VictoriaMetrics says it.
+        None => (answer["isPartial"] == true).then(|| Found::Unknown("its answer is of some stores alone".to_owned())),
     }
 }
 
@@ -391,7 +404,7 @@ fn result(data: &Value) -> Found {
             Some([]) => return Found::Unknown("no data".to_owned()),
             Some([one]) => &one["value"],
             Some(many) => {
-                return Found::Unknown(format!("{} series, and one number is asked for: `sum(…)`", many.len()));
+                return Found::Refused(format!("{} series, and one number is asked for: `sum(…)`", many.len()));
             }
             None => &Value::Null,
         },
@@ -556,11 +569,16 @@ mod tests {
         for (body, why) in [
             (vector(""), "no data"),
             (vector(&sample("NaN")), "NaN"),
-            (vector(&format!("{},{}", sample("1"), sample("2"))), "2 series"),
+            (r#"{"status":"success","warnings":["store b is not there"],"data":{"resultType":"scalar","result":[1,"0"]}}"#.to_owned(), "store b is not there"),
+            (r#"{"status":"success","isPartial":true,"data":{"resultType":"scalar","result":[1,"0"]}}"#.to_owned(), "some stores alone"),
             (r#"{"status":"error","errorType":"execution","error":"many-to-many"}"#.to_owned(), "many-to-many"),
         ] {
             assert!(matches!(read(200, &body), Found::Unknown(says) if says.contains(why)), "{body}");
         }
+        let two = read(200, &vector(&format!("{},{}", sample("1"), sample("2"))));
+        assert!(matches!(&two, Found::Refused(says) if says.starts_with("2 series")), "{two:?}");
+        let told = r#"{"status":"success","warnings":["PromQL info: no counter"],"data":{"resultType":"scalar","result":[1,"0"]}}"#;
+        assert_eq!(read(200, told), value(0.0));
         let bad = r#"{"status":"error","errorType":"bad_data","error":"1:5: parse error:\n unexpected end"}"#;
         assert_eq!(read(400, bad), Found::Refused("1:5: parse error: unexpected end".to_owned()));
         // Whoever stands before it speaks otherwise, and not of the question.

@@ -49,28 +49,38 @@ impl Route<'_> {
             let Some(found) = self.api.get(&call).await? else { return Ok(false) };
             match self.share_of(&found) {
                 None => return Ok(false),
-                Some(now) if now == share => return Ok(true),
+                Some(now) if now == share && (share > 0 || holder_of_route(&found).is_none()) => return Ok(true),
                 Some(_) => {}
             }
-            let mut manifest = self.applied.clone();
+            let mut manifest = self.with(share);
             manifest["metadata"]["uid"] = json!(identity::uid(&found));
             // Whoever changed it since it was read is not overruled unseen.
             manifest["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"].clone();
-            if share > 0 {
-                manifest["metadata"]["annotations"][HELD] = json!(self.id);
-                weigh(&mut manifest, [ALL.saturating_sub(share), share]);
-            }
             match self.api.apply(&call, self.manager, &manifest, false).await {
                 Ok(_) => return Ok(true),
                 Err(error) if error.sort == Sort::Conflict => {}
-                // It has the same words, and they are somebody else's.
-                Err(error) if error.sort == Sort::Denied && error.code.as_deref() == Some("Conflict") => {
-                    return Ok(false);
-                }
+                // It has the same words, and they are somebody else's, or somebody does not let us any more.
+                Err(error) if error.sort == Sort::Denied => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
         Err(call.error(Sort::Unavailable).because("others change it all the time"))
+    }
+
+    /// Whether this share could be led, without doing it: what is said of it then is somebody else's field, or a refusal.
+    pub(super) async fn could_lead(&self) -> Result<()> {
+        let call = self.call("lead clients by", "patch");
+        self.api.apply(&call, self.manager, &self.with(self.share), true).await.map(drop)
+    }
+
+    /// The whole manifest with this share.
+    fn with(&self, share: u32) -> Value {
+        let mut manifest = self.applied.clone();
+        if share > 0 {
+            manifest["metadata"]["annotations"][HELD] = json!(self.id);
+            weigh(&mut manifest, [ALL.saturating_sub(share), share]);
+        }
+        manifest
     }
 
     fn share_of(&self, found: &Value) -> Option<u32> {
@@ -147,6 +157,8 @@ pub(crate) fn without_shares(seen: &Object) -> Option<Spec> {
     let spec = seen.spec.as_value();
     holder_of_route(spec)?;
     weights(spec)?;
+    // What somebody else has made of it is for the plan to name.
+    spec.pointer("/fields/ours/f:spec/f:rules")?;
     let mut plain = spec.clone();
     weigh(&mut plain, [ALL, 0]);
     plain["metadata"]["annotations"].as_object_mut()?.shift_remove(HELD);
@@ -192,9 +204,9 @@ mod tests {
     #[test]
     fn a_share_is_one_of_ours_or_the_route_is_somebody_elses() {
         let applied = as_applied(&route([100, 0]), "m").expect("it is of two services");
-        let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().expect("an address")));
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("start a runtime");
         let _within = runtime.enter();
+        let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().expect("an address")));
         let api = Api::new(client.expect("make a client"));
         let shared = Route { api: &api, applied: &applied, manager: "m", id: "1", share: 10 };
         assert_eq!(shared.share_of(&route([100, 0])), Some(0));

@@ -41,10 +41,10 @@ impl Traffic<'_> {
             self.lead_to(old).await?;
             return Ok(true);
         };
-        let is_ours = route.lead(0).await?;
-        self.ask(SELECTING[0], &second(self.name), old).await?;
+        // Whatever becomes of the weights, no client is led to new pods any more.
         self.ask(SELECTING[0], self.name, old).await?;
-        Ok(is_ours)
+        self.ask(SELECTING[0], &second(self.name), old).await?;
+        route.lead(0).await
     }
 
     /// Leads clients to the new pods: all of them, or their share; whether that could be done.
@@ -71,6 +71,7 @@ impl Traffic<'_> {
         // What somebody has made of it stays; it leads to the same pods then, whatever its weights.
         route.lead(0).await?;
         self.ask(SELECTING[0], &second(self.name), None).await?;
+        self.ask(SELECTING[1], self.name, None).await?;
         // The service is what says how far it is.
         self.ask(SELECTING[0], self.name, None).await.map(drop)
     }

@@ -245,7 +245,11 @@ impl Watching<'_> {
             Stage::Preparing => share.map(|_| 0),
             _ => None,
         };
-        let told = Told { sets, share, ..orders.told(stage, &says, began) };
+        let mut told = Told { sets, share, ..orders.told(stage, &says, began) };
+        if self.taken {
+            // Which is no fault of the release: it may be tried again.
+            told.release.clear();
+        }
         match stage {
             Stage::Promoting | Stage::Reverting => {
                 self.say(api, orders, told.clone()).await?;

@@ -175,7 +175,15 @@ impl Chart<'_> {
         self.pull_secrets(&mut template["spec"]);
         for (field, empty) in [("nodeSelector", json!({})), ("tolerations", json!([]))] {
             let mut chosen = template["spec"].get(field).cloned().unwrap_or(empty);
+            // How long a lost node is waited for is nobody's choice there.
+            let kept = match chosen.as_array_mut() {
+                Some(all) => all.extract_if(.., |one| one.get("tolerationSeconds").is_some()).collect(),
+                None => Vec::new(),
+            };
             self.value(&mut chosen, field);
+            if !kept.is_empty() {
+                chosen = self.action(format!("concat (fromJsonArray `{}`) .Values.{field} | toJson", json!(kept)));
+            }
             template["spec"][field] = chosen;
         }
     }

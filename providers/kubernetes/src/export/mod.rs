@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::{OutputRef, Outputs, Ownership, ResourceId, Wanted};
 
 use crate::canary::SECRET;
+use crate::lower::AUTHORITY;
 use crate::manifest;
 use crate::table::{self, Row};
 
@@ -172,7 +173,7 @@ impl SiteObjects {
                 // By which both are removed before they are applied anew.
                 manifest["metadata"]["labels"]["app.kubernetes.io/part-of"] = json!("textnlp");
             }
-            if row.kind == "ConfigMap" && first_output(&manifest).is_some() {
+            if row.kind == "ConfigMap" && name == AUTHORITY && first_output(&manifest).is_some() {
                 let keys = manifest["data"].as_object().into_iter().flatten().map(|(key, _)| key.clone());
                 site.maps.push((name, keys.collect()));
                 continue;

@@ -8,7 +8,7 @@ use super::template::Template;
 use super::{CERTIFICATE, Ingress, Lowering};
 
 /// The map with the authority that signs the certificate of the pods.
-const AUTHORITY: &str = "textnlp-authority";
+pub(crate) const AUTHORITY: &str = "textnlp-authority";
 /// Five digits are what a time of the Gateway API has.
 const LONGEST_TIMEOUT: u32 = 99_999;
 /// The service says that it took too long; the Gateway would say so only when that does not come.
@@ -41,6 +41,11 @@ impl Lowering<'_> {
             self.part_of_kind("service-new", Template::ServiceNew, &inputs, []);
             needs.extend(self.id(super::ENDPOINT, "service-new"));
         }
+        // No gateway leads clients anywhere before it is told whom to trust there.
+        let inputs =
+            json!({ "namespace": self.place.namespace, "authority": AUTHORITY, "host": host, "weighted": weighted });
+        self.object(policy.clone(), Template::BackendTls, &inputs, [map]);
+        needs.push(policy);
         let inputs = json!({
             "weighted": weighted,
             "namespace": self.place.namespace,
@@ -49,10 +54,6 @@ impl Lowering<'_> {
             "port": endpoint.port,
             "timeout_seconds": endpoint.timeout_seconds.saturating_add(GRACE).min(LONGEST_TIMEOUT),
         });
-        self.object(route.clone(), Template::HttpRoute, &inputs, needs);
-        // A controller looks at it when a route leads to what it is about.
-        let inputs =
-            json!({ "namespace": self.place.namespace, "authority": AUTHORITY, "host": host, "weighted": weighted });
-        self.object(policy, Template::BackendTls, &inputs, [map, route]);
+        self.object(route, Template::HttpRoute, &inputs, needs);
     }
 }

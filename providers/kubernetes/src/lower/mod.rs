@@ -27,6 +27,7 @@ pub use adapter::ADAPTER_COMPONENT;
 pub use beside::{Analytics, Spot};
 use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
+pub(crate) use gateway::AUTHORITY;
 pub(crate) use nodes::SHARED_VOLUME;
 pub use nodes::{ModelVolume, Nodes};
 use template::{Template, render};

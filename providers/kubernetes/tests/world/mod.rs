@@ -204,7 +204,7 @@ pub fn content(cluster: &'static Cluster, namespace: &str) -> tokio::task::JoinH
                     let holds = |kind: &str| json!({ "type": kind, "status": "True", "reason": kind, "message": "", "observedGeneration": generation });
                     let kinds = ["Ready", "Programmed", "Accepted", "ResolvedRefs", "Admitted"];
                     let conditions = json!(kinds.map(holds));
-                    let one = json!([{ "conditions": conditions }]);
+                    let one = json!([{ "conditions": conditions, "parentRef": object["spec"]["parentRefs"][0] }]);
                     let status = json!({ "status": { "conditions": conditions, "parents": one, "ancestors": one, "ingress": one } });
                     if object["status"] != status["status"] {
                         let path = format!("{all}/{}/status", object["metadata"]["name"].as_str().unwrap());
