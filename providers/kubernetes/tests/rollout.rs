@@ -292,7 +292,8 @@ async fn lost_at((change, side): (u32, Side), led: Led, is_bad: bool, then: Then
         };
         if then == Then::Another && again.is_none() {
             let stage = site.see_to(&Cut::at(u32::MAX, Side::Before)).await.unwrap();
-            assert_eq!(stage, if is_bad { Stage::Reverted } else { Stage::Promoted }, "{about}");
+            let told = site.deployment().await["metadata"]["annotations"]["textnlp-rollout-told"].clone();
+            assert_eq!(stage, if is_bad { Stage::Reverted } else { Stage::Promoted }, "{about}: {told}");
         }
         let ended = match ended {
             Some(ended) => ended,

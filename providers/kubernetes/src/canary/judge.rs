@@ -124,8 +124,9 @@ impl Judge {
             let (ready, pods, old) = (look.ready, look.pods, look.old_ready);
             return Judgement::Revert(format!("{ready} of {pods} new pods are ready, and {old} of the old release"));
         }
-        // Nobody else answers the share that is led to them.
-        if self.canary.weighted && look.ready == 0 {
+        // Nobody else answers the share that is led to them. Before its controller is heard of, nothing is known of any pod.
+        let is_seen = look.pods > 0 || look.old_ready > 0;
+        if self.canary.weighted && is_seen && look.ready == 0 {
             return Judgement::Revert(format!(
                 "none of {} new pods is ready, and a share of the clients is led there",
                 look.pods
@@ -376,6 +377,21 @@ mod tests {
         assert!(reverts(&judge.judge(bad, None), "failed, and 20 of 1000 of the old release"));
         let failing = at(2, totals(20, 20, 0), totals(10, 0, 0));
         assert!(reverts(&Judge::new(blue_green()).judge(failing, None), "20 of 20 answers"), "at the first look");
+    }
+
+    #[test]
+    fn a_share_of_the_clients_is_not_led_to_nobody() {
+        let shares = || Judge::new(Canary { weighted: true, share: Some(10), ..blue_green() });
+        let look = |pods: u64, ready: u64, old_ready: u64| Look { at: 10, pods, ready, old_ready, ..Look::default() };
+        for gone in [look(1, 0, 3), look(0, 0, 3), look(1, 0, 0)] {
+            for wish in [None, Some(Wish::Promote), Some(Wish::Pause)] {
+                assert!(reverts(&shares().judge(gone, wish), "none of"), "{gone:?}");
+            }
+        }
+        assert!(matches!(shares().judge(look(2, 1, 3), None), Judgement::Wait(_)), "one still answers them");
+        assert!(matches!(shares().judge(Look::default(), None), Judgement::Wait(_)), "nobody has looked yet");
+        // The old pods answer in its place where the share is that of pods.
+        assert!(matches!(judge().judge(look(1, 0, 3), None), Judgement::Wait(_)));
     }
 
     #[test]
