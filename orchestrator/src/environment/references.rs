@@ -47,12 +47,8 @@ impl References<'_> {
     }
 
     fn missing(&self, path: &str, text: &str) -> Option<(String, String)> {
-        if path == "network.private_ca" {
+        if matches!(path, "network.private_ca" | "rollout.prometheus.ca_file") {
             let fix = "name the file of the authority in PEM form";
-            return file_problem(text).map(|cause| (cause, fix.to_owned()));
-        }
-        if path == "rollout.prometheus.ca_file" {
-            let fix = "name the file of the authority in PEM form, from the folder in which you work";
             return file_problem(text).map(|cause| (cause, fix.to_owned()));
         }
         if is_saml(path) {

@@ -112,11 +112,11 @@ pub(crate) fn daemon_set(object: &Value) -> Ready {
 
 /// A job is ready when it is done; one that is suspended waits for whoever suspended it.
 pub(crate) fn job(object: &Value) -> Ready {
-    if let Some(failed) = condition(object, "Failed") {
+    if let Some(failed) = held(object, "Failed") {
         let why = failed["message"].as_str().or(failed["reason"].as_str()).unwrap_or("it failed");
         return Ready::Never(why.to_owned());
     }
-    if condition(object, "Complete").is_some() || object["spec"]["suspend"] == true {
+    if held(object, "Complete").is_some() || object["spec"]["suspend"] == true {
         return Ready::Yes;
     }
     let (done, failed) = (count(&object["status"]["succeeded"], 0), count(&object["status"]["failed"], 0));
@@ -242,21 +242,25 @@ fn not_seen_yet(object: &Value) -> Option<Ready> {
 
 /// What keeps pods from being made, such as a quota: it is told nowhere else.
 pub(crate) fn failing(object: &Value, otherwise: String) -> String {
-    match condition(object, "ReplicaFailure").and_then(|condition| condition["message"].as_str()) {
+    match held(object, "ReplicaFailure").and_then(|condition| condition["message"].as_str()) {
         Some(message) => format!("{otherwise}: {message}"),
         None => otherwise,
     }
 }
 
-/// The condition of this name, where it holds; `Progressing` counts as soon as it says something.
-fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
-    let conditions = object["status"]["conditions"].as_array()?;
-    conditions.iter().find(|one| one["type"] == name && (one["status"] == "True" || name == "Progressing"))
+/// The condition of this name, whether it holds or not.
+pub(crate) fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
+    object["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == name)
+}
+
+/// The condition of this name, where it holds.
+fn held<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
+    condition(object, name).filter(|one| one["status"] == "True")
 }
 
 /// Whether a pod answers.
 pub(crate) fn pod(pod: &Value) -> bool {
-    condition(pod, "Ready").is_some_and(|one| one["status"] == "True")
+    held(pod, "Ready").is_some()
 }
 
 fn count(value: &Value, otherwise: u64) -> u64 {

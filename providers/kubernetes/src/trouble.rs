@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::api::Api;
 use crate::error::Call;
+use crate::ready::{self, condition};
 use crate::table::Row;
 
 /// How many lines of a crashed container are told.
@@ -41,7 +42,7 @@ pub(crate) async fn of_pods(api: &Api, row: &Row, object: &Value, why: String) -
             return format!("{why}: {says}");
         }
     }
-    match on_a_lost_node(api, staying.iter().filter(|pod| !is_ready(pod))).await {
+    match on_a_lost_node(api, staying.iter().filter(|pod| !ready::pod(pod))).await {
         Some((pod, lost)) => format!("{why}: pod {pod} is on {lost}"),
         None => why,
     }
@@ -101,10 +102,6 @@ async fn of_pod(api: &Api, pod: &Value) -> Option<String> {
     None
 }
 
-fn is_ready(pod: &Value) -> bool {
-    condition(pod, "Ready").is_some_and(|ready| ready["status"] == "True")
-}
-
 /// The first of these pods whose node does not do its work, and what is known of that node.
 async fn on_a_lost_node<'a>(api: &Api, pods: impl Iterator<Item = &'a Value>) -> Option<(&'a str, String)> {
     let names = |pod: &'a Value| Some((pod["spec"]["nodeName"].as_str()?, pod["metadata"]["name"].as_str()?));
@@ -133,10 +130,6 @@ fn of_node(node: &Value) -> Option<String> {
         Some("False") => Some(format!("is not ready since {since}: {}", ready["message"].as_str().unwrap_or_default())),
         _ => Some(format!("was given up at {since}, when it had not answered for a while")),
     }
-}
-
-fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    object["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == kind)
 }
 
 /// A container that ends again and again, with the last that it said.

@@ -102,6 +102,17 @@ impl Answer {
 
 /// Asks for texts again and again while something is done.
 fn asked_while(operator: &Operator, up: &Value, question: &str, work: impl FnOnce()) -> Vec<Answer> {
+    heard_while(operator, up, question, |_| (), work)
+}
+
+/// The same with who hears of each answer as soon as it is there.
+fn heard_while(
+    operator: &Operator,
+    up: &Value,
+    question: &str,
+    hear: impl Fn(&Answer) + Sync,
+    work: impl FnOnce(),
+) -> Vec<Answer> {
     let over = AtomicBool::new(false);
     let (address, ca, key) = (up["address"].as_str().unwrap(), up["ca_file"].as_str().unwrap(), operator.key());
     std::thread::scope(|scope| {
@@ -125,7 +136,9 @@ fn asked_while(operator: &Operator, up: &Value, question: &str, work: impl FnOnc
                         curl.args(["-H", &format!("x-api-key: {key}"), "-d", question]);
                         let began = Instant::now();
                         let said = textnlp_tests::said(curl.arg(format!("{address}/v1/generate")).output().unwrap());
-                        answers.push(Answer { began, ended: Instant::now(), said: said.err + &said.out });
+                        let answer = Answer { began, ended: Instant::now(), said: said.err + &said.out };
+                        hear(&answer);
+                        answers.push(answer);
                     }
                     answers
                 })

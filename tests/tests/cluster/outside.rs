@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use camino::Utf8PathBuf;
@@ -14,6 +14,7 @@ use textnlp_tests::ports::Ports;
 
 use crate::operator::Operator;
 use crate::rollout::{QUESTION, image};
+use crate::{Answer, heard_while};
 
 /// What clients saw, as they tell it to whoever asks.
 #[derive(Default)]
@@ -44,27 +45,14 @@ impl Clients {
 
     /// Asks for texts while something is done; an answer with this word in it is none that a client can use, whatever the pod thinks of it.
     fn ask<T>(&self, operator: &Operator, up: &Value, useless: &str, work: impl FnOnce() -> T) -> T {
-        let over = AtomicBool::new(false);
-        let (address, ca, key) = (up["address"].as_str().unwrap(), up["ca_file"].as_str().unwrap(), operator.key());
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    while !over.load(Ordering::SeqCst) {
-                        let mut curl = Command::new("curl");
-                        curl.args(["-sS", "-m", "60", "--cacert", ca, "-w", " %{http_code}"]);
-                        curl.args(["-H", "content-type: application/json", "-H", &format!("x-api-key: {key}")]);
-                        curl.args(["-d", QUESTION, &format!("{address}/v1/generate")]);
-                        let said = textnlp_tests::said(curl.output().unwrap());
-                        let is_well = said.out.ends_with(" 200") && !said.out.contains(useless);
-                        self.failures.fetch_add(u64::from(!is_well), Ordering::SeqCst);
-                        self.requests.fetch_add(1, Ordering::SeqCst);
-                    }
-                });
-            }
-            let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-            over.store(true, Ordering::SeqCst);
-            worked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        let mut worked = None;
+        let hear = |answer: &Answer| {
+            let is_well = answer.is_well() && !answer.said.contains(useless);
+            self.failures.fetch_add(u64::from(!is_well), Ordering::SeqCst);
+            self.requests.fetch_add(1, Ordering::SeqCst);
+        };
+        heard_while(operator, up, QUESTION, hear, || worked = Some(work()));
+        worked.unwrap()
     }
 }
 

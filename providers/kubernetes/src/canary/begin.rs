@@ -83,6 +83,11 @@ impl Orders {
         self.canary.is_blue_green() || self.route.is_some()
     }
 
+    /// The share of the clients that new pods get, where it is one of clients.
+    pub(super) fn share(&self) -> Option<u32> {
+        self.route.as_ref().and(self.canary.share)
+    }
+
     /// Makes the job, unless an earlier try has made it. Refused where the rollout could not be ended either way, where another one goes
     /// on, and where this release was put back before.
     pub(crate) async fn send(&self, api: &Api, deployment: &Value) -> Result<()> {
@@ -104,7 +109,7 @@ impl Orders {
         }
         api.apply(&roll, &self.manager, &self.promote, true).await?;
         let back = api.apply(&roll, &self.manager, &self.revert, true).await?;
-        // Somebody else's field would keep clients from being led; one that has the same words is seen only by others.
+        // The field may be somebody else's too, who wrote the same: only other words show it.
         if let Some(route) = &self.traffic(api).route {
             route.could_lead().await?;
         }
@@ -234,7 +239,7 @@ impl Orders {
             applied,
             manager: &self.manager,
             id: &self.id,
-            share: self.canary.share.unwrap_or_default(),
+            share: self.share().unwrap_or_default(),
         });
         Traffic { api, namespace: &self.namespace, name: &self.name, route }
     }
@@ -534,6 +539,11 @@ mod tests {
         let read: Orders = serde_json::from_str(&value.replace("$$", "$")).unwrap();
         assert_eq!(read.revert["spec"]["release"], "$(OLD)");
         assert_eq!(one["args"].as_array().map(Vec::len), Some(4), "a program of before knows no more of them");
+        let shared = Orders { route: Some(json!({})), ..orders.clone() }.job("rollout", &deployment).unwrap();
+        assert_eq!(
+            shared["spec"]["template"]["spec"]["containers"][0]["args"][4], "--shares",
+            "nor of shares of clients"
+        );
         for secret in [true, false] {
             let asked = component::Outside { url: "http://p".to_owned(), token: secret, queries: Vec::new() };
             let mut orders = orders.clone();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_provider::component;
+use textnlp_provider::component::{self, Query};
 
 use super::judge::Judgement;
 use super::watch::now;
@@ -40,17 +40,6 @@ pub(crate) struct Outside {
     /// Whether there is a Secret with what it is asked with.
     pub(super) secret: bool,
     queries: Vec<Query>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Query {
-    name: String,
-    query: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    at_most: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    at_least: Option<f64>,
-    samples: u32,
 }
 
 /// How a Prometheus is asked.
@@ -179,15 +168,7 @@ impl Outside {
 
     /// The text of the annotation.
     pub(crate) fn written(outside: &component::Outside, secret: bool) -> String {
-        let queries = outside.queries.iter().map(|query| Query {
-            name: query.name.clone(),
-            query: query.query.clone(),
-            at_most: query.at_most,
-            at_least: query.at_least,
-            samples: query.samples,
-        });
-        let outside = Self { url: outside.url.clone(), secret, queries: queries.collect() };
-        json!(outside).to_string()
+        json!(Self { url: outside.url.clone(), secret, queries: outside.queries.clone() }).to_string()
     }
 
     /// Tells the job's pod with what to ask. A program that knows nothing of questions does not take the argument, and no rollout begins.
@@ -252,7 +233,7 @@ impl Answers {
     fn add(&mut self, at: u64, found: Vec<Found>) {
         for ((query, seen), found) in self.queries.iter().zip(&mut self.seen).zip(found) {
             match found {
-                Found::Value(value) if !query.is_well(value) => {
+                Found::Value(value) if !is_well(query, value) => {
                     (seen.within, seen.beyond) = (0, seen.beyond.saturating_add(1));
                 }
                 Found::Value(value) if value.is_finite() => {
@@ -289,37 +270,34 @@ impl Answers {
         let beyond = both().find(|(query, seen)| seen.beyond >= query.samples);
         if let Some((query, seen)) = beyond {
             let times = if seen.beyond > 1 { format!(", {} times in a row", seen.beyond) } else { String::new() };
-            return Verdict::Bad(format!("{}{times}", query.says(seen, at)));
+            return Verdict::Bad(format!("{}{times}", seen.says(query, at)));
         }
-        let is_well = |(query, seen): (&Query, &Seen)| seen.within >= query.samples && seen.is_fresh(at);
-        if both().all(is_well) { Verdict::Well } else { Verdict::Waits }
+        let has_enough = |(query, seen): (&Query, &Seen)| seen.within >= query.samples && seen.is_fresh(at);
+        if both().all(has_enough) { Verdict::Well } else { Verdict::Waits }
     }
 
     /// What each of them was answered last.
     fn say(&self, at: u64) -> String {
-        let said: Vec<String> = self.queries.iter().zip(&self.seen).map(|(query, seen)| query.says(seen, at)).collect();
+        let said: Vec<String> = self.queries.iter().zip(&self.seen).map(|(query, seen)| seen.says(query, at)).collect();
         said.join("; ")
     }
 }
 
-impl Query {
-    fn is_well(&self, value: f64) -> bool {
-        self.at_most.is_none_or(|most| value <= most) && self.at_least.is_none_or(|least| value >= least)
-    }
-
-    fn says(&self, seen: &Seen, at: u64) -> String {
-        let bound = match (self.at_most, self.at_least) {
+impl Seen {
+    fn says(&self, query: &Query, at: u64) -> String {
+        let bound = match (query.at_most, query.at_least) {
             (Some(most), _) => format!("at most {most}"),
             (None, Some(least)) => format!("at least {least}"),
             (None, None) => "no bound".to_owned(),
         };
-        let name = &self.name;
-        match &seen.last {
+        let name = &query.name;
+        match &self.last {
             None => format!("query `{name}` was not answered yet"),
-            Some((_, found @ Found::Value(_))) if seen.is_fresh(at) => {
-                let counted = match seen.within {
-                    0 => String::new(),
-                    within if within < self.samples => format!(", {within} of {} in a row", self.samples),
+            Some((_, found @ Found::Value(_))) if self.is_fresh(at) => {
+                let counted = match self.within {
+                    within if (1..query.samples).contains(&within) => {
+                        format!(", {within} of {} in a row", query.samples)
+                    }
                     _ => String::new(),
                 };
                 format!("query `{name}` is {} ({bound}{counted})", found.says())
@@ -333,12 +311,14 @@ impl Query {
             Some((_, found)) => format!("query `{name}` waits: {}", found.says()),
         }
     }
-}
 
-impl Seen {
     fn is_fresh(&self, at: u64) -> bool {
         self.last.as_ref().is_some_and(|(when, _)| at.saturating_sub(*when) < FRESH)
     }
+}
+
+fn is_well(query: &Query, value: f64) -> bool {
+    query.at_most.is_none_or(|most| value <= most) && query.at_least.is_none_or(|least| value >= least)
 }
 
 impl Found {
@@ -372,9 +352,8 @@ fn filled(query: &str, about: &About) -> Result<String, String> {
 
 /// What Prometheus answered (<https://prometheus.io/docs/prometheus/latest/querying/api/#instant-queries>).
 fn read(status: u16, body: &str) -> Found {
-    let Ok(answer) = serde_json::from_str::<Value>(body) else {
-        return Found::Unreachable(format!("status {status}, and no answer of a Prometheus"));
-    };
+    // What is no JSON at all says as little as what is another one.
+    let answer: Value = serde_json::from_str(body).unwrap_or_default();
     let word = |field: &str| cut(answer[field].as_str().unwrap_or_default());
     match (answer["status"].as_str(), answer["errorType"].as_str()) {
         (Some("success"), _) if status == 200 => partial(&answer).unwrap_or_else(|| result(&answer["data"])),

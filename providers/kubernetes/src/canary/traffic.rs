@@ -75,6 +75,7 @@ impl Traffic<'_> {
         // The service is what says how far it is.
         self.ask(SELECTING[0], self.name, None).await.map(drop)
     }
+
     /// The set that clients are led to; `None` where they are led to all pods.
     pub(super) async fn led_to(&self) -> Result<Option<String>> {
         let service = self.api.get(&self.call("read", "get", SELECTING[0])).await?;

@@ -239,10 +239,9 @@ impl Watching<'_> {
             Judgement::Promote(says) => (Stage::Promoting, says),
             Judgement::Revert(says) => (Stage::Reverting, says),
         };
-        let share = orders.route.as_ref().and(orders.canary.share);
         let share = match stage {
-            Stage::Baking => share,
-            Stage::Preparing => share.map(|_| 0),
+            Stage::Baking => orders.share(),
+            Stage::Preparing => orders.share().map(|_| 0),
             _ => None,
         };
         let mut told = Told { sets, share, ..orders.told(stage, &says, began) };
@@ -266,8 +265,7 @@ impl Watching<'_> {
                 }
                 // What went before says nothing of pods that have all clients.
                 self.judge = Judge::new(orders.canary);
-                let share = orders.route.as_ref().and(orders.canary.share);
-                self.say(api, orders, Told { stage: Stage::Baking, share, ..told }).await?;
+                self.say(api, orders, Told { stage: Stage::Baking, share: orders.share(), ..told }).await?;
                 Ok(Step::Looked(says))
             }
             _ => {
