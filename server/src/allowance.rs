@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 
@@ -17,13 +17,15 @@ use crate::retry::{Backoff, retry};
 /// Takes one request of the caller's rate.
 pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Left>, (ApiError, Option<Left>)> {
     let Some(rate) = caller.rate else { return Ok(None) };
-    let taken = match app.store.take(&caller.user, "requests", rate, 1).await {
-        Ok(taken) => taken,
-        // A database that cannot be written must not stop generation: this replica counts alone until it can.
-        Err(error) => {
+    let taken = if app.local_rates.is_alone(&caller.user) {
+        app.local_rates.take(&caller.user, rate)
+    } else {
+        app.store.take(&caller.user, "requests", rate, 1).await.unwrap_or_else(|error| {
+            // A database that cannot be written must not stop generation: this replica counts alone until it can.
             tracing::warn!(error = %chain(&error), "rates are counted by this replica alone");
+            app.local_rates.begin_alone(&caller.user);
             app.local_rates.take(&caller.user, rate)
-        }
+        })
     };
     match taken {
         Taken::Yes { left, .. } => Ok(Some(left)),
@@ -102,24 +104,47 @@ fn per(rate: Rate) -> String {
 
 /// Rates counted in this process alone, for when the store cannot be written.
 #[derive(Debug, Default)]
-pub(crate) struct LocalRates {
-    arrivals: Mutex<HashMap<String, f64>>,
+pub(crate) struct LocalRates(Mutex<HashMap<String, Local>>);
+
+#[derive(Debug, Default)]
+struct Local {
+    arrival_ms: f64,
+    /// Until then nobody waits again for a store that let one wait in vain.
+    alone_until: Option<Instant>,
 }
 
 /// Keys counted at once; beyond it the table starts anew.
 const MAX_LOCAL: usize = 10_000;
 
+/// How long a key is counted alone before the store is asked again.
+const ALONE: Duration = Duration::from_secs(1);
+
 impl LocalRates {
+    fn is_alone(&self, subject: &str) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(subject).and_then(|local| local.alone_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    fn begin_alone(&self, subject: &str) {
+        self.with(subject, |local| local.alone_until = Some(Instant::now() + ALONE));
+    }
+
     fn take(&self, subject: &str, rate: Rate) -> Taken {
-        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        if arrivals.len() >= MAX_LOCAL && !arrivals.contains_key(subject) {
-            arrivals.clear();
+        self.with(subject, |local| {
+            let taken = take(rate, local.arrival_ms, 1, now_ms() as f64);
+            if let Taken::Yes { arrival_ms, .. } = taken {
+                local.arrival_ms = arrival_ms;
+            }
+            taken
+        })
+    }
+
+    fn with<T>(&self, subject: &str, work: impl FnOnce(&mut Local) -> T) -> T {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_LOCAL && !known.contains_key(subject) {
+            known.clear();
         }
-        let taken = take(rate, arrivals.get(subject).copied().unwrap_or(0.0), 1, now_ms() as f64);
-        if let Taken::Yes { arrival_ms, .. } = taken {
-            arrivals.insert(subject.to_owned(), arrival_ms);
-        }
-        taken
+        work(known.entry(subject.to_owned()).or_default())
     }
 }
 
@@ -134,5 +159,9 @@ mod tests {
         assert!(matches!(rates.take("a", rate), Taken::Yes { .. }));
         assert!(matches!(rates.take("a", rate), Taken::NotYet { .. }));
         assert!(matches!(rates.take("b", rate), Taken::Yes { .. }));
+        assert!(!rates.is_alone("a"));
+        rates.begin_alone("a");
+        assert!(rates.is_alone("a") && !rates.is_alone("b"), "others still ask the store");
+        assert!(matches!(rates.take("a", rate), Taken::NotYet { .. }), "what was counted stays counted");
     }
 }

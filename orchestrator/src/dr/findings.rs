@@ -10,6 +10,8 @@ use super::ledger::{Event, Is, Mark, key, request_id};
 const ONE_OUTAGE_MS: f64 = 1000.0;
 /// Lost keys and ids that are named; more are only counted.
 const MOST_NAMED: usize = 50;
+/// Reasons that are told apart; the rarer ones are one together.
+const MOST_REASONS: usize = 8;
 
 /// What the new primary holds, asked before the lost site came back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +31,15 @@ pub struct Outage {
     pub to_ms: Option<f64>,
     /// How many failed.
     pub failed: u64,
+}
+
+/// Why requests failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// What the client saw: `status 503 (no_backend)`, `timeout`.
+    pub why: String,
+    /// How many of them.
+    pub requests: u64,
 }
 
 /// A second of the drill, by when requests were sent.
@@ -64,6 +75,9 @@ pub struct Findings {
     pub requests: u64,
     /// How many of them failed.
     pub failed: Failed,
+    /// Why, the most frequent reason first.
+    #[serde(default)]
+    pub reasons: Vec<Reason>,
     /// When they failed.
     pub outages: Vec<Outage>,
     /// From the fault to the first request after which none failed while the fault lasted; `None` when that did not come about.
@@ -91,6 +105,14 @@ pub struct Findings {
     pub rpo_ms: f64,
     /// What happened in each second.
     pub seconds: Vec<Second>,
+}
+
+impl Findings {
+    /// Why requests failed, in words; empty where none did.
+    pub fn why(&self) -> String {
+        let said = self.reasons.iter().map(|reason| format!("{} × {}", reason.requests, reason.why));
+        said.collect::<Vec<_>>().join(", ")
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +146,7 @@ pub fn findings(drill: &str, events: &[Event], epoch_before: u64, truth: &Truth)
     let read = mark(Mark::Read).or(mark(Mark::Revert)).unwrap_or(f64::MAX);
     let revert = mark(Mark::Revert).unwrap_or(f64::MAX);
     let mut found = Findings { requests: requests.len() as u64, writes: writes.len() as u64, ..Findings::default() };
+    found.reasons = reasons(events);
     found.outages = outages(&requests);
     found.seconds = seconds(&requests, &writes);
     found.acknowledged = writes.iter().filter(|write| write.ok().is_some()).count() as u64;
@@ -210,6 +233,26 @@ fn outages(requests: &[Span]) -> Vec<Outage> {
     found
 }
 
+fn reasons(events: &[Event]) -> Vec<Reason> {
+    let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
+    for event in events {
+        let why = match event {
+            Event::Request { is: Is::Failed, why, .. } => why.as_deref().unwrap_or("failed"),
+            Event::Request { is: Is::Timeout, .. } => "timeout",
+            _ => continue,
+        };
+        *counted.entry(why).or_default() += 1;
+    }
+    let mut all: Vec<Reason> =
+        counted.into_iter().map(|(why, requests)| Reason { why: why.to_owned(), requests }).collect();
+    all.sort_by_key(|reason| std::cmp::Reverse(reason.requests));
+    let rare = all.split_off(all.len().min(MOST_REASONS));
+    if !rare.is_empty() {
+        all.push(Reason { why: "other reasons".to_owned(), requests: rare.iter().map(|reason| reason.requests).sum() });
+    }
+    all
+}
+
 fn seconds(requests: &[Span], writes: &[Span]) -> Vec<Second> {
     // Bounded like the ledger: a second has an event, or lies between two of them.
     const MOST: usize = 7200;
@@ -257,7 +300,7 @@ fn spans(events: &[Event]) -> (Vec<Span>, Vec<Span>) {
 mod tests {
     use super::*;
 
-    /// A ledger in words: `r SENT END ok|failed|timeout`, `w SENT END ok EPOCH`, `mark T NAME`; numbers are given in order.
+    /// A ledger in words: `r SENT END ok|failed|timeout [WHY]`, `w SENT END ok EPOCH`, `mark T NAME`; numbers are given in order.
     fn ledger(lines: &str) -> Vec<Event> {
         let (mut events, mut requests, mut writes) = (Vec::new(), 0, 0);
         for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -273,7 +316,8 @@ mod tests {
                     requests += 1;
                     events.push(Event::Request { t: time(1), n, is: Is::Sent, why: None });
                     if words.len() > 2 {
-                        events.push(Event::Request { t: time(2), n, is: word(3), why: None });
+                        let why = words.get(4).map(|why| (*why).to_owned());
+                        events.push(Event::Request { t: time(2), n, is: word(3), why });
                     }
                 }
                 _ => {
@@ -382,6 +426,21 @@ mod tests {
         assert_eq!(found.control_rto_ms, Some(30.0));
         let found = findings("d", &ledger("mark 0 fault\nw 10 20 ok 1\nw 30 45 failed"), 1, &all(0, 2));
         assert_eq!(found.control_rto_ms, None, "the old primary's last words are no recovery");
+    }
+
+    #[test]
+    fn the_reasons_of_failures_are_counted_and_bounded() {
+        let mut text =
+            "r 1 2 timeout\nr 1 2 failed a\nr 1 2 failed a\nr 1 2 ok\nr 1 2 failed\nr 1\nw 1 2 failed".to_owned();
+        let found = |text: &str| -> Vec<(String, u64)> {
+            let found = findings("d", &ledger(text), 1, &all(0, 0));
+            found.reasons.into_iter().map(|reason| (reason.why, reason.requests)).collect()
+        };
+        let of = |why: &str, requests| (why.to_owned(), requests);
+        assert_eq!(found(&text), [of("a", 2), of("failed", 1), of("timeout", 1)]);
+        (0..20).for_each(|n| text.push_str(&format!("\nr 1 2 failed b{n}")));
+        let many = found(&text);
+        assert_eq!((many.len(), many.last()), (MOST_REASONS + 1, Some(&of("other reasons", 15))));
     }
 
     #[test]

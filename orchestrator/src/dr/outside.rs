@@ -12,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Event, Is, Ledger, key, request_id};
 use super::talk::{TalkError, Watch};
-use crate::load::{Ask, Failure, Key, Wire};
+use crate::load::{Answer, Ask, Failure, Key, Wire};
 
 /// A client of a service that stands still waits this long, and no longer.
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(3);
 /// One site may take this long for a write; then the next one is asked.
 const WRITE_WITHIN: Duration = Duration::from_millis(1200);
+/// Codes of errors are words.
+const LONGEST_CODE: usize = 64;
 /// Requests on their way at most: what the rate and the time allow, and some.
 const MOST_FLYING: usize = 256;
 
@@ -82,7 +84,7 @@ impl Outside {
         put(Is::Sent, None);
         match self.front.send(ask).await {
             Ok(answer) if answer.status == 200 => put(Is::Ok, None),
-            Ok(answer) => put(Is::Failed, Some(format!("status {}", answer.status))),
+            Ok(answer) => put(Is::Failed, Some(refused(&answer))),
             Err(Failure::Timeout) => put(Is::Timeout, None),
             Err(failure) => put(Is::Failed, Some(failure.to_string())),
         }
@@ -112,5 +114,28 @@ impl Outside {
         }
         put(if silent { Is::Timeout } else { Is::Failed }, None, None, Some(says));
         None
+    }
+}
+
+/// The status, and the word for it that whoever answered has.
+fn refused(answer: &Answer) -> String {
+    let body = answer.json().unwrap_or_default();
+    let code = body["error"]["code"].as_str().filter(|code| code.len() <= LONGEST_CODE);
+    match code {
+        Some(code) => format!("status {} ({code})", answer.status),
+        None => format!("status {}", answer.status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_a_refusal_says_which() {
+        let said = |body: &str| refused(&Answer { status: 503, body: body.into() });
+        assert_eq!(said(r#"{"error": {"code": "no_backend"}}"#), "status 503 (no_backend)");
+        assert_eq!(said("<html>"), "status 503");
+        assert_eq!(said(&json!({ "error": { "code": "x".repeat(99) } }).to_string()), "status 503");
     }
 }

@@ -252,16 +252,16 @@ impl Report {
             ["failed between fault and shift", failed.during.to_string()],
             ["failed after the shift", failed.after_shift.to_string()],
             ["failed during recovery and failback", failed.on_return.to_string()],
+            ["why they failed", found.why()],
             [
                 "outages seen by clients",
                 found
                     .outages
                     .iter()
-                    .map(|o| format!(
-                        "{:.2} s ({} failed)",
-                        o.to_ms.map_or(0.0, |to| (to - o.from_ms) / 1000.0),
-                        o.failed
-                    ))
+                    .map(|o| match o.to_ms {
+                        Some(to) => format!("{:.2} s ({} failed)", (to - o.from_ms) / 1000.0, o.failed),
+                        None => format!("from {:.2} s to the end ({} failed)", o.from_ms / 1000.0, o.failed),
+                    })
                     .collect::<Vec<_>>()
                     .join(", ")
             ],

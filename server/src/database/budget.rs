@@ -171,7 +171,7 @@ impl Store {
 }
 
 /// What changes one after the other: whatever one key has used up.
-fn about(subject: &str) -> String {
+pub(super) fn about(subject: &str) -> String {
     format!("allowance of {subject}")
 }
 

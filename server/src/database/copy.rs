@@ -57,7 +57,7 @@ async fn dump(server: &PostgresAt, database: &Database, to: &Utf8Path) -> Result
         ))
     })?;
     // Others see the same moment by the snapshot's name, as long as this transaction lasts.
-    let mut moment = store.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned()).await?;
+    let mut moment = store.begin(&store.writes, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let number = async |moment: &mut Transaction<'static, Any>, text: &'static str| -> Result<u64, StoreError> {
         let row = store.patiently(sqlx::query(text).fetch_one(&mut **moment)).await?;
         Ok(row.try_get::<i64, _>(0)?.unsigned_abs())

@@ -19,6 +19,15 @@ pub(super) enum Dialect {
     Postgres,
 }
 
+/// What a change must not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Haste {
+    /// Be lost with the machine, once it was acknowledged.
+    Durable,
+    /// Keep a client waiting: the last counts may be lost with the machine.
+    Counts,
+}
+
 /// The most reading connections of SQLite: each is a thread, and reads do not get faster with more of them.
 const MAX_READERS: u32 = 16;
 
@@ -27,10 +36,12 @@ const MAX_READERS: u32 = 16;
 const SQLITE_BEGIN: &str = "PRAGMA busy_timeout = 500; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; \
                             PRAGMA foreign_keys = ON";
 
-/// What a connection of ours may see, and how long the server lets it wait and work. Without the first it would see no tenant's rows.
+/// What a connection of ours may see, and how long the server lets it wait and work. Without the first it would see no tenant's rows. A
+/// replica that stands still in the middle of a change holds its locks, and those of all replicas who need them wait: nothing of ours
+/// pauses between two statements, so that the server ends such a change soon.
 const POSTGRES_BEGIN: &str = "SELECT set_config('textnlp.tenant', '*', false), set_config('lock_timeout', '5s', false), \
                               set_config('statement_timeout', '12s', false), \
-                              set_config('idle_in_transaction_session_timeout', '60s', false), pg_is_in_recovery()";
+                              set_config('idle_in_transaction_session_timeout', '3s', false), pg_is_in_recovery()";
 
 /// A connection that nobody used for so long is asked whether it lives before it is used.
 const IDLE: Duration = Duration::from_secs(5);
@@ -39,16 +50,26 @@ const IDLE: Duration = Duration::from_secs(5);
 const PING: Duration = Duration::from_secs(1);
 
 impl Dialect {
-    /// Begins a change about something. `durable` ones are on disk when they are acknowledged.
-    pub(super) fn begin(self, about: &str, durable: bool) -> String {
-        match self {
+    /// Begins a change.
+    pub(super) fn begin(self, haste: Haste) -> &'static str {
+        match (self, haste) {
             // IMMEDIATE takes the write lock at once: a deferred transaction that read first cannot wait for it later.
-            Self::Sqlite => "BEGIN IMMEDIATE".to_owned(),
+            (Self::Sqlite, _) => "BEGIN IMMEDIATE",
+            (Self::Postgres, Haste::Durable) => "BEGIN",
+            (Self::Postgres, Haste::Counts) => {
+                "BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = '1s'"
+            }
+        }
+    }
+
+    /// Waits until nobody else changes what `about` names, and keeps others waiting until the change has ended.
+    pub(super) fn lock(self, about: &str) -> Option<(&'static str, i64)> {
+        match self {
+            Self::Sqlite => None,
             Self::Postgres => {
                 let digest = Sha256::digest(about.as_bytes());
                 let number = digest.iter().take(8).fold(0u64, |number, byte| number << 8 | u64::from(*byte)) as i64;
-                let commit = if durable { "" } else { "SET LOCAL synchronous_commit = off; " };
-                format!("BEGIN; {commit}SELECT pg_advisory_xact_lock({number})")
+                Some(("SELECT pg_advisory_xact_lock($1)", number))
             }
         }
     }

@@ -19,9 +19,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sqlx::{Any, AnyPool, AssertSqlSafe, Transaction};
+use sqlx::{Any, AnyPool, Transaction};
 
-use dialect::{Dialect, Trust};
+use dialect::{Dialect, Haste, Trust};
 
 pub use ask::{Found, Obstacle, ask};
 pub use budget::{BudgetRefusal, Reservation};
@@ -104,16 +104,29 @@ impl Store {
 
     /// A durable change. In PostgreSQL it waits for others about the same thing.
     async fn write(&self, about: &str) -> Result<Transaction<'static, Any>, StoreError> {
-        self.begin(self.dialect.begin(about, true)).await
+        self.change(about, Haste::Durable).await
     }
 
-    /// A change of counters: the last ones may be lost with the machine.
+    /// A change of counters: the last ones may be lost with the machine, and it does not wait for long.
     async fn count(&self, about: &str) -> Result<Transaction<'static, Any>, StoreError> {
-        self.begin(self.dialect.begin(about, false)).await
+        self.change(about, Haste::Counts).await
     }
 
-    async fn begin(&self, statement: String) -> Result<Transaction<'static, Any>, StoreError> {
-        self.ask(self.writes.begin_with(AssertSqlSafe(statement))).await
+    async fn change(&self, about: &str, haste: Haste) -> Result<Transaction<'static, Any>, StoreError> {
+        let mut transaction = self.begin(&self.writes, self.dialect.begin(haste)).await?;
+        if let Some((lock, number)) = self.dialect.lock(about) {
+            self.ask(sqlx::query(lock).bind(number).execute(&mut *transaction)).await?;
+        }
+        Ok(transaction)
+    }
+
+    /// Begins a transaction with a statement that does nothing else: what fails together with the beginning leaves a connection in a
+    /// transaction that sqlx knows nothing of, and that it never ends.
+    async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction<'static, Any>, StoreError> {
+        let pool = pool.clone();
+        // The same goes for who gives up in the middle of it, as clients do: it goes on to where dropping it ends it.
+        let begun = tokio::spawn(async move { pool.begin_with(statement).await });
+        self.ask(async { begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)) }).await
     }
 
     /// From here on a transaction sees one tenant's rows, where the database can hold it to that.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::{Database, DatabaseAt, PostgresAt};
+use crate::rate::Taken;
 
 #[path = "../../tests/support/postgres.rs"]
 pub(crate) mod postgres;
@@ -134,6 +135,57 @@ async fn writers_wait_only_for_those_who_write_about_the_same() {
     assert!(futures::poll!(same.as_mut()).is_pending());
     drop(held);
     assert_eq!(same.await.unwrap(), KeyPut::Created);
+}
+
+#[tokio::test]
+async fn a_replica_that_stands_still_in_the_middle_of_a_change_does_not_hold_up_the_others() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    let still = open_at(&cluster.url(&name)).await.unwrap();
+    let rate = "9/hour".parse().unwrap();
+    assert!(matches!(still.take("a", "requests", rate, 1).await, Ok(Taken::Yes { .. })));
+    let mut held = still.count(&budget::about("a")).await.unwrap();
+    let took = store.take("a", "requests", rate, 1).await;
+    assert!(
+        matches!(took, Err(StoreError::Busy(_))),
+        "a request does not wait for as long as the change may stand: {took:?}"
+    );
+    let take = async || store.take("a", "requests", rate, 1).await;
+    let taken = crate::retry::retry(crate::retry::Backoff::DATABASE, StoreError::passes, take).await.unwrap();
+    assert!(matches!(taken, Taken::Yes { .. }), "{taken:?}");
+    let gone = still.ask(sqlx::query("SELECT 1").execute(&mut *held)).await;
+    assert!(matches!(gone, Err(StoreError::Away(_))), "its change is not done: {gone:?}");
+    drop(held);
+    assert!(matches!(still.take("a", "requests", rate, 1).await, Ok(Taken::Yes { .. })), "it goes on by itself");
+}
+
+#[tokio::test]
+async fn changes_that_nobody_waits_for_any_more_leave_no_connection_in_the_middle_of_one() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    let sessions = || {
+        let held = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname =";
+        cluster.sql("postgres", &format!("{held} '{name}'"))
+    };
+    // The connections are there.
+    futures::future::join_all((0..4).map(|_| store.check())).await;
+    for polls in 1..8 {
+        let change = async {
+            let _held = store.count("a").await.unwrap();
+            std::future::pending::<()>().await
+        };
+        {
+            tokio::pin!(change);
+            for _ in 0..polls {
+                assert!(futures::poll!(change.as_mut()).is_pending());
+                tokio::task::yield_now().await;
+            }
+        }
+        // Sooner than PostgreSQL loses its patience with a session, after which none would be left either.
+        let began = std::time::Instant::now();
+        while sessions() != "0" && began.elapsed() < Duration::from_secs(2) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(sessions(), "0", "given up after {polls} polls");
+    }
 }
 
 #[tokio::test]

@@ -152,7 +152,7 @@ impl Store {
     /// Requests and tokens of a tenant's key since a time.
     pub async fn usage_of(&self, tenant: &str, user: &str, since_ms: i64) -> Result<(u64, u64), StoreError> {
         use sqlx::Row;
-        let mut transaction = self.ask(self.reads.begin()).await?;
+        let mut transaction = self.begin(&self.reads, "BEGIN").await?;
         self.narrow(&mut transaction, tenant).await?;
         let query = sqlx::query(
             "SELECT count(*), CAST(coalesce(sum(tokens_used), 0) AS BIGINT) FROM api_usage WHERE tenant_id = $3 AND user_id = $1 AND created_at >= $2",

@@ -62,3 +62,35 @@ async fn a_database_that_crashes_under_a_running_server_is_used_again_when_it_is
     cluster.control(&["start"]);
     until("it answers again", async || site.post("/v1/generate", ask.clone()).await.status == 200).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_answered_while_a_replica_that_stands_still_holds_what_counts_their_requests() {
+    let Some(cluster) = cluster::shared() else { return };
+    let name = cluster.database();
+    let url = cluster.url(&name);
+    let site =
+        start(Setup { database: Some(&url), security: "rate_limit: 3/hour", ..Setup::default() }).await.ready().await;
+    let ask = json!({ "prompt": "x", "max_tokens": 3 });
+    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 200);
+    // For longer than anybody waits here: what a session of ours may hold is bounded, this one is not ours.
+    let public = site.key.split('_').nth(1).unwrap();
+    let about = format!("allowance of {public}");
+    let number = format!("('x' || substr(encode(sha256('{about}'), 'hex'), 1, 16))::bit(64)::bigint");
+    let statements = format!("SELECT pg_advisory_lock({number}); SELECT pg_sleep(300)");
+    let holder = std::thread::spawn({
+        let name = name.clone();
+        move || cluster.said(&name, &statements)
+    });
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = \
+                (SELECT oid FROM pg_database WHERE datname = current_database())";
+    until("it is held", async || cluster.sql(&name, held) == "1").await;
+    let began = std::time::Instant::now();
+    for _ in 0..3 {
+        assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 200);
+    }
+    assert_eq!(site.post("/v1/generate", ask.clone()).await.status, 429, "counted by this replica alone");
+    assert!(began.elapsed().as_secs() < 60, "nobody waited for the one that stands still");
+    let ends = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted";
+    cluster.sql(&name, ends);
+    assert!(!holder.join().unwrap().status.success());
+}

@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -90,14 +90,19 @@ impl Cluster {
 
     /// Runs statements as the superuser, and says what they answer.
     pub(crate) fn sql(&self, database: &str, statements: &str) -> String {
+        let said = self.said(database, statements);
+        assert!(said.status.success(), "{statements}: {}", String::from_utf8_lossy(&said.stderr));
+        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+    }
+
+    /// The same, whatever comes of it.
+    pub(crate) fn said(&self, database: &str, statements: &str) -> Output {
         let mut psql = Command::new(self.programs.join("psql"));
         psql.args(["-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-U", "owner", "-d", database, "-c", statements]);
         if let Some(port) = &self.port {
             psql.args(["-p", port]);
         }
-        let said = psql.arg("-h").arg(&self.folder).output().unwrap();
-        assert!(said.status.success(), "{statements}: {}", String::from_utf8_lossy(&said.stderr));
-        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+        psql.arg("-h").arg(&self.folder).output().unwrap()
     }
 
     /// A new empty database; the server's own role owns it.

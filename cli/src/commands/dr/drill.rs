@@ -247,6 +247,9 @@ fn text(report: &Report, page: &str) -> String {
         failed.after_shift,
         failed.on_return
     ));
+    if !found.reasons.is_empty() {
+        text.push_str(&format!("  why they failed         {}\n", found.why()));
+    }
     match report.leftovers.is_empty() {
         true => text.push_str("  left over               nothing\n"),
         false => text.push_str(&format!("  left over               {}\n", report.leftovers.join("; "))),
