@@ -124,7 +124,6 @@ pub const PROVIDERS: &[Row] = &[
             "network.policies=true",
             "network.subnets=none",
             "network.open_ports=none",
-            "network.private_ca=none",
             "account.permission_boundary=none",
             "account.existing_role=none",
             "backup.enabled=false",

@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_kubernetes::{
-    ADAPTER_COMPONENT, Access, Analytics, Ask, BACKUP, Export, FILLED_BY_CERT_MANAGER, Form, Ingress, Kubernetes,
-    ModelVolume, Nodes, ORDERS, OwnPostgres, Placement, Scrape, Spot, Wish,
+    ADAPTER_COMPONENT, Access, Analytics, Ask, BACKUP, CompanyNetwork, Export, FILLED_BY_CERT_MANAGER, Form, Ingress,
+    Kubernetes, ModelVolume, Nodes, ORDERS, OwnPostgres, Placement, Scrape, Spot, Wish,
 };
 use textnlp_models::Catalogue;
 use textnlp_onprem::OnPrem;
-use textnlp_orchestrator::environment::model::{self, ClusterAccess, Hosting, IngressKind, Strategy};
+use textnlp_orchestrator::environment::model::{self, Address, ClusterAccess, Hosting, IngressKind, Strategy};
 use textnlp_orchestrator::environment::{Environment, REPLICATION_PASSWORD, saml_settings};
 use textnlp_provider::component::Part;
 use textnlp_provider::{
@@ -83,6 +83,7 @@ impl InCluster {
                 .and_then(|prometheus| prometheus.ca_file.as_ref())
                 .map(|file| authority(&here.join(file))),
             models: model_volume(&access, environment),
+            company: company(environment, &here),
             nodes: nodes(&access),
             namespace: environment.cluster.namespace.clone(),
             image: access.image,
@@ -112,6 +113,23 @@ impl InCluster {
 
     fn of(&self, kind: &KindName) -> &dyn Provider {
         if is_there(kind) { &self.cluster } else { &self.machine }
+    }
+}
+
+/// What is trusted besides the public authorities, and the proxy by which pods fetch models.
+fn company(environment: &Environment, here: &Utf8Path) -> CompanyNetwork {
+    let network = &environment.network;
+    // One that is a secret was refused.
+    let url = |address: &Option<Address>| match address {
+        Some(Address::Url(url)) => Some(url.clone()),
+        _ => None,
+    };
+    let but_for = Some(network.proxy.no_proxy.join(",")).filter(|hosts| !hosts.is_empty());
+    let proxy =
+        [("HTTPS_PROXY", url(&network.proxy.https)), ("HTTP_PROXY", url(&network.proxy.http)), ("NO_PROXY", but_for)];
+    CompanyNetwork {
+        authority: network.private_ca.as_ref().map(|file| authority(&here.join(file))),
+        proxy: proxy.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect(),
     }
 }
 

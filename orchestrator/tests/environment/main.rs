@@ -674,6 +674,7 @@ fn each_rule_answers_with_its_own_sentence() {
         (two("role: standby, runtime: kubernetes, cluster: { context: a } }, { name: third, provider: onprem, role: standby, runtime: kubernetes, cluster: { context: a }", OUTSIDE), "`there` is in the same cluster"),
         (two("role: standby, runtime: kubernetes", OUTSIDE).replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes"), "are processes of a machine, outside every cluster"),
         (site("runtime: kubernetes, cluster: { load_balancer: true }"), "it is about `address`, which is not written"),
+        (site("runtime: kubernetes") + "network: { proxy: { https: \"secret:env:PROXY\" } }\n", "a proxy's address that is a secret does not come to pods yet"),
         (site("runtime: kubernetes, cluster: { address: \"https://here:0\" }"), "is not where a service is reached"),
         (two(STANDBY, "dr: { mode: manual, witness: { provider: onprem, region: far } }\nreplication: { database: { mode: streaming } }"), "is a process beside them, not in `far`"),
         (two(STANDBY, "dr: { mode: manual }\nreplication: { database: { mode: streaming } }\ntls: { mode: existing, existing: /x.pem }"), "the front trusts each site by the authority"),

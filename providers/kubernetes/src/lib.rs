@@ -36,7 +36,7 @@ pub use canary::{Ask, ORDERS, Scrape, Stage, Told, Wish};
 pub use errand::Errand;
 pub use export::{Export, ExportFile, Form, NeededSecret, export};
 pub use lower::{
-    ADAPTER_COMPONENT, Analytics, BACKUP, FILLED_BY_CERT_MANAGER, Ingress, ModelVolume, Nodes, OwnPostgres, Placement,
-    RESTORE, Spot,
+    ADAPTER_COMPONENT, Analytics, BACKUP, CompanyNetwork, FILLED_BY_CERT_MANAGER, Ingress, ModelVolume, Nodes,
+    OwnPostgres, Placement, RESTORE, Spot,
 };
 pub use provider::{Access, Kubernetes};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::{Ingress, ModelVolume, OwnPostgres, Placement, Spot};
+use textnlp_kubernetes::{CompanyNetwork, Ingress, ModelVolume, OwnPostgres, Placement, Spot};
 use textnlp_provider::component::*;
 use textnlp_provider::{Component, OutputRef, Ownership, Wanted};
 
@@ -314,6 +314,56 @@ fn a_database_of_ours_is_asked_over_tls_and_its_dumps_are_proven() {
     let managed = Database { hosting: Some("managed".to_owned()), ..own_stored() };
     let problems = lowered(&component("database", Part::Database(managed)), placement()).unwrap_err();
     assert!(problems.to_string().contains("nobody runs a `managed` PostgreSQL"), "{problems}");
+}
+
+#[test]
+fn a_company_with_an_authority_and_a_proxy_of_its_own_is_told_to_those_who_need_it() {
+    let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://proxy:3128".to_owned())]);
+    let company = CompanyNetwork { authority: Some(Ok("PEM".to_owned())), proxy };
+    let place = Placement { company, analytics: Some(analytics(Spot::Never)), ..placement() };
+    let of = |stored: Database, place: Placement| {
+        lowered(&component("server", Part::Workload(Workload { stored, ..workload() })), place)
+    };
+    let made = of(database(), place.clone()).unwrap();
+    let found = |part: &str| made.iter().find(|one| one.id.as_str() == format!("main/server/{part}")).unwrap();
+    let spec = |part: &str| found(part).spec.as_value();
+    assert_eq!(spec("private-ca")["data"], json!({ "ca.crt": "PEM" }));
+    assert!(spec("config")["data"]["server.yaml"].to_string().contains("/etc/textnlp-private-ca/ca.crt"));
+    for part in ["migrate", "deployment"] {
+        assert!(found(part).needs.iter().any(|need| need.on.as_str() == "main/server/private-ca"), "{part}");
+    }
+    let pod = &spec("deployment")["spec"]["template"]["spec"];
+    let volume = json!({ "name": "private-ca", "configMap": { "name": "textnlp-private-ca" } });
+    let volumes = |pod: &Value| pod["volumes"].as_array().unwrap().iter().filter(|one| **one == volume).count();
+    let mount = json!({ "name": "private-ca", "mountPath": "/etc/textnlp-private-ca", "readOnly": true });
+    let mounts = |container: &Value| container["volumeMounts"].as_array().unwrap().contains(&mount);
+    let is_told = |container: &Value, name: &str| {
+        container["env"].as_array().into_iter().flatten().any(|variable| variable["name"] == name)
+    };
+    let (models, api, gateway) = (&pod["initContainers"][0], &pod["containers"][0], &pod["containers"][1]);
+    assert_eq!((volumes(pod), mounts(models), mounts(api), mounts(gateway)), (1, true, true, false));
+    for name in ["HTTPS_PROXY", "TEXTNLP_CA_FILE"] {
+        assert!(is_told(models, name) && !is_told(api, name), "{name} is for who fetches models");
+    }
+    assert!(!is_told(models, "DATABASE_URL"), "who fetches models asks no database");
+    let job = &spec("migrate")["spec"]["template"]["spec"];
+    assert_eq!((volumes(job), mounts(&job["containers"][0])), (1, true));
+    let theirs = &spec("analytics")["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    let theirs =
+        (volumes(theirs), mounts(&theirs["containers"][0]), is_told(&theirs["containers"][0], "PGSSLROOTCERT"));
+    assert_eq!(theirs, (1, true, true));
+
+    // A database beside the servers is known by its own authority; models are still fetched from elsewhere.
+    let own = Placement { postgres: own_placement().postgres, ..place.clone() };
+    let made = of(own_stored(), own).unwrap();
+    let deployment = made.iter().find(|one| one.id.as_str() == "main/server/deployment").unwrap();
+    let pod = &deployment.spec.as_value()["spec"]["template"]["spec"];
+    let api = (mounts(&pod["containers"][0]), pod["containers"][0]["volumeMounts"].to_string());
+    assert!(volumes(pod) == 1 && mounts(&pod["initContainers"][0]) && !api.0 && api.1.contains("database-authority"));
+
+    let company = CompanyNetwork { authority: Some(Err("no certificates".to_owned())), ..place.company.clone() };
+    let why = of(database(), Placement { company, ..place }).unwrap_err().to_string();
+    assert!(why.contains("network.private_ca") && why.contains("no certificates"), "{why}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use textnlp_tests::{counts, eventually};
 
 mod adapter;
 mod blue_green;
+mod company;
 mod database;
 mod gateway;
 mod node;

@@ -33,6 +33,22 @@ impl Meaning<'_> {
         self.nodes(&at, access);
     }
 
+    /// Pods are told of a proxy by variables in their template, which is no place for a password.
+    pub(super) fn proxy_of_pods(&mut self) {
+        let e = self.environment;
+        if !e.sites.iter().any(SiteSettings::is_in_cluster) {
+            return;
+        }
+        let Proxy { http, https, .. } = &e.network.proxy;
+        for (field, address) in [("http", http), ("https", https)] {
+            if matches!(address, Some(Address::Secret(_))) {
+                let cause = "pods fetch models by it, and a proxy's address that is a secret does not come to pods yet";
+                let fix = "write the address of a proxy that asks for no password: `http://PROXY:3128`";
+                self.error(&format!("network.proxy.{field}"), cause, fix);
+            }
+        }
+    }
+
     fn reached(&mut self, at: &str, access: &ClusterAccess) {
         let fields = [
             ("kubeconfig", &access.kubeconfig),

@@ -78,6 +78,7 @@ struct Meaning<'a> {
 pub(crate) fn check(environment: &Environment, tree: &Node, catalogue: &Catalogue, problems: &mut Vec<Problem>) {
     let mut meaning = Meaning { environment, tree, problems };
     meaning.sites();
+    meaning.proxy_of_pods();
     meaning.ports();
     meaning.models();
     meaning.server();

@@ -99,8 +99,8 @@ impl Lowering<'_> {
         self.object(id, Template::Analytics, &inputs, needs);
     }
 
-    /// A map of texts that no pod of ours reads.
-    fn map_of(&mut self, part: &str, name: &str, files: impl IntoIterator<Item = (String, String)>) {
+    /// A map of texts as they are.
+    pub(super) fn map_of(&mut self, part: &str, name: &str, files: impl IntoIterator<Item = (String, String)>) {
         let files: BTreeMap<String, String> = files.into_iter().collect();
         let inputs = json!({ "namespace": self.place.namespace, "name": name, "files": files, "carried": false });
         self.part_of_kind(part, Template::ConfigMap, &inputs, []);

@@ -33,11 +33,13 @@ const SCRIPT: &str = include_str!("../../../../templates/kubernetes/backup.sh");
 
 /// How pods reach their database.
 pub(super) struct Way {
+    /// Whether it is the one beside the servers.
+    is_ours: bool,
     /// What their Secret holds for it.
     pub(super) secret: Value,
     /// `database:` of the server's configuration.
     pub(super) settings: Value,
-    /// The Secret with the authority that it is trusted by, and the folder where pods have it.
+    /// The folder where pods have the authority that it is trusted by, and the volume that it is in; null where it is a public one.
     pub(super) authority: Value,
     /// What has to be there first.
     pub(super) needs: Vec<ResourceId>,
@@ -47,23 +49,25 @@ impl Way {
     /// The address in variables as programs of others read it: `DATABASE_URL`, and its password from our Secret where it is not in there.
     pub(super) fn address_for_others(&self, secret: &str) -> Vec<Value> {
         let of = |name: &str, key: &str| json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": secret, "key": key } } });
-        if self.secret.get("database-url").is_some() {
-            return vec![of("DATABASE_URL", "database-url")];
-        }
-        let url = self.settings["url"].as_str().unwrap_or_default();
+        let authority = self.settings["ca_file"].as_str();
         let mut env = Vec::new();
-        if self.secret.get("database-password").is_some() {
+        if self.secret.get("database-url").is_none() && self.secret.get("database-password").is_some() {
             env.push(of("PGPASSWORD", "database-password"));
         }
-        let url = match self.settings["ca_file"].as_str() {
+        let url = self.settings["url"].as_str().unwrap_or_default();
+        env.push(match authority {
+            _ if self.secret.get("database-url").is_some() => of("DATABASE_URL", "database-url"),
             // Ours: the password has no letter that an address would have to escape, and the cluster puts it in.
-            Some(authority) => {
-                format!("{}&sslrootcert={authority}", url.replacen('@', ":$(PGPASSWORD)@", 1))
+            Some(authority) if self.is_ours => {
+                let url = url.replacen('@', ":$(PGPASSWORD)@", 1);
+                json!({ "name": "DATABASE_URL", "value": format!("{url}&sslrootcert={authority}") })
             }
             // Somebody else's: its password may have any, and is beside it.
-            None => url.to_owned(),
-        };
-        env.push(json!({ "name": "DATABASE_URL", "value": url }));
+            _ => json!({ "name": "DATABASE_URL", "value": url }),
+        });
+        if let Some(authority) = authority.filter(|_| !self.is_ours) {
+            env.push(json!({ "name": "PGSSLROOTCERT", "value": authority }));
+        }
         env
     }
 }
@@ -76,10 +80,6 @@ impl Lowering<'_> {
             let fix = "write `database: { kind: postgres }` for one that CloudNativePG runs there, with `url: secret:env:DATABASE_URL` for one that runs already";
             return self.problem("kind", cause, fix);
         };
-        if let Some(file) = &postgres.ca_file {
-            let cause = format!("the authority in {file} is not carried into pods yet");
-            self.problem("network.private_ca", cause, "remove it, or write `sslrootcert` into the address");
-        }
         match (&postgres.address, self.place.postgres.clone()) {
             (Some(_), _) => {}
             (None, Some(own)) if hosting == "cluster" => self.own_postgres(postgres, &own),
@@ -158,14 +158,25 @@ impl Lowering<'_> {
                 let settings =
                     json!({ "url": url, "password_file": password_file, "ca_file": format!("{AUTHORITY}/ca.crt") });
                 return Some(Way {
+                    is_ours: true,
                     secret: by_password(json!(OutputRef::new(password, "secret"))),
                     settings,
-                    authority: json!({ "folder": AUTHORITY, "secret": AUTHORITY_SECRET }),
+                    authority: json!({
+                        "folder": AUTHORITY,
+                        "volume": {
+                            "name": "database-authority",
+                            "secret": { "secretName": AUTHORITY_SECRET, "items": [{ "key": "ca.crt", "path": "ca.crt" }] },
+                        },
+                    }),
                     needs: self.id(database.as_str(), "cluster").into_iter().collect(),
                 });
             }
         };
-        Some(Way { secret, settings, authority: Value::Null, needs: Vec::new() })
+        let mut way = Way { is_ours: false, secret, settings, authority: self.private_authority(), needs: Vec::new() };
+        if let Some(folder) = way.authority["folder"].as_str() {
+            way.settings["ca_file"] = json!(format!("{folder}/ca.crt"));
+        }
+        Some(way)
     }
 
     /// Dumps on a volume of the namespace, each proven, and the job that reads one back.

@@ -5,6 +5,7 @@
 
 mod adapter;
 mod beside;
+mod company;
 mod database;
 mod gateway;
 mod nodes;
@@ -25,6 +26,7 @@ use crate::canary::{ACCOUNT, CONTROLLER};
 pub(crate) use adapter::ADAPTER;
 pub use adapter::ADAPTER_COMPONENT;
 pub use beside::{Analytics, Spot};
+pub use company::CompanyNetwork;
 use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
@@ -67,6 +69,8 @@ pub struct Placement {
     pub models: ModelVolume,
     /// Which nodes pods go to.
     pub nodes: Nodes,
+    /// How pods reach what lies outside.
+    pub company: CompanyNetwork,
     /// Whether an adapter of ours tells the autoscaler how many requests there are.
     pub adapter: bool,
     /// How many nodes the cluster should have at least.

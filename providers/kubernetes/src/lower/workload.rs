@@ -88,6 +88,8 @@ impl Lowering<'_> {
         self.secret(secrets.clone(), SECRETS_NAME, "Opaque", &data, Vec::new());
 
         let mut env = vec![json!({ "name": "ENVIRONMENT", "value": self.site.environment })];
+        let fetch_env: Vec<Value> = env.iter().cloned().chain(self.fetching()).collect();
+        let private_ca = self.private_ca();
         if secret.get("database-url").is_some() {
             let from = json!({ "secretKeyRef": { "name": SECRETS_NAME, "key": "database-url" } });
             env.push(json!({ "name": "DATABASE_URL", "valueFrom": from }));
@@ -105,6 +107,7 @@ impl Lowering<'_> {
             arguments.extend(["--to", schema]);
         }
         let before = [config.clone(), secrets.clone(), account.clone()].into_iter().chain(way.needs.clone());
+        let before = before.chain(private_ca.clone().filter(|_| authority == self.private_authority()));
         let job = |name: &str, args: Value, env: &[Value]| {
             json!({
                 "namespace": self.place.namespace, "name": name, "image": image, "program": PROGRAM, "user": self.user(), "args": args,
@@ -160,14 +163,20 @@ impl Lowering<'_> {
         let outside = workload.outside.as_ref().filter(|_| carried);
         let reached = outside.and_then(|outside| self.reached(outside, workload.secrets.as_str()));
         needs.extend(reached.clone());
+        needs.extend(private_ca);
         needs.extend(self.claim(workload.models.as_str()));
         match self.place.tls_secret {
             Some(_) => needs.push(tls),
             None => annotations["textnlp-tls-digest"] = digest(&tls),
         }
+        let fetch_authority = self.private_authority();
+        let mut authorities: Vec<&Value> = [&authority, &fetch_authority].map(|one| &one["volume"]).into();
+        authorities.retain(|volume| !volume.is_null());
+        authorities.dedup();
         let inputs = json!({
             "namespace": self.place.namespace, "image": image, "program": PROGRAM, "user": self.user(), "env": env,
-            "tls_secret": tls_secret, "database_authority": authority,
+            "tls_secret": tls_secret, "fetch_env": fetch_env, "fetch_authority": fetch_authority,
+            "database_authority": authority, "authorities": authorities,
             // Once an autoscaler is there, their number is its own.
             "replicas": (!grown).then_some(workload.replicas),
             "annotations": annotations,
