@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::config::Rate;
-use crate::database::{BudgetRefusal, Reservation, StoreError, now_ms};
+use crate::database::{self, BudgetRefusal, Reservation, StoreError, now_ms};
 use crate::error::{ApiError, chain};
 use crate::rate::{Left, Taken, take};
 use crate::retry::{Backoff, retry};
@@ -20,12 +20,18 @@ pub(crate) async fn take_request(app: &App, caller: &Caller) -> Result<Option<Le
     let taken = if app.local_rates.is_alone(&caller.user) {
         app.local_rates.take(&caller.user, rate)
     } else {
-        app.store.take(&caller.user, "requests", rate, 1).await.unwrap_or_else(|error| {
+        match app.store.take(&caller.user, "requests", rate, 1).await {
+            Ok(taken) => {
+                app.local_rates.learn(&caller.user, taken);
+                taken
+            }
             // A database that cannot be written must not stop generation: this replica counts alone until it can.
-            tracing::warn!(error = %chain(&error), "rates are counted by this replica alone");
-            app.local_rates.begin_alone(&caller.user);
-            app.local_rates.take(&caller.user, rate)
-        })
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "rates are counted by this replica alone");
+                app.local_rates.begin_alone(&caller.user);
+                app.local_rates.take(&caller.user, rate)
+            }
+        }
     };
     match taken {
         Taken::Yes { left, .. } => Ok(Some(left)),
@@ -47,8 +53,7 @@ pub(crate) async fn reserve(app: &App, caller: &Caller, tokens: u64) -> Result<O
         tokens,
     };
     let (limit, expires) = caller.token.as_ref().map_or((0, now_ms()), |token| (token.limit, token.expires_at_ms));
-    let reserved =
-        retry(Backoff::DATABASE, StoreError::passes, || app.store.reserve(&reservation, limit, expires)).await?;
+    let reserved = database::change(StoreError::passes, || app.store.reserve(&reservation, limit, expires)).await?;
     match (reserved, caller.token_rate) {
         (Ok(_), _) => Ok(Some(reservation)),
         (Err(BudgetRefusal::Spent { limit, left }), _) => Err(ApiError::new(
@@ -129,6 +134,16 @@ impl LocalRates {
         self.with(subject, |local| local.alone_until = Some(Instant::now() + ALONE));
     }
 
+    /// What all replicas together had given when this one could still ask.
+    fn learn(&self, subject: &str, taken: Taken) {
+        let arrival_ms = match taken {
+            Taken::Yes { arrival_ms, .. } => arrival_ms,
+            Taken::NotYet { left, .. } => now_ms() as f64 + left.reset_ms,
+            Taken::Never => return,
+        };
+        self.with(subject, |local| local.arrival_ms = local.arrival_ms.max(arrival_ms));
+    }
+
     fn take(&self, subject: &str, rate: Rate) -> Taken {
         self.with(subject, |local| {
             let taken = take(rate, local.arrival_ms, 1, now_ms() as f64);
@@ -163,5 +178,11 @@ mod tests {
         rates.begin_alone("a");
         assert!(rates.is_alone("a") && !rates.is_alone("b"), "others still ask the store");
         assert!(matches!(rates.take("a", rate), Taken::NotYet { .. }), "what was counted stays counted");
+        let now = now_ms() as f64;
+        rates.learn("c", take(rate, 0.0, 1, now));
+        assert!(matches!(rates.take("c", rate), Taken::Yes { .. }));
+        assert!(matches!(rates.take("c", rate), Taken::NotYet { .. }), "one was given by all of them together");
+        rates.learn("d", take(rate, now + 3_600_000.0, 1, now));
+        assert!(matches!(rates.take("d", rate), Taken::NotYet { .. }), "nothing was left");
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct App {
     /// Work that outlives the request which began it: generations, until they are settled.
     pub(crate) tasks: TaskTracker,
     /// Long texts being turned into tokens, each on a thread of its own.
-    pub(crate) tokenizing: Semaphore,
+    pub(crate) tokenizing: Arc<Semaphore>,
     pub(crate) leaving: Arc<Leaving>,
 }
 

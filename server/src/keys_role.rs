@@ -160,7 +160,7 @@ impl Keys<'_> {
     async fn put(&self, key: &ApiKey) -> Result<KeyPut, KeysError> {
         match self.watch {
             Some(watch) => Ok(replicated::put(watch, key).await?),
-            None => Ok(retry(Backoff::DATABASE, StoreError::passes, || self.store.put_key(key)).await?),
+            None => Ok(retry(Backoff::DATABASE, StoreError::may_be_repeated, || self.store.put_key(key)).await?),
         }
     }
 
@@ -172,7 +172,7 @@ impl Keys<'_> {
             true => self.store.revoke_key(public_id).await,
             false => self.store.reinstate_key(public_id).await,
         };
-        Ok(retry(Backoff::DATABASE, StoreError::passes, set).await?)
+        Ok(retry(Backoff::DATABASE, StoreError::may_be_repeated, set).await?)
     }
 }
 

@@ -109,7 +109,7 @@ impl Server {
             local_rates: LocalRates::default(),
             began: Instant::now(),
             tasks,
-            tokenizing: tokio::sync::Semaphore::new(TOKENIZING),
+            tokenizing: Arc::new(tokio::sync::Semaphore::new(TOKENIZING)),
             leaving: Arc::default(),
             config,
         });

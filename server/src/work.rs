@@ -173,9 +173,14 @@ pub(crate) async fn encode(app: &App, model: &Arc<Ready>, text: String, special:
         return model.info.tokenizer.encode(&text, special).map_err(|error| failed(&error));
     }
     let busy = || ApiError::from(Failure::Draining);
-    let _permit = app.tokenizing.acquire().await.map_err(|_| busy())?;
+    // The thread goes on when its client has left.
+    let permit = app.tokenizing.clone().acquire_owned().await.map_err(|_| busy())?;
     let tokenizer = model.info.tokenizer.clone();
-    tokio::task::spawn_blocking(move || tokenizer.encode(&text, special))
+    let work = move || {
+        let _permit = permit;
+        tokenizer.encode(&text, special)
+    };
+    tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| ApiError::invalid("the text cannot be tokenized"))?
         .map_err(|error| failed(&error))

@@ -5,15 +5,12 @@ pub mod key;
 pub mod tenant;
 pub mod ticket;
 
-use std::time::{Duration, Instant};
-
 use axum::http::{HeaderMap, StatusCode, header};
 
 use crate::app::App;
 use crate::config::Rate;
-use crate::database::{ApiKey, StoreError, StreamTicket, now_ms};
+use crate::database::{self, ApiKey, StoreError, StreamTicket, now_ms};
 use crate::error::ApiError;
-use crate::retry::{Backoff, retry};
 
 /// Somebody who may call.
 #[derive(Debug, Clone, PartialEq)]
@@ -179,14 +176,9 @@ fn one<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, ApiErr
     value.to_str().map(Some).map_err(|_| ApiError::invalid(format!("the header `{name}` is no text")))
 }
 
-/// How long a request waits for a database that has just moved: every other server may have found it already.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// A key as it is stored.
 async fn stored(app: &App, public_id: &str) -> Result<Option<ApiKey>, StoreError> {
-    let began = Instant::now();
-    let passes = |error: &StoreError| error.passes() && began.elapsed() < PATIENCE;
-    retry(Backoff::DATABASE, passes, || app.store.key(public_id)).await
+    database::read(|| app.store.key(public_id)).await
 }
 
 /// The valid key of a text. Why one is not valid is not said: whoever holds it can ask its maker.
@@ -207,7 +199,7 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
 
 async fn with_token(app: &App, text: &str) -> Result<Caller, ApiError> {
     if app.signer.should_learn(text) {
-        app.signer.learn(&app.store.verifiers().await?);
+        app.signer.learn(&database::read(|| app.store.verifiers()).await?);
     }
     let claims = app.signer.verify(text).map_err(|error| {
         let expired = matches!(error.kind(), jsonwebtoken::errors::ErrorKind::ExpiredSignature);
@@ -262,11 +254,14 @@ async fn claimed_tenant(app: &App, headers: &HeaderMap) -> Result<Option<String>
             Ok(named)
         };
     }
-    if base.is_none() && !app.store.has_tenant(&label).await? {
+    if base.is_none() && !database::read(|| app.store.has_tenant(&label)).await? {
         return Ok(named);
     }
     // With keys on, whoever asks for another tenant than the key's is refused further down, and not told which ones there are.
-    if !app.config.security.api_keys_enabled && label != tenant::DEFAULT && !app.store.has_tenant(&label).await? {
+    if !app.config.security.api_keys_enabled
+        && label != tenant::DEFAULT
+        && !database::read(|| app.store.has_tenant(&label)).await?
+    {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "tenant_not_found", format!("there is no tenant `{label}`"))
             .param("Host")
             .hint("`textnlp-deploy key create NAME --tenant TENANT` makes one with its first key"));

@@ -157,7 +157,7 @@ async fn show(actor: &Actor, store: &Store) -> bool {
     for Write { key, value } in writes {
         // Nothing of ours is ever taken out of the table; what others put there has no row.
         let Some(value) = value else { continue };
-        let written = retry(Backoff::DATABASE, StoreError::passes, || show_one(store, &key, &value)).await;
+        let written = retry(Backoff::DATABASE, StoreError::may_be_repeated, || show_one(store, &key, &value)).await;
         if let Err(error) = written {
             // All of it is tried again with the next change, and at the latest with the next look.
             tracing::warn!(%key, error = %crate::error::chain(&error), "a row could not be written");

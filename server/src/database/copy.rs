@@ -63,6 +63,9 @@ async fn dump(server: &PostgresAt, database: &Database, to: &Utf8Path) -> Result
         Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
     };
     store.take_time(&mut moment).await?;
+    // It waits for the program that dumps.
+    let waits = sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0");
+    store.ask(waits.execute(&mut *moment)).await?;
     let row = store.ask(sqlx::query("SELECT pg_export_snapshot()").fetch_one(&mut *moment)).await?;
     let snapshot = format!("--snapshot={}", row.try_get::<String, _>(0)?);
     let (mut keys, mut usage) = (0, 0);

@@ -1,12 +1,14 @@
 //! Where SQLite and PostgreSQL differ: how one connects, how a change begins, what an error means.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 use sha2::{Digest, Sha256};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{AnyConnection, Connection, Executor, Row};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
 use url::Url;
 
 use super::{ACQUIRE, Store, StoreError};
@@ -26,6 +28,16 @@ pub(super) enum Haste {
     Durable,
     /// Keep a client waiting: the last counts may be lost with the machine.
     Counts,
+}
+
+impl Haste {
+    /// How long it waits for others, as the sessions of PostgreSQL are told.
+    fn waits(self) -> Duration {
+        match self {
+            Self::Durable => Duration::from_secs(5),
+            Self::Counts => Duration::from_secs(1),
+        }
+    }
 }
 
 /// The most reading connections of SQLite: each is a thread, and reads do not get faster with more of them.
@@ -48,6 +60,12 @@ const IDLE: Duration = Duration::from_secs(5);
 
 /// How long an idle connection may take to say that it lives.
 const PING: Duration = Duration::from_secs(1);
+
+/// How long one that nobody holds any more may take to end what it was asked: longer than anybody waits for a lock.
+const SETTLES: Duration = Duration::from_secs(6);
+
+/// Changes of different things that one process waits for at once, about.
+const TURNS: usize = 256;
 
 impl Dialect {
     /// Begins a change.
@@ -82,11 +100,11 @@ impl Dialect {
         }
     }
 
-    /// Lifts the bounds of a session from a transaction.
-    pub(super) fn take_time(self) -> &'static [&'static str] {
+    /// Lets the statements of a transaction take as long as they take.
+    pub(super) fn take_time(self) -> Option<&'static str> {
         match self {
-            Self::Sqlite => &[],
-            Self::Postgres => &["SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0"],
+            Self::Sqlite => None,
+            Self::Postgres => Some("SET LOCAL statement_timeout = 0"),
         }
     }
 
@@ -119,7 +137,7 @@ impl Dialect {
             (Self::Postgres, _) => match code.as_str() {
                 // Serialization, deadlock, a lock or a statement that took too long, too many connections.
                 "40001" | "40P01" | "55P03" | "57014" | "53300" => StoreError::Busy(error),
-                // It is stopping, crashed, starting, a replica by now, or gone in the middle.
+                // It is stopping, crashed, starting, a replica by now, or gone in the middle; or it has lost its patience with us.
                 "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "25P03" => StoreError::Away(error),
                 code if code.starts_with("08") => StoreError::Away(error),
                 "53100" => StoreError::Full(error),
@@ -129,9 +147,31 @@ impl Dialect {
     }
 }
 
+/// Of those in one process who wait until others have changed the same thing, one asks the database, and the others wait here: whoever is
+/// waited for, most connections are there for everybody else.
+#[derive(Debug)]
+pub(super) struct Turns([Mutex<()>; TURNS]);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Mutex::default()))
+    }
+}
+
+impl Turns {
+    pub(super) async fn take(&self, number: i64, haste: Haste) -> Result<MutexGuard<'_, ()>, StoreError> {
+        let late = |_| {
+            let why = "others in this process change the same thing";
+            StoreError::Busy(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, why)))
+        };
+        let turn = &self.0[number.unsigned_abs() as usize % TURNS];
+        timeout(haste.waits(), turn.lock()).await.map_err(late)
+    }
+}
+
 /// Since when connections are worth something: those made before the database went away are not.
 #[derive(Debug, Default)]
-pub(super) struct Trust(Mutex<Option<Instant>>);
+pub(super) struct Trust(std::sync::Mutex<Option<Instant>>);
 
 impl Trust {
     pub(super) fn is_lost(&self) {
@@ -175,7 +215,7 @@ async fn open_sqlite(file: &Utf8Path, database: &Database) -> Result<Store, Stor
         .idle_timeout(Duration::from_secs(60))
         .connect_lazy_with(options);
     private(file);
-    Ok(Store { dialect: Dialect::Sqlite, reads, writes, trust: Default::default() })
+    Ok(Store { dialect: Dialect::Sqlite, reads, writes, trust: Default::default(), turns: Default::default() })
 }
 
 /// Key digests and usage are nobody else's business.
@@ -215,12 +255,23 @@ fn postgres(options: AnyConnectOptions, most: u32) -> Store {
                 if !trust.covers(about.age) {
                     return Ok(false);
                 }
-                Ok(about.idle_for < IDLE || matches!(tokio::time::timeout(PING, connection.ping()).await, Ok(Ok(()))))
+                Ok(about.idle_for < IDLE || matches!(timeout(PING, connection.ping()).await, Ok(Ok(()))))
             })
         })
+        .after_release(|connection, _| Box::pin(is_settled(connection)))
         .after_connect(|connection, _| Box::pin(greet(connection)))
         .connect_lazy_with(options);
-    Store { dialect: Dialect::Postgres, reads: pool.clone(), writes: pool, trust }
+    Store { dialect: Dialect::Postgres, reads: pool.clone(), writes: pool, trust, turns: Default::default() }
+}
+
+/// Whether a connection that was given back is in the middle of nothing. One whose holder left while its transaction began is in one that
+/// sqlx knows nothing of, in which time stands still; and one whose server says nothing any more would hold its place until TCP gives up.
+async fn is_settled(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
+    let asked = connection.fetch_one("SELECT now() = statement_timestamp()");
+    match timeout(SETTLES, asked).await {
+        Ok(row) => row?.try_get(0),
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
 }
 
 /// Makes a connection ours. A replica is no place for us: it refuses every change.
@@ -238,10 +289,16 @@ async fn greet(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
 /// One connection outside the pool, which would try again and then say no more than that it took too long.
 async fn first(options: &AnyConnectOptions, begin: &'static str) -> Result<(), sqlx::Error> {
     let timed_out = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    let connect = tokio::time::timeout(ACQUIRE, AnyConnection::connect_with(options));
+    let connect = timeout(ACQUIRE, AnyConnection::connect_with(options));
     let mut connection = connect.await.map_err(timed_out)??;
     connection.execute(begin).await?;
     connection.close().await
+}
+
+/// Whether it says of this session alone that it was ended.
+pub(super) fn is_about_one_session(error: &sqlx::Error) -> bool {
+    // It was idle in a transaction for longer than it may.
+    error.as_database_error().and_then(|inner| inner.code()).is_some_and(|code| code == "25P03")
 }
 
 fn options(url: &str) -> Result<AnyConnectOptions, StoreError> {

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::{Any, AnyPool, Transaction};
 
-use dialect::{Dialect, Haste, Trust};
+use dialect::{Dialect, Haste, Trust, Turns};
 
 pub use ask::{Found, Obstacle, ask};
 pub use budget::{BudgetRefusal, Reservation};
@@ -33,6 +33,7 @@ pub use tickets::{StreamTicket, TooManyTickets};
 pub use usage::{Usage, UsageLog};
 
 use crate::config;
+use crate::retry::{Backoff, retry_within};
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum StoreError {
     /// It answers nobody, or only readers: it is starting, stopping or another one takes its place.
     #[error("the database is away")]
     Away(#[source] sqlx::Error),
+    /// It went away while it was told to keep a change: nobody knows whether it has.
+    #[error("the database went away, and may or may not have kept the change")]
+    Unsure(#[source] sqlx::Error),
     /// No room on its disk.
     #[error("the database's disk is full")]
     Full(#[source] sqlx::Error),
@@ -58,9 +62,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same call may work a moment later.
+    /// Whether nothing was done, and the same call may work a moment later.
     pub fn passes(&self) -> bool {
         matches!(self, Self::Busy(_) | Self::Away(_))
+    }
+
+    /// The same of a call that may be made twice: what it does is done once.
+    pub fn may_be_repeated(&self) -> bool {
+        self.passes() || matches!(self, Self::Unsure(_))
     }
 }
 
@@ -72,13 +81,23 @@ pub struct Store {
     /// The same pool as `reads` in PostgreSQL.
     writes: AnyPool,
     trust: Arc<Trust>,
+    turns: Arc<Turns>,
 }
 
 /// How long a request waits for a connection before it is told that the store is busy.
 const ACQUIRE: Duration = Duration::from_secs(5);
 
-/// How long one statement may take: a server that died with its machine says nothing, for hours.
-const ANSWER: Duration = Duration::from_secs(15);
+/// How long one statement may take, and the wait for its connection: a server that died with its machine says nothing, for hours.
+const ANSWER: Duration = Duration::from_secs(18);
+
+/// How long connections have to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How long a request waits for a database that has just moved: every other server may have found it already.
+const MOVES: Duration = Duration::from_secs(1);
+
+/// How long a request tries to change something: longer than a change of others that stands still.
+const CHANGES: Duration = Duration::from_secs(5);
 
 impl Store {
     /// Opens the database; an SQLite file that is not there is made. The schema is left as it is.
@@ -91,10 +110,12 @@ impl Store {
         dialect::open_later(server, most)
     }
 
-    /// Closes all connections.
+    /// Closes all connections; one that does not answer is left to itself.
     pub async fn close(&self) {
-        self.reads.close().await;
-        self.writes.close().await;
+        let close = async { tokio::join!(self.reads.close(), self.writes.close()) };
+        if tokio::time::timeout(GOODBYE, close).await.is_err() {
+            tracing::warn!("connections to the database did not end in time");
+        }
     }
 
     /// Whether it can be read now.
@@ -113,20 +134,19 @@ impl Store {
     }
 
     async fn change(&self, about: &str, haste: Haste) -> Result<Transaction<'static, Any>, StoreError> {
-        let mut transaction = self.begin(&self.writes, self.dialect.begin(haste)).await?;
-        if let Some((lock, number)) = self.dialect.lock(about) {
-            self.ask(sqlx::query(lock).bind(number).execute(&mut *transaction)).await?;
-        }
+        let begin = self.dialect.begin(haste);
+        let Some((lock, number)) = self.dialect.lock(about) else { return self.begin(&self.writes, begin).await };
+        let turn = self.turns.take(number, haste).await?;
+        let mut transaction = self.begin(&self.writes, begin).await?;
+        self.ask(sqlx::query(lock).bind(number).execute(&mut *transaction)).await?;
+        drop(turn);
         Ok(transaction)
     }
 
     /// Begins a transaction with a statement that does nothing else: what fails together with the beginning leaves a connection in a
-    /// transaction that sqlx knows nothing of, and that it never ends.
+    /// transaction that sqlx knows nothing of.
     async fn begin(&self, pool: &AnyPool, statement: &'static str) -> Result<Transaction<'static, Any>, StoreError> {
-        let pool = pool.clone();
-        // The same goes for who gives up in the middle of it, as clients do: it goes on to where dropping it ends it.
-        let begun = tokio::spawn(async move { pool.begin_with(statement).await });
-        self.ask(async { begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)) }).await
+        self.ask(pool.begin_with(statement)).await
     }
 
     /// From here on a transaction sees one tenant's rows, where the database can hold it to that.
@@ -136,15 +156,16 @@ impl Store {
     }
 
     async fn commit(&self, transaction: Transaction<'static, Any>) -> Result<(), StoreError> {
-        self.ask(transaction.commit()).await
+        self.ask(transaction.commit()).await.map_err(|error| match error {
+            StoreError::Away(error) => StoreError::Unsure(error),
+            error => error,
+        })
     }
 
     /// From here on a transaction's statements may take as long as they take; see [`Self::patiently`].
     async fn take_time(&self, transaction: &mut Transaction<'static, Any>) -> Result<(), StoreError> {
-        for statement in self.dialect.take_time() {
-            self.ask(sqlx::query(*statement).execute(&mut **transaction)).await?;
-        }
-        Ok(())
+        let Some(statement) = self.dialect.take_time() else { return Ok(()) };
+        self.ask(sqlx::query(statement).execute(&mut **transaction)).await.map(drop)
     }
 
     /// Waits for what whoever deploys bounds: migrations, counts of whole tables.
@@ -158,11 +179,29 @@ impl Store {
             Ok(answer) => answer.map_err(|error| self.dialect.sort(error)),
             Err(_) => Err(StoreError::Away(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
         };
-        if let Err(StoreError::Away(_)) = &answer {
+        if let Err(StoreError::Away(error)) = &answer
+            && !dialect::is_about_one_session(error)
+        {
             self.trust.is_lost();
         }
         answer
     }
+}
+
+/// For a request: reads again where the database has just moved.
+pub(crate) async fn read<T, F>(work: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    retry_within(MOVES, Backoff::DATABASE, StoreError::passes, work).await
+}
+
+/// For a request: changes again what was not changed, and what may be changed twice (`again`).
+pub(crate) async fn change<T, F>(again: fn(&StoreError) -> bool, work: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    retry_within(CHANGES, Backoff::DATABASE, again, work).await
 }
 
 /// Milliseconds since 1970.

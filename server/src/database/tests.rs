@@ -189,6 +189,47 @@ async fn changes_that_nobody_waits_for_any_more_leave_no_connection_in_the_middl
 }
 
 #[tokio::test]
+async fn whoever_waits_for_others_leaves_connections_to_everybody_else() {
+    let Some((cluster, name, store)) = of_postgres().await else { return };
+    let other = open_at(&cluster.url(&name)).await.unwrap();
+    let mut held = other.count(&budget::about("a")).await.unwrap();
+    let stays = "SET LOCAL idle_in_transaction_session_timeout = 0";
+    other.ask(sqlx::query(stays).execute(&mut *held)).await.unwrap();
+    let rate = "9/hour".parse().unwrap();
+    // Each waits for a second, and four connections are all there are: one after the other they would take longer than anybody waits.
+    let waiting: Vec<_> = (0..60)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.take("a", "requests", rate, 1).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(store.key("b").await.unwrap(), None);
+    assert!(matches!(store.take("b", "requests", rate, 1).await, Ok(Taken::Yes { .. })));
+    for waiting in waiting {
+        let took = waiting.await.unwrap();
+        assert!(matches!(took, Err(StoreError::Busy(_))), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_unless_it_is_in_the_middle_of_something() {
+    let Some((cluster, name, _)) = of_postgres().await else { return };
+    let at = DatabaseAt::Server(PostgresAt::new(&cluster.url(&name)).unwrap());
+    let store = Store::open(&Database { at, pool_size: 1, max_overflow: 0 }).await.unwrap();
+    let pid = async || {
+        let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&store.reads).await.unwrap();
+        sqlx::Row::get::<i32, _>(&row, 0)
+    };
+    let before = pid().await;
+    assert_eq!(store.put_key(&key("a")).await.unwrap(), KeyPut::Created);
+    drop(store.write("b").await.unwrap());
+    assert_eq!(pid().await, before, "what was begun and not kept is over");
+    sqlx::raw_sql("BEGIN").execute(&store.reads).await.unwrap();
+    assert_ne!(pid().await, before, "a transaction that nobody knows of");
+}
+
+#[tokio::test]
 async fn rows_are_seen_by_who_says_whose_they_are() {
     let Some((cluster, name, store)) = of_postgres().await else { return };
     for tenant in ["acme", "globex"] {
@@ -223,7 +264,13 @@ async fn a_server_that_crashed_is_away_and_then_there_again() {
     store.prepare().await.unwrap();
     // Several connections that do not know yet that their server is gone.
     futures::future::join_all((0..4).map(|n| store.revoke_key(if n == 0 { "a" } else { "b" }))).await;
+    let begun = store.write("c").await.unwrap();
     cluster.crash_and_start();
+    let kept = store.commit(begun).await;
+    assert!(
+        matches!(&kept, Err(error @ StoreError::Unsure(_)) if !error.passes() && error.may_be_repeated()),
+        "{kept:?}"
+    );
     let put = async || store.put_key(&key("a")).await;
     let first = put().await;
     assert!(first.as_ref().err().is_none_or(StoreError::passes), "{first:?}");

@@ -110,7 +110,7 @@ where
     let (mut failures, mut since_closed) = (0u32, 0);
     loop {
         let Err(error) = append().await else { return Ok(()) };
-        let passes = error.passes() || matches!(error, StoreError::Full(_));
+        let passes = error.may_be_repeated() || matches!(error, StoreError::Full(_));
         since_closed += u32::from(is_closed());
         if !passes || since_closed >= backoff.tries {
             return Err(error);
@@ -188,7 +188,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_answered_waits_for_the_database_and_whoever_stops_does_not_wait_for_long() {
-        for how in [StoreError::Away, StoreError::Full, StoreError::Busy] {
+        for how in [StoreError::Away, StoreError::Full, StoreError::Busy, StoreError::Unsure] {
             assert_eq!(tried(100, how, false).await, (101, true));
             assert_eq!(tried(100, how, true).await, (QUICK.tries, false));
             assert_eq!(tried(2, how, true).await, (3, true));

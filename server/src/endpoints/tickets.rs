@@ -10,10 +10,9 @@ use serde_json::json;
 
 use super::generate::{self, Form};
 use crate::auth::{self, ticket};
-use crate::database::{StoreError, StreamTicket, TooManyTickets, now_ms};
+use crate::database::{self, StoreError, StreamTicket, TooManyTickets, now_ms};
 use crate::error::ApiError;
 use crate::http::{Call, Fields};
-use crate::retry::{Backoff, retry};
 
 /// How long a ticket is good.
 const LIFE: Duration = Duration::from_secs(60);
@@ -55,7 +54,7 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
         expires = expires.min(token.expires_at_ms);
     }
     let kept = StreamTicket { user: caller.user, tenant: caller.tenant, token: caller.token, body };
-    let put = retry(Backoff::DATABASE, StoreError::passes, || app.store.put_ticket(&sha256, &kept, expires, MOST, now));
+    let put = database::change(StoreError::passes, || app.store.put_ticket(&sha256, &kept, expires, MOST, now));
     put.await?.map_err(|TooManyTickets { until_ms }| {
         ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -87,7 +86,7 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
     let Some(text) = text else { return Err(query.finish().err().unwrap_or_else(refused)) };
     let sha256 = ticket::digest(&text).ok_or_else(refused)?;
     let app = call.app.clone();
-    let kept = app.store.ticket(&sha256, now_ms()).await?.ok_or_else(refused)?;
+    let kept = database::read(|| app.store.ticket(&sha256, now_ms())).await?.ok_or_else(refused)?;
     let caller = auth::with_ticket(&app, &call.headers, &kept).await?.ok_or_else(refused)?;
     call.record.caller(&caller);
     caller.allow("generate")?;
@@ -103,7 +102,7 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
     // A mistake in the query does not cost the ticket.
     let wanted = generate::read(&fields, &app, Form::Stream)?;
     // The request was counted when the ticket was given.
-    let spend = retry(Backoff::DATABASE, StoreError::passes, || app.store.spend_ticket(&sha256, now_ms()));
+    let spend = database::change(StoreError::passes, || app.store.spend_ticket(&sha256, now_ms()));
     if !spend.await? {
         return Err(refused());
     }

@@ -12,10 +12,9 @@ use serde_json::{Value, json};
 use crate::allowance;
 use crate::app::App;
 use crate::auth;
-use crate::database::StoreError;
+use crate::database::{self, StoreError};
 use crate::error::ApiError;
 use crate::http::Call;
-use crate::retry::{Backoff, retry};
 
 /// Exchanges a key, in the body or in a header, for a token.
 pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
@@ -51,7 +50,7 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the token could not be signed")
         })?;
     let open = || app.store.open_budget(&claims.jti, claims.token_limit, claims.exp as i64 * 1000);
-    retry(Backoff::DATABASE, StoreError::passes, open).await?;
+    database::change(StoreError::may_be_repeated, open).await?;
     Ok(Json(json!({
         "token": token,
         "access_token": token,

@@ -68,11 +68,13 @@ pub(super) async fn validate(mut call: Call) -> Result<Json<Value>, ApiError> {
     }
     // On a thread of its own, few at a time: long texts must not hold up the answers of others.
     let gone = || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down");
-    let _permit = call.app.tokenizing.acquire().await.map_err(|_| gone())?;
-    let scores = tokio::task::spawn_blocking(move || score(&candidate, &references, &metrics, options))
-        .await
-        .map_err(|_| gone())?;
-    Ok(Json(scores))
+    let permit = call.app.tokenizing.clone().acquire_owned().await.map_err(|_| gone())?;
+    let work = move || {
+        // The thread goes on when its client has left.
+        let _permit = permit;
+        score(&candidate, &references, &metrics, options)
+    };
+    Ok(Json(tokio::task::spawn_blocking(work).await.map_err(|_| gone())?))
 }
 
 fn score(candidate: &str, references: &[String], metrics: &[String], options: BleuOptions) -> Value {
