@@ -147,6 +147,7 @@ pub const PROVIDERS: &[Row] = &[
             "cache.max_size=default",
             "storage.archive_after=none",
             "storage.existing_key=none",
+            "storage.model_folder=none",
             "registry.url=none",
             "features=none",
         ],
@@ -416,5 +417,17 @@ mod tests {
         assert_eq!(options.ca_file.as_deref(), Some(Utf8Path::new("/etc/hosts")));
         let folder = model_folder(&environment).unwrap().unwrap();
         assert!(folder.is_absolute() && folder.ends_with("models here"), "{folder}");
+    }
+
+    #[test]
+    #[cfg(feature = "kubernetes")]
+    fn what_a_cluster_does_nothing_with_is_refused_and_not_passed_over() {
+        let refused = |set: &str| {
+            let overrides = Overrides { sets: vec![set.to_owned()], ..Overrides::default() };
+            let loaded = Library::built_in().load("pilot", &overrides, &catalogue()).unwrap();
+            loaded.report.refusals().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        assert!(refused("storage.model_folder=/models").contains("`storage.model_folder`"));
+        assert!(!refused("network.proxy.https=http://proxy:3128").contains("network.proxy"));
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_models::Source;
-use textnlp_orchestrator::environment::{FlagValue, Library, LoadError, Loaded, Overrides};
+use textnlp_orchestrator::environment::{FlagValue, Library, LoadError, Loaded, Overrides, Severity};
 use textnlp_provider::{EnvironmentName, Secret};
 
 use crate::again::Again;
@@ -266,7 +266,7 @@ pub fn invalid(error: LoadError, again: &Again) -> Failure {
         }
         LoadError::Invalid(report) => {
             let problems = serde_json::to_value(&report.0).unwrap_or_default();
-            let count = report.0.len();
+            let count = report.count(Severity::Error) + report.count(Severity::Refusal);
             Failure::usage(
                 "invalid_environment",
                 anyhow::anyhow!("{report}").context(match count {

@@ -152,6 +152,7 @@ fn choices(e: &Environment) -> Vec<(String, String)> {
         ("cache.max_size", cache),
         ("storage.archive_after", text(&e.storage.archive_after.map(|after| after.to_string()))),
         ("storage.existing_key", text(&e.storage.existing_key)),
+        ("storage.model_folder", text(&e.storage.model_folder)),
         ("registry.url", text(&e.registry.url)),
         ("features", list(e.features.keys().cloned().collect())),
     ]
