@@ -156,7 +156,10 @@ impl LocalRates {
 
     fn with<T>(&self, subject: &str, work: impl FnOnce(&mut Local) -> T) -> T {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_LOCAL && !known.contains_key(subject) {
+        if let Some(local) = known.get_mut(subject) {
+            return work(local);
+        }
+        if known.len() >= MAX_LOCAL {
             known.clear();
         }
         work(known.entry(subject.to_owned()).or_default())

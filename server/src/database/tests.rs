@@ -124,6 +124,17 @@ async fn open_at(url: &str) -> Result<Store, StoreError> {
     Store::open(&Database { at, pool_size: 2, max_overflow: 2 }).await
 }
 
+async fn with_one_connection(url: &str) -> Store {
+    let at = DatabaseAt::Server(PostgresAt::new(url).unwrap());
+    Store::open(&Database { at, pool_size: 1, max_overflow: 0 }).await.unwrap()
+}
+
+/// Which session of the server's answers.
+async fn pid(store: &Store) -> i32 {
+    let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&store.reads).await.unwrap();
+    sqlx::Row::get(&row, 0)
+}
+
 #[tokio::test]
 async fn writers_wait_only_for_those_who_write_about_the_same() {
     let Some((_, _, store)) = of_postgres().await else { return };
@@ -215,12 +226,8 @@ async fn whoever_waits_for_others_leaves_connections_to_everybody_else() {
 #[tokio::test]
 async fn a_connection_is_used_again_unless_it_is_in_the_middle_of_something() {
     let Some((cluster, name, _)) = of_postgres().await else { return };
-    let at = DatabaseAt::Server(PostgresAt::new(&cluster.url(&name)).unwrap());
-    let store = Store::open(&Database { at, pool_size: 1, max_overflow: 0 }).await.unwrap();
-    let pid = async || {
-        let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&store.reads).await.unwrap();
-        sqlx::Row::get::<i32, _>(&row, 0)
-    };
+    let store = with_one_connection(&cluster.url(&name)).await;
+    let pid = async || pid(&store).await;
     let before = pid().await;
     assert_eq!(store.put_key(&key("a")).await.unwrap(), KeyPut::Created);
     drop(store.write("b").await.unwrap());
@@ -281,12 +288,8 @@ async fn a_server_that_crashed_is_away_and_then_there_again() {
 #[tokio::test]
 async fn connections_to_a_server_that_takes_no_changes_any_more_are_dropped() {
     let Some((cluster, name, _)) = of_postgres().await else { return };
-    let at = DatabaseAt::Server(PostgresAt::new(&cluster.url(&name)).unwrap());
-    let store = Store::open(&Database { at, pool_size: 1, max_overflow: 0 }).await.unwrap();
-    let pid = async || {
-        let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&store.reads).await.unwrap();
-        sqlx::Row::get::<i32, _>(&row, 0)
-    };
+    let store = with_one_connection(&cluster.url(&name)).await;
+    let pid = async || pid(&store).await;
     let before = pid().await;
     cluster.sql("postgres", &format!("ALTER DATABASE {name} SET default_transaction_read_only = on"));
     // This one was made before and goes on; a new session is a reader.
