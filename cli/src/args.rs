@@ -582,6 +582,14 @@ fn finite(text: &str) -> Result<f64, String> {
     }
 }
 
+/// From a tenth of a second to an hour.
+fn span(text: &str) -> Result<f64, String> {
+    finite(text).and_then(|seconds| match (0.1..=3600.0).contains(&seconds) {
+        true => Ok(seconds),
+        false => Err("it must be from 0.1 to 3600 seconds".to_owned()),
+    })
+}
+
 /// How the next token is chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
@@ -672,10 +680,20 @@ pub struct Load {
     /// How many users at once
     #[arg(long, default_value_t = 100)]
     pub users: u32,
-    /// Users that come each second
-    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true, value_parser = finite)]
-    pub ramp: f64,
-    /// How long, in seconds, once all users are there
+    /// Holds so many open sessions instead, each with a connection of its own
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["users", "find_limit"],
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub sessions: Option<u32>,
+    /// Seconds between two questions of one session
+    #[arg(long, requires = "sessions", default_value_t = 20.0, value_parser = span)]
+    pub every: f64,
+    /// Tokens that a question of a session asks for
+    #[arg(long, requires = "sessions", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub tokens: u32,
+    /// Users, or sessions, that come each second [default: 10 users, 200 sessions]
+    #[arg(long, allow_negative_numbers = true, value_parser = finite)]
+    pub ramp: Option<f64>,
+    /// How long, in seconds, once all of them are there
     #[arg(long, default_value_t = 30)]
     pub seconds: u32,
     /// Searches how many users the address bears

@@ -23,7 +23,7 @@ use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, told};
 
-pub use cluster::{adapter, dump_now, errand, exported, last_dump, rollout, see_to};
+pub use cluster::{adapter, dump_now, errand, exported, last_dump, rollout, scale, see_to};
 pub use faults::{faults, lost_clusters, take_back};
 
 /// One row of `providers`.
@@ -343,6 +343,26 @@ impl std::fmt::Display for Tool {
             Self::Helm => "helm",
         })
     }
+}
+
+/// How the servers of a site in a cluster stand.
+pub struct Scale {
+    /// Pods that there should be now.
+    pub wanted: u32,
+    /// Pods that are ready.
+    pub ready: u32,
+    /// What decides how many there are; `None` where nothing does.
+    pub autoscaler: Option<Autoscaler>,
+}
+
+/// What decides how many pods there are.
+pub struct Autoscaler {
+    /// The metrics that it reads.
+    pub reads: Vec<String>,
+    /// How many it was told to read.
+    pub told: usize,
+    /// Why it does not decide.
+    pub blind: Option<String>,
 }
 
 /// What a program in a cluster answered.

@@ -314,6 +314,20 @@ fn what_the_release_recorded_is_part_of_the_gate() {
     assert_eq!(evidence.gate, Gate::Shut(vec!["vulnerabilities: 2 found, wanted 0".to_owned()]));
 }
 
+/// What a cluster's own figures say stands among what was recorded: nobody asks for them once more.
+#[test]
+fn the_gate_of_scale_up_loads_nobody_and_waits_for_what_a_load_has_to_show() {
+    let service = Service::new(100, Some(Fault::NoMetrics));
+    let metrics = Check::new("metrics", 3, 3, "read", true);
+    let held = Check::new("open sessions", 10_000, 10_000, "", true);
+    let found = evidence_with("scale-up", &service, vec![metrics.clone(), held], &CancellationToken::new());
+    assert_eq!((found.gate, found.load), (Gate::Open, None));
+    let nobody = Check::waiting("open sessions", 10_000, "", "load --sessions 10000");
+    let found = evidence_with("scale-up", &service, vec![metrics, nobody], &CancellationToken::new());
+    let blocker = "open sessions: not measured yet (load --sessions 10000)";
+    assert_eq!(found.gate, Gate::Wait(vec![blocker.to_owned()]));
+}
+
 #[test]
 fn development_needs_health_and_one_generation_only() {
     check("development", &Service::new(60_000, Some(Fault::TakesAnyKey)), expect!["open"]);
@@ -433,6 +447,7 @@ fn a_report_holds_everything_it_shows_and_nothing_that_would_be_run() {
         gate: Some(evidence),
         load: None,
         limit: None,
+        held: None,
     };
     let page = report.to_html();
     assert!(!page.contains("<script") && !page.contains("<b>staging"), "user text is escaped");
@@ -470,6 +485,7 @@ fn a_report_without_measurements_is_still_a_page() {
         gate: Some(evidence),
         load: None,
         limit: None,
+        held: None,
     };
     let page = report.to_html();
     assert!(page.contains("not measured") && page.contains("connection refused") && !page.contains("<svg"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use textnlp_orchestrator::load::{Ask, Failure, HttpWire, Key, Wire, WireError};
+use textnlp_orchestrator::load::{Ask, Entrance, Failure, HttpWire, Key, Session, Wire, WireError};
 use textnlp_provider::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -104,6 +104,66 @@ async fn every_way_to_fail_has_its_name() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), None).unwrap();
     assert!(matches!(nobody.send(Ask::get("/")).await, Err(Failure::Connect(_))));
+}
+
+/// Answers two requests of each connection, and closes it.
+async fn listen_twice(tls: Arc<ServerConfig>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        for connection in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = TlsAcceptor::from(tls.clone()).accept(stream).await else { continue };
+            for question in 0..2 {
+                let mut chunk = [0; 4096];
+                let n = stream.read(&mut chunk).await.unwrap();
+                let text = String::from_utf8_lossy(&chunk[..n]).to_lowercase();
+                assert!(text.contains(&format!("host: localhost:{port}")) && text.contains("x-api-key: k"), "{text}");
+                let said = format!("{connection} {question}");
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", said.len());
+                stream.write_all(format!("{head}{said}").as_bytes()).await.unwrap();
+            }
+            let _ = stream.shutdown().await;
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_session_has_a_connection_of_its_own_and_knows_when_it_is_closed() {
+    let authority = authority();
+    let port = listen_twice(authority.server.clone()).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), Some(authority.pem.as_bytes())).unwrap();
+    let key = Key { header: "X-API-Key".to_owned(), value: Secret::new("k") };
+    for connection in 0..2 {
+        let mut session = wire.open().await.unwrap();
+        for question in 0..2 {
+            assert!(!session.is_closed());
+            let answer = session.send(Ask::get("/v1/models").with(&key)).await.unwrap();
+            assert_eq!(answer.body, format!("{connection} {question}").into_bytes());
+        }
+        while !session.is_closed() {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(session.send(Ask::get("/").with(&key)).await, Err(Failure::Broken(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_session_fails_by_the_names_that_requests_fail_by() {
+    let authority = authority();
+    let port = listen(authority.server.clone()).await;
+    let wire = HttpWire::new(&format!("https://localhost:{port}"), Some(authority.pem.as_bytes())).unwrap();
+    let once = async |ask: Ask| wire.open().await.unwrap().send(ask).await;
+    let never = Ask { timeout: Duration::from_millis(200), ..Ask::get("/never") };
+    assert_eq!(once(never).await, Err(Failure::Timeout));
+    assert!(matches!(once(Ask::get("/cut")).await, Err(Failure::Broken(_))));
+    assert_eq!(once(Ask::get("/endless")).await, Err(Failure::TooLarge));
+    let stranger = HttpWire::new(&format!("https://localhost:{port}"), Some(self::authority().pem.as_bytes())).unwrap();
+    assert!(matches!(stranger.open().await.err(), Some(Failure::Tls(_))));
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let nobody = HttpWire::new(&format!("http://127.0.0.1:{free}"), None).unwrap();
+    assert!(matches!(nobody.open().await.err(), Some(Failure::Connect(_))));
 }
 
 #[test]

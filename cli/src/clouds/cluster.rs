@@ -25,7 +25,7 @@ use textnlp_provider::{
 pub use super::adapter::run as adapter;
 use super::faults::{Outage, Way};
 use super::queries::{Queries, authority};
-use super::{Exported, Said, Tool};
+use super::{Autoscaler, Exported, Said, Scale, Tool};
 use crate::dr_args::TakeBack;
 
 /// Its name in environment files.
@@ -33,6 +33,8 @@ pub(super) const NAME: &str = "kubernetes";
 /// The deployment of the servers, and the container of theirs that knows the database.
 const SERVERS: &str = "textnlp-api";
 const SERVER: &str = "api";
+/// What decides how many of them there are.
+const AUTOSCALER: &str = "textnlp-api-hpa";
 /// How the kinds of objects in clusters begin.
 const KINDS: &str = "kubernetes.";
 
@@ -345,6 +347,15 @@ pub async fn rollout(
         told["goes_on"] = json!(goes_on);
         told
     }))
+}
+
+/// How the servers of an environment in a cluster stand, as its autoscaler sees them; see [`Scale`].
+pub async fn scale(folder: &Utf8Path, environment: &Environment, lineage: Lineage) -> anyhow::Result<Scale> {
+    let place = (environment.cluster.namespace.as_str(), lineage);
+    let autoscaler = environment.scaling.max.map(|_| AUTOSCALER);
+    let found = beside(folder, environment, None)?.scale(place, SERVERS, autoscaler).await?;
+    let autoscaler = found.autoscaler.map(|one| Autoscaler { reads: one.reads, told: one.told, blind: one.blind });
+    Ok(Scale { wanted: found.wanted, ready: found.ready, autoscaler })
 }
 
 /// What the job itself does: sees a rollout to its end, by the account in a folder and the orders of its variable.

@@ -7,7 +7,7 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::{Lineage, SiteName, Wanted};
 
 use super::faults::{Outage, Way};
-use super::{Exported, FEATURE, Said, Tool};
+use super::{Exported, FEATURE, Said, Scale, Tool};
 use crate::args;
 use crate::dr_args::TakeBack;
 
@@ -59,6 +59,10 @@ pub async fn rollout(
     _: Lineage,
     _: Option<&str>,
 ) -> anyhow::Result<Option<serde_json::Value>> {
+    left_out!()
+}
+
+pub async fn scale(_: &Utf8Path, _: &Environment, _: Lineage) -> anyhow::Result<Scale> {
     left_out!()
 }
 

@@ -19,7 +19,7 @@ use textnlp_provider::{Secret, SiteName};
 use tokio_util::sync::CancellationToken;
 
 use super::running::{self, Running};
-use super::{audit, bundle, dr, key};
+use super::{audit, bundle, dr, key, load};
 use crate::args::Gate;
 use crate::client;
 use crate::deployment::{Deployment, broken_lock};
@@ -103,7 +103,7 @@ impl Kept {
 
     /// Whether this was measured of this release, as the environment is today.
     pub fn is_of(&self, lock: &Lock, environment: &Environment) -> bool {
-        self.release == measured(Some(lock), environment)
+        self.release == release_digest(Some(lock), environment)
     }
 
     /// When it was measured.
@@ -176,9 +176,7 @@ pub async fn measure(
 ) -> Result<Kept, Failure> {
     let environment = &deployment.chosen.loaded.environment;
     let folder = &deployment.chosen.folder;
-    let lock =
-        Lock::read(&deployment.lock_path).map_err(|e| broken_lock(e, deployment.session, &deployment.chosen.name))?;
-    let release = measured(lock.as_ref(), environment);
+    let release = release_of(deployment)?;
     let file = evidence(folder);
     // What lies on an air-gapped site's disk, and how far sites are behind, changes without a new release; looking again takes seconds.
     let again = again || matches!(environment.phase, Phase::AirGapped | Phase::MultiRegion);
@@ -201,6 +199,9 @@ pub async fn measure(
     }
     if environment.phase == Phase::MultiRegion {
         recorded.extend(dr::gate::checks(deployment).await?);
+    }
+    if environment.phase == Phase::ScaleUp {
+        recorded.extend(load::evidence::checks(deployment, running).await?);
     }
     let evidence = gate::evaluate(
         environment,
@@ -236,6 +237,7 @@ pub async fn measure(
         facts: facts(deployment, running),
         load: evidence.load.clone(),
         limit: None,
+        held: None,
         gate: Some(evidence.clone()),
     };
     let written = report.write(&folder.join("reports"), "gate").context("write the report")?;
@@ -257,7 +259,7 @@ pub async fn measure(
         )
         .hint(deployment.session.again().command("gate", &deployment.chosen.name)));
     }
-    keep(&file, &kept)?;
+    write_whole(&file, &kept)?;
     Ok(kept)
 }
 
@@ -359,10 +361,17 @@ fn evidence(folder: &Utf8Path) -> Utf8PathBuf {
 }
 
 /// What a measurement is of. What the gate demands, and what the environment says today, are part of what was proven.
-fn measured(lock: Option<&Lock>, environment: &Environment) -> String {
+pub fn release_digest(lock: Option<&Lock>, environment: &Environment) -> String {
     let mut release = lock.map(Lock::to_bytes).unwrap_or_default();
     release.extend(textnlp_orchestrator::release::configuration_digest(environment).into_bytes());
     digest(&release)
+}
+
+/// See [`release_digest`].
+pub fn release_of(deployment: &Deployment<'_>) -> Result<String, Failure> {
+    let lock = Lock::read(&deployment.lock_path);
+    let lock = lock.map_err(|error| broken_lock(error, deployment.session, &deployment.chosen.name))?;
+    Ok(release_digest(lock.as_ref(), &deployment.chosen.loaded.environment))
 }
 
 fn read(file: &Utf8PathBuf) -> Option<Kept> {
@@ -370,7 +379,8 @@ fn read(file: &Utf8PathBuf) -> Option<Kept> {
     serde_json::from_slice(&std::fs::read(file).ok()?).ok()
 }
 
-fn keep(file: &Utf8PathBuf, kept: &Kept) -> anyhow::Result<()> {
+/// Writes evidence whole or not at all.
+pub fn write_whole(file: &Utf8Path, kept: &impl Serialize) -> anyhow::Result<()> {
     let folder = file.parent().context("evidence lies in a folder")?;
     std::fs::create_dir_all(folder).with_context(|| format!("make {folder}"))?;
     let beside = file.with_extension("json.new");

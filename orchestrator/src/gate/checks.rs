@@ -134,10 +134,13 @@ fn stop_in(text: &str) -> Option<(&str, &str)> {
     Some((&text[..at], word))
 }
 
+/// The check of the metrics.
+pub(super) const METRICS: &str = "metrics";
+
 /// The metrics that dashboards and alerts need.
 pub(super) async fn metrics(wire: Option<&dyn Wire>) -> Check {
     const WANTED: &str = "textnlp_tokens_generated_total";
-    let name = "metrics";
+    let name = METRICS;
     let Some(wire) = wire else { return Check::unmeasured(name, "exported", "", "no address of the metrics is known") };
     match wire.send(Ask::get("/metrics")).await {
         Ok(answer) if answer.status == 200 => {

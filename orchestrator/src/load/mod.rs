@@ -4,6 +4,7 @@
 //! time. One task drives all users, so a run is bounded by its number of users and ends when it is told to.
 
 mod limit;
+mod sessions;
 mod tally;
 mod wire;
 
@@ -16,8 +17,9 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 pub use limit::{FindLimit, Limit, Probe, find_limit};
+pub use sessions::{Held, Sessions, Standing, hold};
 pub use tally::{Latencies, Measured, Second};
-pub use wire::{Answer, Ask, Failure, HttpWire, Key, Wire, WireError, system_authorities};
+pub use wire::{Answer, Ask, Entrance, Failure, HttpWire, Key, Session, Wire, WireError, system_authorities};
 
 use crate::clock::Clock;
 use crate::environment::model::Gates;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Load;
 use super::wire::{Answer, Failure};
@@ -56,7 +56,7 @@ pub struct Second {
 }
 
 /// Latencies of whole answers, in milliseconds.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latencies {
     /// How many were measured.
     pub count: u64,
@@ -221,7 +221,7 @@ impl Tally {
     }
 }
 
-fn latencies(ms: &mut [f32]) -> Latencies {
+pub(super) fn latencies(ms: &mut [f32]) -> Latencies {
     ms.sort_by(f32::total_cmp);
     let count = ms.len() as u64;
     let sum: f64 = ms.iter().map(|ms| f64::from(*ms)).sum();

@@ -6,10 +6,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use rustls::pki_types::CertificateDer;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use textnlp_provider::Secret;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 /// A credential and the header that it travels in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +132,24 @@ pub trait Wire: Send + Sync {
     fn verified(&self) -> bool;
 }
 
+/// Something that holds clients: each has a connection of its own there, as long as it wants.
+#[async_trait]
+pub trait Entrance: Send + Sync {
+    /// Opens a connection, with its handshake.
+    async fn open(&self) -> Result<Box<dyn Session>, Failure>;
+}
+
+/// The connection of one client.
+#[async_trait]
+pub trait Session: Send {
+    /// Sends one request and reads the whole answer. After a failure the connection is of no more use.
+    async fn send(&mut self, ask: Ask) -> Result<Answer, Failure>;
+    /// Whether the other side has closed it.
+    fn is_closed(&self) -> bool;
+}
+
+/// How long a connection may take to come about, with its handshake.
+const CONNECT: Duration = Duration::from_secs(10);
 /// The largest answer that is read.
 const MOST_BYTES: usize = 16 << 20;
 
@@ -133,6 +158,7 @@ const MOST_BYTES: usize = 16 << 20;
 pub struct HttpWire {
     base: String,
     client: reqwest::Client,
+    tls: Arc<rustls::ClientConfig>,
 }
 
 /// Why a wire could not be made.
@@ -181,15 +207,15 @@ impl HttpWire {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let client = reqwest::Client::builder()
-            .use_preconfigured_tls(tls)
+            .use_preconfigured_tls(tls.clone())
             // A proxy or a redirect would be measured instead of the service.
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(10))
+            .connect_timeout(CONNECT)
             .pool_max_idle_per_host(usize::MAX)
             .build()
             .map_err(WireError::Client)?;
-        Ok(Self { base, client })
+        Ok(Self { base, client, tls: Arc::new(tls) })
     }
 }
 
@@ -237,6 +263,83 @@ impl Wire for HttpWire {
 
     fn verified(&self) -> bool {
         self.base.starts_with("https://")
+    }
+}
+
+#[async_trait]
+impl Entrance for HttpWire {
+    async fn open(&self) -> Result<Box<dyn Session>, Failure> {
+        let base = reqwest::Url::parse(&self.base).map_err(|error| Failure::Connect(error.to_string()))?;
+        tokio::time::timeout(CONNECT, connected(&base, &self.tls)).await.unwrap_or(Err(Failure::Timeout))
+    }
+}
+
+/// A connection of HTTP/1.1, as most clients of such services keep it.
+struct Line {
+    sender: http1::SendRequest<Full<Bytes>>,
+    host: String,
+}
+
+async fn connected(base: &reqwest::Url, tls: &Arc<rustls::ClientConfig>) -> Result<Box<dyn Session>, Failure> {
+    let connect = |error: std::io::Error| Failure::Connect(error.to_string());
+    let (host, port) = (base.host_str().unwrap_or_default(), base.port_or_known_default().unwrap_or(443));
+    // Addresses of version 6 have brackets in a URL, and nowhere else.
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((name, port)).await.map_err(connect)?;
+    stream.set_nodelay(true).map_err(connect)?;
+    let sender = if base.scheme() == "https" {
+        let name = ServerName::try_from(name.to_owned()).map_err(|error| Failure::Tls(error.to_string()))?;
+        let stream = TlsConnector::from(tls.clone()).connect(name, stream).await;
+        shaken(stream.map_err(|error| Failure::Tls(error.to_string()))?).await?
+    } else {
+        shaken(stream).await?
+    };
+    let host = format!("{host}:{port}");
+    Ok(Box::new(Line { sender, host }))
+}
+
+async fn shaken(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<http1::SendRequest<Full<Bytes>>, Failure> {
+    let (sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| Failure::Connect(error.to_string()))?;
+    // It ends with the connection, or with whoever may send on it.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+#[async_trait]
+impl Session for Line {
+    async fn send(&mut self, ask: Ask) -> Result<Answer, Failure> {
+        let broken = |error: hyper::Error| Failure::Broken(error.to_string());
+        let mut request = hyper::Request::builder().method(ask.method).uri(&ask.path).header("host", &self.host);
+        if let Some(key) = &ask.key {
+            request = request.header(&key.header, key.value.expose());
+        }
+        if let Some(id) = &ask.request_id {
+            request = request.header("x-request-id", id);
+        }
+        let body = ask.body.map(|body| body.to_string()).unwrap_or_default();
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        let request = request.body(Full::new(Bytes::from(body))).map_err(|error| Failure::Broken(error.to_string()))?;
+        let answered = async {
+            let answer = self.sender.send_request(request).await.map_err(broken)?;
+            let status = answer.status().as_u16();
+            let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await.map_err(|error| {
+                match error.is::<http_body_util::LengthLimitError>() {
+                    true => Failure::TooLarge,
+                    false => Failure::Broken(error.to_string()),
+                }
+            })?;
+            Ok(Answer { status, body: body.to_bytes().into() })
+        };
+        tokio::time::timeout(ask.timeout, answered).await.unwrap_or(Err(Failure::Timeout))
+    }
+
+    fn is_closed(&self) -> bool {
+        self.sender.is_closed()
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::gate::{self, Evidence};
-use crate::load::{Limit, Measured};
+use crate::load::{Held, Limit, Measured};
 use chart::{Chart, Line};
 
 /// What a report is about.
@@ -32,6 +32,8 @@ pub struct Report {
     pub load: Option<Measured>,
     /// The search for the limit, when there was one.
     pub limit: Option<Limit>,
+    /// The open sessions that were held, when there were some.
+    pub held: Option<Held>,
 }
 
 /// Where a report was written.
@@ -74,7 +76,8 @@ impl Report {
             "gate": self.gate.as_ref().map(gate_of),
             "limit": self.limit.as_ref().map(limit_of),
             "numbers": measured.map(numbers_of),
-            "errors": measured.map(|m| &m.errors_by_kind).filter(|e| !e.is_empty()),
+            "held": self.held.as_ref().map(held_of),
+            "errors": measured.map(|m| &m.errors_by_kind).or(self.held.as_ref().map(|h| &h.errors_by_kind)).filter(|e| !e.is_empty()),
             "charts": measured.map(|m| charts_of(m, self.limit_ms())).unwrap_or_default(),
             "sample": self.gate.as_ref().and_then(|g| g.sample.as_deref()),
         });
@@ -163,6 +166,22 @@ fn numbers_of(m: &Measured) -> Value {
         ["errors", percent(m.error_rate())],
         ["users", m.load.users.to_string()],
         ["seconds", format!("{:.0}", m.seconds)],
+    ])
+}
+
+fn held_of(held: &Held) -> Value {
+    let ms = |ms: f64| format!("{ms:.0} ms");
+    json!([
+        ["open at the end", format!("{} of {}", held.open, held.sessions.count)],
+        ["dropped", held.dropped.to_string()],
+        ["refused", held.refused.values().sum::<u64>().to_string()],
+        ["opened in, p95", ms(held.opening.p95_ms)],
+        ["answer, p50", ms(held.answers.p50_ms)],
+        ["answer, p95", ms(held.answers.p95_ms)],
+        ["answer, p99", ms(held.answers.p99_ms)],
+        ["questions", held.requests.to_string()],
+        ["errors", percent(held.error_rate())],
+        ["seconds", format!("{:.0}", held.seconds)],
     ])
 }
 

@@ -25,6 +25,7 @@ mod outage;
 mod preflight;
 mod provider;
 mod ready;
+mod scale;
 mod served;
 mod table;
 mod trouble;
@@ -40,3 +41,4 @@ pub use lower::{
     OwnPostgres, Placement, RESTORE, Spot,
 };
 pub use provider::{Access, Kubernetes};
+pub use scale::{Autoscaler, Scale};

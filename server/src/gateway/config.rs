@@ -37,11 +37,12 @@ pub struct Config {
     /// The largest body that a client may send.
     #[serde(default = "ten_megabytes")]
     pub max_request_bytes: u64,
-    /// Connections of clients at once; more wait in the system's queue.
-    #[serde(default = "four_thousand")]
+    /// Connections of clients at once; more wait in the system's queue. One that does nothing holds about 40 KB.
+    #[serde(default = "twelve_thousand")]
     pub max_connections: usize,
-    /// A request's head must be there after this, and an idle connection is closed after it.
-    #[serde(default = "thirty")]
+    /// A request's head must be there after this, and an idle connection is closed after it. Whoever stands before a gateway and keeps
+    /// connections to it (most do for 60 s) has to be the first to close them: a request on its way would find a closed door.
+    #[serde(default = "seventy_five")]
     pub header_timeout_seconds: u64,
     /// How long requests in flight may go on after SIGTERM.
     #[serde(default = "thirty")]
@@ -131,8 +132,12 @@ fn three_hundred() -> u64 {
 fn ten_megabytes() -> u64 {
     10_000_000
 }
-fn four_thousand() -> usize {
-    4000
+fn twelve_thousand() -> usize {
+    12_000
+}
+
+fn seventy_five() -> u64 {
+    75
 }
 
 /// An address to listen on or to connect to.

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -36,6 +36,8 @@ const MOST_HEAD: usize = 64 << 10;
 const SHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection at once.
 const MOST_STREAMS: u32 = 128;
+/// Between two words about having no place left.
+const FULL_AGAIN: Duration = Duration::from_secs(60);
 /// Connections to metrics and administration at once.
 const MOST_PLAIN: usize = 64;
 
@@ -164,7 +166,12 @@ impl Listener {
         F: Future<Output = ()> + Send + 'static,
     {
         let places = Arc::new(Semaphore::new(most));
+        let mut told: Option<Instant> = None;
         loop {
+            if places.available_permits() == 0 && told.is_none_or(|told| told.elapsed() > FULL_AGAIN) {
+                told = Some(Instant::now());
+                tracing::warn!(address = %self.address, most, "every connection is taken: whoever comes waits until one ends");
+            }
             // A place first: who finds none waits in the system's queue, not in our memory.
             let accepted = tokio::select! {
                 accepted = self.next(&places) => accepted,

@@ -10,7 +10,11 @@ use textnlp_tests::{Said, counts, eventually, said};
 use crate::operator::Operator;
 use crate::while_asked;
 
-const GROWS: [&str; 5] = [
+const GROWS: [&str; 8] = [
+    "phase=scale-up",
+    "gates.sessions=60",
+    // What is fast here is another machine's.
+    "gates.p95_ms=20000",
     "scaling.min=3",
     "scaling.max=5",
     "scaling.requests_per_second=1",
@@ -132,13 +136,27 @@ fn pods_come_with_requests_and_go_with_them_by_what_an_adapter_of_ours_tells() {
     let refused = curl(&operator.path("*"), &["--cert", files[0].as_str(), "--key", files[1].as_str()]);
     assert!(refused.exit != 0 && refused.out.is_empty(), "{refused:?}");
 
-    // Under load there are more, and without it as many as before.
-    let began = Instant::now();
+    // Nobody loads what others work with only to open a gate: it waits, and says how to show what it asks for.
+    let gate = |exit: i32| operator.run(&["gate", "-o", "json"], &GROWS).expect(exit).json();
+    let waits = gate(3);
+    assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
+    let blockers = waits["gate"]["blockers"].to_string();
+    assert!(blockers.contains("load --sessions 60") && blockers.contains("load --users 100"), "{blockers}");
+    assert_eq!(waits["gate"]["blockers"].as_array().unwrap().len(), 2, "{blockers}");
+
+    // Under load there are more, every session is kept meanwhile, and without it there are as many as before.
     let (asked, failed) = while_asked(&operator, &up, QUESTION, || {
-        eventually("there are more pods", || (operator.replicas() > 3).then_some(()));
-        eprintln!("more pods after {:.1?}: {:?}", began.elapsed(), operator.told());
+        let sessions = ["load", "--sessions", "60", "--every", "2", "--seconds", "60", "-o", "json"];
+        let held = operator.run(&sessions, &GROWS).expect(0).json();
+        assert_eq!((&held["sessions"]["kept_all"], &held["sessions"]["open"]), (&true.into(), &60.into()), "{held:#}");
+        assert_eq!((&held["scaling"]["from"], &held["scaling"]["to"]), (&3.into(), &5.into()), "{held:#}");
+        eprintln!("{} questions of 60 sessions; five pods after {} s", held["requests"], held["scaling"]["seconds"]);
     });
     assert!(failed.is_empty(), "of {asked}: {failed:?}");
+    let open = gate(0);
+    assert_eq!(open["gate"]["state"], "open", "{open:#}");
+    let metrics = open["gate"]["checks"].as_array().unwrap().iter().find(|check| check["name"] == "metrics").unwrap();
+    assert_eq!((&metrics["measured"], &metrics["limit"]), (&1.into(), &1.into()), "{metrics:#}");
     let scaler = operator.get("horizontalpodautoscaler", "textnlp-api-hpa");
     assert_eq!(
         scaler["status"]["currentMetrics"][0]["pods"]["metric"]["name"], "http_requests_per_second",

@@ -323,5 +323,10 @@ section! {
         /// The share of time that the service must be there, from pilot on.
         #[schemars(range(min = 0.0, max = 1.0))]
         pub availability: f64 = 0.999,
+        /// Sessions that must be open at once, from scale-up on.
+        #[schemars(range(min = 1, max = 1_000_000))]
+        pub sessions: u32 = 10_000,
+        /// How soon there must be more pods under load, from scale-up on.
+        pub scaling: Span = Span::seconds(120),
     }
 }

@@ -1,0 +1,324 @@
+//! `load`: many users at an address, the search for how many it bears, or many open sessions.
+
+pub mod evidence;
+mod growth;
+mod sessions;
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context;
+use camino::Utf8PathBuf;
+use serde_json::json;
+use textnlp_orchestrator::clock::{Clock, SystemClock};
+use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::gate::{KeyIssuer, KeyRequest};
+use textnlp_orchestrator::load::{self, FindLimit, Held, HttpWire, Key, Limit, Load as Wanted, Measured, Second};
+use textnlp_orchestrator::release::Lock;
+use textnlp_orchestrator::report::Report;
+use textnlp_provider::{Lineage, Secret};
+use tokio_util::sync::CancellationToken;
+
+use self::growth::Growth;
+use super::gate::{Issuer, clock_and_stop, release_digest};
+use super::running;
+use crate::args::Load;
+use crate::client;
+use crate::deployment::broken_lock;
+use crate::progress::Progress;
+use crate::report::{Console, Exit, Failure, Success};
+use crate::session::Session;
+
+/// Users that come each second where nothing else is said.
+const RAMP: f64 = 10.0;
+/// The search goes no further: beyond it the machine that asks is what is measured.
+const MOST_USERS: u32 = 10_000;
+
+/// Where the load goes.
+struct Goal {
+    address: String,
+    ca_pem: Option<Vec<u8>>,
+    key: Option<Key>,
+    /// A key of ours to give back.
+    temporary: Option<(Issuer, String)>,
+    reports: Utf8PathBuf,
+    /// The command that looks whether it is there.
+    health: String,
+    /// The environment, where it is one of ours.
+    own: Option<Own>,
+}
+
+/// An environment that is under load, and what of it runs.
+struct Own {
+    environment: Environment,
+    folder: Utf8PathBuf,
+    lineage: Lineage,
+    /// The digest of what runs.
+    release: String,
+}
+
+/// What a load brought, and the pods that came under it.
+type Loaded<T> = (T, Option<Growth>);
+
+impl Goal {
+    /// Loads, and watches the pods meanwhile.
+    async fn watched<T>(
+        &self,
+        clock: &dyn Clock,
+        console: Console,
+        progress: &Progress,
+        load: impl Future<Output = T>,
+    ) -> Loaded<T> {
+        let over = CancellationToken::new();
+        let watch = async {
+            match &self.own {
+                Some(own) => growth::watch(own, clock, &over, console, progress).await,
+                None => None,
+            }
+        };
+        let load = async {
+            let loaded = load.await;
+            over.cancel();
+            loaded
+        };
+        tokio::join!(load, watch)
+    }
+
+    /// Keeps what was shown, for the gate.
+    fn keep(&self, at: jiff::Timestamp, held: Option<&Held>, growth: Option<&Growth>) -> anyhow::Result<()> {
+        match &self.own {
+            Some(own) if held.is_some() || growth.is_some() => {
+                evidence::keep(&own.folder, &own.release, at, held, growth)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `load`.
+pub async fn load(session: &Session, args: &Load, console: Console) -> Result<Success, Failure> {
+    let goal = goal(session, args).await?;
+    let measured = measure(&goal, args, console).await;
+    if let Some((issuer, id)) = &goal.temporary
+        && let Err(why) = issuer.revoke(id).await
+    {
+        console.warn(format!("the temporary key {id} could not be revoked ({why}); it ends within the hour"));
+    }
+    measured
+}
+
+async fn measure(goal: &Goal, args: &Load, console: Console) -> Result<Success, Failure> {
+    let wire = HttpWire::new(&goal.address, goal.ca_pem.as_deref()).map_err(|e| Failure::usage("usage", e))?;
+    match args.sessions {
+        Some(count) => {
+            let at = SystemClock.now();
+            held(goal, at, sessions::measure(goal, args, count, &wire, console).await?)
+        }
+        None => users(goal, args, &wire, console).await,
+    }
+}
+
+/// What is said of sessions that were held.
+fn held(goal: &Goal, at: jiff::Timestamp, (held, growth): Loaded<Held>) -> Result<Success, Failure> {
+    let report = Report {
+        title: format!("Open sessions on {}", goal.address),
+        at,
+        address: goal.address.clone(),
+        facts: growth.iter().map(|growth| ("pods".into(), grown(growth))).collect(),
+        gate: None,
+        load: None,
+        limit: None,
+        held: Some(held.clone()),
+    };
+    let written = report.write(&goal.reports, "sessions").context("write the report")?;
+    let document = json!({
+        "requests": held.requests, "errors": held.errors, "errors_by_kind": held.errors_by_kind,
+        "p50_ms": held.answers.p50_ms, "p95_ms": held.answers.p95_ms, "p99_ms": held.answers.p99_ms,
+        "rps": held.requests as f64 / held.seconds.max(0.001), "tokens_per_second": held.tokens_per_second,
+        "sessions": { "wanted": held.sessions.count, "open": held.open, "dropped": held.dropped, "refused": held.refused,
+            "kept_all": held.kept_all(), "opening_p95_ms": held.opening.p95_ms },
+        "scaling": growth,
+        "report": written.html,
+    });
+    let mut text = sessions::summary(&held);
+    if let Some(growth) = &growth {
+        text.push_str(&format!("\n  pods          {}", grown(growth)));
+    }
+    text.push_str(&format!("\n  report        {}", written.html));
+    if held.stopped {
+        return Err(Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped early; measured so far:\n{text}"))
+            .document(document));
+    }
+    goal.keep(at, Some(&held), growth.as_ref()).context("keep what was measured")?;
+    match held.errors == held.requests {
+        true => Err(nothing_answered(goal, &text, document)),
+        false => Ok(Success::new(text, document)),
+    }
+}
+
+fn grown(growth: &Growth) -> String {
+    let Growth { from, to, seconds } = growth;
+    match seconds {
+        Some(seconds) => format!("{from} before, {to} ready after {seconds:.0} s"),
+        None => format!("{from} before, {to} wanted and never all ready"),
+    }
+}
+
+fn nothing_answered(goal: &Goal, text: &str, document: serde_json::Value) -> Failure {
+    let error = anyhow::anyhow!("{text}").context(format!("{} answered no request", goal.address));
+    Failure::new(Exit::Failed, "nothing_answered", error)
+        .hint(format!("is it running, and is the key right? {}", goal.health))
+        .document(document)
+}
+
+async fn users(goal: &Goal, args: &Load, wire: &HttpWire, console: Console) -> Result<Success, Failure> {
+    let (clock, stop) = clock_and_stop(console);
+    let wanted = Wanted {
+        users: args.users.clamp(1, MOST_USERS),
+        ramp: args.ramp.unwrap_or(RAMP).max(1.0) as u32,
+        think_min: Duration::from_secs(1),
+        think_max: Duration::from_secs(3),
+        hold: Duration::from_secs(u64::from(args.seconds)),
+        tokens_min: 50,
+        tokens_max: 100,
+        validate_share: 0.1,
+        model: None,
+        timeout: Duration::from_secs(60),
+        seed: 1,
+    };
+    let progress = Progress::new(console);
+    let say = |users: u32, second: &Second| {
+        console.event(&json!({ "event": "load", "users": users, "second": second }));
+        progress.doing(&format!(
+            "second {}, {} of {users} users, {} requests/s, p95 {:.0} ms",
+            second.second, second.users, second.requests, second.p95_ms
+        ));
+    };
+    let at = clock.now();
+    let work = async {
+        if !args.find_limit {
+            let users = wanted.users;
+            let key = goal.key.as_ref();
+            let mut say = |second: &Second| say(users, second);
+            let run = load::run(wire, key, &wanted, clock.as_ref(), &stop, &mut say);
+            return (Some(run.await), None);
+        }
+        let search = FindLimit {
+            load: wanted.clone(),
+            p95: Duration::from_secs_f64((args.p95_ms / 1000.0).clamp(0.001, 600.0)),
+            error_rate: 0.01,
+            from: wanted.users.min(10),
+            to: MOST_USERS,
+            tolerance: 0.1,
+        };
+        let limit = load::find_limit(wire, goal.key.as_ref(), &search, clock.as_ref(), &stop, &mut |users, second| {
+            say(users, second)
+        })
+        .await;
+        let best = limit.probes.iter().rfind(|p| p.ok).or(limit.probes.last()).map(|p| p.measured.clone());
+        (best, Some(limit))
+    };
+    let ((measured, limit), growth) = goal.watched(clock.as_ref(), console, &progress, work).await;
+    progress.finish();
+    let Some(measured) = measured else {
+        return Err(Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped before anything was measured")));
+    };
+    let report = Report {
+        title: format!("Load on {}", goal.address),
+        at,
+        address: goal.address.clone(),
+        facts: vec![("users".into(), wanted.users.to_string()), ("seconds".into(), args.seconds.to_string())],
+        gate: None,
+        load: Some(measured.clone()),
+        limit: limit.clone(),
+        held: None,
+    };
+    let written = report.write(&goal.reports, "load").context("write the report")?;
+    let document = json!({
+        "requests": measured.requests, "errors": measured.errors, "errors_by_kind": measured.errors_by_kind,
+        "p50_ms": measured.generate.p50_ms, "p95_ms": measured.generate.p95_ms, "p99_ms": measured.generate.p99_ms,
+        "rps": measured.rps, "tokens_per_second": measured.tokens_per_second,
+        "limit": limit.as_ref().map(|l| json!({ "users": l.users, "at_least": l.at_least })),
+        "scaling": growth,
+        "report": written.html,
+    });
+    let mut text = summary(&measured, limit.as_ref(), args.p95_ms);
+    if let Some(growth) = &growth {
+        text.push_str(&format!("\n  pods          {}", grown(growth)));
+    }
+    text.push_str(&format!("\n  report        {}", written.html));
+    if measured.stopped {
+        return Err(Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped early; measured so far:\n{text}"))
+            .document(document));
+    }
+    if measured.errors > 0 && measured.errors == measured.requests {
+        return Err(nothing_answered(goal, &text, document));
+    }
+    goal.keep(at, None, growth.as_ref()).context("keep what was measured")?;
+    Ok(Success::new(text, document))
+}
+
+fn summary(measured: &Measured, limit: Option<&Limit>, p95_ms: f64) -> String {
+    let mut text = String::new();
+    if let Some(limit) = limit {
+        text.push_str(&match limit.users {
+            Some(users) if limit.at_least => format!("at least {users} users with p95 within {p95_ms:.0} ms\n"),
+            Some(users) => format!("{users} users with p95 within {p95_ms:.0} ms\n"),
+            None => format!("not even the fewest users with p95 within {p95_ms:.0} ms\n"),
+        });
+    }
+    let Measured { requests, errors, generate, rps, tokens_per_second, .. } = measured;
+    text.push_str(&format!("  requests      {requests} ({errors} failed), {rps:.1}/s\n"));
+    text.push_str(&format!(
+        "  whole answer  p50 {:.0} ms, p95 {:.0} ms, p99 {:.0} ms\n",
+        generate.p50_ms, generate.p95_ms, generate.p99_ms
+    ));
+    text.push_str(&format!("  tokens        {tokens_per_second:.0}/s"));
+    for (kind, count) in &measured.errors_by_kind {
+        text.push_str(&format!("\n  failed        {count} × {kind}"));
+    }
+    text
+}
+
+async fn goal(session: &Session, args: &Load) -> Result<Goal, Failure> {
+    let health = session.again().bare("health");
+    let given = args.api_key.as_deref().map(|key| Key { header: "X-API-Key".to_owned(), value: Secret::new(key) });
+    let ca_pem = args.ca_file.as_deref().map(client::read_ca).transpose()?;
+    if let Some(address) = &args.address {
+        let reports = session.here.join("textnlp-reports");
+        return Ok(Goal { address: address.clone(), ca_pem, key: given, temporary: None, reports, health, own: None });
+    }
+    let chosen = session.load(Console::new(session.global.output, true))?;
+    let health = session.again().command("health", &chosen.name);
+    let running = running::running(session, &chosen.name, &chosen.folder).await?;
+    let own_ca = running.ca_file.as_deref().map(client::read_ca).transpose()?;
+    let (address, reports) = (running.address.clone(), chosen.folder.join("reports"));
+    let ca_pem = ca_pem.or(own_ca);
+    let environment = &chosen.loaded.environment;
+    let lock = Lock::read(&Lock::path(&session.lock_folder(&chosen), &chosen.name));
+    let lock = lock.map_err(|error| broken_lock(error, session, &chosen.name))?;
+    let own = Some(Own {
+        environment: environment.clone(),
+        folder: chosen.folder.clone(),
+        lineage: running.lineage,
+        release: release_digest(lock.as_ref(), environment),
+    });
+    if given.is_some() {
+        return Ok(Goal { address, ca_pem, key: given, temporary: None, reports, health, own });
+    }
+    let header = chosen.loaded.environment.server.security.api_key_header.clone();
+    let issuer = Issuer { running, environment: chosen.loaded.environment.clone(), header };
+    let issued = issuer
+        .create(KeyRequest { name: "load (temporary)".to_owned(), requests_per_hour: None })
+        .await
+        .map_err(|why| Failure::from(anyhow::anyhow!("{why}").context("make a temporary key")))?;
+    Ok(Goal {
+        address,
+        ca_pem,
+        key: Some(issued.key),
+        temporary: Some((issuer, issued.public_id)),
+        reports,
+        health,
+        own,
+    })
+}
