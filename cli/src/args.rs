@@ -207,8 +207,45 @@ pub enum Command {
     /// Tells the autoscaler of a cluster how many requests there are; runs in the cluster
     #[command(hide = true)]
     Adapter(Adapter),
+    /// Signs in to a cluster of EKS, GKE or AKS for kubectl, Helm and this program: a kubeconfig names it under `exec`
+    #[command(subcommand)]
+    KubeToken(KubeToken),
     /// A completion script for a shell
     Completions(Completions),
+}
+
+/// See [`Command::KubeToken`].
+#[derive(Debug, Clone, Subcommand)]
+pub enum KubeToken {
+    /// For a cluster of EKS, as whoever AWS's own tools would sign in as
+    Aws {
+        /// The cluster's name; its token is good for no other
+        #[arg(long, value_name = "NAME")]
+        cluster: String,
+        /// Its region [default: AWS_REGION, else the profile's, else the machine's]
+        #[arg(long, value_name = "REGION")]
+        region: Option<String>,
+        /// The profile in the files of AWS; counts before AWS_ACCESS_KEY_ID
+        #[arg(long, value_name = "NAME")]
+        profile: Option<String>,
+        /// A role that is taken on first
+        #[arg(long, value_name = "ARN")]
+        role_arn: Option<String>,
+    },
+    /// For any cluster of GKE, by application default credentials
+    Gcp,
+    /// For a cluster of AKS that asks Entra: a federated token, a client secret, a managed identity, else `az`
+    Azure {
+        /// The application that stands for the API server
+        #[arg(long, value_name = "ID", default_value = "6dae42f8-4368-4678-94ff-3960e28e3630")]
+        server_id: String,
+        /// The tenant [default: AZURE_TENANT_ID]
+        #[arg(long, value_name = "ID")]
+        tenant: Option<String>,
+        /// The application or managed identity that signs in [default: AZURE_CLIENT_ID]
+        #[arg(long, value_name = "ID")]
+        client_id: Option<String>,
+    },
 }
 
 /// See [`Command::Rollout`].

@@ -10,6 +10,8 @@ mod cluster;
 mod faults;
 #[cfg(feature = "kubernetes")]
 mod queries;
+#[cfg(feature = "kubernetes")]
+mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,8 +25,12 @@ use textnlp_orchestrator::environment::model::{Address, Environment};
 use textnlp_orchestrator::environment::{Catalogue, Offer};
 use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, told};
 
+#[cfg(not(feature = "kubernetes"))]
+pub use cluster::kube_token;
 pub use cluster::{adapter, dump_now, errand, exported, last_dump, rollout, scale, see_to};
 pub use faults::{faults, lost_clusters, take_back};
+#[cfg(feature = "kubernetes")]
+pub use token::kube_token;
 
 /// One row of `providers`.
 pub struct Row {

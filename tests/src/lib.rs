@@ -7,6 +7,7 @@ pub mod http;
 pub mod ports;
 pub mod servers;
 pub mod small;
+pub mod stand_in;
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -99,6 +99,19 @@ pub fn mail(tests: &str, folder: &std::path::Path, tls: Option<[&std::path::Path
     Some(Server::start(&mut command, "listening on http://"))
 }
 
+/// What AWS's and Google's own libraries say of a token: `what` of `kube_token.py`.
+pub fn token_oracle(tests: &str, what: &str, asked: &serde_json::Value) -> Option<serde_json::Value> {
+    use std::io::Write;
+    let packages = "botocore==1.44.5 google-auth==2.62.2 cryptography==46.0.3";
+    let mut command = Command::new(installed(tests, "python.sh", packages)?);
+    command.arg(format!("{tests}/kube_token.py")).arg(what).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("start Python");
+    write!(child.stdin.take().expect("its input is a pipe"), "{asked}").expect("ask it");
+    let out = child.wait_with_output().expect("it ends");
+    assert!(out.status.success(), "kube_token.py {what} fails");
+    Some(serde_json::from_slice(&out.stdout).expect("JSON"))
+}
+
 const GCS_CLIENT: &str = "google-cloud-storage==3.17.1";
 
 /// Where a package is; nothing, said loudly, where it cannot be had, unless everything must be there.

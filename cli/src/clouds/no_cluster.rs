@@ -10,6 +10,7 @@ use super::faults::{Outage, Way};
 use super::{Exported, FEATURE, Said, Scale, Tool};
 use crate::args;
 use crate::dr_args::TakeBack;
+use crate::report::Failure;
 
 /// Its name in environment files.
 pub(super) const NAME: &str = "kubernetes";
@@ -76,6 +77,10 @@ pub async fn see_to(
 
 pub async fn adapter(_: &args::Adapter, _: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
     left_out!()
+}
+
+pub async fn kube_token(_: &args::KubeToken) -> Result<serde_json::Value, Failure> {
+    Err(Failure::usage("not_linked", anyhow::anyhow!("provider `{NAME}`: {FEATURE}")))
 }
 
 pub(super) async fn outage(

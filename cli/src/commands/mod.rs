@@ -14,6 +14,7 @@ mod export;
 mod gate;
 mod hold;
 mod key;
+mod kube_token;
 mod load;
 mod logs;
 mod model;
@@ -41,6 +42,8 @@ pub fn run(cli: Cli, console: Console) -> Result<Success, Failure> {
         // It makes its own runtime, on a thread of its own.
         Command::Supervise(args) => supervise::supervise(&args),
         Command::Completions(args) => Ok(supervise::completions(&args)),
+        // It is of no environment: kubectl runs it from any folder.
+        Command::KubeToken(args) => kube_token::kube_token(&args),
         command => {
             let session = Session::new(cli.global)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -91,7 +94,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Validate(args) => talk::validate(session, args).await,
         Command::Health => talk::health(session).await,
         Command::Load(args) => load::load(session, &args, console).await,
-        Command::Serve(_) | Command::Supervise(_) | Command::Completions(_) => {
+        Command::Serve(_) | Command::Supervise(_) | Command::Completions(_) | Command::KubeToken(_) => {
             Err(Failure::new(Exit::Failed, "internal", anyhow::anyhow!("this command has a road of its own")))
         }
     }

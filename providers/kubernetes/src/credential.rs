@@ -2,7 +2,7 @@
 //!
 //! Shapes: client authentication, <https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>.
 
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
@@ -79,24 +79,13 @@ async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Statu
     let version = exec.api_version.as_deref().unwrap_or("client.authentication.k8s.io/v1");
     let info = json!({ "apiVersion": version, "kind": "ExecCredential", "spec": spec });
     command.env("KUBERNETES_EXEC_INFO", info.to_string());
-    // A program that waits for a person would wait for ever: nobody sits at a supervisor.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|source| {
+    let ended = finished(command, within).await.map_err(|source| {
         let error = refused(program).because(source);
         error.hint("the kubeconfig names it: install it, or name it by its path")
     })?;
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let (out, err) = (out.ok_or_else(|| refused(program))?, err.ok_or_else(|| refused(program))?);
-    let ended = tokio::time::timeout(within, async {
-        let (printed, said) = tokio::try_join!(read(out), read(err))?;
-        Ok::<_, std::io::Error>((child.wait().await?, printed, said))
-    });
-    let (ended, printed, said) = match ended.await {
-        Ok(ended) => ended.map_err(|source| refused(program).because(source))?,
-        Err(_) => {
-            let why = format!("it did not end within {within:?}, and was ended");
-            return Err(refused(program).because(why).hint("run it by hand: it may wait for somebody to sign in"));
-        }
+    let Some((ended, printed, said)) = ended else {
+        let why = format!("it did not end within {within:?}, and was ended");
+        return Err(refused(program).because(why).hint("run it by hand: it may wait for somebody to sign in"));
     };
     if !ended.success() {
         // What it complains of is for people; what it prints is the credential.
@@ -110,6 +99,23 @@ async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Statu
     status.filter(|status| status.token.is_some() || status.client_key_data.is_some()).ok_or_else(|| {
         refused(program).because("it printed no ExecCredential with a token or a certificate in its `status`")
     })
+}
+
+/// Runs a program that asks nobody anything, to its end: its status, what it printed and what it complained of, the beginning of each. `None` when it did
+/// not end in time, and was ended.
+pub(crate) async fn finished(
+    mut command: Command,
+    within: Duration,
+) -> std::io::Result<Option<(ExitStatus, Vec<u8>, Vec<u8>)>> {
+    // A program that waits for a person would wait for ever: nobody sits at a supervisor.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn()?;
+    let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else { return Ok(None) };
+    let ended = tokio::time::timeout(within, async {
+        let (printed, said) = tokio::try_join!(read(out), read(err))?;
+        Ok((child.wait().await?, printed, said))
+    });
+    ended.await.map_or(Ok(None), |ended: std::io::Result<_>| ended.map(Some))
 }
 
 /// The beginning of what comes; whoever says more has nobody left to say it to.

@@ -1,0 +1,233 @@
+//! EKS: the API server shows the token to STS, which says whose it is. So the token is an address of STS, signed by whoever signs in for this
+//! cluster and this moment: <https://github.com/kubernetes-sigs/aws-iam-authenticator#api-authorization-from-outside-a-cluster>.
+
+use std::time::{Duration, SystemTime};
+
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign};
+use aws_sigv4::sign::v4;
+use base64::Engine;
+use jiff::Timestamp;
+use textnlp_provider::{Error, Result, Secret, Sort, told};
+
+use super::{AwsSignIn, EACH, Token, Variables, checked, shown};
+
+/// What a token of this kind begins with.
+const PREFIX: &str = "k8s-aws-v1.";
+/// The header that binds the signature to one cluster.
+const CLUSTER: &str = "x-k8s-aws-id";
+/// What AWS's own tools write; the authenticator bears no more than 15 minutes from the moment of signing, whatever it says.
+const EXPIRES: Duration = Duration::from_secs(60);
+/// A token is renewed before those 15 minutes are over.
+const LASTS: Duration = Duration::from_secs(14 * 60);
+/// As it stands in the account's log.
+const SESSION: &str = "textnlp-deploy";
+
+/// How regions begin, and where the services of their partition are:
+/// <https://github.com/boto/botocore/blob/develop/botocore/data/endpoints.json>.
+const PARTITIONS: &[(&str, &str)] = &[
+    ("cn-", "amazonaws.com.cn"),
+    ("eusc-", "amazonaws.eu"),
+    ("us-iso-", "c2s.ic.gov"),
+    ("us-isob-", "sc2s.sgov.gov"),
+    ("us-isof-", "csp.hci.ic.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk"),
+    // `us-gov-` too.
+    ("", "amazonaws.com"),
+];
+
+const ACTION: (&str, &str) = ("sign in to", "aws");
+
+pub(super) async fn token(ask: &AwsSignIn, variables: &Variables) -> Result<Token> {
+    // EKS takes letters, digits, `-` and `_`; clusters of somebody's own that ask the same authenticator are called as they like.
+    checked("--cluster", &ask.cluster, &['_', '.', ':', '/'])?;
+    for (what, value) in [("--profile", &ask.profile), ("--role-arn", &ask.role_arn)] {
+        if value.as_ref().is_some_and(String::is_empty) {
+            return Err(Error::new(Sort::Invalid, "use", what).because("it is empty"));
+        }
+    }
+    if let Some(region) = &ask.region {
+        checked("--region", region, &[])?;
+    }
+    let config = config(ask).await;
+    let Some(region) = config.region() else {
+        let error = Error::new(Sort::Invalid, ACTION.0, ACTION.1).because("no region is named");
+        return Err(error.hint("name the cluster's: `--region eu-central-1`, or AWS_REGION"));
+    };
+    let region = checked("the region", region.as_ref(), &[])?;
+    let secrets = confided(variables);
+    let credentials = credentials(ask, &config, &secrets.iter().collect::<Vec<_>>()).await?;
+    presigned(&credentials, region, &ask.cluster, SystemTime::now())
+}
+
+/// As AWS's own tools find it: region, profile, proxies, endpoints.
+async fn config(ask: &AwsSignIn) -> SdkConfig {
+    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(EACH).build();
+    let retries = RetryConfig::standard().with_max_attempts(2);
+    let mut loader =
+        aws_config::defaults(BehaviorVersion::v2026_01_12()).timeout_config(timeouts).retry_config(retries);
+    if let Some(region) = &ask.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(profile) = &ask.profile {
+        loader = loader.profile_name(profile);
+    }
+    loader.load().await
+}
+
+async fn credentials(ask: &AwsSignIn, config: &SdkConfig, secrets: &[&Secret]) -> Result<Credentials> {
+    // A profile that was asked for by name comes before variables, as it does for the `aws` program.
+    let provider = match &ask.profile {
+        Some(profile) => {
+            let settings = ProviderConfig::without_region().with_region(config.region().cloned());
+            let provider = ProfileFileCredentialsProvider::builder().profile_name(profile).configure(&settings).build();
+            Some(SharedCredentialsProvider::new(provider))
+        }
+        None => config.credentials_provider(),
+    };
+    let refused = || match &ask.profile {
+        Some(profile) => Error::new(Sort::Denied, "sign in to aws by the profile", shown(profile, &[])),
+        None => Error::new(Sort::Denied, ACTION.0, ACTION.1),
+    };
+    let failed = |error: &(dyn std::error::Error + 'static), hint: &str| {
+        refused().because(shown(&told(error), secrets)).hint(hint.to_owned())
+    };
+    let provider = provider.ok_or_else(|| refused().because("there is nobody to sign in as"))?;
+    let Some(role) = &ask.role_arn else {
+        return provider.provide_credentials().await.map_err(|error| failed(&error, "`aws sts get-caller-identity` shows who you are; sign in with `aws sso login`, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"));
+    };
+    let assumed =
+        AssumeRoleProvider::builder(role).session_name(SESSION).configure(config).build_from_provider(provider).await;
+    assumed.provide_credentials().await.map_err(|error| {
+        failed(&error, "see who may take on this role, and who you are: `aws sts get-caller-identity`")
+    })
+}
+
+/// What the variables hold that must be in no error.
+fn confided(variables: &Variables) -> Vec<Secret> {
+    let names = ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"];
+    names.iter().filter_map(|name| variables.get(name)).map(Secret::new).collect()
+}
+
+/// The token of whoever has these credentials for a cluster, at a moment.
+fn presigned(credentials: &Credentials, region: &str, cluster: &str, now: SystemTime) -> Result<Token> {
+    let failed = |why: String| Error::new(Sort::Invalid, ACTION.0, ACTION.1).because(why);
+    let began = Timestamp::try_from(now).map_err(|error| failed(error.to_string()))?;
+    let mut ends = now + LASTS;
+    if let Some(end) = credentials.expiry() {
+        if end <= now {
+            let error =
+                Error::new(Sort::Denied, ACTION.0, ACTION.1).because("the credentials that were found have ended");
+            return Err(error.hint("sign in again: `aws sso login`"));
+        }
+        // STS takes nothing that was signed by somebody who is gone.
+        ends = ends.min(end);
+    }
+    let suffix =
+        PARTITIONS.iter().find(|(begins, _)| region.starts_with(begins)).map_or("amazonaws.com", |(_, suffix)| suffix);
+    let address = format!("https://sts.{region}.{suffix}/?Action=GetCallerIdentity&Version=2011-06-15");
+    let mut settings = SigningSettings::default();
+    settings.signature_location = SignatureLocation::QueryParams;
+    settings.expires_in = Some(EXPIRES);
+    let identity = credentials.clone().into();
+    let signer =
+        v4::SigningParams::builder().identity(&identity).region(region).name("sts").time(now).settings(settings);
+    let signer = signer.build().map_err(|error| failed(told(&error)))?.into();
+    let headers = [(CLUSTER, cluster)].into_iter();
+    let request = SignableRequest::new("GET", &address, headers, SignableBody::Bytes(&[]))
+        .map_err(|error| failed(told(&error)))?;
+    let (signed, _) = sign(request, &signer).map_err(|error| failed(told(&error)))?.into_parts();
+    let mut request = http::Request::new(());
+    *request.uri_mut() = address.parse().map_err(|error| failed(format!("{error}")))?;
+    signed.apply_to_request_http1x(&mut request);
+    let address = zeroize::Zeroizing::new(request.uri().to_string());
+    let encoded = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(address.as_bytes());
+    let ends = Timestamp::try_from(ends).map_err(|error| failed(error.to_string()))?;
+    Token::new(ACTION, Secret::new(format!("{PREFIX}{encoded}")), Some(ends), began)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    /// The interpreter of a virtual environment with the pinned packages, the same as the stories have; nothing, said loudly, where it cannot be had.
+    fn python(tests: &str) -> Option<String> {
+        let packages = ["botocore==1.44.5", "google-auth==2.62.2", "cryptography==46.0.3"];
+        let out = Command::new("sh").arg(format!("{tests}/python.sh")).args(packages).output().unwrap();
+        if out.status.success() {
+            return Some(String::from_utf8_lossy(&out.stdout).trim().to_owned());
+        }
+        let why = format!("botocore cannot be installed: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "{why}");
+        eprintln!("LEFT OUT: {why}");
+        None
+    }
+
+    /// Host, path and the sorted fields, the signature among them.
+    fn parts(url: &str) -> (String, Vec<(String, String)>) {
+        let url = reqwest::Url::parse(url).unwrap();
+        let mut fields: Vec<_> = url.query_pairs().into_owned().collect();
+        fields.sort();
+        (format!("{}{}", url.host_str().unwrap_or_default(), url.path()), fields)
+    }
+
+    #[test]
+    fn botocore_signs_the_same() {
+        let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests");
+        let Some(python) = python(tests) else { return };
+        let now: Timestamp = "2026-11-22T10:20:30Z".parse().unwrap();
+        for (region, cluster, session) in [
+            ("eu-central-1", "prod", None),
+            ("us-east-1", "a_b.c:d/e", Some("FwoG/ZXIv+YXdz==")),
+            ("cn-north-1", "prod", Some("short")),
+            ("us-gov-west-1", "prod", None),
+            ("us-iso-east-1", "prod", None),
+            ("us-isob-east-1", "prod", None),
+            ("us-isof-south-1", "prod", None),
+            ("eu-isoe-west-1", "prod", None),
+            ("eusc-de-east-1", "prod", None),
+        ] {
+            let (access, secret) = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
+            let credentials = Credentials::new(access, secret, session.map(str::to_owned), None, "test");
+            let token = presigned(&credentials, region, cluster, now.into()).unwrap();
+            assert_eq!(token.ends, Some("2026-11-22T10:34:30Z".parse().unwrap()));
+            let encoded = token.token.expose_text().unwrap().strip_prefix(PREFIX).unwrap();
+            let url = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).unwrap();
+
+            let mut child = Command::new(&python)
+                .args([&format!("{tests}/kube_token.py"), "sign"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let ask = json!({ "time": "20261122T102030Z", "access": access, "secret": secret, "session": session, "region": region, "cluster": cluster });
+            child.stdin.take().unwrap().write_all(ask.to_string().as_bytes()).unwrap();
+            let theirs: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
+            assert_eq!(parts(std::str::from_utf8(&url).unwrap()), parts(theirs["url"].as_str().unwrap()), "{region}");
+        }
+    }
+
+    #[test]
+    fn a_token_ends_with_the_credentials_it_was_signed_by() {
+        let now: Timestamp = "2026-11-22T10:20:30Z".parse().unwrap();
+        let at = |seconds: i64| {
+            let end = now + jiff::SignedDuration::from_secs(seconds);
+            let credentials = Credentials::new("AKID", "hunter2", None, Some(end.into()), "test");
+            presigned(&credentials, "eu-central-1", "prod", now.into()).map(|token| (end, token.ends))
+        };
+        let (end, ends) = at(90).unwrap();
+        assert_eq!(ends, Some(end));
+        let error = at(0).unwrap_err();
+        assert!(told(&error).contains("have ended") && error.hint.is_some(), "{error:?}");
+    }
+}

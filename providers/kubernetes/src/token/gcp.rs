@@ -1,0 +1,229 @@
+//! GKE: the API server takes OAuth access tokens of Google. Whose they are is found as Google's own libraries find it:
+//! <https://cloud.google.com/docs/authentication/application-default-credentials>.
+
+use jiff::Timestamp;
+use reqwest::Url;
+use serde_json::{Value, json};
+use textnlp_provider::{Error, Result, Secret, Sort};
+
+use super::rest::{Rest, bearer, guarded};
+use super::{Token, Variables, read_file, shown, trimmed};
+
+/// Roles of a cluster are bound to e-mail addresses, which a token without the second scope does not tell.
+const SCOPES: [&str; 2] =
+    ["https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/userinfo.email"];
+/// Where a file names no other place.
+const TOKENS: &str = "https://oauth2.googleapis.com/token";
+/// The longest that an assertion may last.
+const ASSERTED_SECONDS: i64 = 3600;
+const ACTION: (&str, &str) = ("sign in to", "gcp");
+const HINT: &str =
+    "sign in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a credential file";
+
+/// What a credential file says that it is, and how it becomes a token: <https://google.aip.dev/auth/4110>.
+const TYPES: &[(&str, Way)] = &[
+    ("service_account", Way::Asserted),
+    ("authorized_user", Way::Refreshed),
+    ("external_account", Way::Exchanged),
+    ("impersonated_service_account", Way::Impersonated),
+];
+
+#[derive(Clone, Copy)]
+enum Way {
+    /// A key signs who it is.
+    Asserted,
+    /// A person has signed in before.
+    Refreshed,
+    /// Somebody else's identity, by workload identity federation.
+    Exchanged,
+    /// Who signs in becomes a service account.
+    Impersonated,
+}
+
+pub(super) async fn token(variables: &Variables) -> Result<Token> {
+    let named = variables.get("GOOGLE_APPLICATION_CREDENTIALS");
+    let usual = || {
+        let folder = match variables.get("CLOUDSDK_CONFIG") {
+            Some(folder) => folder.to_owned(),
+            None => format!("{}/.config/gcloud", variables.get("HOME")?),
+        };
+        let file = format!("{folder}/application_default_credentials.json");
+        std::path::Path::new(&file).exists().then_some(file)
+    };
+    let Some(file) = named.map(str::to_owned).or_else(usual) else { return of_machine(variables).await };
+    let text = read_file(&file).map_err(|error| error.hint(HINT))?;
+    // The reader's own words would quote what it read.
+    let credential: Value = serde_json::from_slice(text.expose()).map_err(|_| wrong(&file, "it is no JSON"))?;
+    of_file(&file, &credential).await
+}
+
+fn wrong(file: &str, why: &str) -> Error {
+    Error::new(Sort::Invalid, "use", file).because(why.to_owned()).hint(HINT)
+}
+
+async fn of_file(file: &str, credential: &Value) -> Result<Token> {
+    let named = credential["type"].as_str().unwrap_or_default();
+    let rest = Rest::far()?;
+    match TYPES.iter().find(|(name, _)| *name == named) {
+        Some((_, Way::Asserted)) => asserted(&rest, file, credential).await,
+        Some((_, Way::Refreshed)) => refreshed(&rest, file, credential).await,
+        Some((_, Way::Exchanged)) => exchanged(&rest, file, credential).await,
+        Some((_, Way::Impersonated)) => {
+            let source = &credential["source_credentials"];
+            if source["type"] == "impersonated_service_account" {
+                return Err(wrong(file, "`source_credentials` is itself of type `impersonated_service_account`"));
+            }
+            let url = guarded(file, field(file, credential, "service_account_impersonation_url")?)?;
+            let token = Box::pin(of_file(file, source)).await?;
+            impersonated(&rest, url, &token, &credential["delegates"], &Value::Null).await
+        }
+        None => {
+            let known: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
+            Err(wrong(file, &format!("its type is `{}`, and known here are: {}", shown(named, &[]), known.join(", "))))
+        }
+    }
+}
+
+fn field<'v>(file: &str, credential: &'v Value, name: &str) -> Result<&'v str> {
+    let text = credential[name].as_str().filter(|text| !text.is_empty());
+    text.ok_or_else(|| wrong(file, &format!("it has no `{name}`")))
+}
+
+fn token_address(file: &str, credential: &Value) -> Result<Url> {
+    guarded(file, credential["token_uri"].as_str().unwrap_or(TOKENS))
+}
+
+/// <https://developers.google.com/identity/protocols/oauth2/service-account#authorizingrequests>
+async fn asserted(rest: &Rest, file: &str, credential: &Value) -> Result<Token> {
+    let url = token_address(file, credential)?;
+    let key = Secret::new(field(file, credential, "private_key")?);
+    let who = field(file, credential, "client_email")?;
+    let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::RS256);
+    header.kid = credential["private_key_id"].as_str().map(str::to_owned);
+    let now = Timestamp::now().as_second();
+    let audience = credential["token_uri"].as_str().unwrap_or(TOKENS);
+    let claims =
+        json!({ "iss": who, "scope": SCOPES.join(" "), "aud": audience, "iat": now, "exp": now + ASSERTED_SECONDS });
+    let signer = jsonwebtoken::EncodingKey::from_rsa_pem(key.expose());
+    // Its words say nothing more, and might say something of the key.
+    let assertion = signer.and_then(|key| jsonwebtoken::encode(&header, &claims, &key));
+    let assertion = Secret::new(assertion.map_err(|_| wrong(file, "its `private_key` is no RSA key in PEM"))?);
+    let fields = [("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), ("assertion", text(&assertion))];
+    let answer =
+        rest.ask(ACTION, rest.form(url, &fields), &[&assertion, &key]).await.map_err(|error| error.hint(HINT))?;
+    bearer(ACTION, &answer)
+}
+
+/// <https://developers.google.com/identity/protocols/oauth2/web-server#offline>
+async fn refreshed(rest: &Rest, file: &str, credential: &Value) -> Result<Token> {
+    let url = token_address(file, credential)?;
+    let [secret, refresh] =
+        ["client_secret", "refresh_token"].map(|name| field(file, credential, name).map(Secret::new));
+    let (secret, refresh) = (secret?, refresh?);
+    let fields = [
+        ("grant_type", "refresh_token"),
+        ("client_id", field(file, credential, "client_id")?),
+        ("client_secret", text(&secret)),
+        ("refresh_token", text(&refresh)),
+    ];
+    let answer = rest.ask(ACTION, rest.form(url, &fields), &[&secret, &refresh]).await;
+    bearer(ACTION, &answer.map_err(|error| error.hint("sign in again: `gcloud auth application-default login`"))?)
+}
+
+/// <https://google.aip.dev/auth/4117>
+async fn exchanged(rest: &Rest, file: &str, credential: &Value) -> Result<Token> {
+    let url = guarded(file, field(file, credential, "token_url")?)?;
+    let subject = subject(rest, file, &credential["credential_source"]).await?;
+    let becomes = credential["service_account_impersonation_url"].as_str();
+    // Whoever becomes somebody else needs no more than the right to do so.
+    let scope = if becomes.is_some() { SCOPES[0].to_owned() } else { SCOPES.join(" ") };
+    let mut fields = vec![
+        ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+        ("requested_token_type", "urn:ietf:params:oauth:token-type:access_token"),
+        ("audience", field(file, credential, "audience")?),
+        ("scope", &scope),
+        ("subject_token_type", field(file, credential, "subject_token_type")?),
+        ("subject_token", text(&subject)),
+    ];
+    let project =
+        credential["workforce_pool_user_project"].as_str().map(|project| json!({ "userProject": project }).to_string());
+    if let Some(options) = &project {
+        fields.push(("options", options));
+    }
+    let client = credential["client_secret"].as_str().map(Secret::new);
+    let mut request = rest.form(url, &fields);
+    if let Some(secret) = &client {
+        request = request.basic_auth(field(file, credential, "client_id")?, Some(text(secret)));
+    }
+    let secrets: Vec<&Secret> = [&subject].into_iter().chain(&client).collect();
+    let token = bearer(ACTION, &rest.ask(ACTION, request, &secrets).await?)?;
+    let Some(becomes) = becomes else { return Ok(token) };
+    let lasts = &credential["service_account_impersonation"]["token_lifetime_seconds"];
+    impersonated(rest, guarded(file, becomes)?, &token, &Value::Null, lasts).await
+}
+
+/// The identity that somebody else gave: in a file, or at an address of this machine's surroundings.
+async fn subject(rest: &Rest, file: &str, source: &Value) -> Result<Secret> {
+    let answer = if let Some(path) = source["file"].as_str() {
+        read_file(path)?
+    } else if let Some(address) = source["url"].as_str() {
+        // Addresses of metadata services are plain http, and nothing is confided to them but these headers.
+        let url = Url::parse(address).map_err(|_| wrong(file, "`credential_source.url` is no address"))?;
+        let headers = source["headers"].as_object().into_iter().flatten();
+        let request = headers.fold(rest.get(url), |request, (name, value)| match value.as_str() {
+            Some(value) => request.header(name, value),
+            None => request,
+        });
+        rest.ask(("ask for an identity", address), request, &[]).await?
+    } else {
+        return Err(wrong(
+            file,
+            "its `credential_source` is neither a `file` nor a `url`: those of AWS, programs and certificates are not known here",
+        ));
+    };
+    let format = &source["format"];
+    let token = match format["type"].as_str().unwrap_or("text") {
+        "text" => trimmed(&answer),
+        _ => {
+            let name = format["subject_token_field_name"].as_str().unwrap_or_default();
+            let answer: Value = serde_json::from_slice(answer.expose()).unwrap_or_default();
+            Secret::new(answer[name].as_str().unwrap_or_default())
+        }
+    };
+    if token.expose().is_empty() {
+        return Err(wrong(file, "`credential_source` leads to no identity"));
+    }
+    Ok(token)
+}
+
+/// <https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/generateAccessToken>
+async fn impersonated(rest: &Rest, url: Url, token: &Token, delegates: &Value, seconds: &Value) -> Result<Token> {
+    let action = ("become a service account of", "gcp");
+    let delegates = if delegates.is_array() { delegates.clone() } else { json!([]) };
+    let lifetime = format!("{}s", seconds.as_u64().unwrap_or(ASSERTED_SECONDS.unsigned_abs()));
+    let body = json!({ "delegates": delegates, "scope": SCOPES, "lifetime": lifetime });
+    let request = rest.post(url).bearer_auth(text(&token.token)).json(&body);
+    let answer = rest.ask(action, request, &[&token.token]).await?;
+    let answer: Value = serde_json::from_slice(answer.expose()).unwrap_or_default();
+    let ends = answer["expireTime"].as_str().and_then(|time| time.parse().ok());
+    Token::new(action, Secret::new(answer["accessToken"].as_str().unwrap_or_default()), ends, Timestamp::now())
+}
+
+/// The identity of the machine or of the pod: <https://cloud.google.com/compute/docs/access/authenticate-workloads#applications>.
+async fn of_machine(variables: &Variables) -> Result<Token> {
+    let host = variables.get("GCE_METADATA_HOST").unwrap_or("metadata.google.internal");
+    let action = ("ask the metadata service", host);
+    let wrong =
+        |_| Error::new(Sort::Invalid, "use", "GCE_METADATA_HOST").because("it is no host, with a port or without");
+    let mut url = Url::parse(&format!("http://{host}/computeMetadata/v1/instance/service-accounts/default/token"))
+        .map_err(wrong)?;
+    url.query_pairs_mut().append_pair("scopes", &SCOPES.join(","));
+    let rest = Rest::nearby()?;
+    let answer = rest.ask(action, rest.get(url).header("metadata-flavor", "Google"), &[]).await;
+    bearer(action, &answer.map_err(|error| error.hint(HINT))?)
+}
+
+/// A secret of ours is text wherever it comes from.
+fn text(secret: &Secret) -> &str {
+    secret.expose_text().unwrap_or_default()
+}
