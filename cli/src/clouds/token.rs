@@ -1,8 +1,8 @@
 //! Signing in to the clusters of clouds, for whoever reads a kubeconfig.
 
 use serde_json::Value;
-use textnlp_kubernetes::token::{AwsSignIn, AzureSignIn, SignIn, Variables, Version, token};
 use textnlp_provider::{Error, Sort};
+use textnlp_token::{AwsSignIn, AzureSignIn, SignIn, Variables, Version, token};
 
 use crate::args::KubeToken;
 use crate::report::{Exit, Failure};

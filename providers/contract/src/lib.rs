@@ -5,6 +5,7 @@
 //! lives in memory and implements every component; [`conformance`] holds the lists that every provider passes.
 //! This crate knows no cloud, no terminal and no file format but canonical JSON.
 
+mod program;
 pub mod provider;
 
 pub mod component;
@@ -28,6 +29,7 @@ pub use kind::{DataClass, Identity, Kind, ReplaceOrder};
 pub use minimum::{Disk, Minimum};
 pub use name::{CloudId, ComponentName, EnvironmentName, InvalidName, KindName, Lineage, ResourceId, SiteName};
 pub use operation::{Handle, Operation, OperationId, Progress, Token, Verb};
+pub use program::finished;
 pub use provider::{Problem, Problems, Provider, Scope};
 pub use resource::{
     Effect, FieldChange, Foreign, Health, Need, Object, Observed, Outputs, Ownership, Recorded, Ref, Wanted, Why,

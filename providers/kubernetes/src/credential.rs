@@ -2,21 +2,17 @@
 //!
 //! Shapes: client authentication, <https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>.
 
-use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use kube::config::{AuthInfo, ExecConfig};
 use serde::Deserialize;
 use serde_json::json;
-use textnlp_provider::{Error, Result, Sort};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use textnlp_provider::{Error, Result, Sort, finished};
 use tokio::process::Command;
 
 /// How long the program may take: it may ask a service of its cloud, and it cannot ask a person.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
-/// The longest answer that is read: a token, or a certificate and its key.
-const LONGEST: u64 = 256 << 10;
 /// How much of its complaint is shown.
 const SHOWN: usize = 500;
 /// A credential is renewed this long before it ends.
@@ -99,30 +95,6 @@ async fn run(program: &str, exec: &ExecConfig, within: Duration) -> Result<Statu
     status.filter(|status| status.token.is_some() || status.client_key_data.is_some()).ok_or_else(|| {
         refused(program).because("it printed no ExecCredential with a token or a certificate in its `status`")
     })
-}
-
-/// Runs a program that asks nobody anything, to its end: its status, what it printed and what it complained of, the beginning of each. `None` when it did
-/// not end in time, and was ended.
-pub(crate) async fn finished(
-    mut command: Command,
-    within: Duration,
-) -> std::io::Result<Option<(ExitStatus, Vec<u8>, Vec<u8>)>> {
-    // A program that waits for a person would wait for ever: nobody sits at a supervisor.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn()?;
-    let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else { return Ok(None) };
-    let ended = tokio::time::timeout(within, async {
-        let (printed, said) = tokio::try_join!(read(out), read(err))?;
-        Ok((child.wait().await?, printed, said))
-    });
-    ended.await.map_or(Ok(None), |ended: std::io::Result<_>| ended.map(Some))
-}
-
-/// The beginning of what comes; whoever says more has nobody left to say it to.
-async fn read(stream: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut bytes).await?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -4,8 +4,7 @@
 //! (server-side apply) under a field manager of the deployment's own, never forced: what others own stays theirs. Objects carry
 //! the lineage as a label, by which they are found in bulk; what they are called for us is an annotation.
 //!
-//! Read in this order: `table`, `provider`, `verbs`, `fields` (who owns what, and what differs), `ready`, `credential`, `error`. [`token`] is apart from
-//! them: it prints what `credential` reads.
+//! Read in this order: `table`, `provider`, `verbs`, `fields` (who owns what, and what differs), `ready`, `credential`, `error`.
 
 mod adapter;
 mod api;
@@ -29,7 +28,6 @@ mod ready;
 mod scale;
 mod served;
 mod table;
-pub mod token;
 mod trouble;
 mod verbs;
 mod watch;

@@ -7,12 +7,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Url;
 use serde_json::Value;
-use textnlp_provider::{Error, Result, Secret, Sort, told};
+use textnlp_provider::{Error, Result, Secret, Sort, finished, told};
 use tokio::process::Command;
 
 use super::rest::{Rest, bearer, guarded};
 use super::{AzureSignIn, Token, Variables, checked, read_file, shown, trimmed};
-use crate::credential::finished;
 
 /// Where Entra is, but for clouds of a country.
 const AUTHORITY: &str = "https://login.microsoftonline.com/";
