@@ -60,7 +60,7 @@ impl<'a> Deciding<'_, 'a> {
         for object in sight.strays {
             if object.lineage == Some(self.world.facts.lineage) {
                 let schema = self.world.kind(site, &object.kind).map_or(1, |kind| kind.schema);
-                decided.strays.push(record_of(self.world.ids[place], site.clone(), None, schema, object));
+                decided.strays.push(record_of(self.world.ids[place], site.clone(), object.via.clone(), schema, object));
             }
         }
         match (current, sight.seen) {

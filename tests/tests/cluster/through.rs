@@ -1,0 +1,567 @@
+//! Objects of a cluster that does not exist yet: the engine makes the cluster and what is in it, goes on after a kill, and takes both away.
+//!
+//! The cluster is one of the memory cloud, which stands for EKS, GKE or AKS; what is in it is in a real control plane, to which the outputs of
+//! that cluster lead, with tokens that a service account is given for minutes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use textnlp_cluster::Cluster;
+use textnlp_kubernetes::Kubernetes;
+use textnlp_orchestrator::apply::Limits;
+use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::event::Quiet;
+use textnlp_orchestrator::plan::{Audited, Facts, Plan, Purpose};
+use textnlp_orchestrator::road::{Arrival, Ask, Road, RoadError, RoadSite, look, travel};
+use textnlp_orchestrator::state::{MemoryStore, Operator, Place, State};
+use textnlp_provider::connect::{Bearer, CA, Connect, ENDPOINT, Endpoint, TokenSource};
+use textnlp_provider::memory::{Fuse, MemoryCloud};
+use textnlp_provider::{
+    CloudId, Component, Error, FieldChange, Handle, Kind, KindName, Lineage, Need, Object, Observed, Operation,
+    Outputs, Ownership, Problem, Problems, Progress, Provider, Recorded, Ref, ResourceId, Result, Scope, Secret,
+    SecretName, SecretRef, SecretStore, SecretVersion, Site, SiteName, Sort, Spec, Through, Wanted,
+};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const UP: Ask = Ask::UP;
+const DOWN: Ask = Ask { purpose: Purpose::Down, delete_data: false, gated: false };
+/// The account whose tokens are used, in `default`.
+const ACCOUNT: &str = "deployer";
+
+/// Where a cluster of the memory cloud is in truth.
+#[derive(Clone)]
+struct Address {
+    url: String,
+    ca: String,
+}
+
+type Addresses = Arc<Mutex<BTreeMap<String, Address>>>;
+
+/// The memory cloud, whose clusters say where they are: at the address that their field `fixed` names.
+struct Hosts {
+    cloud: MemoryCloud,
+    addresses: Addresses,
+}
+
+impl Hosts {
+    fn say(&self, object: &mut Object) {
+        let at = object.spec.get("fixed").and_then(Value::as_str).unwrap_or_default();
+        let addresses = self.addresses.lock().unwrap();
+        if let Some(address) = addresses.get(at).filter(|_| object.kind.as_str() == "memory.cluster") {
+            object.outputs.insert(ENDPOINT.to_owned(), json!(address.url));
+            object.outputs.insert(CA.to_owned(), json!(address.ca));
+        }
+    }
+
+    fn said(&self, answer: Result<Progress>) -> Result<Progress> {
+        answer.map(|progress| match progress {
+            Progress::Done(mut object) => {
+                self.say(&mut object);
+                Progress::Done(object)
+            }
+            other => other,
+        })
+    }
+}
+
+#[async_trait]
+impl Provider for Hosts {
+    fn kinds(&self) -> &'static [Kind] {
+        self.cloud.kinds()
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        self.cloud.lower(component, site)
+    }
+
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        self.cloud.diff(wanted, recorded, seen)
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        self.cloud.preflight(wanted).await
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        let mut seen = self.cloud.observe(scope).await?;
+        for (_, answer) in &mut seen {
+            if let Observed::Present(object) = answer {
+                self.say(object);
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        let mut answer = self.cloud.read(kind, id).await?;
+        if let Observed::Present(object) = &mut answer {
+            self.say(object);
+        }
+        Ok(answer)
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        self.said(self.cloud.begin(op).await)
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        self.said(self.cloud.advance(op, handle).await)
+    }
+}
+
+/// A provider whose run dies at a boundary.
+struct Fused {
+    inner: Through,
+    fuse: Fuse,
+}
+
+#[async_trait]
+impl Provider for Fused {
+    fn kinds(&self) -> &'static [Kind] {
+        self.inner.kinds()
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        self.inner.lower(component, site)
+    }
+
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        self.inner.diff(wanted, recorded, seen)
+    }
+
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        self.inner.preflight(wanted).await
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        self.fuse.cross(|| "before observe".to_owned()).await;
+        let answer = self.inner.observe(scope).await;
+        self.fuse.cross(|| "after observe".to_owned()).await;
+        answer
+    }
+
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        self.inner.read(kind, id).await
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        self.fuse.cross(|| format!("before begin {} {}", op.verb, op.resource)).await;
+        let answer = self.inner.begin(op).await;
+        self.fuse.cross(|| format!("after begin {} {}", op.verb, op.resource)).await;
+        answer
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        self.fuse.cross(|| format!("before advance {} {}", op.verb, op.resource)).await;
+        let answer = self.inner.advance(op, handle).await;
+        self.fuse.cross(|| format!("after advance {} {}", op.verb, op.resource)).await;
+        answer
+    }
+}
+
+/// Where tokens come from, and what goes wrong with it.
+struct Tokens {
+    cluster: &'static Cluster,
+    asked: AtomicU32,
+    how: Mutex<How>,
+    lives: Mutex<Duration>,
+    given: Mutex<Vec<String>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum How {
+    Well,
+    /// The next one is of no use; those after it are.
+    SpoiledOnce,
+    Fails,
+    Hangs,
+}
+
+impl Tokens {
+    fn of(cluster: &'static Cluster) -> Arc<Self> {
+        let make = |kind: &str, name: &str, args: &[&str]| {
+            let out = cluster.kubectl(&[&["create", kind, name], args].concat());
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(out.status.success() || said.contains("already exists"), "{said}");
+        };
+        make("serviceaccount", ACCOUNT, &["-n", "default"]);
+        let who = format!("--serviceaccount=default:{ACCOUNT}");
+        make("clusterrolebinding", ACCOUNT, &["--clusterrole=cluster-admin", &who]);
+        let (how, lives) = (Mutex::new(How::Well), Mutex::new(Duration::from_secs(600)));
+        Arc::new(Self { cluster, asked: AtomicU32::new(0), how, lives, given: Mutex::default() })
+    }
+
+    fn asked(&self) -> u32 {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    fn goes(&self, how: How) {
+        *self.how.lock().unwrap() = how;
+    }
+}
+
+#[async_trait]
+impl TokenSource for Tokens {
+    async fn token(&self) -> Result<Bearer> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let how = *self.how.lock().unwrap();
+        match how {
+            How::Fails => {
+                let error = Error::new(Sort::Denied, "sign in to", "the cloud");
+                return Err(error.because("the session of ada has ended").hint("sign in again"));
+            }
+            How::Hangs => std::future::pending().await,
+            How::Well | How::SpoiledOnce => {}
+        }
+        let ask = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 600 } });
+        let path = format!("/api/v1/namespaces/default/serviceaccounts/{ACCOUNT}/token");
+        let answer = self.cluster.api().call("POST", &path, Some(&ask)).await;
+        let answer = answer.map_err(|error| Error::new(Sort::Unavailable, "ask for", "a token").because(error))?.ok();
+        let mut token = answer["status"]["token"].as_str().unwrap().to_owned();
+        if how == How::SpoiledOnce {
+            token.truncate(token.len() - 8);
+            self.goes(How::Well);
+        }
+        self.given.lock().unwrap().push(token.clone());
+        Ok(Bearer { token: Secret::new(token), ends: SystemTime::now() + *self.lives.lock().unwrap() })
+    }
+}
+
+/// The outputs of a cluster, with the tokens of its control plane.
+struct Ways(Vec<(String, Arc<Tokens>)>);
+
+#[async_trait]
+impl Connect for Ways {
+    async fn connect(&self, host: &Outputs) -> Result<Endpoint> {
+        let ca = host.get(CA).and_then(Value::as_str).unwrap_or_default();
+        let tokens = self.0.iter().find(|(of, _)| of == ca).or(self.0.first()).map(|(_, tokens)| tokens.clone());
+        Endpoint::of(host, tokens.unwrap())
+    }
+}
+
+/// A line to an API server, which can be cut.
+struct Line {
+    url: String,
+    open: watch::Sender<bool>,
+}
+
+impl Line {
+    async fn to(cluster: &Cluster) -> Self {
+        let to = cluster.url().trim_start_matches("https://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let (open, is_open) = watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut here, _)) = listener.accept().await {
+                let (to, mut is_open) = (to.clone(), is_open.clone());
+                tokio::spawn(async move {
+                    let Ok(mut there) = TcpStream::connect(to).await else { return };
+                    tokio::select! {
+                        _ = is_open.wait_for(|open| !open) => {}
+                        _ = copy_bidirectional(&mut here, &mut there) => {}
+                    }
+                });
+            }
+        });
+        Self { url, open }
+    }
+
+    fn cut(&self, is_cut: bool) {
+        self.open.send_replace(!is_cut);
+    }
+}
+
+/// Nobody has secrets here.
+struct NoSecrets;
+
+#[async_trait]
+impl SecretStore for NoSecrets {
+    async fn put(&self, _: &SecretName, _: &SecretVersion, _: &Secret) -> Result<()> {
+        Ok(())
+    }
+
+    async fn get(&self, secret: &SecretRef) -> Result<Secret> {
+        Err(Error::new(Sort::NotFound, "read secret", secret.name.to_string()))
+    }
+
+    async fn versions(&self, _: &SecretName) -> Result<Vec<SecretVersion>> {
+        Ok(Vec::new())
+    }
+
+    async fn list(&self, _: &str) -> Result<Vec<SecretName>> {
+        Ok(Vec::new())
+    }
+
+    async fn delete(&self, _: &SecretName) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A cloud, a disk and a control plane that outlive the runs that use them.
+struct World {
+    cluster: &'static Cluster,
+    cloud: MemoryCloud,
+    disk: MemoryStore,
+    addresses: Addresses,
+    tokens: Arc<Tokens>,
+    /// Other control planes, by their authorities.
+    others: Vec<(String, Arc<Tokens>)>,
+    line: Line,
+    namespace: String,
+}
+
+fn here() -> SiteName {
+    SiteName::new("here").unwrap()
+}
+
+fn id(name: &str) -> ResourceId {
+    ResourceId::new(format!("here/{name}")).unwrap()
+}
+
+fn want(name: &str, kind: &str, via: Option<&str>, needs: &[&str], spec: Value) -> Wanted {
+    Wanted {
+        id: id(name),
+        kind: KindName::new(kind).unwrap(),
+        site: here(),
+        via: via.map(|host| Ref(id(host))),
+        spec: Spec::of(&spec),
+        needs: needs.iter().map(|need| Need::on(id(need))).collect(),
+        ownership: Ownership::Ours,
+        protected: false,
+    }
+}
+
+impl World {
+    async fn new(cluster: &'static Cluster, about: &str) -> Self {
+        let line = Line::to(cluster).await;
+        let first = Address { url: line.url.clone(), ca: cluster.ca_pem().to_owned() };
+        let addresses = Arc::new(Mutex::new(BTreeMap::from([("first".to_owned(), first)])));
+        let cloud = MemoryCloud::new();
+        cloud.slow(2);
+        let (disk, tokens, others) = (MemoryStore::default(), Tokens::of(cluster), Vec::new());
+        let namespace = cluster.namespace_name(about);
+        Self { cluster, cloud, disk, addresses, tokens, others, line, namespace }
+    }
+
+    /// A cluster at an address, and in it a namespace with a config map and a deployment.
+    fn wanted(&self, at: &str) -> Vec<Wanted> {
+        let namespace = self.namespace.as_str();
+        let metadata = |name: &str| json!({ "name": name, "namespace": namespace });
+        vec![
+            want("cluster", "memory.cluster", None, &[], json!({ "fixed": at })),
+            want("space", "kubernetes.namespace", Some("cluster"), &[], json!({ "metadata": { "name": namespace } })),
+            want(
+                "settings",
+                "kubernetes.config-map",
+                Some("cluster"),
+                &["space"],
+                json!({ "metadata": metadata("settings"), "data": { "a": "1" } }),
+            ),
+            want(
+                "web",
+                "kubernetes.deployment",
+                Some("cluster"),
+                &["settings"],
+                json!({
+                    "metadata": metadata("web"),
+                    "spec": {
+                        "replicas": 0,
+                        "selector": { "matchLabels": { "app": "web" } },
+                        "template": {
+                            "metadata": { "labels": { "app": "web" } },
+                            "spec": { "containers": [{ "name": "web", "image": "local/web:1" }] },
+                        },
+                    },
+                }),
+            ),
+        ]
+    }
+
+    /// The provider as a fresh process has it.
+    fn provider(&self, fuse: &Fuse) -> Arc<dyn Provider> {
+        let outer = Arc::new(Hosts { cloud: self.cloud.clone(), addresses: self.addresses.clone() });
+        let inner = Arc::new(Kubernetes::of_clusters(Arc::new(NoSecrets)));
+        let reach = {
+            let inner = inner.clone();
+            move |endpoint| Arc::new(inner.through(endpoint)) as Arc<dyn Provider>
+        };
+        let through = Through::new(outer, inner, Box::new(reach), "cluster".parse().unwrap());
+        let mut ways = vec![(self.cluster.ca_pem().to_owned(), self.tokens.clone())];
+        ways.extend(self.others.iter().cloned());
+        let inner = through.connecting(KindName::new("memory.cluster").unwrap(), Arc::new(Ways(ways)));
+        Arc::new(Fused { inner, fuse: fuse.clone() })
+    }
+
+    fn sites(&self, wanted: &[Wanted], provider: Arc<dyn Provider>) -> BTreeMap<SiteName, RoadSite> {
+        let text = |text: &str| text.to_owned();
+        let place = Place { provider: text("memory"), account: text("1"), region: text("r"), runtime: text("cluster") };
+        BTreeMap::from([(here(), RoadSite { place, provider, protect_data: false, wanted: wanted.to_vec() })])
+    }
+
+    fn road<'a>(
+        &self,
+        sites: &'a BTreeMap<SiteName, RoadSite>,
+        environment: &'a textnlp_provider::EnvironmentName,
+        fuse: &Fuse,
+    ) -> Road<'a> {
+        let (by, tool, host) = ("ada".to_owned(), "test".to_owned(), "machine".to_owned());
+        let pause = Duration::from_millis(20);
+        Road {
+            environment,
+            store: Arc::new(self.disk.with_fuse(fuse.clone())),
+            sites,
+            apart: const { &BTreeSet::new() },
+            fresh: Lineage(Uuid::new_v4()),
+            operator: Operator { by, reason: None, tool, host, pid: 1 },
+            clock: Arc::new(SystemClock),
+            events: &Quiet,
+            gates: None,
+            limits: Limits { pause, longest_pause: Duration::from_millis(500), ..Limits::default() },
+        }
+    }
+
+    /// Goes the whole way as a process of its own; `None` if it died on the way.
+    async fn go(&self, ask: Ask, wanted: &[Wanted], fuse: &Fuse) -> Option<Result<Arrival, RoadError>> {
+        let (sites, environment) = (self.sites(wanted, self.provider(fuse)), "staging".parse().unwrap());
+        let road = self.road(&sites, &environment, fuse);
+        let dies = async {
+            while !fuse.blown() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let (stop, mut agree) = (CancellationToken::new(), |_: &Plan| true);
+        tokio::select! {
+            arrival = travel(&road, ask, &mut agree, &stop) => Some(arrival),
+            () = dies => None,
+        }
+    }
+
+    async fn done(&self, ask: Ask, wanted: &[Wanted]) -> Arrival {
+        let arrival = self.go(ask, wanted, &Fuse::default()).await.unwrap().unwrap_or_else(|error| panic!("{error:?}"));
+        let left = arrival.plan.as_ref().map(|plan| (&plan.blocked, &plan.refusals));
+        assert!(arrival.is_complete(), "{:#?}\n{left:#?}", arrival.outcome);
+        arrival
+    }
+
+    async fn plan(&self, wanted: &[Wanted]) -> (Audited, Facts) {
+        let (sites, environment) = (self.sites(wanted, self.provider(&Fuse::default())), "staging".parse().unwrap());
+        look(&self.road(&sites, &environment, &Fuse::default()), UP).await.unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    async fn state(&self) -> State {
+        State::load(Arc::new(self.disk.clone()), &"staging".parse().unwrap(), Lineage(Uuid::nil())).await.unwrap()
+    }
+
+    /// What is there of ours, by name and uid.
+    async fn objects(&self, cluster: &Cluster) -> BTreeMap<String, String> {
+        let api = cluster.api();
+        let namespace = &self.namespace;
+        let mut found = BTreeMap::new();
+        for (name, path) in [
+            ("space", format!("/api/v1/namespaces/{namespace}")),
+            ("settings", format!("/api/v1/namespaces/{namespace}/configmaps/settings")),
+            ("web", format!("/apis/apps/v1/namespaces/{namespace}/deployments/web")),
+        ] {
+            if let Some(object) = api.get(&path).await {
+                found.insert(name.to_owned(), object["metadata"]["uid"].as_str().unwrap().to_owned());
+            }
+        }
+        found
+    }
+
+    /// Everything is there once, recorded as it is, nothing is open, and nothing is left to do.
+    async fn is_whole(&self, wanted: &[Wanted]) {
+        let clusters: Vec<_> = self.cloud.things().into_iter().map(|thing| thing.cloud_id).collect();
+        assert_eq!(clusters.len(), 1, "{clusters:?}");
+        let state = self.state().await;
+        assert!(state.open(&here()).unwrap().is_empty());
+        let there = self.objects(self.cluster).await;
+        assert_eq!(there.len(), 3, "{there:?}");
+        for (id, holding) in state.holdings(&here()).unwrap() {
+            assert!(holding.old.is_empty());
+            let recorded = holding.current.unwrap();
+            if let Some(uid) = there.get(id.component()) {
+                assert!(recorded.cloud_id.as_str().ends_with(uid.as_str()), "{recorded:?} {uid}");
+                assert_eq!(recorded.via, Some(Ref(self::id("cluster"))));
+            }
+        }
+        let (plan, _) = self.plan(wanted).await;
+        assert!(plan.plan().steps.is_empty() && plan.plan().is_complete(), "{:#?}", plan.plan());
+        assert_eq!(self.cloud.complaints(), [""; 0]);
+    }
+
+    /// No token, and no way in but what the outputs say, is written down anywhere.
+    fn keeps_tokens_to_itself(&self, written: &str) {
+        for token in self.tokens.given.lock().unwrap().iter() {
+            assert!(!written.contains(token.as_str()), "a token was written down");
+        }
+    }
+
+    /// The namespace goes by itself, sooner or later.
+    fn leave(&self) {
+        self.cluster.kubectl(&["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"]);
+    }
+}
+
+fn runs(story: impl Future<Output = ()>) {
+    Runtime::new().unwrap().block_on(story);
+}
+
+fn steps(plan: &Plan) -> Vec<String> {
+    plan.steps.iter().map(|step| format!("{} {}", verbs(step), step.resource.component())).collect()
+}
+
+fn verbs(step: &textnlp_orchestrator::plan::Step) -> String {
+    let verbs: Vec<String> = step.node.calls().iter().map(|call| call.verb().to_string()).collect();
+    if verbs.is_empty() { "note".to_owned() } else { verbs.join("|") }
+}
+
+#[test]
+fn a_cluster_that_is_not_there_yet_is_planned_made_and_removed_with_what_is_in_it() {
+    let Some(cluster) = Cluster::shared() else { return };
+    runs(async {
+        let world = World::new(cluster, "through").await;
+        let wanted = world.wanted("first");
+        let (plan, facts) = world.plan(&wanted).await;
+        assert_eq!(steps(plan.plan()), ["create cluster", "create space", "create settings", "create web"]);
+        assert!(
+            facts.sites[&here()].observed.iter().all(|(_, seen)| *seen == Observed::Absent),
+            "{:?}",
+            facts.sites[&here()].observed
+        );
+        assert!(world.cloud.calls().is_empty() && world.objects(cluster).await.is_empty(), "a plan changes nothing");
+        assert_eq!(world.tokens.asked(), 0, "nobody is asked for a token to nowhere");
+
+        let arrival = world.done(UP, &wanted).await;
+        assert_eq!(arrival.outcome.done.len(), 4);
+        world.is_whole(&wanted).await;
+        let plan = format!("{:?}", arrival.plan);
+        world.keeps_tokens_to_itself(&(plan + &String::from_utf8_lossy(&world.disk.raw_log(&here()))));
+
+        // What changes is changed where it is.
+        let before = world.objects(cluster).await;
+        let mut changed = wanted.clone();
+        let mut spec = changed[2].spec.as_value().clone();
+        spec["data"]["a"] = json!("2");
+        changed[2].spec = Spec::of(&spec);
+        let arrival = world.done(UP, &changed).await;
+        assert_eq!(steps(&arrival.plan.unwrap()), ["update settings"]);
+        assert_eq!(world.objects(cluster).await, before);
+        world.is_whole(&changed).await;
+
+        // What is in it goes before it does.
+        let arrival = world.done(DOWN, &[]).await;
+        let order: Vec<&str> = arrival.outcome.done.iter().map(|did| did.resource.component()).collect();
+        assert_eq!(order, ["web", "settings", "space", "cluster"]);
+        assert!(world.objects(cluster).await.is_empty() && world.cloud.things().is_empty());
+    });
+}
