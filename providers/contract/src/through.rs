@@ -372,3 +372,75 @@ impl Provider for Through {
         self.judged(&host, inner.advance(op, handle).await)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::resource::Health;
+    use crate::spec::Spec;
+
+    fn id() -> ResourceId {
+        ResourceId::new("here/cluster").expect("an id")
+    }
+
+    fn object(cloud_id: &str) -> Object {
+        Object {
+            kind: "memory.cluster".parse().expect("a kind"),
+            cloud_id: CloudId::new(cloud_id).expect("an id"),
+            spec: Spec::default(),
+            outputs: Outputs::from([("endpoint".to_owned(), json!(cloud_id))]),
+            lineage: None,
+            health: Health::Ready,
+            via: None,
+            foreign: Vec::new(),
+        }
+    }
+
+    fn recorded(cloud_id: &str) -> Recorded {
+        let Object { kind, cloud_id, spec, outputs, .. } = object(cloud_id);
+        Recorded {
+            id: id(),
+            kind,
+            site: "here".parse().expect("a site"),
+            via: None,
+            spec,
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            schema: 1,
+            cloud_id,
+            outputs,
+            protected: false,
+            tainted: false,
+        }
+    }
+
+    /// What stands for the host, of the objects that are there, by the records of it: the first is the one in use.
+    fn check(there: &[&str], records: &[&str], expect: Result<&str, &str>) {
+        let mut seen: Vec<_> = there.iter().map(|one| (id(), Observed::Present(object(one)))).collect();
+        seen.push((id(), Observed::Absent));
+        let records: Vec<Recorded> = records.iter().map(|one| recorded(one)).collect();
+        let found = found(&id(), &seen, &records.iter().collect::<Vec<_>>());
+        let found = match &found {
+            Ok(Found::Here { object, .. }) => Ok(object.cloud_id.as_str()),
+            Ok(Found::Nowhere) => Ok("nowhere"),
+            Err(why) => Err(why.as_str()),
+        };
+        assert_eq!(found, expect, "{there:?} {records:?}");
+    }
+
+    #[test]
+    fn a_host_is_the_recorded_object_and_never_a_replaced_one() {
+        check(&[], &[], Ok("nowhere"));
+        check(&["a"], &[], Ok("a"));
+        check(&["b", "a"], &[], Ok("a"));
+        check(&["b", "a"], &["b"], Ok("b"));
+        check(&["b", "a"], &["b", "a"], Ok("b"));
+        check(&["a"], &["b", "a"], Ok("nowhere"));
+        check(&["c", "a"], &["b", "a"], Ok("c"));
+        let unseen = [(id(), Observed::Present(object("a"))), (id(), Observed::Unknown(Why("cut short".to_owned())))];
+        assert!(matches!(found(&id(), &unseen, &[]), Err(why) if why == "cut short"));
+        assert!(found(&id(), &[], &[]).is_err(), "one of which nobody says anything is not gone");
+    }
+}

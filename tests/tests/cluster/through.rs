@@ -4,9 +4,9 @@
 //! that cluster lead, with tokens that a service account is given for minutes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ use textnlp_provider::memory::{Fuse, MemoryCloud};
 use textnlp_provider::{
     CloudId, Component, Error, FieldChange, Handle, Kind, KindName, Lineage, Need, Object, Observed, Operation,
     Outputs, Ownership, Problem, Problems, Progress, Provider, Recorded, Ref, ResourceId, Result, Scope, Secret,
-    SecretName, SecretRef, SecretStore, SecretVersion, Site, SiteName, Sort, Spec, Through, Wanted,
+    SecretName, SecretRef, SecretStore, SecretVersion, Site, SiteName, Sort, Spec, Through, Wanted, Why,
 };
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,9 +34,6 @@ use uuid::Uuid;
 
 const UP: Ask = Ask::UP;
 const DOWN: Ask = Ask { purpose: Purpose::Down, delete_data: false, gated: false };
-/// The account whose tokens are used, in `default`.
-const ACCOUNT: &str = "deployer";
-
 /// Where a cluster of the memory cloud is in truth.
 #[derive(Clone)]
 struct Address {
@@ -171,6 +168,8 @@ impl Provider for Fused {
 /// Where tokens come from, and what goes wrong with it.
 struct Tokens {
     cluster: &'static Cluster,
+    /// Whose they are, in `default`.
+    account: String,
     asked: AtomicU32,
     how: Mutex<How>,
     lives: Mutex<Duration>,
@@ -187,17 +186,28 @@ enum How {
 }
 
 impl Tokens {
+    /// Those of an account of its own, that may do everything.
     fn of(cluster: &'static Cluster) -> Arc<Self> {
-        let make = |kind: &str, name: &str, args: &[&str]| {
-            let out = cluster.kubectl(&[&["create", kind, name], args].concat());
-            let said = String::from_utf8_lossy(&out.stderr).into_owned();
-            assert!(out.status.success() || said.contains("already exists"), "{said}");
-        };
-        make("serviceaccount", ACCOUNT, &["-n", "default"]);
-        let who = format!("--serviceaccount=default:{ACCOUNT}");
-        make("clusterrolebinding", ACCOUNT, &["--clusterrole=cluster-admin", &who]);
         let (how, lives) = (Mutex::new(How::Well), Mutex::new(Duration::from_secs(600)));
-        Arc::new(Self { cluster, asked: AtomicU32::new(0), how, lives, given: Mutex::default() })
+        let (account, asked, given) = (cluster.namespace_name("deployer"), AtomicU32::new(0), Mutex::default());
+        let tokens = Self { cluster, account, asked, how, lives, given };
+        tokens.make_account();
+        let (who, account) = (format!("--serviceaccount=default:{}", tokens.account), &tokens.account);
+        let bound = ["create", "clusterrolebinding", account, "--clusterrole=cluster-admin", &who];
+        assert!(cluster.kubectl(&bound).status.success());
+        Arc::new(tokens)
+    }
+
+    fn make_account(&self) {
+        let made = self.cluster.kubectl(&["create", "serviceaccount", &self.account, "-n", "default"]);
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    /// The account is another one of its name from now on, and its tokens are of no use any more.
+    fn revoke(&self) {
+        let gone = self.cluster.kubectl(&["delete", "serviceaccount", &self.account, "-n", "default"]);
+        assert!(gone.status.success(), "{gone:?}");
+        self.make_account();
     }
 
     fn asked(&self) -> u32 {
@@ -223,7 +233,7 @@ impl TokenSource for Tokens {
             How::Well | How::SpoiledOnce => {}
         }
         let ask = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 600 } });
-        let path = format!("/api/v1/namespaces/default/serviceaccounts/{ACCOUNT}/token");
+        let path = format!("/api/v1/namespaces/default/serviceaccounts/{}/token", self.account);
         let answer = self.cluster.api().call("POST", &path, Some(&ask)).await;
         let answer = answer.map_err(|error| Error::new(Sort::Unavailable, "ask for", "a token").because(error))?.ok();
         let mut token = answer["status"]["token"].as_str().unwrap().to_owned();
@@ -342,12 +352,16 @@ fn want(name: &str, kind: &str, via: Option<&str>, needs: &[&str], spec: Value) 
 
 impl World {
     async fn new(cluster: &'static Cluster, about: &str) -> Self {
+        Self::with(cluster, about, Tokens::of(cluster)).await
+    }
+
+    async fn with(cluster: &'static Cluster, about: &str, tokens: Arc<Tokens>) -> Self {
         let line = Line::to(cluster).await;
         let first = Address { url: line.url.clone(), ca: cluster.ca_pem().to_owned() };
         let addresses = Arc::new(Mutex::new(BTreeMap::from([("first".to_owned(), first)])));
         let cloud = MemoryCloud::new();
         cloud.slow(2);
-        let (disk, tokens, others) = (MemoryStore::default(), Tokens::of(cluster), Vec::new());
+        let (disk, others) = (MemoryStore::default(), Vec::new());
         let namespace = cluster.namespace_name(about);
         Self { cluster, cloud, disk, addresses, tokens, others, line, namespace }
     }
@@ -480,11 +494,15 @@ impl World {
 
     /// Everything is there once, recorded as it is, nothing is open, and nothing is left to do.
     async fn is_whole(&self, wanted: &[Wanted]) {
+        self.is_whole_in(self.cluster, wanted).await;
+    }
+
+    async fn is_whole_in(&self, cluster: &Cluster, wanted: &[Wanted]) {
         let clusters: Vec<_> = self.cloud.things().into_iter().map(|thing| thing.cloud_id).collect();
         assert_eq!(clusters.len(), 1, "{clusters:?}");
         let state = self.state().await;
         assert!(state.open(&here()).unwrap().is_empty());
-        let there = self.objects(self.cluster).await;
+        let there = self.objects(cluster).await;
         assert_eq!(there.len(), 3, "{there:?}");
         for (id, holding) in state.holdings(&here()).unwrap() {
             assert!(holding.old.is_empty());
@@ -562,6 +580,258 @@ fn a_cluster_that_is_not_there_yet_is_planned_made_and_removed_with_what_is_in_i
         let arrival = world.done(DOWN, &[]).await;
         let order: Vec<&str> = arrival.outcome.done.iter().map(|did| did.resource.component()).collect();
         assert_eq!(order, ["web", "settings", "space", "cluster"]);
+        assert!(world.objects(cluster).await.is_empty() && world.cloud.things().is_empty());
+    });
+}
+
+/// Kills an `up` and a `down` at every boundary between the engine, its journal and the providers.
+#[test]
+fn a_run_that_is_killed_anywhere_is_finished_by_a_fresh_process() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let tokens = Tokens::of(cluster);
+    let (up, down) = (Fuse::default(), Fuse::default());
+    runs(async {
+        let whole = World::with(cluster, "killed", tokens.clone()).await;
+        whole.go(UP, &whole.wanted("first"), &up).await.unwrap().unwrap();
+        whole.go(DOWN, &[], &down).await.unwrap().unwrap();
+    });
+    let (ups, downs) = (up.crossed(), down.crossed());
+    assert!(ups > 30 && downs > 20, "{ups} {downs}");
+    let one = async |boundary: u64| {
+        let world = World::with(cluster, "killed", tokens.clone()).await;
+        let wanted = world.wanted("first");
+        let is_up = boundary < ups;
+        let (ask, then, boundary) =
+            if is_up { (UP, wanted.clone(), boundary) } else { (DOWN, Vec::new(), boundary - ups) };
+        if !is_up {
+            world.done(UP, &wanted).await;
+        }
+        let died = world.go(ask, &then, &Fuse::blows_at(boundary)).await.is_none();
+        world.done(ask, &then).await;
+        match is_up {
+            true => world.is_whole(&wanted).await,
+            false => assert!(world.objects(cluster).await.is_empty() && world.cloud.things().is_empty()),
+        }
+        world.leave();
+        died
+    };
+    // Each thread has its own time and network; what they share is the control plane.
+    let (next, died) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                runs(async {
+                    loop {
+                        let boundary = next.fetch_add(1, Ordering::SeqCst);
+                        if boundary >= ups + downs {
+                            break;
+                        }
+                        died.fetch_add(u64::from(one(boundary).await), Ordering::SeqCst);
+                    }
+                });
+            });
+        }
+    });
+    // How often something slow is looked at is another number each time: the last boundaries may not be reached.
+    let died = died.into_inner();
+    assert!(died * 10 > (ups + downs) * 8, "{died} of {ups} + {downs}");
+    eprintln!("killed at {died} boundaries of {ups} + {downs}");
+}
+
+#[test]
+fn of_a_cluster_that_cannot_be_reached_nothing_is_known_and_nothing_is_done() {
+    let Some(cluster) = Cluster::shared() else { return };
+    runs(async {
+        let world = World::new(cluster, "cut").await;
+        let wanted = world.wanted("first");
+        // Cut before there is anything in it: the cluster is made, and what could not be begun is finished when the line is back.
+        world.line.cut(true);
+        let arrival = world.go(UP, &wanted, &Fuse::default()).await.unwrap().unwrap();
+        assert!(!arrival.is_complete() && world.cloud.things().len() == 1, "{:#?}", arrival.outcome);
+        world.line.cut(false);
+        world.done(UP, &wanted).await;
+        world.is_whole(&wanted).await;
+
+        world.line.cut(true);
+        let before = world.objects(cluster).await;
+        let unknown = |(plan, facts): (Audited, Facts), why: &str| {
+            let plan = plan.plan();
+            assert!(plan.steps.is_empty() && plan.blocked.len() == 3, "{plan:#?}");
+            let seen = facts.sites[&here()].observed.iter().filter(|(one, _)| *one != id("cluster"));
+            for (id, seen) in seen {
+                assert!(
+                    matches!(seen, Observed::Unknown(Why(text)) if text.contains("here/cluster") && text.contains(why)),
+                    "{id}: {seen:?}"
+                );
+            }
+        };
+        unknown(world.plan(&wanted).await, "");
+        // Nobody gives it up, and nothing of it is forgotten.
+        let arrival = world.go(DOWN, &[], &Fuse::default()).await.unwrap().unwrap();
+        assert!(!arrival.is_complete() && arrival.outcome.done.is_empty(), "{:#?}", arrival.outcome);
+        world.line.cut(false);
+        assert_eq!(world.objects(cluster).await, before);
+
+        world.tokens.goes(How::Fails);
+        unknown(world.plan(&wanted).await, "the session of ada has ended");
+        world.tokens.goes(How::Hangs);
+        let began = Instant::now();
+        unknown(world.plan(&wanted).await, "did not come within 4s");
+        assert!(began.elapsed() < Duration::from_secs(15));
+        world.tokens.goes(How::Well);
+        world.is_whole(&wanted).await;
+        world.leave();
+    });
+}
+
+#[test]
+fn a_token_that_ends_or_is_not_taken_is_asked_for_anew() {
+    let Some(cluster) = Cluster::shared() else { return };
+    runs(async {
+        let world = World::new(cluster, "tokens").await;
+        let wanted = world.wanted("first");
+        world.tokens.goes(How::SpoiledOnce);
+        world.done(UP, &wanted).await;
+        assert_eq!(world.tokens.asked(), 2, "one of no use, one for all that followed");
+
+        // Another process, whose tokens have ended before they come.
+        *world.tokens.lives.lock().unwrap() = Duration::ZERO;
+        world.is_whole(&wanted).await;
+        assert!(world.tokens.asked() > 20, "each call asks anew");
+        *world.tokens.lives.lock().unwrap() = Duration::from_secs(600);
+
+        // Revoked under a process that goes on: API servers remember for seconds whom they knew.
+        let sites = world.sites(&wanted, world.provider(&Fuse::default()));
+        let environment = "staging".parse().unwrap();
+        let road = world.road(&sites, &environment, &Fuse::default());
+        let whole = async || assert!(look(&road, UP).await.unwrap().0.plan().is_complete());
+        whole().await;
+        let asked = world.tokens.asked();
+        whole().await;
+        assert_eq!(world.tokens.asked(), asked, "one that is good is kept");
+        world.tokens.revoke();
+        let until = Instant::now() + Duration::from_secs(60);
+        while world.tokens.asked() == asked {
+            assert!(Instant::now() < until, "the API server goes on taking the old one");
+            whole().await;
+        }
+        assert_eq!(world.tokens.asked(), asked + 1);
+        world.leave();
+    });
+}
+
+#[test]
+fn a_cluster_that_has_moved_is_found_by_a_fresh_process_in_the_middle_of_its_work() {
+    let Some(cluster) = Cluster::shared() else { return };
+    runs(async {
+        let tokens = Tokens::of(cluster);
+        let mut boundary = 10;
+        // Somewhere in there the namespace is begun and not recorded.
+        let world = loop {
+            let world = World::with(cluster, "moved", tokens.clone()).await;
+            let fuse = Fuse::blows_at(boundary);
+            assert!(world.go(UP, &world.wanted("first"), &fuse).await.is_none(), "it never came to the namespace");
+            if fuse.last().is_some_and(|last| last.starts_with("after begin create here/space")) {
+                break world;
+            }
+            world.leave();
+            boundary += 1;
+        };
+        let wanted = world.wanted("first");
+        let new = Line::to(cluster).await;
+        world.line.cut(true);
+        world.addresses.lock().unwrap().get_mut("first").unwrap().url.clone_from(&new.url);
+        let arrival = world.done(UP, &wanted).await;
+        assert!(arrival.recovered > 0, "{:#?}", arrival.outcome);
+        world.is_whole(&wanted).await;
+        world.leave();
+    });
+}
+
+#[test]
+fn what_is_in_a_cluster_that_is_replaced_is_made_anew_in_the_other_one() {
+    let (Some(first), Some(second)) = (Cluster::shared(), Cluster::second()) else { return };
+    runs(async {
+        let mut world = World::new(first, "replaced").await;
+        let there = Address { url: second.url().to_owned(), ca: second.ca_pem().to_owned() };
+        world.addresses.lock().unwrap().insert("second".to_owned(), there);
+        world.others.push((second.ca_pem().to_owned(), Tokens::of(second)));
+        let wanted = world.wanted("first");
+        world.done(UP, &wanted).await;
+        let before = world.objects(first).await;
+
+        let moved = world.wanted("second");
+        let fuse = Fuse::default();
+        let arrival = world.go(UP, &moved, &fuse).await.unwrap().unwrap();
+        assert!(arrival.is_complete(), "{:#?}", arrival.outcome);
+        let did: Vec<String> =
+            arrival.outcome.done.iter().map(|did| format!("{} {}", did.verb, did.resource.component())).collect();
+        let order =
+            ["delete web", "delete settings", "delete space", "delete cluster", "create cluster", "create space"];
+        assert_eq!(did[..6], order, "{did:?}");
+        assert!(world.objects(first).await.is_empty());
+        let after = world.objects(second).await;
+        assert!(after.len() == 3 && before.values().all(|uid| !after.values().any(|new| new == uid)));
+        world.is_whole_in(second, &moved).await;
+
+        // One whose objects nobody wants any more is emptied before it is replaced, and two stand beside one another.
+        let mut both = world.wanted("first");
+        both.truncate(1);
+        world.done(UP, &both).await;
+        assert!(world.objects(second).await.is_empty(), "nothing is left behind in the old one");
+        both.extend(world.wanted("first").split_off(1));
+        both.push(want("other", "memory.cluster", None, &[], json!({ "fixed": "second" })));
+        for one in world.wanted("second").split_off(1) {
+            let name = |of: &str| format!("other-{of}");
+            let needs = one.needs.iter().map(|need| Need::on(id(&name(need.on.component())))).collect();
+            both.push(Wanted { id: id(&name(one.id.component())), via: Some(Ref(id("other"))), needs, ..one });
+        }
+        world.done(UP, &both).await;
+        assert!(world.objects(first).await.len() == 3 && world.objects(second).await.len() == 3);
+        assert!(world.plan(&both).await.0.plan().steps.is_empty());
+        world.done(DOWN, &[]).await;
+        assert!(world.objects(first).await.is_empty() && world.objects(second).await.is_empty());
+        assert!(world.cloud.things().is_empty());
+    });
+}
+
+#[test]
+fn what_its_controllers_made_outside_is_gone_before_the_cluster_goes() {
+    let Some(cluster) = Cluster::shared() else { return };
+    runs(async {
+        let world = World::new(cluster, "balanced").await;
+        let mut wanted = world.wanted("first");
+        let balanced = json!({
+            "metadata": { "name": "web", "namespace": world.namespace },
+            "spec": { "type": "LoadBalancer", "ports": [{ "name": "http", "port": 80 }], "selector": { "app": "web" } },
+        });
+        wanted.push(want("balanced", "kubernetes.service", Some("cluster"), &["web"], balanced));
+        // Stands for the controller of a cloud: a load balancer for the service, and its finalizer for as long as that is there.
+        let (api, cloud) = (cluster.api(), world.cloud.clone());
+        let path = format!("/api/v1/namespaces/{}/services/web", world.namespace);
+        let controller = tokio::spawn(async move {
+            let finalizers = |list: Value| json!({ "metadata": { "finalizers": list } });
+            loop {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let Some(service) = api.get(&path).await else { continue };
+                if service["metadata"]["deletionTimestamp"].is_string() {
+                    tokio::time::sleep(Duration::from_secs(3)).await;
+                    let cluster_is_there = cloud.things().len() == 1;
+                    api.call("PATCH", &path, Some(&finalizers(json!([])))).await.unwrap().ok();
+                    return cluster_is_there;
+                }
+                if service["status"]["loadBalancer"]["ingress"].is_null() {
+                    let held = finalizers(json!(["service.kubernetes.io/load-balancer-cleanup"]));
+                    api.call("PATCH", &path, Some(&held)).await.unwrap().ok();
+                    let status = json!({ "status": { "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } } });
+                    api.call("PATCH", &format!("{path}/status"), Some(&status)).await.unwrap().ok();
+                }
+            }
+        });
+        world.done(UP, &wanted).await;
+        assert!(world.plan(&wanted).await.0.plan().steps.is_empty());
+        world.done(DOWN, &[]).await;
+        assert!(controller.await.unwrap(), "the cluster went before its load balancer");
         assert!(world.objects(cluster).await.is_empty() && world.cloud.things().is_empty());
     });
 }
