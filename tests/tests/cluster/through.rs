@@ -835,3 +835,20 @@ fn what_its_controllers_made_outside_is_gone_before_the_cluster_goes() {
         assert!(world.objects(cluster).await.is_empty() && world.cloud.things().is_empty());
     });
 }
+
+#[test]
+fn a_cluster_that_exists_is_used_from_the_first_up_on_and_stays() {
+    let Some(cluster) = Cluster::shared() else { return };
+    runs(async {
+        let world = World::new(cluster, "existing").await;
+        let cloud_id = CloudId::new("cluster-of-ada").unwrap();
+        let kind = KindName::new("memory.cluster").unwrap();
+        world.cloud.place_foreign(&kind, &cloud_id, None, Spec::of(&json!({ "fixed": "first" })));
+        let mut wanted = world.wanted("first");
+        wanted[0].ownership = Ownership::External(cloud_id);
+        world.done(UP, &wanted).await;
+        world.is_whole(&wanted).await;
+        world.done(DOWN, &[]).await;
+        assert!(world.objects(cluster).await.is_empty() && world.cloud.things().len() == 1, "what exists stays");
+    });
+}
