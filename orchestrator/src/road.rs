@@ -422,8 +422,11 @@ async fn read_site(
         .values()
         .flat_map(|holding| holding.current.iter().chain(holding.old.iter().map(|old| &old.recorded)).cloned())
         .collect();
-    let (external, ours): (Vec<_>, Vec<_>) =
+    let (external, mut ours): (Vec<_>, Vec<_>) =
         site.wanted.iter().cloned().partition(|wanted| matches!(wanted.ownership, Ownership::External(_)));
+    // Who looks at what is reached through an existing object has to know which one that is.
+    let hosts: BTreeSet<&ResourceId> = site.wanted.iter().filter_map(|wanted| Some(&wanted.via.as_ref()?.0)).collect();
+    ours.extend(external.iter().filter(|wanted| hosts.contains(&wanted.id)).cloned());
     let scope = Scope {
         lineage: state.lineage(),
         environment: road.environment,

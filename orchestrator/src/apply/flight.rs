@@ -1,12 +1,15 @@
 //! One operation in the air: its next call, and what an answer comes to.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use textnlp_provider::{Error, Handle, Object, Operation, Progress, Provider, Result as Answered, Sort, Verb};
+use textnlp_provider::{
+    Error, Handle, Object, Operation, Progress, Provider, Recorded, Result as Answered, Sort, Verb,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
@@ -72,10 +75,12 @@ impl Flight {
         &self.intent.operation
     }
 
-    /// The next call, after a pause.
+    /// The next call, after a pause, through `host` where the operation goes through one.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn call(
         &self,
         provider: Arc<dyn Provider>,
+        host: Option<Recorded>,
         clock: Arc<dyn Clock>,
         stop: CancellationToken,
         lease: Option<Arc<dyn Lease>>,
@@ -96,7 +101,11 @@ impl Flight {
             {
                 return None;
             }
-            let op = &intent.operation;
+            let op = match host {
+                Some(host) => Cow::Owned(Operation { host: Some(Box::new(host)), ..intent.operation.clone() }),
+                None => Cow::Borrowed(&intent.operation),
+            };
+            let op = op.as_ref();
             let call = async {
                 match &handle {
                     Some(handle) => provider.advance(op, handle).await,

@@ -388,8 +388,11 @@ impl<'a> Air<'a> {
 
     fn launch(&mut self, id: u64, flight: Flight, pause: Duration) -> Result<(), ApplyError> {
         let provider = self.provider(&flight.operation().site)?;
-        let lease = self.drive.state.lease();
-        let call = flight.call(provider, self.drive.clock.clone(), self.stop.clone(), lease, pause, self.drive.limits);
+        let (lease, op) = (self.drive.state.lease(), flight.operation());
+        // Asked for each call: meanwhile the host may have become another object, or have other outputs.
+        let host = op.via.as_ref().and_then(|host| self.drive.state.current(&op.site, &host.0));
+        let (clock, stop, limits) = (self.drive.clock.clone(), self.stop.clone(), self.drive.limits);
+        let call = flight.call(provider, host, clock, stop, lease, pause, limits);
         self.calls.push(Box::pin(call.map(move |landing| (id, landing))));
         self.flights.insert(id, flight);
         Ok(())

@@ -265,6 +265,7 @@ pub(super) fn intent(
         environment: state.environment().clone(),
         lineage,
         via,
+        host: None,
         spec,
         recorded,
         changes,

@@ -99,7 +99,7 @@ pub(super) struct Deciding<'w, 'a> {
     known: Vec<Option<Known<'a>>>,
     pub(super) all: Vec<Option<Decided<'a>>>,
     warnings: Vec<Problem>,
-    /// What others are to be reached through.
+    /// What others are reached through, or are to be.
     hosts: Vec<bool>,
     /// Hosts through which something is reached that holds data nobody agreed to lose.
     precious_hosts: Vec<bool>,
@@ -125,9 +125,11 @@ pub(super) fn decide<'a>(world: &World<'a>) -> Decisions<'a> {
         if let Some((site, holding)) = row.holding
             && let Some(child) = &holding.current
             && let Some(host) = &child.via
-            && is_kept(world, child, site)
+            && let Some(host) = world.place(&host.0)
         {
-            world.place(&host.0).into_iter().for_each(|host| precious_hosts[host] = true);
+            // What is in it goes through it, which a new one in its place would not lead to.
+            hosts[host] = true;
+            precious_hosts[host] |= is_kept(world, child, site);
         }
     }
     let guests = guests(world);
@@ -327,7 +329,8 @@ impl<'a> Deciding<'_, 'a> {
 
     fn stray(&self, wanted: &'a Wanted, object: &Object) -> Recorded {
         let schema = self.world.kind_of(wanted).map_or(1, |kind| kind.schema);
-        record_of(&wanted.id, wanted.site.clone(), wanted.via.clone(), schema, object)
+        let via = object.via.clone().or(wanted.via.clone());
+        record_of(&wanted.id, wanted.site.clone(), via, schema, object)
     }
 
     fn external(
@@ -408,7 +411,7 @@ impl<'a> Deciding<'_, 'a> {
             Some(Cow::Borrowed("its creation failed half-way"))
         } else if recorded.kind != wanted.kind {
             Some("it becomes another kind".into())
-        } else if recorded.via != wanted.via && !stray {
+        } else if recorded.via != wanted.via {
             Some("it moves to another host".into())
         } else if host_goes == Branch::Replace {
             Some("its host is replaced".into())
@@ -794,6 +797,7 @@ mod tests {
             outputs: Outputs::from([("id".to_owned(), json!("b-1"))]),
             lineage: None,
             health: Health::Ready,
+            via: None,
             foreign: Vec::new(),
         };
         let fresh = Fresh { wanted: &wanted, spec: &wanted.spec, seen: &seen, schema: 3 };

@@ -304,7 +304,19 @@ impl<'w, 'a> Graph<'w, 'a> {
                 }
             }
         }
+        // What no record mentions was seen where it is.
+        let mut strays: Vec<(Place, Key)> = Vec::new();
+        for (place, decided) in self.decisions.all.iter().enumerate() {
+            let Some(decided) = decided else { continue };
+            for (number, stray) in (decided.old.len() as u32..).zip(&decided.strays) {
+                let needs = self.world.recorded_needs(stray);
+                strays.extend(needs.into_iter().map(|need| (need, (place, Slot::Stray(number)))));
+            }
+        }
         for key in going {
+            for (_, stray) in strays.iter().filter(|(need, _)| *need == key.0) {
+                self.after(key, *stray);
+            }
             for user in &users[key.0] {
                 let gone = [(*user, Slot::Gone), (*user, Slot::Replaced)];
                 for before in gone.into_iter().chain((0..self.olds(*user)).map(|number| (*user, Slot::Old(number)))) {

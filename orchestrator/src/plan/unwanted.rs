@@ -45,7 +45,13 @@ impl<'a> Deciding<'_, 'a> {
         }
         // What was reached through a host that is gone went with it.
         let host = current.and_then(|current| current.via.as_ref()).and_then(|host| self.decision(&host.0));
-        if let (Some(Decision::Forget { .. } | Decision::Create), Some(recorded)) = (host, current) {
+        // An existing object is forgotten and goes on being there.
+        let is_gone = match host {
+            Some(Decision::Forget { recorded }) => !matches!(recorded.ownership, Ownership::External(_)),
+            Some(Decision::Create) => true,
+            _ => false,
+        };
+        if let (true, Some(recorded)) = (is_gone, current) {
             decided.because = "it went with its host".to_owned();
             decided.what = Decision::Forget { recorded };
             return Some(decided);
@@ -60,7 +66,7 @@ impl<'a> Deciding<'_, 'a> {
         for object in sight.strays {
             if object.lineage == Some(self.world.facts.lineage) {
                 let schema = self.world.kind(site, &object.kind).map_or(1, |kind| kind.schema);
-                decided.strays.push(record_of(self.world.ids[place], site.clone(), None, schema, object));
+                decided.strays.push(record_of(self.world.ids[place], site.clone(), object.via.clone(), schema, object));
             }
         }
         match (current, sight.seen) {
@@ -93,7 +99,15 @@ impl<'a> Deciding<'_, 'a> {
             let holding = self.world.rows[place].holding;
             let Some(recorded) = holding.and_then(|(_, holding)| holding.current.as_ref()) else { continue };
             for need in self.world.recorded_needs(recorded) {
-                let goes = matches!(&self.all[need], Some(Decided { what: Decision::Delete { .. }, .. }));
+                let is_host = recorded.via.as_ref().is_some_and(|host| self.world.place(&host.0) == Some(need));
+                let goes = match self.all[need].as_ref().map(|decided| &decided.what) {
+                    Some(Decision::Delete { .. }) => true,
+                    // Nobody would find the way to what is in it.
+                    Some(Decision::Forget { recorded }) => {
+                        is_host && matches!(recorded.ownership, Ownership::External(_))
+                    }
+                    _ => false,
+                };
                 if goes && !reasons.contains_key(&need) {
                     reasons.insert(need, place);
                     todo.push(need);
@@ -109,7 +123,7 @@ impl<'a> Deciding<'_, 'a> {
             let for_data = matches!(&self.all[first], Some(Decided { what: Decision::Retain { .. }, .. }));
             let because = format!("`{}` needs it", self.world.ids[*by]);
             if let Some(decided) = &mut self.all[*need]
-                && let Decision::Delete { recorded } = decided.what
+                && let Decision::Delete { recorded } | Decision::Forget { recorded } = decided.what
             {
                 decided.because = because;
                 decided.what = if for_data { Decision::Retain { recorded } } else { Decision::Blocked };

@@ -184,6 +184,12 @@ impl State {
         self.journals.get(site).map_or_else(|| Ok(BTreeMap::new()), |journal| journal.holdings(site))
     }
 
+    /// An object of a site, as recorded.
+    pub(crate) fn current(&self, site: &SiteName, resource: &ResourceId) -> Option<Recorded> {
+        let journal = self.journals.get(site)?;
+        journal.body(site, journal.fold.slots.get(resource)?.current.as_ref()?).ok()
+    }
+
     /// The SHA-256 that names a replaced object's record in the journal, also while the end of what replaced it is still to be written.
     pub(crate) fn old(&self, site: &SiteName, resource: &ResourceId, cloud_id: &CloudId) -> Option<String> {
         let journal = self.journals.get(site)?;

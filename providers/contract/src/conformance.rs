@@ -249,6 +249,7 @@ impl<'a> Bench<'a> {
             environment: self.environment.clone(),
             lineage: self.lineage,
             via: wanted.via.clone(),
+            host: None,
             spec: if verb == Verb::Delete { Spec::of(&json!({})) } else { wanted.spec.clone() },
             recorded: recorded.cloned(),
             changes: Vec::new(),

@@ -22,6 +22,7 @@ pub mod minimum;
 pub mod name;
 pub mod secret;
 pub mod spec;
+pub mod through;
 
 pub use component::{Component, Site};
 pub use error::{Error, Result, Sort, told};
@@ -36,3 +37,4 @@ pub use resource::{
 };
 pub use secret::{Secret, SecretName, SecretRef, SecretStore, SecretVersion};
 pub use spec::{OutputRef, Spec, SpecError};
+pub use through::{Reach, Through};

@@ -85,6 +85,9 @@ pub struct Operation {
     /// The resource through which it is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<Ref>,
+    /// That resource as it is recorded when the call is made: whoever calls fills it in, and it is never written down with the operation.
+    #[serde(skip)]
+    pub host: Option<Box<Recorded>>,
     /// What the object should be: outputs resolved, secrets as references. Empty for a delete.
     pub spec: Spec,
     /// The object that is changed or removed; `None` for a create.

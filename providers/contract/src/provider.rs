@@ -53,6 +53,8 @@ pub trait Provider: Send + Sync {
     async fn begin(&self, op: &Operation) -> Result<Progress>;
 
     /// The next call, or the next look, of an operation that was pending.
+    ///
+    /// What `op.via` names is `op.host`, as it is recorded now: it may be another object, or have other outputs, than when the operation began.
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress>;
 }
 
@@ -65,9 +67,9 @@ pub struct Scope<'a> {
     pub environment: &'a EnvironmentName,
     /// Which place.
     pub site: &'a SiteName,
-    /// What should be there.
+    /// What should be there, and the existing objects that others are reached through.
     pub wanted: &'a [Wanted],
-    /// What we wrote down.
+    /// What we wrote down; of several under one id the first is in use, and the others were replaced.
     pub recorded: &'a [Recorded],
 }
 

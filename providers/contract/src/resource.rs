@@ -128,6 +128,9 @@ pub struct Object {
     pub lineage: Option<Lineage>,
     /// Whether it does its work.
     pub health: Health,
+    /// The resource through which it was seen, where a provider works through others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<Ref>,
     /// What is inside it that no operation of ours made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign: Vec<Foreign>,

@@ -1,14 +1,17 @@
 //! Calls of the API server: one request each, bounded in time and size, nothing repeated behind the caller's back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Request, StatusCode};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use serde_json::Value;
 use textnlp_provider::{Error, Result, Sort};
 use tokio::time::Instant;
 
+use crate::credential::Tokens;
 use crate::error::{self, Call};
 
 /// A single call has at most this long, and so have all calls of one verb together: a run that took the state over waits as
@@ -30,6 +33,8 @@ const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s
 #[derive(Clone)]
 pub(crate) struct Api {
     client: kube::Client,
+    /// Where the client does not know by itself who it is.
+    tokens: Option<Arc<Tokens>>,
     /// Nothing is asked after this.
     until: Option<Instant>,
 }
@@ -43,8 +48,16 @@ pub(crate) struct Written {
 }
 
 impl Api {
-    pub(crate) fn new(client: kube::Client) -> Self {
-        Self { client, until: None }
+    pub(crate) fn new(client: kube::Client, tokens: Option<Arc<Tokens>>) -> Self {
+        Self { client, tokens, until: None }
+    }
+
+    /// Has a token where calls need one.
+    pub(crate) async fn signed_in(&self) -> Result<()> {
+        match &self.tokens {
+            Some(tokens) => tokens.header(None).await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// The same way for one verb of an operation: all its calls together have the time of one, from when it began.
@@ -119,14 +132,47 @@ impl Api {
 
     /// An answer that comes bit by bit, such as a watch; whoever reads it sees to it that it ends.
     pub(crate) async fn stream(&self, call: &Call<'_>, path: &str) -> Result<Body> {
-        let request = Request::builder().method("GET").uri(path).header("accept", WHOLE).body(Body::empty());
-        let request = request.map_err(|source| call.error(Sort::Invalid).because(source))?;
-        let answer = self.client.send(request).await.map_err(|source| error::transport(call, source))?;
-        let (head, body) = answer.into_parts();
+        let request = || Request::builder().method("GET").uri(path).header("accept", WHOLE).body(Body::empty());
+        let (head, body) = self.answered(call, request).await?.into_parts();
         if head.status.is_success() {
             return Ok(body);
         }
-        Err(error::refusal(call, head.status, &head.headers, &whole(call, body).await?))
+        let bytes = whole(call, body).await?;
+        Err(self.refusal(call, head.status, &head.headers, &bytes))
+    }
+
+    /// The answer to a request; one whose token is not taken is made once more, with another token.
+    async fn answered(
+        &self,
+        call: &Call<'_>,
+        request: impl Fn() -> http::Result<Request<Body>>,
+    ) -> Result<Response<Body>> {
+        let mut refused = None;
+        loop {
+            let mut request = request().map_err(|source| call.error(Sort::Invalid).because(source))?;
+            let token = match &self.tokens {
+                Some(tokens) => Some(tokens.header(refused.as_ref()).await?),
+                None => None,
+            };
+            if let Some(token) = &token {
+                request.headers_mut().insert(AUTHORIZATION, token.clone());
+            }
+            let answer = self.client.send(request).await.map_err(|source| error::transport(call, source))?;
+            if answer.status() != StatusCode::UNAUTHORIZED || token.is_none() || refused.is_some() {
+                return Ok(answer);
+            }
+            refused = token;
+        }
+    }
+
+    fn refusal(&self, call: &Call<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
+        let error = error::refusal(call, status, headers, body);
+        match self.tokens {
+            Some(_) if status == StatusCode::UNAUTHORIZED => {
+                error.hint("a token made a moment ago is not taken: does the cluster know whom it is for?")
+            }
+            _ => error,
+        }
     }
 
     /// Server-side apply that takes nothing from others; `dry` changes nothing.
@@ -211,16 +257,16 @@ impl Api {
             return Err(late());
         }
         let query = if path.contains('?') { '&' } else { '?' };
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{path}{query}timeout={left}ms"))
-            .header("accept", accept)
-            .header("content-type", content)
-            .body(Body::from(body))
-            .map_err(|source| call.error(Sort::Invalid).because(source))?;
+        let request = || {
+            Request::builder()
+                .method(method)
+                .uri(format!("{path}{query}timeout={left}ms"))
+                .header("accept", accept)
+                .header("content-type", content)
+                .body(Body::from(body.clone()))
+        };
         let exchanged = async {
-            let answer = self.client.send(request).await.map_err(|source| error::transport(call, source))?;
-            let (head, body) = answer.into_parts();
+            let (head, body) = self.answered(call, request).await?.into_parts();
             Ok((head.status, head.headers, whole(call, body).await?))
         };
         let answer = tokio::time::timeout_at(until, exchanged).await;
@@ -228,7 +274,7 @@ impl Api {
         if status.is_success() {
             return Ok((status, headers, bytes));
         }
-        Err(error::refusal(call, status, &headers, &bytes))
+        Err(self.refusal(call, status, &headers, &bytes))
     }
 }
 

@@ -1,15 +1,20 @@
-//! The credential that a kubeconfig's program prints (`users[].user.exec`): run here, with a bound, and never shown.
+//! Credentials, asked for with a bound and never shown: what a kubeconfig's program prints (`users[].user.exec`), and the tokens of a cluster
+//! that is reached through its own resource.
 //!
 //! Shapes: client authentication, <https://kubernetes.io/docs/reference/config-api/client-authentication.v1/>.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
+use http::HeaderValue;
 use kube::config::{AuthInfo, ExecConfig};
 use serde::Deserialize;
 use serde_json::json;
+use textnlp_provider::connect::TokenSource;
 use textnlp_provider::{Error, Result, Sort, finished};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 /// How long the program may take: it may ask a service of its cloud, and it cannot ask a person.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -17,6 +22,49 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const SHOWN: usize = 500;
 /// A credential is renewed this long before it ends.
 const AHEAD: Duration = Duration::from_secs(60);
+
+/// How long a token may take: the call that waits for it has 10 s altogether.
+const TOKEN_DEADLINE: Duration = Duration::from_secs(4);
+
+/// The tokens for one endpoint. It has no `Debug`: they are secrets.
+pub(crate) struct Tokens {
+    url: String,
+    source: Arc<dyn TokenSource>,
+    held: Mutex<Option<(HeaderValue, SystemTime)>>,
+}
+
+impl Tokens {
+    pub(crate) fn new(url: &str, source: Arc<dyn TokenSource>) -> Self {
+        Self { url: url.to_owned(), source, held: Mutex::default() }
+    }
+
+    /// What a call says of who makes it; `refused` is what the API server did not take before.
+    pub(crate) async fn header(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue> {
+        let failed = || Error::new(Sort::Unavailable, "have a token for", self.url.clone());
+        // Whoever comes meanwhile waits for the same token.
+        let mut held = self.held.lock().await;
+        let is_good = |(header, until): &&(HeaderValue, SystemTime)| {
+            SystemTime::now() < *until && refused.is_none_or(|refused| refused != header)
+        };
+        if let Some((header, _)) = held.as_ref().filter(is_good) {
+            return Ok(header.clone());
+        }
+        let bearer = match tokio::time::timeout(TOKEN_DEADLINE, self.source.token()).await {
+            Ok(Ok(bearer)) => bearer,
+            Ok(Err(error)) => {
+                let hint = error.hint.clone();
+                return Err(Error { hint, ..failed().because(error) });
+            }
+            Err(_) => return Err(failed().because(format!("it did not come within {TOKEN_DEADLINE:?}"))),
+        };
+        // The reader's own words would quote what it read.
+        let text = bearer.token.expose_text().map(|token| HeaderValue::try_from(format!("Bearer {token}")));
+        let Some(Ok(mut header)) = text else { return Err(failed().because("what came is no token")) };
+        header.set_sensitive(true);
+        let until = bearer.ends.checked_sub(AHEAD).unwrap_or(SystemTime::UNIX_EPOCH);
+        Ok(held.insert((header, until)).0.clone())
+    }
+}
 
 #[derive(Deserialize)]
 struct Printed {

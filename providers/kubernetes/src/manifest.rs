@@ -105,6 +105,7 @@ pub(crate) fn seen(row: &Row, raw: &Value, manager: &str, ready: Ready) -> Resul
             Ready::Yes => Health::Ready,
             Ready::NotYet(why) | Ready::Never(why) => Health::Degraded(why),
         },
+        via: None,
         foreign: Vec::new(),
     })
 }

@@ -6,7 +6,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::json;
+use textnlp_provider::connect::Endpoint;
 use textnlp_provider::{
     CloudId, Component, Error, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems,
     Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Sort, Wanted,
@@ -14,6 +18,7 @@ use textnlp_provider::{
 use tokio::sync::Mutex;
 
 use crate::api::Api;
+use crate::credential::Tokens;
 use crate::lower::{self, ADAPTER, Ingress, Placement};
 use crate::verbs::Work;
 use crate::{credential, diff, observe, preflight, table};
@@ -32,12 +37,21 @@ pub enum Access {
     Account(PathBuf),
 }
 
+/// The way in.
+enum Way {
+    By(Access),
+    /// Through the cluster's own resource. It has no `Debug`: it leads to a credential.
+    Through(Endpoint),
+    /// Through a cluster that nobody named yet.
+    None,
+}
+
 /// One cluster as a provider.
 ///
 /// Every object carries its lineage as a label and is applied under a field manager of the lineage's own. Nothing is forced but what
 /// [`Kubernetes::taking`] names: a field that another manager holds is left to it, or named as what stands in the way.
 pub struct Kubernetes {
-    access: Access,
+    way: Way,
     secrets: Arc<dyn SecretStore>,
     taking: BTreeSet<String>,
     placement: Option<Placement>,
@@ -53,7 +67,24 @@ struct Connected {
 impl Kubernetes {
     /// The provider for one cluster; it is not called before it is asked. Secrets that objects hold are read from `secrets`.
     pub fn new(access: Access, secrets: Arc<dyn SecretStore>) -> Self {
-        Self { access, secrets, taking: BTreeSet::new(), placement: None, connected: Mutex::default() }
+        Self::by(Way::By(access), secrets)
+    }
+
+    /// The provider for clusters that may not be there yet: it is asked what is pure, and [`through`](Self::through) makes the one for each
+    /// cluster.
+    pub fn of_clusters(secrets: Arc<dyn SecretStore>) -> Self {
+        Self::by(Way::None, secrets)
+    }
+
+    /// The same provider for the cluster at an endpoint, with nothing of any other cluster.
+    #[must_use]
+    pub fn through(&self, endpoint: Endpoint) -> Self {
+        let (taking, placement) = (self.taking.clone(), self.placement.clone());
+        Self { taking, placement, ..Self::by(Way::Through(endpoint), self.secrets.clone()) }
+    }
+
+    fn by(way: Way, secrets: Arc<dyn SecretStore>) -> Self {
+        Self { way, secrets, taking: BTreeSet::new(), placement: None, connected: Mutex::default() }
     }
 
     /// The same with where a site's objects go: what components are made into needs it.
@@ -101,9 +132,8 @@ impl Kubernetes {
 
     /// The provider for the API server that a client talks to; the client must not repeat calls by itself.
     pub fn with_client(client: kube::Client, secrets: Arc<dyn SecretStore>) -> Self {
-        let connected = Connected { api: Api::new(client), until: None };
-        let connected = Mutex::new(Some(connected));
-        Self { access: Access::Account(PathBuf::new()), secrets, taking: BTreeSet::new(), placement: None, connected }
+        let connected = Connected { api: Api::new(client, None), until: None };
+        Self { connected: Mutex::new(Some(connected)), ..Self::by(Way::None, secrets) }
     }
 
     /// What the pods run.
@@ -136,10 +166,14 @@ impl Kubernetes {
     /// The way to the API server, with a credential that has not ended.
     pub(crate) async fn api(&self) -> Result<Api> {
         let mut connected = self.connected.lock().await;
-        match &*connected {
-            Some(Connected { api, until }) if until.is_none_or(|until| SystemTime::now() < until) => Ok(api.clone()),
-            _ => Ok(connected.insert(connect(&self.access).await?).api.clone()),
-        }
+        let api = match &*connected {
+            Some(Connected { api, until }) if until.is_none_or(|until| SystemTime::now() < until) => api.clone(),
+            _ => connected.insert(connect(&self.way).await?).api.clone(),
+        };
+        drop(connected);
+        // Where no token can be had nothing is asked: its cause is better than that of each call.
+        api.signed_in().await?;
+        Ok(api)
     }
 }
 
@@ -177,7 +211,7 @@ fn from_within(folder: &Path) -> std::result::Result<Kubeconfig, String> {
     let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: this is no pod"));
     let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
     let host = if host.contains(':') { format!("[{host}]") } else { host };
-    let read = serde_json::from_value(serde_json::json!({
+    let read = serde_json::from_value(json!({
         "clusters": [{ "name": "here", "cluster": {
             "server": format!("https://{host}:{port}"), "certificate-authority": folder.join("ca.crt"),
         } }],
@@ -188,15 +222,55 @@ fn from_within(folder: &Path) -> std::result::Result<Kubeconfig, String> {
     read.map_err(|error| error.to_string())
 }
 
-async fn connect(access: &Access) -> Result<Connected> {
-    let mut config = configured(access).await?;
+async fn connect(way: &Way) -> Result<Connected> {
+    match way {
+        Way::By(access) => {
+            let mut config = configured(access).await?;
+            let until = credential::resolve(&mut config.auth_info, credential::DEADLINE).await?;
+            Ok(Connected { api: Api::new(client(config, WAY_IN)?, None), until })
+        }
+        Way::Through(endpoint) => {
+            let config = pointed_at(endpoint).await?;
+            let tokens = endpoint.token.clone().map(|source| Arc::new(Tokens::new(&endpoint.url, source)));
+            Ok(Connected { api: Api::new(client(config, WAY_THROUGH)?, tokens), until: None })
+        }
+        Way::None => {
+            let error = Error::new(Sort::Unavailable, "reach", "the cluster");
+            Err(error.because("nobody said where it is"))
+        }
+    }
+}
+
+const WAY_THROUGH: &str = "look at the outputs of the resource through which the cluster is reached";
+
+/// What the outputs of a cluster say of the way in. The token comes with each call.
+async fn pointed_at(endpoint: &Endpoint) -> Result<kube::Config> {
+    let refused = |why: Box<dyn std::error::Error + Send + Sync>| {
+        Error::new(Sort::Invalid, "use", endpoint.url.clone()).because(why).hint(WAY_THROUGH)
+    };
+    if !endpoint.url.starts_with("https://") {
+        return Err(refused("a token is shown to nobody but who proves whom he is: it is no https address".into()));
+    }
+    let mut cluster = json!({ "server": endpoint.url });
+    if let Some(pem) = &endpoint.ca_pem {
+        cluster["certificate-authority-data"] = STANDARD.encode(pem).into();
+    }
+    let read = serde_json::from_value(json!({
+        "clusters": [{ "name": "there", "cluster": cluster }],
+        "users": [{ "name": "me", "user": {} }],
+        "contexts": [{ "name": "there", "context": { "cluster": "there", "user": "me" } }],
+        "current-context": "there",
+    }));
+    let read: Kubeconfig = read.map_err(|error| refused(boxed(error)))?;
+    let config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+    config.map_err(|error| refused(boxed(error)))
+}
+
+fn client(mut config: kube::Config, hint: &str) -> Result<kube::Client> {
     let what = config.cluster_url.to_string();
-    let refused = |source| Error::new(Sort::Denied, "use", what.clone()).because(source).hint(WAY_IN);
     // Each call is journaled, and made again by whoever journaled it.
     config.default_retry = false;
-    let until = credential::resolve(&mut config.auth_info, credential::DEADLINE).await?;
-    let client = kube::Client::try_from(config).map_err(|error| refused(boxed(error)))?;
-    Ok(Connected { api: Api::new(client), until })
+    kube::Client::try_from(config).map_err(|error| Error::new(Sort::Denied, "use", what).because(error).hint(hint))
 }
 
 fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Box<dyn std::error::Error + Send + Sync> {

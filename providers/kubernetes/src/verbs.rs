@@ -482,6 +482,7 @@ fn as_recorded(recorded: &Recorded, op: &Operation) -> Object {
         outputs: recorded.outputs.clone(),
         lineage: Some(op.lineage),
         health: textnlp_provider::Health::Degraded("it is gone".to_owned()),
+        via: None,
         foreign: Vec::new(),
     }
 }

@@ -171,6 +171,7 @@ mod tests {
             outputs: Outputs::new(),
             lineage: None,
             health: Health::Ready,
+            via: None,
             foreign: Vec::new(),
         };
         let got: Vec<(String, Effect)> =

@@ -163,6 +163,7 @@ fn a_secret_of_a_persons_is_updated_in_place_and_one_that_is_not_known_now_is_no
             outputs: Outputs::new(),
             lineage: None,
             health: Health::Ready,
+            via: None,
             foreign: Vec::new(),
         };
         let recorded = Recorded {

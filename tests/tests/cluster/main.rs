@@ -19,6 +19,7 @@ mod outside;
 mod parts;
 mod rollout;
 mod sites;
+mod through;
 mod token;
 
 use operator::Operator;

@@ -486,7 +486,16 @@ impl World {
             let (outputs, lineage, health) = (recorded.outputs.clone(), Some(op.lineage), Health::Ready);
             return (
                 false,
-                Ok(Progress::Done(Object { kind, cloud_id, spec, outputs, lineage, health, foreign: Vec::new() })),
+                Ok(Progress::Done(Object {
+                    kind,
+                    cloud_id,
+                    spec,
+                    outputs,
+                    lineage,
+                    health,
+                    via: None,
+                    foreign: Vec::new(),
+                })),
             );
         };
         if thing.lineage != Some(op.lineage) {
@@ -589,5 +598,5 @@ fn object(thing: &Thing) -> Object {
         (None, _) => Health::Degraded(BEING_MADE.to_owned()),
     };
     let (kind, cloud_id, spec) = (thing.kind.clone(), thing.cloud_id.clone(), thing.spec.clone());
-    Object { kind, cloud_id, spec, outputs, lineage: thing.lineage, health, foreign: Vec::new() }
+    Object { kind, cloud_id, spec, outputs, lineage: thing.lineage, health, via: None, foreign: Vec::new() }
 }

@@ -207,7 +207,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("start a runtime");
         let _within = runtime.enter();
         let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().expect("an address")));
-        let api = Api::new(client.expect("make a client"));
+        let api = Api::new(client.expect("make a client"), None);
         let shared = Route { api: &api, applied: &applied, manager: "m", id: "1", share: 10 };
         assert_eq!(shared.share_of(&route([100, 0])), Some(0));
         assert_eq!(shared.share_of(&route([90, 10])), Some(10));

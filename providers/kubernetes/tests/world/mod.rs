@@ -111,6 +111,7 @@ pub fn operation(world: &World, number: u64, verb: Verb, wanted: &Wanted, record
         environment: "staging".parse().unwrap(),
         lineage: world.lineage,
         via: None,
+        host: None,
         spec: if verb == Verb::Delete { Spec::of(&json!({})) } else { wanted.spec.clone() },
         recorded: recorded.cloned(),
         changes: Vec::new(),

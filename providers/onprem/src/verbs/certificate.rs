@@ -166,6 +166,7 @@ pub(super) fn look_at_existing(file: &CloudId) -> Observed {
         outputs: look.outputs,
         lineage: None,
         health: trouble.map_or(Health::Ready, Health::Degraded),
+        via: None,
         foreign: Vec::new(),
     })
 }

@@ -315,6 +315,7 @@ impl<'a> Work<'a> {
             outputs: recorded.map(|recorded| recorded.outputs.clone()).unwrap_or_default(),
             lineage: Some(self.op.lineage),
             health: Health::Degraded("it is gone".to_owned()),
+            via: None,
             foreign: Vec::new(),
         })
     }
@@ -384,6 +385,7 @@ fn object(marker: &Marker, mut look: Look) -> Object {
         outputs: look.outputs,
         lineage: Some(marker.lineage),
         health,
+        via: None,
         foreign: Vec::new(),
     }
 }

@@ -293,6 +293,7 @@ impl Machine {
             environment: self.site.environment.clone(),
             lineage: self.lineage,
             via: None,
+            host: None,
             spec,
             recorded: self.recorded.get(&wanted.id).cloned(),
             changes,

@@ -1,0 +1,446 @@
+//! [`Through`]: a provider that makes hosts and one that works inside of them, as one.
+//!
+//! Each kind has its own of the two. What is inside of a host is looked at through the host as it is seen, and worked on through the host as
+//! it is recorded, or as it was seen since. A host that is not there has nothing inside of it; of one that cannot be seen, or not be reached,
+//! nothing is known. The ways to hosts live as long as the process, and nothing of them is recorded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::component::{Component, Site};
+use crate::connect::{Connect, Endpoint};
+use crate::error::{Error, Result, Sort, told};
+use crate::kind::Kind;
+use crate::name::{CloudId, ComponentName, KindName, ResourceId};
+use crate::operation::{Handle, Operation, Progress};
+use crate::provider::{Problem, Problems, Provider, Scope};
+use crate::resource::{FieldChange, Object, Observed, Outputs, Ownership, Recorded, Ref, Wanted, Why};
+
+/// How long one step of finding the way to a host may take: a call of the engine's has 10 s altogether.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Makes the inner provider for one endpoint.
+pub type Reach = Box<dyn Fn(Endpoint) -> Arc<dyn Provider> + Send + Sync>;
+
+/// Two providers as one: the outer makes hosts, the inner works through them.
+pub struct Through {
+    outer: Arc<dyn Provider>,
+    /// Only its pure parts are asked.
+    inner: Arc<dyn Provider>,
+    reach: Reach,
+    /// How each kind of host is called.
+    connects: BTreeMap<KindName, Arc<dyn Connect>>,
+    /// The component whose cluster the inner's objects of a site are in, where they do not say it themselves.
+    host: ComponentName,
+    kinds: &'static [Kind],
+    ways: Mutex<Ways>,
+}
+
+/// A host by its id and by what the outer provider calls it: one that is replaced is another one.
+type HostKey = (ResourceId, CloudId);
+
+/// The ways to the hosts that were called.
+#[derive(Default)]
+struct Ways {
+    known: BTreeMap<HostKey, Way>,
+    /// Hosts that a call could not reach: whoever goes next sees first whether they say something else of themselves by now.
+    doubted: BTreeSet<HostKey>,
+}
+
+/// A way to one host.
+struct Way {
+    /// The outputs that it was made from.
+    outputs: Outputs,
+    /// What was recorded of them then.
+    recorded: Option<Outputs>,
+    inner: Arc<dyn Provider>,
+}
+
+impl Through {
+    /// `inner` is asked what is pure; what it is for one host is made by `reach`. The inner's objects are in the cluster of the component
+    /// `host` of their site where `lower` does not say another.
+    pub fn new(outer: Arc<dyn Provider>, inner: Arc<dyn Provider>, reach: Reach, host: ComponentName) -> Self {
+        let kinds = joined(outer.kinds(), inner.kinds());
+        Self { outer, inner, reach, connects: BTreeMap::new(), host, kinds, ways: Mutex::default() }
+    }
+
+    /// The same, where hosts of this kind are called by `connect`.
+    #[must_use]
+    pub fn connecting(mut self, kind: KindName, connect: Arc<dyn Connect>) -> Self {
+        self.connects.insert(kind, connect);
+        self
+    }
+
+    fn is_inner(&self, kind: &KindName) -> bool {
+        self.inner.kinds().iter().any(|one| one.name == kind.as_str())
+    }
+
+    fn ways(&self) -> MutexGuard<'_, Ways> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The inner provider for a host with these outputs: the one that there is, if it was made from the same.
+    async fn way(
+        &self,
+        host: &HostKey,
+        kind: &KindName,
+        outputs: &Outputs,
+        recorded: Option<&Outputs>,
+    ) -> Result<Arc<dyn Provider>> {
+        if let Some(way) = self.ways().known.get_mut(host).filter(|way| way.outputs == *outputs) {
+            way.recorded = recorded.cloned();
+            return Ok(way.inner.clone());
+        }
+        let Some(connect) = self.connects.get(kind) else {
+            let error = Error::new(Sort::Invalid, "connect to", host.0.as_str());
+            return Err(error.because(format!("nothing is reached through a `{kind}`")));
+        };
+        let inner = (self.reach)(within("connect to", &host.0, connect.connect(outputs)).await?);
+        let way = Way { outputs: outputs.clone(), recorded: recorded.cloned(), inner: inner.clone() };
+        self.ways().known.insert(host.clone(), way);
+        Ok(inner)
+    }
+
+    /// The host of an operation, and the inner provider for it.
+    async fn inner_of(&self, op: &Operation) -> Result<(HostKey, Arc<dyn Provider>)> {
+        let error = |sort| Error::new(sort, op.verb.to_string(), op.resource.as_str());
+        let Some(via) = &op.via else {
+            return Err(error(Sort::Invalid).because("it names nothing through which it is reached"));
+        };
+        let Some(host) = op.host.as_deref().filter(|host| host.id == via.0) else {
+            return Err(error(Sort::Unavailable).because(format!("its host `{}` is not recorded", via.0)));
+        };
+        let key = (host.id.clone(), host.cloud_id.clone());
+        // What was recorded since is newer than what was seen before.
+        let newest = |way: &Way| way.recorded.as_ref() == Some(&host.outputs);
+        let seen = self.ways().known.get(&key).filter(|way| newest(way)).map(|way| way.outputs.clone());
+        let mut outputs = seen.unwrap_or_else(|| host.outputs.clone());
+        if self.ways().doubted.remove(&key) {
+            let read = within("look at", &host.id, self.outer.read(&host.kind, &host.cloud_id)).await;
+            // Not found right after a create is not gone: whoever is gone does not answer either.
+            if let Observed::Present(seen) = self.judged(&key, read)? {
+                outputs = seen.outputs;
+            }
+        }
+        let way = self.way(&key, &host.kind, &outputs, Some(&host.outputs)).await;
+        let way = self.judged(&key, way).map_err(|error| unreachable(&host.id, error))?;
+        Ok((key, way))
+    }
+
+    /// An answer that came by way of a host: where none came, the host is doubted.
+    fn judged<T>(&self, host: &HostKey, answer: Result<T>) -> Result<T> {
+        if answer.as_ref().is_err_and(|error| error.sort == Sort::Unavailable) {
+            self.ways().doubted.insert(host.clone());
+        }
+        answer
+    }
+
+    /// The objects in one host. `asked` are its own.
+    async fn inside(
+        &self,
+        host: &ResourceId,
+        seen: Result<Found, String>,
+        scope: &Scope<'_>,
+    ) -> Vec<(ResourceId, Observed)> {
+        let all = |answer: &Observed| {
+            let wanted = scope.wanted.iter().map(|wanted| &wanted.id);
+            let ids: BTreeSet<&ResourceId> = wanted.chain(scope.recorded.iter().map(|one| &one.id)).collect();
+            ids.into_iter().map(|id| (id.clone(), answer.clone())).collect()
+        };
+        let unknown = |why: String| Observed::Unknown(Why(why));
+        let (object, recorded) = match seen {
+            Ok(Found::Here { object, recorded }) => (object, recorded),
+            Ok(Found::Nowhere) => return all(&Observed::Absent),
+            Err(why) => return all(&unknown(format!("its host `{host}` could not be seen: {why}"))),
+        };
+        let key = (host.clone(), object.cloud_id);
+        let way = self.way(&key, &object.kind, &object.outputs, recorded.as_ref()).await;
+        let answer = match way {
+            Ok(inner) => inner.observe(scope).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(mut answers) => {
+                for (_, answer) in &mut answers {
+                    if let Observed::Present(object) = answer {
+                        object.via = Some(Ref(host.clone()));
+                    }
+                }
+                answers
+            }
+            Err(error) => all(&unknown(told(&unreachable(host, error)))),
+        }
+    }
+}
+
+/// What an observation says of a host.
+enum Found {
+    /// It is there; `recorded` are the outputs that are written down of it.
+    Here { object: Object, recorded: Option<Outputs> },
+    /// It is certainly not there.
+    Nowhere,
+}
+
+/// The object that stands for a host among all that were seen under its id: the recorded one, else the one that the planner would take for
+/// it; never one that was replaced. `records` begin with the one in use.
+fn found(id: &ResourceId, seen: &[(ResourceId, Observed)], records: &[&Recorded]) -> Result<Found, String> {
+    let mut objects = Vec::new();
+    let mut is_answered = false;
+    for (_, answer) in seen.iter().filter(|(one, _)| one == id) {
+        is_answered = true;
+        match answer {
+            Observed::Present(object) => objects.push(object),
+            Observed::Absent => {}
+            Observed::Unknown(why) => return Err(why.0.clone()),
+        }
+    }
+    if !is_answered {
+        return Err("nobody said whether it is there".to_owned());
+    }
+    let (current, old) = records.split_first().map_or((None, &[][..]), |(first, old)| (Some(*first), old));
+    objects.retain(|object| !old.iter().any(|old| old.cloud_id == object.cloud_id));
+    objects.sort_by(|a, b| a.cloud_id.cmp(&b.cloud_id));
+    let is_current = |object: &&&Object| current.is_some_and(|current| current.cloud_id == object.cloud_id);
+    let object = objects.iter().find(is_current).or(objects.first()).map(|object| (*object).clone());
+    Ok(object.map_or(Found::Nowhere, |object| {
+        let recorded = current.filter(|current| current.cloud_id == object.cloud_id);
+        Found::Here { recorded: recorded.map(|recorded| recorded.outputs.clone()), object }
+    }))
+}
+
+fn unreachable(host: &ResourceId, error: Error) -> Error {
+    let (sort, hint) = (error.sort.clone(), error.hint.clone());
+    Error { hint, ..Error::new(sort, "reach", host.as_str()).because(error) }
+}
+
+/// An answer that comes in time, or none.
+async fn within<T>(action: &str, host: &ResourceId, answer: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
+        let error = Error::new(Sort::Unavailable, action, host.as_str());
+        Err(error.because(format!("it took longer than {} s", PATIENCE.as_secs())))
+    })
+}
+
+/// The kinds of both, made once for each pair of tables: they live as long as the tables.
+fn joined(outer: &'static [Kind], inner: &'static [Kind]) -> &'static [Kind] {
+    static JOINED: Mutex<Vec<(usize, usize, &'static [Kind])>> = Mutex::new(Vec::new());
+    let key = (outer.as_ptr() as usize, inner.as_ptr() as usize);
+    let mut known = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((.., kinds)) = known.iter().find(|(a, b, _)| (*a, *b) == key) {
+        return kinds;
+    }
+    let kinds: &'static [Kind] = Box::leak(outer.iter().chain(inner).cloned().collect());
+    known.push((key.0, key.1, kinds));
+    kinds
+}
+
+#[async_trait]
+impl Provider for Through {
+    fn kinds(&self) -> &'static [Kind] {
+        self.kinds
+    }
+
+    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        let mut wanted = self.outer.lower(component, site)?;
+        let inside = self.inner.lower(component, site)?.into_iter().map(|one| {
+            let via = one.via.clone().unwrap_or_else(|| Ref(ResourceId::of(&site.name, &self.host)));
+            Wanted { via: Some(via), ..one }
+        });
+        wanted.extend(inside);
+        Ok(wanted)
+    }
+
+    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
+        let provider = if self.is_inner(&wanted.kind) { &self.inner } else { &self.outer };
+        provider.diff(wanted, recorded, seen)
+    }
+
+    /// What is to be in a host that is not there, or that is to change itself, is asked about by nobody.
+    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
+        let (inside, outside): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| self.is_inner(&one.kind));
+        let mut problems = self.outer.preflight(&outside).await?;
+        let mut hosts: BTreeMap<ResourceId, Vec<Wanted>> = BTreeMap::new();
+        for one in inside {
+            let Some(Ref(host)) = one.via.clone() else { continue };
+            if !outside.iter().any(|other| other.id == host) {
+                hosts.entry(host).or_default().push(one);
+            }
+        }
+        for (host, wanted) in hosts {
+            let way = self.ways().known.iter().find(|((id, _), _)| *id == host).map(|(_, way)| way.inner.clone());
+            if let Some(inner) = way {
+                problems.extend(inner.preflight(&wanted).await.map_err(|error| unreachable(&host, error))?);
+            }
+        }
+        Ok(problems)
+    }
+
+    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        let (wanted, outer_wanted): (Vec<_>, Vec<_>) =
+            scope.wanted.iter().cloned().partition(|one| self.is_inner(&one.kind));
+        let (recorded, outer_recorded): (Vec<_>, Vec<_>) =
+            scope.recorded.iter().cloned().partition(|one| self.is_inner(&one.kind));
+        let external = |ownership: &Ownership| match ownership {
+            Ownership::External(id) => Some(id.clone()),
+            Ownership::Ours => None,
+        };
+        let existing: BTreeMap<ResourceId, (KindName, CloudId)> = outer_recorded
+            .iter()
+            .map(|one| (&one.id, &one.kind, &one.ownership))
+            .chain(outer_wanted.iter().map(|one| (&one.id, &one.kind, &one.ownership)))
+            .filter_map(|(id, kind, ownership)| Some((id.clone(), (kind.clone(), external(ownership)?))))
+            .collect();
+        let ours: Vec<Wanted> = outer_wanted.into_iter().filter(|one| !existing.contains_key(&one.id)).collect();
+        let mut seen = self.outer.observe(&Scope { wanted: &ours, recorded: &outer_recorded, ..*scope }).await?;
+        for (id, (kind, cloud_id)) in existing {
+            seen.retain(|(one, _)| *one != id);
+            let read = within("look at", &id, self.outer.read(&kind, &cloud_id)).await;
+            seen.push((id, read.unwrap_or_else(|error| Observed::Unknown(Why(told(&error))))));
+        }
+
+        // Those that something is reached through, and those in which something may be that nobody mentions any more.
+        let via = |via: &Option<Ref>| via.as_ref().map(|host| host.0.clone());
+        let mut hosts: BTreeSet<ResourceId> = wanted.iter().filter_map(|one| via(&one.via)).collect();
+        hosts.extend(recorded.iter().filter_map(|one| via(&one.via)));
+        hosts.extend(seen.iter().filter_map(|(id, answer)| match answer {
+            Observed::Present(object) if self.connects.contains_key(&object.kind) => Some(id.clone()),
+            _ => None,
+        }));
+        let mut answers = Vec::new();
+        let mut there = BTreeSet::new();
+        for host in hosts {
+            let wanted: Vec<_> = wanted.iter().filter(|one| via(&one.via).as_ref() == Some(&host)).cloned().collect();
+            let recorded: Vec<_> =
+                recorded.iter().filter(|one| via(&one.via).as_ref() == Some(&host)).cloned().collect();
+            let records: Vec<&Recorded> = outer_recorded.iter().filter(|one| one.id == host).collect();
+            let found = found(&host, &seen, &records);
+            if let Ok(Found::Here { object, .. }) = &found {
+                there.insert((host.clone(), object.cloud_id.clone()));
+            }
+            let inside = Scope { wanted: &wanted, recorded: &recorded, ..*scope };
+            answers.extend(self.inside(&host, found, &inside).await);
+        }
+        let mut ways = self.ways();
+        ways.known.retain(|key, _| there.contains(key));
+        ways.doubted.clear();
+        drop(ways);
+        seen.extend(answers);
+        Ok(seen)
+    }
+
+    /// An existing object inside of a host is looked for in each host that was seen last.
+    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
+        if !self.is_inner(kind) {
+            return self.outer.read(kind, id).await;
+        }
+        let ways: Vec<_> = self.ways().known.iter().map(|((host, _), way)| (host.clone(), way.inner.clone())).collect();
+        if ways.is_empty() {
+            return Ok(Observed::Unknown(Why("no host is there in which it could be".to_owned())));
+        }
+        let mut found = Vec::new();
+        for (host, inner) in ways {
+            if let Observed::Present(mut object) =
+                inner.read(kind, id).await.map_err(|error| unreachable(&host, error))?
+            {
+                object.via = Some(Ref(host));
+                found.push(object);
+            }
+        }
+        match found.len() {
+            0 => Ok(Observed::Absent),
+            1 => Ok(Observed::Present(found.swap_remove(0))),
+            _ => Ok(Observed::Unknown(Why("several hosts have one of this name".to_owned()))),
+        }
+    }
+
+    async fn begin(&self, op: &Operation) -> Result<Progress> {
+        if !self.is_inner(&op.kind) {
+            return self.outer.begin(op).await;
+        }
+        let (host, inner) = self.inner_of(op).await?;
+        self.judged(&host, inner.begin(op).await)
+    }
+
+    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
+        if !self.is_inner(&op.kind) {
+            return self.outer.advance(op, handle).await;
+        }
+        let (host, inner) = self.inner_of(op).await?;
+        self.judged(&host, inner.advance(op, handle).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::resource::Health;
+    use crate::spec::Spec;
+
+    fn id() -> ResourceId {
+        ResourceId::new("here/cluster").expect("an id")
+    }
+
+    fn object(cloud_id: &str) -> Object {
+        Object {
+            kind: "memory.cluster".parse().expect("a kind"),
+            cloud_id: CloudId::new(cloud_id).expect("an id"),
+            spec: Spec::default(),
+            outputs: Outputs::from([("endpoint".to_owned(), json!(cloud_id))]),
+            lineage: None,
+            health: Health::Ready,
+            via: None,
+            foreign: Vec::new(),
+        }
+    }
+
+    fn recorded(cloud_id: &str) -> Recorded {
+        let Object { kind, cloud_id, spec, outputs, .. } = object(cloud_id);
+        Recorded {
+            id: id(),
+            kind,
+            site: "here".parse().expect("a site"),
+            via: None,
+            spec,
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            schema: 1,
+            cloud_id,
+            outputs,
+            protected: false,
+            tainted: false,
+        }
+    }
+
+    /// What stands for the host, of the objects that are there, by the records of it: the first is the one in use.
+    fn check(there: &[&str], records: &[&str], expect: Result<&str, &str>) {
+        let mut seen: Vec<_> = there.iter().map(|one| (id(), Observed::Present(object(one)))).collect();
+        seen.push((id(), Observed::Absent));
+        let records: Vec<Recorded> = records.iter().map(|one| recorded(one)).collect();
+        let found = found(&id(), &seen, &records.iter().collect::<Vec<_>>());
+        let found = match &found {
+            Ok(Found::Here { object, .. }) => Ok(object.cloud_id.as_str()),
+            Ok(Found::Nowhere) => Ok("nowhere"),
+            Err(why) => Err(why.as_str()),
+        };
+        assert_eq!(found, expect, "{there:?} {records:?}");
+    }
+
+    #[test]
+    fn a_host_is_the_recorded_object_and_never_a_replaced_one() {
+        check(&[], &[], Ok("nowhere"));
+        check(&["a"], &[], Ok("a"));
+        check(&["b", "a"], &[], Ok("a"));
+        check(&["b", "a"], &["b"], Ok("b"));
+        check(&["b", "a"], &["b", "a"], Ok("b"));
+        check(&["a"], &["b", "a"], Ok("nowhere"));
+        check(&["c", "a"], &["b", "a"], Ok("c"));
+        let unseen = [(id(), Observed::Present(object("a"))), (id(), Observed::Unknown(Why("cut short".to_owned())))];
+        assert!(matches!(found(&id(), &unseen, &[]), Err(why) if why == "cut short"));
+        assert!(found(&id(), &[], &[]).is_err(), "one of which nobody says anything is not gone");
+    }
+}
