@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use textnlp_orchestrator::load::{Ask, Entrance, Failure, HttpWire, Key, Session, Wire, WireError};
+use textnlp_orchestrator::load::{Ask, Entrance, Failure, HttpWire, Key, Wire, WireError};
 use textnlp_provider::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;

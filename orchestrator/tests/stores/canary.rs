@@ -25,21 +25,26 @@ use crate::world::{DOWN_WITH_DATA, UP, World};
 type Plant = (&'static str, &'static str);
 
 /// Several environments, because a database is told by its address or by its parts, and only several sites have a name to move.
-const PLANTED: [(&str, &[Plant]); 3] = [
+const PLANTED: [(&str, &[Plant]); 4] = [
     (
         "pilot",
         &[
             ("state.encryption_key", ""),
             ("database.url", "database.hosting=external"),
             ("cache.url", "cache.kind=redis cache.hosting=external"),
-            ("network.proxy.http", ""),
-            ("network.proxy.https", ""),
+            (
+                "rollout.prometheus.token",
+                "rollout.strategy=canary rollout.prometheus.url=https://prometheus.example.com \
+                 rollout.queries=[{\"name\":\"up\",\"query\":\"up\",\"at_least\":1}]",
+            ),
             ("registry.password", "registry.url=registry.example.com"),
             ("monitoring.receivers.oncall", ""),
             ("prerequisites.external_keys.weather", ""),
             ("server.security.jwt_secret", ""),
         ],
     ),
+    // Of a cluster's pods a proxy is refused whose address is a secret.
+    ("staging", &[("network.proxy.http", ""), ("network.proxy.https", "")]),
     ("pilot", &[("database.password", "database.hosting=external database.host=db.example.com database.user=ada")]),
     (
         "multi-region",
