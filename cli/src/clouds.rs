@@ -27,7 +27,7 @@ use textnlp_provider::{Lineage, Provider, SecretStore, Site, SiteName, told};
 
 #[cfg(not(feature = "kubernetes"))]
 pub use cluster::kube_token;
-pub use cluster::{adapter, dump_now, errand, exported, last_dump, rollout, scale, see_to};
+pub use cluster::{adapter, dump_now, errand, exported, last_dump, pods, rollout, see_to};
 pub use faults::{faults, lost_clusters, take_back};
 #[cfg(feature = "kubernetes")]
 pub use token::kube_token;

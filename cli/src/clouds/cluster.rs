@@ -349,13 +349,32 @@ pub async fn rollout(
     }))
 }
 
-/// How the servers of an environment in a cluster stand, as its autoscaler sees them; see [`Scale`].
-pub async fn scale(folder: &Utf8Path, environment: &Environment, lineage: Lineage) -> anyhow::Result<Scale> {
-    let place = (environment.cluster.namespace.as_str(), lineage);
-    let autoscaler = environment.scaling.max.map(|_| AUTOSCALER);
-    let found = beside(folder, environment, None)?.scale(place, SERVERS, autoscaler).await?;
-    let autoscaler = found.autoscaler.map(|one| Autoscaler { reads: one.reads, told: one.told, blind: one.blind });
-    Ok(Scale { wanted: found.wanted, ready: found.ready, autoscaler })
+/// The servers of an environment in a cluster, looked at by one way in.
+pub struct Pods {
+    cluster: Kubernetes,
+    namespace: String,
+    lineage: Lineage,
+    autoscaler: Option<&'static str>,
+}
+
+/// See [`Pods`]. Nothing is asked yet.
+pub fn pods(folder: &Utf8Path, environment: &Environment, lineage: Lineage) -> anyhow::Result<Pods> {
+    Ok(Pods {
+        cluster: beside(folder, environment, None)?,
+        namespace: environment.cluster.namespace.clone(),
+        lineage,
+        autoscaler: environment.scaling.max.map(|_| AUTOSCALER),
+    })
+}
+
+impl Pods {
+    /// How many there are, as their autoscaler sees them; see [`Scale`].
+    pub async fn scale(&self) -> anyhow::Result<Scale> {
+        let place = (self.namespace.as_str(), self.lineage);
+        let found = self.cluster.scale(place, SERVERS, self.autoscaler).await?;
+        let autoscaler = found.autoscaler.map(|one| Autoscaler { reads: one.reads, told: one.told, blind: one.blind });
+        Ok(Scale { wanted: found.wanted, ready: found.ready, autoscaler })
+    }
 }
 
 /// What the job itself does: sees a rollout to its end, by the account in a folder and the orders of its variable.

@@ -63,8 +63,17 @@ pub async fn rollout(
     left_out!()
 }
 
-pub async fn scale(_: &Utf8Path, _: &Environment, _: Lineage) -> anyhow::Result<Scale> {
+/// Nobody has one.
+pub enum Pods {}
+
+pub fn pods(_: &Utf8Path, _: &Environment, _: Lineage) -> anyhow::Result<Pods> {
     left_out!()
+}
+
+impl Pods {
+    pub async fn scale(&self) -> anyhow::Result<Scale> {
+        match *self {}
+    }
 }
 
 pub async fn see_to(

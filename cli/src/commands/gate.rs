@@ -15,7 +15,7 @@ use textnlp_orchestrator::gate::{self, Check, IssuedKey, KeyIssuer, KeyRequest, 
 use textnlp_orchestrator::load::{HttpWire, Key, Wire};
 use textnlp_orchestrator::release::{History, Lock, digest};
 use textnlp_orchestrator::report::Report;
-use textnlp_provider::{Secret, SiteName};
+use textnlp_provider::{Lineage, Secret, SiteName};
 use tokio_util::sync::CancellationToken;
 
 use super::running::{self, Running};
@@ -80,6 +80,9 @@ pub struct Kept {
     format: u32,
     /// The digest of the release lock that was measured.
     release: String,
+    /// Which deployment; what was written before this was known is of none.
+    #[serde(default)]
+    lineage: Option<Lineage>,
     /// When.
     at: jiff::Timestamp,
     /// The phase.
@@ -104,6 +107,11 @@ impl Kept {
     /// Whether this was measured of this release, as the environment is today.
     pub fn is_of(&self, lock: &Lock, environment: &Environment) -> bool {
         self.release == release_digest(Some(lock), environment)
+    }
+
+    /// Whether the gate was open for this release of this deployment.
+    fn is_open_for(&self, release: &str, lineage: Lineage) -> bool {
+        self.release == release && self.lineage == Some(lineage) && matches!(self.gate, gate::Gate::Open)
     }
 
     /// When it was measured.
@@ -180,7 +188,7 @@ pub async fn measure(
     let file = evidence(folder);
     // What lies on an air-gapped site's disk, and how far sites are behind, changes without a new release; looking again takes seconds.
     let again = again || matches!(environment.phase, Phase::AirGapped | Phase::MultiRegion);
-    if !again && let Some(kept) = read(&file).filter(|k| k.release == release && matches!(k.gate, gate::Gate::Open)) {
+    if !again && let Some(kept) = read(&file).filter(|k| k.is_open_for(&release, running.lineage)) {
         return Ok(Kept { reused: true, ..kept });
     }
 
@@ -244,6 +252,7 @@ pub async fn measure(
     let kept = Kept {
         format: 1,
         release,
+        lineage: Some(running.lineage),
         at: evidence.at,
         phase: evidence.phase.to_string(),
         gate: evidence.gate,

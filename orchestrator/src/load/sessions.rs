@@ -44,6 +44,9 @@ impl Sessions {
     }
 }
 
+/// Latencies that are remembered at most: a run of days must not fill our memory.
+const MOST_ANSWERS: usize = 2_000_000;
+
 /// What became of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Held {
@@ -149,7 +152,7 @@ pub async fn hold(
         errors: tally.errors.values().sum(),
         errors_by_kind: tally.errors,
         opening: latencies(&mut tally.opening),
-        answers: latencies(&mut tally.answers),
+        answers: Latencies { count: tally.measured, ..latencies(&mut tally.answers) },
         tokens_per_second: if held > 0.0 { tally.tokens as f64 / held } else { 0.0 },
     }
 }
@@ -244,6 +247,7 @@ struct Tally {
     errors: BTreeMap<String, u64>,
     opening: Vec<f32>,
     answers: Vec<f32>,
+    measured: u64,
     tokens: u64,
 }
 
@@ -261,7 +265,10 @@ impl Tally {
             Ok(answer) => match answer.json().and_then(|body| body["usage"]["completion_tokens"].as_u64()) {
                 Some(tokens) if all_here => {
                     self.tokens += tokens;
-                    self.answers.push(milliseconds(took));
+                    self.measured += 1;
+                    if self.answers.len() < MOST_ANSWERS {
+                        self.answers.push(milliseconds(took));
+                    }
                     None
                 }
                 Some(_) => None,

@@ -349,6 +349,16 @@ impl<'a> Deciding<'_, 'a> {
             };
             return;
         };
+        // What is recorded in another one would be looked for here, not be found, and be made anew, without its data.
+        if let Some(current) = current.filter(|current| self.hosts[place] && current.cloud_id != object.cloud_id) {
+            let cause = format!(
+                "what is reached through it is recorded in `{}`, and not in `{}`",
+                current.cloud_id, object.cloud_id
+            );
+            let fix = "name that one again, or remove with `down` what is in it before another one takes its place";
+            decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) };
+            return;
+        }
         decided.what = self.same_or_note(place, wanted, &decided.spec, current, object, false);
     }
 

@@ -172,7 +172,7 @@ fn numbers_of(m: &Measured) -> Value {
 fn held_of(held: &Held) -> Value {
     let ms = |ms: f64| format!("{ms:.0} ms");
     json!([
-        ["open at the end", format!("{} of {}", held.open, held.sessions.count)],
+        [format!("open at the end, of {}", held.sessions.count), held.open.to_string()],
         ["dropped", held.dropped.to_string()],
         ["refused", held.refused.values().sum::<u64>().to_string()],
         ["opened in, p95", ms(held.opening.p95_ms)],

@@ -48,6 +48,8 @@ struct Ways {
     known: BTreeMap<HostKey, Way>,
     /// Hosts that a call could not reach: whoever goes next sees first whether they say something else of themselves by now.
     doubted: BTreeSet<HostKey>,
+    /// A host of the last observation into which nobody could see.
+    unseen: Option<ResourceId>,
 }
 
 /// A way to one host.
@@ -120,9 +122,13 @@ impl Through {
         let mut outputs = seen.unwrap_or_else(|| host.outputs.clone());
         if self.ways().doubted.remove(&key) {
             let read = within("look at", &host.id, self.outer.read(&host.kind, &host.cloud_id)).await;
-            // Not found right after a create is not gone: whoever is gone does not answer either.
-            if let Observed::Present(seen) = self.judged(&key, read)? {
-                outputs = seen.outputs;
+            match read {
+                Ok(Observed::Present(seen)) => outputs = seen.outputs,
+                // Not found right after a create is not gone, and whoever makes hosts may be away while they answer: no news.
+                Ok(_) => {}
+                Err(_) => {
+                    self.ways().doubted.insert(key.clone());
+                }
             }
         }
         let way = self.way(&key, &host.kind, &outputs, Some(&host.outputs)).await;
@@ -310,15 +316,19 @@ impl Provider for Through {
             _ => None,
         }));
         let mut answers = Vec::new();
-        let mut there = BTreeSet::new();
+        let (mut there, mut unseen) = (BTreeSet::new(), None);
         for host in hosts {
             let wanted: Vec<_> = wanted.iter().filter(|one| via(&one.via).as_ref() == Some(&host)).cloned().collect();
             let recorded: Vec<_> =
                 recorded.iter().filter(|one| via(&one.via).as_ref() == Some(&host)).cloned().collect();
             let records: Vec<&Recorded> = outer_recorded.iter().filter(|one| one.id == host).collect();
             let found = found(&host, &seen, &records);
-            if let Ok(Found::Here { object, .. }) = &found {
-                there.insert((host.clone(), object.cloud_id.clone()));
+            match &found {
+                Ok(Found::Here { object, .. }) => {
+                    there.insert((host.clone(), object.cloud_id.clone()));
+                }
+                Ok(Found::Nowhere) => {}
+                Err(_) => unseen = Some(host.clone()),
             }
             let inside = Scope { wanted: &wanted, recorded: &recorded, ..*scope };
             answers.extend(self.inside(&host, found, &inside).await);
@@ -326,6 +336,8 @@ impl Provider for Through {
         let mut ways = self.ways();
         ways.known.retain(|key, _| there.contains(key));
         ways.doubted.clear();
+        let no_way = there.into_iter().find(|key| !ways.known.contains_key(key)).map(|(host, _)| host);
+        ways.unseen = unseen.or(no_way);
         drop(ways);
         seen.extend(answers);
         Ok(seen)
@@ -336,17 +348,27 @@ impl Provider for Through {
         if !self.is_inner(kind) {
             return self.outer.read(kind, id).await;
         }
-        let ways: Vec<_> = self.ways().known.iter().map(|((host, _), way)| (host.clone(), way.inner.clone())).collect();
+        let (ways, unseen): (Vec<_>, _) = {
+            let ways = self.ways();
+            let known = ways.known.iter().map(|((host, _), way)| (host.clone(), way.inner.clone()));
+            (known.collect(), ways.unseen.clone())
+        };
+        // It may be in there, whatever others have of that name.
+        if let Some(host) = unseen {
+            return Ok(Observed::Unknown(Why(format!("its host may be `{host}`, which could not be seen"))));
+        }
         if ways.is_empty() {
             return Ok(Observed::Unknown(Why("no host is there in which it could be".to_owned())));
         }
         let mut found = Vec::new();
         for (host, inner) in ways {
-            if let Observed::Present(mut object) =
-                inner.read(kind, id).await.map_err(|error| unreachable(&host, error))?
-            {
-                object.via = Some(Ref(host));
-                found.push(object);
+            match inner.read(kind, id).await.map_err(|error| unreachable(&host, error))? {
+                Observed::Present(mut object) => {
+                    object.via = Some(Ref(host));
+                    found.push(object);
+                }
+                Observed::Absent => {}
+                unknown @ Observed::Unknown(_) => return Ok(unknown),
             }
         }
         match found.len() {

@@ -11,10 +11,11 @@ use http::HeaderValue;
 use kube::config::{AuthInfo, ExecConfig};
 use serde::Deserialize;
 use serde_json::json;
-use textnlp_provider::connect::TokenSource;
-use textnlp_provider::{Error, Result, Sort, finished};
+use textnlp_provider::connect::{Bearer, TokenSource};
+use textnlp_provider::{Error, Result, Sort, finished, told};
 use tokio::process::Command;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// How long the program may take: it may ask a service of its cloud, and it cannot ask a person.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -26,11 +27,23 @@ const AHEAD: Duration = Duration::from_secs(60);
 /// How long a token may take: the call that waits for it has 10 s altogether.
 const TOKEN_DEADLINE: Duration = Duration::from_secs(4);
 
+/// A source that failed is not asked again for so long: whoever waited meanwhile hears the same.
+const FAILED_FOR: Duration = Duration::from_secs(1);
+/// A token is used for so long, whenever it ends.
+const AT_LEAST: Duration = Duration::from_secs(5);
+
 /// The tokens for one endpoint. It has no `Debug`: they are secrets.
 pub(crate) struct Tokens {
     url: String,
     source: Arc<dyn TokenSource>,
-    held: Mutex<Option<(HeaderValue, SystemTime)>>,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    token: Option<(HeaderValue, SystemTime)>,
+    /// What the last question came to, for those who waited meanwhile.
+    failed: Option<(Instant, String, Option<String>)>,
 }
 
 impl Tokens {
@@ -46,23 +59,32 @@ impl Tokens {
         let is_good = |(header, until): &&(HeaderValue, SystemTime)| {
             SystemTime::now() < *until && refused.is_none_or(|refused| refused != header)
         };
-        if let Some((header, _)) = held.as_ref().filter(is_good) {
+        if let Some((header, _)) = held.token.as_ref().filter(is_good) {
             return Ok(header.clone());
         }
-        let bearer = match tokio::time::timeout(TOKEN_DEADLINE, self.source.token()).await {
-            Ok(Ok(bearer)) => bearer,
-            Ok(Err(error)) => {
-                let hint = error.hint.clone();
-                return Err(Error { hint, ..failed().because(error) });
-            }
-            Err(_) => return Err(failed().because(format!("it did not come within {TOKEN_DEADLINE:?}"))),
+        if let Some((_, why, hint)) = held.failed.as_ref().filter(|(at, ..)| at.elapsed() < FAILED_FOR) {
+            return Err(Error { hint: hint.clone(), ..failed().because(why.clone()) });
+        }
+        let (why, hint) = match tokio::time::timeout(TOKEN_DEADLINE, self.source.token()).await {
+            Ok(Ok(bearer)) => return held.take(bearer).ok_or_else(|| failed().because("what came is no token")),
+            Ok(Err(error)) => (told(&error), error.hint),
+            Err(_) => (format!("it did not come within {TOKEN_DEADLINE:?}"), None),
         };
+        held.failed = Some((Instant::now(), why.clone(), hint.clone()));
+        Err(Error { hint, ..failed().because(why) })
+    }
+}
+
+impl Held {
+    /// `None` where it is none.
+    fn take(&mut self, bearer: Bearer) -> Option<HeaderValue> {
         // The reader's own words would quote what it read.
-        let text = bearer.token.expose_text().map(|token| HeaderValue::try_from(format!("Bearer {token}")));
-        let Some(Ok(mut header)) = text else { return Err(failed().because("what came is no token")) };
+        let mut header = HeaderValue::try_from(format!("Bearer {}", bearer.token.expose_text()?)).ok()?;
         header.set_sensitive(true);
-        let until = bearer.ends.checked_sub(AHEAD).unwrap_or(SystemTime::UNIX_EPOCH);
-        Ok(held.insert((header, until)).0.clone())
+        // One that ends at once, by a clock that is wrong or not, serves the calls of a moment; who refuses it has it renewed.
+        let until = bearer.ends.checked_sub(AHEAD).unwrap_or(SystemTime::UNIX_EPOCH).max(SystemTime::now() + AT_LEAST);
+        self.failed = None;
+        Some(self.token.insert((header, until)).0.clone())
     }
 }
 

@@ -70,6 +70,13 @@ pub(super) async fn token(ask: &AzureSignIn, variables: &Variables) -> Result<To
             Err(error.hint("use a federated token, a client secret or a managed identity"))
         }
         Some((_, endpoint, Way::Service)) => of_service(server, who, endpoint, variables).await,
+        // A machine has an identity of its own tenant, and nobody can ask for another.
+        None if ask.tenant.is_some() && who.is_none() => match program(variables) {
+            Some(program) => of_person(&program, server, tenant).await.map_err(|error| error.hint(HINT)),
+            None => Err(Error::new(Sort::Denied, ACTION.0, ACTION.1)
+                .because("a tenant is named, nobody who signs in there, and there is no `az`")
+                .hint(HINT)),
+        },
         None => of_surroundings(server, who, tenant, variables).await,
     }
 }

@@ -1,6 +1,8 @@
 //! GKE: the API server takes OAuth access tokens of Google. Whose they are is found as Google's own libraries find it:
 //! <https://cloud.google.com/docs/authentication/application-default-credentials>.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use reqwest::Url;
 use serde_json::{Value, json};
@@ -167,14 +169,19 @@ async fn subject(rest: &Rest, file: &str, source: &Value) -> Result<Secret> {
     let answer = if let Some(path) = source["file"].as_str() {
         read_file(path)?
     } else if let Some(address) = source["url"].as_str() {
-        // Addresses of metadata services are plain http, and nothing is confided to them but these headers.
+        // Metadata services speak plain http, on this machine or its link: no proxy leads there, and nobody else is asked so.
         let url = Url::parse(address).map_err(|_| wrong(file, "`credential_source.url` is no address"))?;
+        let (url, nearby) = match is_nearby(&url) {
+            true => (url, Some(Rest::nearby()?)),
+            false => (guarded(file, address)?, None),
+        };
         let headers = source["headers"].as_object().into_iter().flatten();
-        let request = headers.fold(rest.get(url), |request, (name, value)| match value.as_str() {
-            Some(value) => request.header(name, value),
-            None => request,
-        });
-        rest.ask(("ask for an identity", address), request, &[]).await?
+        let headers: Vec<(&String, Secret)> =
+            headers.filter_map(|(name, value)| Some((name, Secret::new(value.as_str()?)))).collect();
+        let rest = nearby.as_ref().unwrap_or(rest);
+        let request = headers.iter().fold(rest.get(url), |request, (name, value)| request.header(*name, text(value)));
+        let confided: Vec<&Secret> = headers.iter().map(|(_, value)| value).collect();
+        rest.ask(("ask for an identity", address), request, &confided).await?
     } else {
         return Err(wrong(
             file,
@@ -194,6 +201,18 @@ async fn subject(rest: &Rest, file: &str, source: &Value) -> Result<Secret> {
         return Err(wrong(file, "`credential_source` leads to no identity"));
     }
     Ok(token)
+}
+
+/// Whether an address in plain http is one that only this machine, or its link, has.
+fn is_nearby(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let here = match host.parse() {
+        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_link_local(),
+        // The metadata service of AWS, besides.
+        Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unicast_link_local() || ip.segments()[..2] == [0xfd00, 0x0ec2],
+        Err(_) => host == "localhost" || host == "metadata.google.internal",
+    };
+    url.scheme() == "http" && here
 }
 
 /// <https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/generateAccessToken>
@@ -226,4 +245,24 @@ async fn of_machine(variables: &Variables) -> Result<Token> {
 /// A secret of ours is text wherever it comes from.
 fn text(secret: &Secret) -> &str {
     secret.expose_text().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_on_this_machine_or_its_link_is_asked_in_plain_http() {
+        for (address, nearby) in [
+            ("http://169.254.169.254/latest", true),
+            ("http://[fd00:ec2::254]/latest", true),
+            ("http://metadata.google.internal/x", true),
+            ("http://127.0.0.1:8080/x", true),
+            ("http://10.0.0.1/x", false),
+            ("http://metadata.google.internal.example/x", false),
+            ("https://127.0.0.1/x", false),
+        ] {
+            assert_eq!(is_nearby(&Url::parse(address).unwrap()), nearby, "{address}");
+        }
+    }
 }

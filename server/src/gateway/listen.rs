@@ -30,8 +30,8 @@ use super::quiet::{Activity, Answering};
 use super::stall::Guarded;
 use super::{Error, Gateway, answer};
 
-/// The longest request head.
-const MOST_HEAD: usize = 64 << 10;
+/// The longest request head: as many of them as there may be connections have to fit into a gateway's memory.
+const MOST_HEAD: usize = 32 << 10;
 /// From the first byte to the end of the TLS handshake.
 const SHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection at once.

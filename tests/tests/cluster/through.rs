@@ -848,7 +848,17 @@ fn a_cluster_that_exists_is_used_from_the_first_up_on_and_stays() {
         wanted[0].ownership = Ownership::External(cloud_id);
         world.done(UP, &wanted).await;
         world.is_whole(&wanted).await;
+
+        // Another one in its place is not taken for one in which everything is gone.
+        let other = CloudId::new("cluster-of-bob").unwrap();
+        world.cloud.place_foreign(&kind, &other, None, Spec::of(&json!({ "fixed": "first" })));
+        let mut moved = wanted.clone();
+        moved[0].ownership = Ownership::External(other.clone());
+        let (plan, _) = world.plan(&moved).await;
+        let refused = format!("{:?}", plan.plan().refusals);
+        assert!(refused.contains("recorded in `cluster-of-ada`, and not in `cluster-of-bob`"), "{refused}");
+        assert!(plan.plan().steps.is_empty(), "{:#?}", plan.plan().steps);
         world.done(DOWN, &[]).await;
-        assert!(world.objects(cluster).await.is_empty() && world.cloud.things().len() == 1, "what exists stays");
+        assert!(world.objects(cluster).await.is_empty() && world.cloud.things().len() == 2, "what exists stays");
     });
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::load::{Held, Load};
+use textnlp_provider::Lineage;
 
 use super::growth::Growth;
 use crate::clouds;
@@ -24,10 +25,18 @@ pub struct Shown {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Of<T> {
+    /// Which deployment.
+    lineage: Lineage,
     /// The digest of what ran.
     release: String,
     at: jiff::Timestamp,
     what: T,
+}
+
+impl<T> Of<T> {
+    fn is_of(&self, lineage: Lineage, release: &str) -> bool {
+        self.lineage == lineage && self.release == release
+    }
 }
 
 impl Shown {
@@ -42,20 +51,22 @@ fn file(folder: &Utf8Path) -> Utf8PathBuf {
     folder.join("evidence").join("loads.json")
 }
 
-/// Keeps what a load has shown of this release, in the place of what an earlier one did.
+/// Keeps what a load has shown of this release, in the place of what an earlier one did; but for fewer sessions, which were a trial.
 pub(super) fn keep(
     folder: &Utf8Path,
-    release: &str,
+    (lineage, release): (Lineage, &str),
     at: jiff::Timestamp,
     held: Option<&Held>,
     growth: Option<&Growth>,
 ) -> anyhow::Result<()> {
     let mut shown = Shown::read(folder);
-    if let Some(held) = held {
-        shown.sessions = Some(Of { release: release.to_owned(), at, what: held.clone() });
+    let is_less =
+        |held: &Held, kept: &Of<Held>| kept.is_of(lineage, release) && held.sessions.count < kept.what.sessions.count;
+    if let Some(held) = held.filter(|held| !shown.sessions.as_ref().is_some_and(|kept| is_less(held, kept))) {
+        shown.sessions = Some(Of { lineage, release: release.to_owned(), at, what: held.clone() });
     }
     if let Some(growth) = growth {
-        shown.growth = Some(Of { release: release.to_owned(), at, what: growth.clone() });
+        shown.growth = Some(Of { lineage, release: release.to_owned(), at, what: growth.clone() });
     }
     write_whole(&file(folder), &shown)
 }
@@ -77,18 +88,24 @@ pub async fn checks(deployment: &Deployment<'_>, running: &Running) -> Result<Ve
     let load = |more: &str| again.command(&format!("load {more}"), name);
     let mut checks = Vec::new();
 
-    let sessions = shown.sessions.filter(|kept| kept.release == release).map(|kept| kept.what);
-    match sessions.filter(|held| held.sessions.count >= gates.sessions) {
+    let sessions = shown.sessions.filter(|kept| kept.is_of(running.lineage, &release)).map(|kept| kept.what);
+    // Held for as long as the gate says, and each of them asked while all were there.
+    let counts = |held: &Held| {
+        let asked = held.answers.count + held.errors;
+        held.sessions.count >= gates.sessions && held.sessions.hold >= gates.hold.0 && asked >= gates.sessions.into()
+    };
+    match sessions.filter(counts) {
         Some(held) => checks.extend(held_sessions(&held, gates.sessions, gates.error_rate, gates.p95_ms, environment)),
         None => {
-            let command = load(&format!("--sessions {}", gates.sessions));
-            let why = format!("nobody has held so many of this release: {command}");
+            let seconds = gates.hold.0.as_secs().max(1);
+            let command = load(&format!("--sessions {} --seconds {seconds}", gates.sessions));
+            let why = format!("nobody has held so many of this release for {seconds} s: {command}");
             checks.push(Check::waiting(SESSIONS, gates.sessions, "", why));
         }
     }
 
     let limit = gates.scaling.0.as_secs_f64();
-    checks.push(match shown.growth.filter(|kept| kept.release == release).map(|kept| kept.what) {
+    checks.push(match shown.growth.filter(|kept| kept.is_of(running.lineage, &release)).map(|kept| kept.what) {
         Some(growth) => grew(&growth, limit),
         None => {
             let why = format!("no load of this release made pods come: {}", load("--users 100"));
@@ -96,7 +113,11 @@ pub async fn checks(deployment: &Deployment<'_>, running: &Running) -> Result<Ve
         }
     });
 
-    checks.push(match clouds::scale(folder, environment, running.lineage).await {
+    let scale = match clouds::pods(folder, environment, running.lineage) {
+        Ok(pods) => pods.scale().await,
+        Err(error) => Err(error),
+    };
+    checks.push(match scale {
         Ok(scale) => match scale.autoscaler {
             Some(autoscaler) => {
                 let (read, told) = (autoscaler.reads.len(), autoscaler.told);

@@ -14,7 +14,7 @@ use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::{KeyIssuer, KeyRequest};
 use textnlp_orchestrator::load::{self, FindLimit, Held, HttpWire, Key, Limit, Load as Wanted, Measured, Second};
-use textnlp_orchestrator::release::Lock;
+use textnlp_orchestrator::release::{History, Lock, configuration_digest};
 use textnlp_orchestrator::report::Report;
 use textnlp_provider::{Lineage, Secret};
 use tokio_util::sync::CancellationToken;
@@ -53,8 +53,8 @@ struct Own {
     environment: Environment,
     folder: Utf8PathBuf,
     lineage: Lineage,
-    /// The digest of what runs.
-    release: String,
+    /// The number of what was applied last, and the digest of what runs; `None` where the environment says something else.
+    release: Option<(u64, String)>,
 }
 
 /// What a load brought, and the pods that came under it.
@@ -64,7 +64,7 @@ impl Goal {
     /// Loads, and watches the pods meanwhile.
     async fn watched<T>(
         &self,
-        clock: &dyn Clock,
+        (clock, stop): (&dyn Clock, &CancellationToken),
         console: Console,
         progress: &Progress,
         load: impl Future<Output = T>,
@@ -72,7 +72,7 @@ impl Goal {
         let over = CancellationToken::new();
         let watch = async {
             match &self.own {
-                Some(own) => growth::watch(own, clock, &over, console, progress).await,
+                Some(own) => growth::watch(own, clock, (&over, stop), console, progress).await,
                 None => None,
             }
         };
@@ -85,12 +85,22 @@ impl Goal {
     }
 
     /// Keeps what was shown, for the gate.
-    fn keep(&self, at: jiff::Timestamp, held: Option<&Held>, growth: Option<&Growth>) -> anyhow::Result<()> {
-        match &self.own {
-            Some(own) if held.is_some() || growth.is_some() => {
-                evidence::keep(&own.folder, &own.release, at, held, growth)
+    fn keep(
+        &self,
+        at: jiff::Timestamp,
+        held: Option<&Held>,
+        growth: Option<&Growth>,
+        console: Console,
+    ) -> anyhow::Result<()> {
+        let Some(own) = self.own.as_ref().filter(|_| held.is_some() || growth.is_some()) else { return Ok(()) };
+        // Somebody may have applied another one meanwhile.
+        let newest = History::at(&own.folder).read()?.entries.last().map(|newest| newest.number);
+        match own.release.as_ref().filter(|(applied, _)| newest == Some(*applied)) {
+            Some((_, release)) => evidence::keep(&own.folder, (own.lineage, release), at, held, growth),
+            None => {
+                console.warn("the environment says something else than what was applied, so that this is kept for no gate: run `up` first");
+                Ok(())
             }
-            _ => Ok(()),
         }
     }
 }
@@ -112,14 +122,14 @@ async fn measure(goal: &Goal, args: &Load, console: Console) -> Result<Success, 
     match args.sessions {
         Some(count) => {
             let at = SystemClock.now();
-            held(goal, at, sessions::measure(goal, args, count, &wire, console).await?)
+            held(goal, at, sessions::measure(goal, args, count, &wire, console).await?, console)
         }
         None => users(goal, args, &wire, console).await,
     }
 }
 
 /// What is said of sessions that were held.
-fn held(goal: &Goal, at: jiff::Timestamp, (held, growth): Loaded<Held>) -> Result<Success, Failure> {
+fn held(goal: &Goal, at: jiff::Timestamp, (held, growth): Loaded<Held>, console: Console) -> Result<Success, Failure> {
     let report = Report {
         title: format!("Open sessions on {}", goal.address),
         at,
@@ -149,10 +159,12 @@ fn held(goal: &Goal, at: jiff::Timestamp, (held, growth): Loaded<Held>) -> Resul
         return Err(Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped early; measured so far:\n{text}"))
             .document(document));
     }
-    goal.keep(at, Some(&held), growth.as_ref()).context("keep what was measured")?;
-    match held.errors == held.requests {
-        true => Err(nothing_answered(goal, &text, document)),
-        false => Ok(Success::new(text, document)),
+    if held.errors == held.requests {
+        return Err(nothing_answered(goal, &text, document));
+    }
+    match goal.keep(at, Some(&held), growth.as_ref(), console).context("keep what was measured") {
+        Ok(()) => Ok(Success::new(text, document)),
+        Err(error) => Err(Failure::from(error).document(document)),
     }
 }
 
@@ -218,7 +230,7 @@ async fn users(goal: &Goal, args: &Load, wire: &HttpWire, console: Console) -> R
         let best = limit.probes.iter().rfind(|p| p.ok).or(limit.probes.last()).map(|p| p.measured.clone());
         (best, Some(limit))
     };
-    let ((measured, limit), growth) = goal.watched(clock.as_ref(), console, &progress, work).await;
+    let ((measured, limit), growth) = goal.watched((clock.as_ref(), &stop), console, &progress, work).await;
     progress.finish();
     let Some(measured) = measured else {
         return Err(Failure::new(Exit::Stopped, "stopped", anyhow::anyhow!("stopped before anything was measured")));
@@ -254,7 +266,11 @@ async fn users(goal: &Goal, args: &Load, wire: &HttpWire, console: Console) -> R
     if measured.errors > 0 && measured.errors == measured.requests {
         return Err(nothing_answered(goal, &text, document));
     }
-    goal.keep(at, None, growth.as_ref()).context("keep what was measured")?;
+    // A search loads again and again: how soon pods came says nothing there.
+    let growth = growth.filter(|_| limit.is_none());
+    if let Err(error) = goal.keep(at, None, growth.as_ref(), console).context("keep what was measured") {
+        return Err(Failure::from(error).document(document));
+    }
     Ok(Success::new(text, document))
 }
 
@@ -297,11 +313,17 @@ async fn goal(session: &Session, args: &Load) -> Result<Goal, Failure> {
     let environment = &chosen.loaded.environment;
     let lock = Lock::read(&Lock::path(&session.lock_folder(&chosen), &chosen.name));
     let lock = lock.map_err(|error| broken_lock(error, session, &chosen.name))?;
+    let applied = History::at(&chosen.folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
+    let applied = applied.entries.last().filter(|newest| {
+        let ran = &newest.applied.lock;
+        ran.configuration == configuration_digest(environment)
+            && lock.as_ref().is_none_or(|lock| ran.runs_the_same(lock))
+    });
     let own = Some(Own {
         environment: environment.clone(),
         folder: chosen.folder.clone(),
         lineage: running.lineage,
-        release: release_digest(lock.as_ref(), environment),
+        release: applied.map(|newest| (newest.number, release_digest(lock.as_ref(), environment))),
     });
     if given.is_some() {
         return Ok(Goal { address, ca_pem, key: given, temporary: None, reports, health, own });

@@ -44,7 +44,7 @@ pub(super) async fn measure(
     };
     let held = goal
         .watched(
-            clock.as_ref(),
+            (clock.as_ref(), &stop),
             console,
             &progress,
             load::hold(wire, goal.key.as_ref(), &wanted, clock.as_ref(), &stop, &mut say),
