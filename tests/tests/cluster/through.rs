@@ -694,10 +694,11 @@ fn a_token_that_ends_or_is_not_taken_is_asked_for_anew() {
         world.done(UP, &wanted).await;
         assert_eq!(world.tokens.asked(), 2, "one of no use, one for all that followed");
 
-        // Another process, whose tokens have ended before they come.
+        // Another process, whose tokens have ended before they come, by a clock that is wrong: what is good is told by whoever takes it, and
+        // nobody asks for one with each call.
         *world.tokens.lives.lock().unwrap() = Duration::ZERO;
         world.is_whole(&wanted).await;
-        assert!(world.tokens.asked() > 20, "each call asks anew");
+        assert!((3..20).contains(&world.tokens.asked()), "{}", world.tokens.asked());
         *world.tokens.lives.lock().unwrap() = Duration::from_secs(600);
 
         // Revoked under a process that goes on: API servers remember for seconds whom they knew.
