@@ -75,12 +75,10 @@ impl Flight {
         &self.intent.operation
     }
 
-    /// The next call, after a pause, through `host` where the operation goes through one.
-    #[allow(clippy::too_many_arguments)]
+    /// The next call, after a pause, by this provider and through `host` where the operation goes through one.
     pub(super) fn call(
         &self,
-        provider: Arc<dyn Provider>,
-        host: Option<Recorded>,
+        (provider, host): (Arc<dyn Provider>, Option<Recorded>),
         clock: Arc<dyn Clock>,
         stop: CancellationToken,
         lease: Option<Arc<dyn Lease>>,

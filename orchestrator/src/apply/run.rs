@@ -392,7 +392,7 @@ impl<'a> Air<'a> {
         // Asked for each call: meanwhile the host may have become another object, or have other outputs.
         let host = op.via.as_ref().and_then(|host| self.drive.state.current(&op.site, &host.0));
         let (clock, stop, limits) = (self.drive.clock.clone(), self.stop.clone(), self.drive.limits);
-        let call = flight.call(provider, host, clock, stop, lease, pause, limits);
+        let call = flight.call((provider, host), clock, stop, lease, pause, limits);
         self.calls.push(Box::pin(call.map(move |landing| (id, landing))));
         self.flights.insert(id, flight);
         Ok(())

@@ -27,8 +27,8 @@ pub trait Connect: Send + Sync {
 /// Short-lived credentials for an endpoint.
 #[async_trait]
 pub trait TokenSource: Send + Sync {
-    /// A token that is good now. It is asked for before the last one ends, and once after one was refused; whoever asks waits for a
-    /// few seconds and no longer.
+    /// A token that is good now. It is asked for before the last one ends, but not again within some seconds, and once after one was
+    /// refused; whoever asks waits for a few seconds and no longer.
     async fn token(&self) -> Result<Bearer>;
 }
 

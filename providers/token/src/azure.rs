@@ -11,7 +11,7 @@ use textnlp_provider::{Error, Result, Secret, Sort, finished, told};
 use tokio::process::Command;
 
 use super::rest::{Rest, bearer, guarded};
-use super::{AzureSignIn, Token, Variables, checked, read_file, shown, trimmed};
+use super::{AzureSignIn, Token, Variables, checked, read_file, shown, text, trimmed};
 
 /// Where Entra is, but for clouds of a country.
 const AUTHORITY: &str = "https://login.microsoftonline.com/";
@@ -185,9 +185,4 @@ async fn of_person(program: &Path, server: &str, tenant: Option<&str>) -> Result
     // `expiresOn` is a time of this machine's zone; older versions have nothing else, and the server says when it is over.
     let ends = answer["expires_on"].as_i64().and_then(|moment| Timestamp::from_second(moment).ok());
     Token::new(action, Secret::new(answer["accessToken"].as_str().unwrap_or_default()), ends, Timestamp::now())
-}
-
-/// A secret of ours is text wherever it comes from.
-fn text(secret: &Secret) -> &str {
-    secret.expose_text().unwrap_or_default()
 }

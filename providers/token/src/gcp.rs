@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use textnlp_provider::{Error, Result, Secret, Sort};
 
 use super::rest::{Rest, bearer, guarded};
-use super::{Token, Variables, read_file, shown, trimmed};
+use super::{Token, Variables, read_file, shown, text, trimmed};
 
 /// Roles of a cluster are bound to e-mail addresses, which a token without the second scope does not tell.
 const SCOPES: [&str; 2] =
@@ -240,11 +240,6 @@ async fn of_machine(variables: &Variables) -> Result<Token> {
     let rest = Rest::nearby()?;
     let answer = rest.ask(action, rest.get(url).header("metadata-flavor", "Google"), &[]).await;
     bearer(action, &answer.map_err(|error| error.hint(HINT))?)
-}
-
-/// A secret of ours is text wherever it comes from.
-fn text(secret: &Secret) -> &str {
-    secret.expose_text().unwrap_or_default()
 }
 
 #[cfg(test)]

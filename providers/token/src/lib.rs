@@ -226,6 +226,11 @@ fn read_file(path: &str) -> Result<Secret> {
     Ok(text)
 }
 
+/// A secret of ours is text wherever it comes from.
+fn text(secret: &Secret) -> &str {
+    secret.expose_text().unwrap_or_default()
+}
+
 /// What a token stands for when it is read from a file or taken from an answer: without the line end.
 fn trimmed(text: &Secret) -> Secret {
     Secret::new(text.expose().trim_ascii())

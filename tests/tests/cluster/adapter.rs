@@ -141,7 +141,7 @@ fn pods_come_with_requests_and_go_with_them_by_what_an_adapter_of_ours_tells() {
     let waits = gate(3);
     assert_eq!(waits["gate"]["state"], "wait", "{waits:#}");
     let blockers = waits["gate"]["blockers"].to_string();
-    assert!(blockers.contains("load --sessions 60") && blockers.contains("load --users 100"), "{blockers}");
+    assert!(blockers.contains("load --sessions 60") && blockers.contains("load --users 200"), "{blockers}");
     assert_eq!(waits["gate"]["blockers"].as_array().unwrap().len(), 2, "{blockers}");
 
     // Under load there are more, every session is kept meanwhile, and without it there are as many as before.

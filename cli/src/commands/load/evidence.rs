@@ -1,8 +1,11 @@
 //! What loads have shown of a release: kept beside its state, because nobody loads what others work with only to open a gate.
 
+use std::time::Duration;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::load::{Held, Load};
 use textnlp_provider::Lineage;
@@ -95,7 +98,7 @@ pub async fn checks(deployment: &Deployment<'_>, running: &Running) -> Result<Ve
         held.sessions.count >= gates.sessions && held.sessions.hold >= gates.hold.0 && asked >= gates.sessions.into()
     };
     match sessions.filter(counts) {
-        Some(held) => checks.extend(held_sessions(&held, gates.sessions, gates.error_rate, gates.p95_ms, environment)),
+        Some(held) => checks.extend(held_sessions(&held, environment)),
         None => {
             let seconds = gates.hold.0.as_secs().max(1);
             let command = load(&format!("--sessions {} --seconds {seconds}", gates.sessions));
@@ -108,7 +111,7 @@ pub async fn checks(deployment: &Deployment<'_>, running: &Running) -> Result<Ve
     checks.push(match shown.growth.filter(|kept| kept.is_of(running.lineage, &release)).map(|kept| kept.what) {
         Some(growth) => grew(&growth, limit),
         None => {
-            let why = format!("no load of this release made pods come: {}", load("--users 100"));
+            let why = format!("no load of this release made pods come: {}", load("--users 200"));
             Check::waiting(GROWTH, limit, "s", why)
         }
     });
@@ -134,16 +137,11 @@ pub async fn checks(deployment: &Deployment<'_>, running: &Running) -> Result<Ve
     Ok(checks)
 }
 
-fn held_sessions(
-    held: &Held,
-    wanted: u32,
-    error_rate: f64,
-    p95_ms: u32,
-    environment: &textnlp_orchestrator::environment::Environment,
-) -> [Check; 2] {
+fn held_sessions(held: &Held, environment: &Environment) -> [Check; 2] {
+    let gates = &environment.gates;
     // What clients of the staging gate would ask for in such numbers is far beyond most machines: it is reckoned, and not measured.
-    let all = Load { users: held.sessions.count, ..Load::of(&environment.gates) };
-    let needed = all.tokens_per_second_needed(std::time::Duration::from_millis(p95_ms.into()));
+    let all = Load { users: held.sessions.count, ..Load::of(gates) };
+    let needed = all.tokens_per_second_needed(Duration::from_millis(gates.p95_ms.into()));
     let refused: u64 = held.refused.values().sum();
     let mut note = format!(
         "{} dropped, {refused} refused, {} of {} questions failed; were each of them as busy as in the staging gate, they would need {needed:.0} tokens/s (extrapolated; {:.0} measured)",
@@ -152,11 +150,11 @@ fn held_sessions(
     if !held.errors_by_kind.is_empty() {
         note.push_str(&format!("; {}", json!(held.errors_by_kind)));
     }
-    let ok = held.kept_all() && held.error_rate() <= error_rate;
+    let ok = held.kept_all() && held.error_rate() <= gates.error_rate;
     let p95 = (held.answers.p95_ms * 10.0).round() / 10.0;
     [
-        Check::new(SESSIONS, held.open, wanted, "", ok).note(note),
-        Check::new(ANSWERS, p95, p95_ms, "ms", held.answers.count > 0 && p95 <= f64::from(p95_ms)),
+        Check::new(SESSIONS, held.open, gates.sessions, "", ok).note(note),
+        Check::new(ANSWERS, p95, gates.p95_ms, "ms", held.answers.count > 0 && p95 <= f64::from(gates.p95_ms)),
     ]
 }
 
