@@ -4,6 +4,7 @@
 //! journal, so that the next drill finishes what this one left.
 
 mod around;
+mod database;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,6 +134,8 @@ struct Running<'a> {
     epoch: u64,
     phases: Vec<Phase>,
     units: BTreeMap<String, Vec<String>>,
+    /// The role of the database that whoever leads works with.
+    database: Option<String>,
 }
 
 /// Rehearses. First what an earlier drill left unfinished is taken back and finished. The report is not written yet.
@@ -149,7 +152,8 @@ pub async fn run(stage: &Stage<'_>, order: &Order) -> Result<(Report, Utf8PathBu
     let undo = Some(format!("{} takes back what is left, then begins anew", journal.command("dr drill")));
     let data = json!({ "fault": fault, "home": stage.everybody.home, "epoch": epoch });
     journal.begin(Action::Drill, &id, WHOLE, undo, data)?;
-    let mut running = Running { stage, order, id: id.clone(), fault, ledger, epoch, phases: Vec::new(), units };
+    let mut running =
+        Running { stage, order, id: id.clone(), fault, ledger, epoch, phases: Vec::new(), units, database: None };
     match running.go(&mut journal).await {
         Ok(report) => {
             let missed = json!({ "missed": report.missed, "leftovers": report.leftovers });
@@ -211,6 +215,7 @@ impl Running<'_> {
         self.baseline().await?;
         self.lose(journal).await?;
         let served = self.shift().await?;
+        self.look_at_database().await?;
         let truth = self.look_for_losses().await?;
         self.take_back(journal).await?;
         self.recovery().await?;
@@ -659,7 +664,15 @@ impl Running<'_> {
         });
         let marks: Vec<(Mark, f64)> = marks.collect();
         let stored_outside = self.order.stored_outside && marks.iter().all(|(mark, _)| *mark != Mark::Granted);
-        let figures = Figures { findings: found, marks, served, failback, epoch_before: self.epoch, stored_outside };
+        let figures = Figures {
+            findings: found,
+            marks,
+            served,
+            failback,
+            epoch_before: self.epoch,
+            stored_outside,
+            database: self.database.take(),
+        };
         let phases = std::mem::take(&mut self.phases);
         Ok(Report {
             id: self.id.clone(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures::future::{join, join_all};
 use serde::Serialize;
 
-use super::talk::{Copies, DatabaseAt, Everybody, TalkError, WatchStatus, WitnessStatus};
+use super::talk::{Copies, DatabaseAt, Everybody, PRIMARY, TalkError, WatchStatus, WitnessStatus};
 
 /// Entries that are on their way at any moment while writes go on.
 const IN_FLIGHT: u64 = 32;
@@ -46,6 +46,9 @@ pub struct Line {
     /// Bytes of the database that its copy has not replayed, as the primary sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database_behind_bytes: Option<u64>,
+    /// What its servers, where they are elsewhere than their watch, say of the database that they store in: `primary` or `unavailable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub servers_database: Option<String>,
     /// Whether control data can be changed through it.
     pub writable: bool,
     /// Why it cannot be reached or written to.
@@ -136,6 +139,7 @@ impl Picture {
                     copies: status.copies.clone(),
                     database: status.database.clone(),
                     database_behind_bytes,
+                    servers_database: status.servers_database.clone(),
                     writable: status.writable,
                     why: status.why_not.clone(),
                 }
@@ -152,6 +156,7 @@ impl Picture {
                 copies: BTreeMap::new(),
                 database: None,
                 database_behind_bytes,
+                servers_database: None,
                 writable: false,
                 why: Some(error.to_string()),
             },
@@ -207,6 +212,12 @@ impl Picture {
                     line.site
                 )),
                 _ => {}
+            }
+            if line.servers_database.as_deref().is_some_and(|role| role != PRIMARY) {
+                found.push(format!(
+                    "the servers of {} do not get into their database, or it takes no changes",
+                    line.site
+                ));
             }
             for (data, copy) in line.copies.iter().filter(|(_, copy)| copy.missing_bytes > 0) {
                 let why = copy.error.as_deref().unwrap_or("they are on their way");

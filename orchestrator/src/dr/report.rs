@@ -12,6 +12,7 @@ use super::drill::Leftovers;
 use super::fault::FaultKind;
 use super::findings::Findings;
 use super::ledger::Mark;
+use super::talk::PRIMARY;
 use super::waterfall;
 use crate::report::{page, whole};
 
@@ -87,6 +88,10 @@ pub struct Figures {
     /// nothing that anybody waits for then.
     #[serde(default)]
     pub stored_outside: bool,
+    /// The role of the database that whoever leads works with while the lost site is away: `primary`, or it takes no changes. Nothing
+    /// where the lost site keeps its place, or sites store in files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
 }
 
 /// The report.
@@ -160,6 +165,9 @@ pub fn missed(targets: &Targets, figures: &Figures) -> Vec<String> {
             missed.push(format!("RTO of control data {:.2} s; promised {} s", ms / 1000.0, targets.rto_s))
         }
         _ => {}
+    }
+    if let Some(role) = figures.database.as_deref().filter(|role| *role != PRIMARY) {
+        missed.push(format!("the database of whoever leads is {role}; promised one that takes changes"));
     }
     if found.lost > 0 {
         missed.push(format!("{} acknowledged writes are lost; promised 0", found.lost));
@@ -237,6 +245,11 @@ impl Report {
             ),
             row("acknowledged writes lost", found.lost.to_string(), "0".to_owned(), found.lost == 0),
         ];
+        let role = self.figures.database.as_ref();
+        let database = role.map(|role| {
+            row("role of the database of whoever leads", role.clone(), PRIMARY.to_owned(), role == PRIMARY)
+        });
+        let targets: Vec<Value> = targets.into_iter().chain(database).collect();
         let failed = found.failed;
         let tiles = json!([
             ["service back after", seconds(found.service_rto_ms)],

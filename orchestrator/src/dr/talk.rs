@@ -115,6 +115,23 @@ pub struct WatchStatus {
     pub copies: BTreeMap<String, Copies>,
     /// Its server of the PostgreSQL that all sites share, where they do.
     pub database: Option<DatabaseAt>,
+    /// What its servers, where they are elsewhere than their watch, say of the database that they store in: `primary`, or `unavailable`
+    /// where they do not get into it or it is a copy.
+    pub servers_database: Option<String>,
+}
+
+/// The role of a database that takes changes.
+pub const PRIMARY: &str = "primary";
+
+impl WatchStatus {
+    /// The role of the database that its servers work with, where it is one with roles: what is not `primary` takes no changes.
+    pub fn database_role(&self) -> Option<&str> {
+        let own = self.database.as_ref().map(|database| match database.role.as_str() {
+            "" => "not running",
+            role => role,
+        });
+        own.or(self.servers_database.as_deref())
+    }
 }
 
 /// A site's server of a PostgreSQL that all sites share.

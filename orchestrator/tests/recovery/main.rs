@@ -144,6 +144,28 @@ async fn acknowledged_writes_that_the_new_primary_lacks_are_counted_and_miss_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_takes_over_works_with_a_database_that_takes_changes() {
+    for (says, missed) in [("primary", None), ("unavailable", Some("the database of whoever leads is unavailable"))] {
+        let world = World::new();
+        world.set(|inner| inner.database = Some(says));
+        let (report, folder) = drill(&world, &order(FaultKind::Kill)).await;
+        assert_eq!(report.figures.database.as_deref(), Some(says));
+        assert!(report.phases.iter().any(|phase| phase.name == "database" && phase.says.contains("two works with")));
+        let (found, wanted) = (report.missed.join("; "), missed.unwrap_or_default());
+        assert!(found.starts_with(wanted) && found.is_empty() == wanted.is_empty(), "{found}");
+        let page = std::fs::read_to_string(report.write(&folder, &report::signing_key(&world.state).unwrap()).unwrap());
+        assert!(page.unwrap().contains("role of the database of whoever leads"));
+        let warnings = Picture::take(&world.everybody()).await.warnings(5000).join("; ");
+        assert_eq!(
+            warnings.contains("the servers of two do not get into their database"),
+            missed.is_some(),
+            "{warnings}"
+        );
+        nothing_is_left(&world);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_hand_the_drill_claims_and_goes_home_itself() {
     let world = World::new();
     world.set(|inner| (inner.automatic, inner.automatic_failback) = (false, false));

@@ -45,6 +45,8 @@ pub struct Inner {
     pub lossy: bool,
     pub witness_gone: bool,
     pub never_promotes: bool,
+    /// What the servers of `two` say of their database, where they speak of one.
+    pub database: Option<&'static str>,
     pub faults: Vec<Fault>,
     pub keys: BTreeSet<String>,
     pub asked: Vec<String>,
@@ -75,6 +77,7 @@ impl World {
             lossy: false,
             witness_gone: false,
             never_promotes: false,
+            database: None,
             faults: Vec::new(),
             keys: BTreeSet::new(),
             asked: Vec::new(),
@@ -238,10 +241,12 @@ impl Inner {
             .filter(|name| **name != site)
             .map(|name| (*name, json!({ "stored": self.index, "member": self.members.iter().any(|m| m == name), "heard_ms": 5, "usage_behind_rows": 0, "usage_behind_ms": 0 })))
             .collect();
+        let database = self.database.map(|role| if site == "two" { role } else { "primary" });
         json!({
             "site": site, "role": role, "epoch": self.epoch, "primary": self.primary, "members": self.members, "writable": role != "outsider",
             "why_not": null, "last": self.index, "committed": self.index, "applied": self.index, "peers": peers, "witness_heard_ms": 3,
             "rpo_ms": { "control": 0, "usage": 20 }, "withdrawn": 0, "automatic": self.automatic,
+            "servers_database": database,
         })
     }
 

@@ -4,7 +4,7 @@
 //! the witness tell one another, as if its process stood still. Silence moves nothing but time, so that a service which is gone for longer
 //! than a grace loses its place to another site, and one that comes back is taken in again.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -20,28 +20,42 @@ const FAILED: u32 = 2;
 /// What it says of itself is short.
 const MOST_BYTES: usize = 64 << 10;
 
-/// Whether a site's service answers.
+/// Whether a site's service answers, and what it says.
 #[derive(Debug, Clone)]
-pub(super) struct Service(Arc<Mutex<Option<String>>>);
+pub(super) struct Service(Arc<Mutex<Heard>>);
+
+#[derive(Debug, Default)]
+struct Heard {
+    /// Why it does not answer.
+    silent: Option<String>,
+    /// The role of its database.
+    database: Option<&'static str>,
+}
 
 impl Service {
     /// One that has not been asked yet, where there is one to ask.
     pub(super) fn of(config: &WatchConfig) -> Self {
-        Self(Arc::new(Mutex::new(config.service.as_ref().map(|_| "it was not asked yet".to_owned()))))
+        let silent = config.service.as_ref().map(|_| "it was not asked yet".to_owned());
+        Self(Arc::new(Mutex::new(Heard { silent, database: None })))
     }
 
     /// Whether it does not.
     pub(super) fn is_silent(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.heard().silent.is_some()
     }
 
     /// Why it does not.
     pub(super) fn silent(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.heard().silent.clone()
     }
 
-    fn is(&self, silent: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = silent;
+    /// `primary` where its servers get into a database that takes changes, else `unavailable`; nothing while it was not asked.
+    pub(super) fn database(&self) -> Option<&'static str> {
+        self.heard().database
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,7 +73,10 @@ pub(super) async fn follow(config: WatchConfig, service: Service, stop: Cancella
         }
         let asked = gateway::get(&settings.at, trust.as_ref(), &settings.path, ANSWERS_WITHIN, MOST_BYTES).await;
         let why = match asked {
-            Ok((status, _, _)) if status.is_success() => None,
+            Ok((status, _, body)) if status.is_success() => {
+                service.heard().database = Some(database(&body));
+                None
+            }
             Ok((status, _, _)) => Some(format!("{} answers {status}", settings.path)),
             Err(why) => Some(why),
         };
@@ -72,6 +89,12 @@ pub(super) async fn follow(config: WatchConfig, service: Service, stop: Cancella
             (Some(_), false) => continue,
             _ => {}
         }
-        service.is(why);
+        service.heard().silent = why;
     }
+}
+
+/// What `/ready` says of the database. A server works with none that is in recovery.
+fn database(body: &[u8]) -> &'static str {
+    let said: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    if said["database"] == "ok" { "primary" } else { "unavailable" }
 }

@@ -26,6 +26,9 @@ pub(super) struct Status {
     /// The PostgreSQL of all sites, where there is one: this site's server, as its keeper says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) database: Option<Kept>,
+    /// What servers elsewhere say of the database that they store in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) servers_database: Option<&'static str>,
 }
 
 /// The overview without its peers.
@@ -114,6 +117,7 @@ impl Status {
             rpo_ms,
             withdrawn,
             database,
+            servers_database: watch.actor.service().database(),
         }
     }
 }

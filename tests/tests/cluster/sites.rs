@@ -195,4 +195,6 @@ fn shows(report: &Value) {
     );
     assert_eq!((&report["lost"], &report["leftovers"]), (&json!(0), &json!([])), "{report:#}");
     assert_eq!(report["missed"], json!([]), "{report:#}");
+    // R14: whoever leads works with a database that is not in recovery.
+    assert_eq!(report["figures"]["database"], "primary", "{report:#}");
 }

@@ -240,6 +240,9 @@ fn text(report: &Report, page: &str) -> String {
     ));
     text.push_str(&format!("  acknowledged and lost   {:<12} of {} writes\n", found.lost, found.acknowledged));
     text.push_str(&format!("  without usage           {:<12} of {} requests\n", found.unaccounted, found.requests));
+    if let Some(role) = &report.figures.database {
+        text.push_str(&format!("  leader's database is    {role:<12} promised primary\n"));
+    }
     let failed = found.failed;
     text.push_str(&format!(
         "  requests failed         {} until the shift, {} after it, {} on the way back\n",
