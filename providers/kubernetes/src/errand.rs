@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use textnlp_provider::{Error, Lineage, Result, Sort};
 use tokio::time::Instant;
 
@@ -26,6 +26,8 @@ const TELL: Duration = Duration::from_secs(15);
 const MOST: u32 = 4 << 20;
 /// A job that a killed command left goes by itself after so many seconds.
 const LEFT: u32 = 120;
+/// How annotations begin out of which a pod's files are made.
+const CARRIED: &str = "textnlp-";
 
 /// What an errand came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,6 +147,14 @@ fn job(servers: &Value, container: &str, arguments: &[String]) -> Option<Value> 
         "apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"], "uid": metadata["uid"],
     });
     let labels = json!({ "app.kubernetes.io/part-of": "textnlp", "app.kubernetes.io/name": "textnlp-errand" });
+    // Where a rollout tells pods apart, each carries its own configuration.
+    let carried: Map<String, Value> = servers["spec"]["template"]["metadata"]["annotations"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.starts_with(CARRIED))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     Some(json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -155,7 +165,7 @@ fn job(servers: &Value, container: &str, arguments: &[String]) -> Option<Value> 
             "backoffLimit": 0,
             "activeDeadlineSeconds": WITHIN.as_secs(),
             "ttlSecondsAfterFinished": LEFT,
-            "template": { "metadata": { "labels": labels }, "spec": spec },
+            "template": { "metadata": { "labels": labels, "annotations": carried }, "spec": spec },
         },
     }))
 }
@@ -259,7 +269,7 @@ mod tests {
     fn a_job_is_the_one_container_and_what_it_needs() {
         let servers = json!({
             "metadata": { "name": "api", "namespace": "here", "uid": "1" },
-            "spec": { "template": { "spec": {
+            "spec": { "template": { "metadata": { "annotations": { "textnlp-config": "c", "mesh/inject": "true" } }, "spec": {
                 "serviceAccountName": "api",
                 "securityContext": { "runAsNonRoot": true },
                 "terminationGracePeriodSeconds": 60,
@@ -275,6 +285,7 @@ mod tests {
         let made = job(&servers, "api", &["serve".to_owned(), "a$(B)$$".to_owned()]).unwrap();
         let pod = &made["spec"]["template"]["spec"];
         assert_eq!(pod["volumes"], json!([{ "name": "config" }]));
+        assert_eq!(made["spec"]["template"]["metadata"]["annotations"], json!({ "textnlp-config": "c" }));
         assert_eq!((&pod["restartPolicy"], &pod["serviceAccountName"]), (&json!("Never"), &json!("api")));
         assert!(pod.get("initContainers").is_none() && pod["securityContext"]["runAsNonRoot"] == true);
         let [one] = &pod["containers"].as_array().unwrap()[..] else { panic!("{pod:#}") };

@@ -96,6 +96,11 @@ fn a_release_that_is_well_goes_on_and_one_that_is_not_goes_though_nobody_is_ther
     let again = operator.up(&CANARY);
     assert_eq!(textnlp_tests::counts(&again)[..4], [0, 0, 0, 0], "{again:#}");
 
+    // A job beside the pods reads what they carry.
+    let made = operator.run(&["key", "create", "somebody", "-o", "json"], &CANARY).expect(0).json();
+    let listed = operator.run(&["key", "list"], &CANARY).expect(0).out;
+    assert!(listed.contains(made["public_id"].as_str().unwrap()), "{listed}");
+
     // One that is well: first one pod beside three, and then all.
     let well = with("server.api.max_tokens=2048");
     let (asked, failed) = while_asked(&operator, &up, QUESTION, || {
