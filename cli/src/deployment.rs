@@ -16,7 +16,8 @@ use textnlp_orchestrator::environment::model::Address;
 use textnlp_orchestrator::environment::{self, Environment, PlaceOf};
 use textnlp_orchestrator::event::Events;
 use textnlp_orchestrator::plan::Purpose;
-use textnlp_orchestrator::release::{Artifacts, History, Lock, Release};
+pub use textnlp_orchestrator::release::short;
+use textnlp_orchestrator::release::{Artifacts, History, Lock, Release, images, with_images};
 use textnlp_orchestrator::road::{Road, RoadError, RoadSite};
 use textnlp_orchestrator::state::{Locked, Operator, Place, State, StateError, Store};
 use textnlp_provider::component::{Given, Program};
@@ -72,13 +73,14 @@ impl<'a> Deployment<'a> {
         let environment = &chosen.loaded.environment;
         let (mut sites, mut problems) = (BTreeMap::new(), Vec::new());
         let components = environment::components(environment, &release);
+        let released = with_images(environment, &release.lock);
         for (PlaceOf { provider, .. }, (mut site, components)) in
             environment::places(environment).into_iter().zip(components)
         {
             if bound {
                 site.account = account(environment, &site, &provider)?;
             }
-            let mut here = road_site(session, &chosen.folder, environment, &site, &provider)?;
+            let mut here = road_site(session, &chosen.folder, &released, &site, &provider)?;
             for component in &components {
                 match here.provider.lower(component, &site) {
                     Ok(wanted) => here.wanted.extend(wanted),
@@ -221,7 +223,14 @@ async fn resolve(
     let Some(lock) = Lock::read(lock_path).map_err(|e| broken_lock(e, session, &chosen.name))? else {
         return Ok(Release::resolve(environment, &here));
     };
+    // Pods run the program of their image.
+    let program = match environment.runs_here() {
+        true => here.program,
+        false => Program { digest: lock.server.clone(), ..here.program },
+    };
+    let here = Artifacts { program, ..here };
     other_models(session, environment, &lock, &here, console);
+    other_images(session, environment, &lock, console);
     match Release::locked(environment, &lock, &here) {
         Ok(release) => Ok(release),
         Err(difference) => {
@@ -360,6 +369,18 @@ fn other_models(session: &Session, environment: &Environment, lock: &Lock, here:
     }
 }
 
+/// Says which images the lock keeps although the environment names others.
+fn other_images(session: &Session, environment: &Environment, lock: &Lock, console: Console) {
+    for (site, said) in images(environment) {
+        if let Some(locked) = lock.image(&site, Some(&said)).filter(|locked| **locked != said) {
+            console.say(format!(
+                "The release lock keeps the image {locked} in {site}; the environment names {said}. To roll to that: {}",
+                session.again().command("release set", &environment.environment)
+            ));
+        }
+    }
+}
+
 /// The server artifact: `--server`, else `textnlp-server` beside this program if it is of the same version, else this program.
 fn server_program(session: &Session, console: Console) -> Result<Utf8PathBuf, Failure> {
     if let Some(path) = &session.global.server {
@@ -434,11 +455,6 @@ pub fn file_digest(path: &Utf8Path) -> anyhow::Result<String> {
         hash.update(&buffer[..read]);
     }
     Ok(format!("sha256:{}", hex::encode(hash.finalize())))
-}
-
-/// The beginning of a digest, for people.
-pub fn short(digest: &str) -> String {
-    digest.chars().take(19).collect()
 }
 
 /// Who does this, for the journal.

@@ -7,7 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
 use textnlp_orchestrator::release::{
-    Applied, History, Lock, MOST, PROGRAMS, configuration_digest, digest, promote, runs_on,
+    Applied, Artifacts, History, Lock, MOST, PROGRAMS, Release, configuration_digest, digest, images, promote, runs_on,
+    with_images,
 };
 use textnlp_provider::component::Program;
 
@@ -22,6 +23,8 @@ fn lock(environment: &Environment, server: &str) -> Lock {
         server: digest(server.as_bytes()),
         models: environment.models.iter().map(|m| (m.name.clone(), digest(m.source().as_bytes()))).collect(),
         sources: environment.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+        images: images(environment),
+        image_sources: images(environment),
         templates: Some(digest(b"templates")),
         configuration: configuration_digest(environment),
         schema: Some(3),
@@ -198,4 +201,52 @@ fn what_was_proven_goes_over_and_the_configuration_stays() {
     let mut nothing = proven.clone();
     nothing.models.clear();
     assert!(promote(&nothing, &to).unwrap_err()[0].contains("does not run in development"));
+}
+
+#[test]
+fn an_image_holds_for_as_long_as_the_environment_says_the_same_of_it() {
+    let named = |image: &str| environment("pilot", &[&format!("sites[0].cluster.image={image}")]);
+    let (old, new) = (named("r.example/t:1"), named("r.example/t:2"));
+    let artifacts = Artifacts {
+        program: Program { path: "/p".into(), digest: digest(b"server") },
+        models: Default::default(),
+        templates: None,
+        schema: None,
+        given: Default::default(),
+    };
+    // As `rollback` leaves it: the image of then, and what is said today.
+    let mut locked = Release::resolve(&old, &artifacts).lock;
+    locked.image_sources = images(&new);
+    let of = |environment: &Environment| {
+        let release = Release::locked(environment, &locked, &artifacts).unwrap();
+        (
+            with_images(environment, &release.lock).sites[0].cluster.image.clone(),
+            release.lock.image_sources["main"].clone(),
+        )
+    };
+    assert_eq!(of(&new), (Some("r.example/t:1".into()), "r.example/t:2".into()));
+    assert_eq!(of(&named("r.example/t:3")), (Some("r.example/t:3".into()), "r.example/t:3".into()), "said anew");
+    let fresh = Release::resolve(&new, &artifacts).lock;
+    assert!(!fresh.runs_the_same(&locked));
+    assert_eq!(fresh.differences(&locked)[0].to_string(), "images.main: locked r.example/t:2, here r.example/t:1");
+}
+
+#[test]
+fn the_image_that_was_proven_goes_over_by_its_digest() {
+    let to = |image: &str| environment("scale-up", &[&format!("sites[0].cluster.image={image}")]);
+    let pinned = |by: &str| format!("r.example/t:1@{}", digest(by.as_bytes()));
+    let proven = |image: &str| lock(&environment("pilot", &[&format!("sites[0].cluster.image={image}")]), "server");
+    let over = |from: &str, said: &str| promote(&proven(from), &to(said)).map(|lock| lock.images["main"].clone());
+    assert_eq!(over("r.example/t:1", "r.example/t:1").unwrap(), "r.example/t:1");
+    // A copy of the registry has the same bytes under the same digest.
+    let there = format!("far.example/t:9@{}", digest(b"a"));
+    assert_eq!(over(&pinned("a"), "far.example/t:9").unwrap(), there);
+    assert_eq!(over(&pinned("a"), &there).unwrap(), there);
+    for (from, said) in [("r.example/t:1".to_owned(), "r.example/t:2"), (pinned("b"), there.as_str())] {
+        let why = over(&from, said).unwrap_err().join("; ");
+        assert!(why.contains("site main of scale-up names the image") && why.contains(&from), "{why}");
+    }
+    // Machines prove a program, and no image.
+    let of_machines = lock(&environment("staging", &[]), "server");
+    assert!(promote(&of_machines, &to("r.example/t:2")).unwrap().images.is_empty());
 }

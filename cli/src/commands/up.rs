@@ -230,7 +230,14 @@ async fn keep_release(deployment: &Deployment<'_>, arrival: &Arrival) -> Result<
     let models = &deployment.chosen.loaded.environment.models;
     let fresh: Vec<_> =
         models.iter().filter(|m| !lock.models.contains_key(&m.name) || !lock.holds(&m.name, m.source())).collect();
-    let is_new = there.is_none() || !fresh.is_empty();
+    let said = release.lock.image_sources.iter();
+    let said = said.filter(|(site, _)| deployment.sites.keys().any(|applied| applied.as_str() == site.as_str()));
+    let other: Vec<_> = said.filter(|(site, said)| lock.image(site, Some(said)).is_none()).collect();
+    let is_new = there.is_none() || !fresh.is_empty() || !other.is_empty();
+    for (site, said) in other {
+        lock.images.extend(release.lock.images.get_key_value(site).map(|(site, image)| (site.clone(), image.clone())));
+        lock.image_sources.insert(site.clone(), said.clone());
+    }
     if is_new {
         let state = deployment.state().await?;
         for site in deployment.sites.keys() {

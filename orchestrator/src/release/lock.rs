@@ -23,6 +23,12 @@ pub struct Lock {
     /// Where each model came from: a digest holds for as long as its source is the same.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<String, String>,
+    /// The image of each site in a cluster.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, String>,
+    /// What the environment said of each image: one holds for as long as that is the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub image_sources: BTreeMap<String, String>,
     /// The templates, when what runs was rendered from some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub templates: Option<String>,
@@ -36,7 +42,7 @@ pub struct Lock {
 /// One thing in which two releases differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// What: `server`, `templates`, `configuration`, `schema`, or `models.NAME`.
+    /// What: `server`, `templates`, `configuration`, `schema`, `models.NAME`, or `images.SITE`.
     pub what: String,
     /// What the lock says.
     pub locked: Option<String>,
@@ -46,15 +52,18 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let short = |d: &Option<String>| match d {
-            None => "none".to_owned(),
-            Some(digest) => digest.chars().take(19).collect(),
-        };
-        write!(f, "{}: locked {}, here {}", self.what, short(&self.locked), short(&self.here))
+        let say = |found: &Option<String>| found.as_deref().map_or_else(|| "none".to_owned(), short);
+        write!(f, "{}: locked {}, here {}", self.what, say(&self.locked), say(&self.here))
     }
 }
 
 impl std::error::Error for Difference {}
+
+/// The beginning of a digest, for people; what is none is whole.
+pub fn short(digest: &str) -> String {
+    let shown = if digest.starts_with("sha256:") { 19 } else { usize::MAX };
+    digest.chars().take(shown).collect()
+}
 
 /// Why a lock could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +165,11 @@ impl Lock {
         self.sources.get(name).is_none_or(|locked| locked == source)
     }
 
+    /// The image of a site, for as long as the environment says the same of it as when it was locked.
+    pub fn image(&self, site: &str, said: Option<&str>) -> Option<&String> {
+        self.images.get(site).filter(|_| self.image_sources.get(site).map(String::as_str) == said)
+    }
+
     /// Whether both run the same bytes; what the environments say may differ.
     pub fn runs_the_same(&self, other: &Lock) -> bool {
         self.differences(other).iter().all(|difference| difference.what == "configuration")
@@ -173,6 +187,10 @@ impl Lock {
         let names: std::collections::BTreeSet<_> = self.models.keys().chain(here.models.keys()).collect();
         for name in names {
             compare(&format!("models.{name}"), self.models.get(name).cloned(), here.models.get(name).cloned());
+        }
+        let sites: std::collections::BTreeSet<_> = self.images.keys().chain(here.images.keys()).collect();
+        for site in sites {
+            compare(&format!("images.{site}"), self.images.get(site).cloned(), here.images.get(site).cloned());
         }
         compare("templates", self.templates.clone(), here.templates.clone());
         compare("configuration", Some(self.configuration.clone()), Some(here.configuration.clone()));

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use textnlp_provider::component::Program;
 
 pub use history::{Applied, Entry, History, HistoryError, MOST, PROGRAMS, Recorded, runs_on};
-pub use lock::{Difference, Lock, LockError};
+pub use lock::{Difference, Lock, LockError, short};
 pub use promote::promote;
 
 use crate::environment::Environment;
@@ -60,6 +60,8 @@ impl Release {
             server: artifacts.program.digest.clone(),
             models,
             sources: environment.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+            images: images(environment),
+            image_sources: images(environment),
             templates: artifacts.templates.clone(),
             configuration: configuration_digest(environment),
             schema: artifacts.schema,
@@ -80,10 +82,32 @@ impl Release {
                 release.lock.models.insert(model.name.clone(), locked.clone());
             }
         }
+        for (site, image) in &mut release.lock.images {
+            if let Some(locked) = lock.image(site, Some(image)) {
+                image.clone_from(locked);
+            }
+        }
         release.lock.schema = lock.schema.or(release.lock.schema);
         release.lock.templates.clone_from(&lock.templates);
         Ok(release)
     }
+}
+
+/// What an environment says of the image of each site in a cluster.
+pub fn images(environment: &Environment) -> BTreeMap<String, String> {
+    let clusters = environment.sites.iter().filter(|site| site.is_in_cluster());
+    clusters.filter_map(|site| Some((site.name.to_string(), site.cluster.image.clone()?))).collect()
+}
+
+/// The environment with the images of a release.
+pub fn with_images(environment: &Environment, lock: &Lock) -> Environment {
+    let mut environment = environment.clone();
+    for site in environment.sites.iter_mut().filter(|site| site.is_in_cluster()) {
+        if let Some(image) = lock.images.get(site.name.as_str()) {
+            site.cluster.image = Some(image.clone());
+        }
+    }
+    environment
 }
 
 /// SHA-256 of a file's or a text's bytes, as locks write it.

@@ -1,10 +1,10 @@
 //! The same bytes in the next environment: what was proven there is what runs here.
 
-use super::{Lock, configuration_digest};
+use super::{Lock, configuration_digest, images};
 use crate::environment::Environment;
 
-/// The lock of `target` with the bytes of `proven`; the configuration is the target's own. The error names every model of the target that was
-/// not proven.
+/// The lock of `target` with the bytes of `proven`; the configuration is the target's own. The error names every model and every image of the
+/// target that was not proven.
 pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>> {
     let mut blockers = Vec::new();
     let mut lock = Lock {
@@ -12,6 +12,8 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
         configuration: configuration_digest(target),
         models: Default::default(),
         sources: target.models.iter().map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+        images: Default::default(),
+        image_sources: images(target),
         ..proven.clone()
     };
     for model in &target.models {
@@ -27,5 +29,33 @@ pub fn promote(proven: &Lock, target: &Environment) -> Result<Lock, Vec<String>>
             Some(digest) => drop(lock.models.insert(name.clone(), digest.clone())),
         }
     }
+    // What was proven on machines is proven of a program; which image has it is the target's to say.
+    if let Some((first, image)) = proven.images.first_key_value() {
+        if let Some((other, _)) = proven.images.iter().find(|(_, other)| *other != image) {
+            let from = &proven.environment;
+            blockers.push(format!("sites {first} and {other} of {from} do not run the same image"));
+        }
+        for (site, said) in &lock.image_sources {
+            match same_bytes(image, said) {
+                Some(image) => drop(lock.images.insert(site.clone(), image)),
+                None => blockers.push(format!(
+                    "site {site} of {} names the image {said}, and in {} {image} runs: write that one, or its digest",
+                    target.environment, proven.environment
+                )),
+            }
+        }
+    }
     if blockers.is_empty() { Ok(lock) } else { Err(blockers) }
+}
+
+/// The image that has the bytes of `proven` and is where `said` is: registries may be copies of one another.
+fn same_bytes(proven: &str, said: &str) -> Option<String> {
+    if proven == said {
+        return Some(said.to_owned());
+    }
+    let digest = proven.split_once('@')?.1;
+    match said.split_once('@') {
+        Some((_, pinned)) => (pinned == digest).then(|| said.to_owned()),
+        None => Some(format!("{said}@{digest}")),
+    }
 }

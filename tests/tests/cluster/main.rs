@@ -17,6 +17,7 @@ mod node;
 mod operator;
 mod outside;
 mod parts;
+mod release;
 mod rollout;
 mod sites;
 mod through;

@@ -26,7 +26,12 @@ pub fn history(session: &Session, chosen: &Chosen, console: Console) -> Result<S
         let Applied { at, by, reason, lock, .. } = &entry.applied;
         let is_locked = newest == Some(entry.number);
         let mut line = format!("{:>4}  {}  {by}", entry.number, at.strftime("%Y-%m-%d %H:%M"));
-        let _ = write!(line, "  server {}", short(&lock.server));
+        if chosen.loaded.environment.runs_here() {
+            let _ = write!(line, "  server {}", short(&lock.server));
+        }
+        for (site, image) in &lock.images {
+            let _ = write!(line, "  {site} {image}");
+        }
         for (name, digest) in &lock.models {
             let _ = write!(line, "  {name} {}", short(digest));
         }
@@ -133,6 +138,8 @@ pub async fn keep_applied(deployment: &Deployment<'_>, lock: &Lock) -> Result<()
         configuration: release.lock.configuration.clone(),
         models: models.clone().filter_map(|m| Some((m.name.clone(), of(&m.name)?))).collect(),
         sources: models.map(|m| (m.name.clone(), m.source().to_owned())).collect(),
+        images: release.lock.images.clone(),
+        image_sources: release.lock.image_sources.clone(),
         ..lock.clone()
     };
     let operator = operator(session);

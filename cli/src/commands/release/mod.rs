@@ -38,7 +38,13 @@ fn show(session: &Session, chosen: &Chosen, console: Console) -> Result<Success,
         return Ok(Success::new(text, json!({ "lock": path, "release": null, "here": here, "differences": [] })));
     };
     let differences = locked.differences(&here);
-    let mut text = format!("{path}\n  server         {}\n", short(&locked.server));
+    let mut text = format!("{path}\n");
+    if chosen.loaded.environment.runs_here() {
+        let _ = writeln!(text, "  server         {}", short(&locked.server));
+    }
+    for (site, image) in &locked.images {
+        let _ = writeln!(text, "  image {site:<8} {image}");
+    }
     for (name, digest) in &locked.models {
         let _ = writeln!(text, "  model {name:<8} {}", short(digest));
     }

@@ -55,14 +55,21 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     let changed = before.map(|before| before.differences(&lock));
     lock.write(&path)?;
     let here = artifacts(&to, &target.loaded.environment, console)?.program;
-    let next = if here.digest == lock.server {
+    let serves_here = target.loaded.environment.runs_here();
+    let next = if here.digest == lock.server || !serves_here {
         to.again().same("up", &target.name)
     } else {
         let file = program_of(&from, &source, &lock).await?.map_or_else(|| "FILE".to_owned(), |p| quoted(&p.path));
         let again = Again::of(&Global { server: None, ..to.global.clone() });
         format!("{} --server {file}", again.same("up", &target.name))
     };
-    let mut text = format!("wrote {path}: what {} has proven\n  server {}", source.name, short(&lock.server));
+    let mut text = format!("wrote {path}: what {} has proven", source.name);
+    if serves_here {
+        let _ = write!(text, "\n  server {}", short(&lock.server));
+    }
+    for (site, image) in &lock.images {
+        let _ = write!(text, "\n  image {site} {image}");
+    }
     for (name, digest) in &lock.models {
         let _ = write!(text, "\n  model {name} {}", short(digest));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::json;
-use textnlp_orchestrator::release::{Entry, History, Recorded, configuration_digest, runs_on};
+use textnlp_orchestrator::release::{Entry, History, Recorded, configuration_digest, images, runs_on, with_images};
 
 use super::history::no_entry;
 use super::{locked, recorded};
@@ -19,9 +19,18 @@ pub async fn rollback(session: &Session, args: &Rollback, console: Console) -> R
     let chosen = session.load(console)?;
     let (path, before) = locked(session, &chosen)?;
     let history = recorded(&chosen, console)?;
-    let entry = match (args.to, &before) {
+    let environment = &chosen.loaded.environment;
+    let said = images(environment);
+    // What the next `up` would bring: an image that the environment names anew is not in the lock yet.
+    let now = before.clone().map(|mut now| {
+        let anew = said.iter().filter(|(site, said)| now.image(site, Some(said)).is_none());
+        let anew: Vec<_> = anew.map(|(site, said)| (site.clone(), said.clone())).collect();
+        now.images.extend(anew);
+        now
+    });
+    let entry = match (args.to, &now) {
         (Some(number), _) => history.get(number).ok_or_else(|| no_entry(session, &chosen, number))?,
-        (None, Some(lock)) => history.before(lock).ok_or_else(|| {
+        (None, Some(now)) => history.before(now).ok_or_else(|| {
             let error = anyhow::anyhow!("the release history of {} has no other release", chosen.name);
             Failure::usage("no_such_release", error).hint(session.again().command("release history", &chosen.name))
         })?,
@@ -41,8 +50,11 @@ pub async fn rollback(session: &Session, args: &Rollback, console: Console) -> R
         return Err(Failure::refused("rollback_refused", error).hint(fixes.join("\n")).document(document));
     }
 
-    let lock = &entry.applied.lock;
-    let changed = before.as_ref().map(|before| before.differences(lock)).unwrap_or_default();
+    let mut lock = entry.applied.lock.clone();
+    // The images of then stay for as long as the environment says what it says today.
+    lock.images.retain(|site, _| said.contains_key(site));
+    lock.image_sources = said;
+    let changed = now.as_ref().map(|now| now.differences(&lock)).unwrap_or_default();
     lock.write(&path)?;
     let next = session.again().same("up", &chosen.name);
     let at = entry.applied.at.strftime("%Y-%m-%d %H:%M");
@@ -51,7 +63,7 @@ pub async fn rollback(session: &Session, args: &Rollback, console: Console) -> R
         let say = |digest: &Option<String>| digest.as_deref().map_or_else(|| "none".to_owned(), short);
         let _ = write!(text, "\n  {}: {} → {}", difference.what, say(&difference.locked), say(&difference.here));
     }
-    if lock.configuration != configuration_digest(&chosen.loaded.environment) {
+    if lock.configuration != configuration_digest(&with_images(environment, &lock)) {
         text.push_str("\nThe environment says something else than it did then, and `up` follows what it says today.");
     }
     let _ = write!(text, "\nTo roll to it: {next}");
@@ -78,7 +90,9 @@ async fn blockers(
     let (lock, environment) = (&entry.applied.lock, &chosen.loaded.environment);
     let here = artifacts(session, environment, console)?.program;
     let there = running::program(session, &chosen.name, &chosen.folder).await?;
-    let is_here = here.digest == lock.server || there.is_some_and(|program| program.digest == lock.server);
+    let is_here = !environment.runs_here()
+        || here.digest == lock.server
+        || there.is_some_and(|program| program.digest == lock.server);
     if !is_here && History::at(&chosen.folder).program(&lock.server).is_none() {
         let because = format!("its server {} is not here any more", lock.server);
         found.push(Blocker { because, fix: "give the program of that digest with --server FILE".to_owned() });

@@ -179,6 +179,11 @@ impl Environment {
         self.sites.iter().filter(|site| site.serves())
     }
 
+    /// Whether anything of it is a process of the server program, and not a pod of an image.
+    pub fn runs_here(&self) -> bool {
+        !self.sites.iter().all(SiteSettings::is_in_cluster) || self.witness_place().is_some()
+    }
+
     /// The place beside the sites where the witness and the front are; `None` where one site is all there is, where nobody
     /// fails over, and where traffic moves by DNS.
     pub fn witness_place(&self) -> Option<WitnessPlace<'_>> {
@@ -400,6 +405,9 @@ pub struct ClusterAccess {
     /// Whether the cluster's load balancer leads to that address, and not something of the operator's.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub load_balancer: bool,
+    /// Whether it is an OpenShift, which gives a namespace users of its own and takes pods of no other; a Route says so too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub openshift: bool,
     /// What leads clients of `traffic.domain` to the service, instead of a load balancer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<ClusterIngress>,
