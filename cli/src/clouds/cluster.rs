@@ -91,6 +91,7 @@ impl InCluster {
             image: access.image,
             led_by_others: (access.address.is_some() && !access.load_balancer) || ingress.is_some(),
             ingress,
+            openshift: access.openshift,
             waf: environment.network.waf,
             model_bytes: model_bytes(environment),
             tls_secret: settings

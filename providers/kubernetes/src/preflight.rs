@@ -37,7 +37,12 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
         }
         Err(error) => return Err(error),
     };
+    served::users(&api, wanted, kubernetes.is_told_of_openshift(), &mut problems).await?;
     problems.extend(nodes(&api, kubernetes.min_nodes()).await?);
+    problems.extend(kubernetes.max_nodes().map(|most| {
+        let cause = format!("`cluster.max_nodes` is {most}, and nobody here makes nodes in a cluster that exists");
+        Problem::warning("cluster.max_nodes", cause, "see that the cluster's own autoscaler of nodes has such a limit")
+    }));
     if let Some(image) = kubernetes.image().filter(|image| !image.contains("@sha256:")) {
         let cause = format!("`{image}` names no digest: whoever pushes that tag again changes what new pods run");
         problems.push(Problem::warning("cluster.image", cause, "write `REGISTRY/textnlp@sha256:…`"));
@@ -59,6 +64,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     served::groups(&api, wanted, &mut problems).await?;
     served::ways_in(&api, wanted, &mut problems).await?;
     served::classes(&api, wanted, &mut problems).await?;
+    served::default_class(&api, wanted, &mut problems).await?;
     if let Some(port) = kubernetes.gateway_port().filter(|_| !missing.contains("kubernetes.http-route")) {
         gateway::listeners(&api, wanted, port, &mut problems).await?;
     }

@@ -154,6 +154,17 @@ impl Kubernetes {
         self.placement.as_ref().map_or(0, |placement| placement.min_nodes)
     }
 
+    /// Whether it is said to be one, besides by a Route.
+    pub(crate) fn is_told_of_openshift(&self) -> bool {
+        self.placement.as_ref().is_some_and(|placement| placement.openshift)
+    }
+
+    /// How many it may have at most, where that is more.
+    pub(crate) fn max_nodes(&self) -> Option<u32> {
+        let placement = self.placement.as_ref()?;
+        placement.max_nodes.filter(|most| *most > placement.min_nodes)
+    }
+
     /// The fields that are taken from their owners.
     pub(crate) fn taken(&self) -> &BTreeSet<String> {
         &self.taking

@@ -140,6 +140,64 @@ pub(crate) async fn classes(api: &Api, wanted: &[Wanted], problems: &mut Vec<Pro
     Ok(())
 }
 
+/// OpenShift is known by its security context constraints; as delivered they let a pod run as a user of its namespace's range and no other.
+pub(crate) async fn users(api: &Api, wanted: &[Wanted], told: bool, problems: &mut Vec<Problem>) -> Result<()> {
+    let user = |one: &Wanted| one.spec.as_value().pointer("/spec/template/spec/securityContext/runAsUser").is_some();
+    let names_one = wanted.iter().any(user);
+    if !names_one && !told {
+        return Ok(());
+    }
+    let call = Call { action: "ask for users of", verb: "get", row: table::namespaces(), namespace: None, name: None };
+    let is_openshift = match api.document(&call, "/apis/security.openshift.io").await {
+        Ok(_) => true,
+        Err(error) if error.sort == Sort::NotFound => false,
+        // Where nobody may look, it is taken to be what was said.
+        Err(error) if error.sort == Sort::Denied => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let (cause, fix) = match is_openshift {
+        true if names_one => (
+            "it is an OpenShift, which lets pods run as users of their namespace alone, and a user of our own is asked for",
+            "write `sites[].cluster.openshift: true`",
+        ),
+        false if told => ("it is no OpenShift: nobody gives pods their users", "remove `sites[].cluster.openshift`"),
+        _ => return Ok(()),
+    };
+    problems.push(Problem::new("cluster.openshift", cause, fix));
+    Ok(())
+}
+
+/// A claim that names no class waits for ever where none is the default one, unless somebody makes a volume for it.
+pub(crate) async fn default_class(api: &Api, wanted: &[Wanted], problems: &mut Vec<Problem>) -> Result<()> {
+    const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
+    let claims = wanted.iter().filter(|one| table::row(&one.kind).is_some_and(|row| CLAIMS.contains(&row.name)));
+    let without = claims.filter(|one| {
+        let spec = one.spec.as_value();
+        ["/spec/storageClassName", "/spec/storage/storageClass"].iter().all(|at| spec.pointer(at).is_none())
+    });
+    let without: Vec<&str> = without.map(|one| one.id.as_str()).collect();
+    if without.is_empty() {
+        return Ok(());
+    }
+    let call =
+        Call { action: "look for classes in", verb: "list", row: table::namespaces(), namespace: None, name: None };
+    let found = match api.metadata(&call, "/apis/storage.k8s.io/v1/storageclasses").await {
+        Ok(found) => found,
+        // Where nobody may look, it is taken to be there.
+        Err(error) if error.sort == Sort::Denied => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !found.iter().any(|class| class["metadata"]["annotations"][DEFAULT] == "true") {
+        let cause = format!("no StorageClass is the default one, and {} ask for volumes of none", without.join(", "));
+        let fix = "have whoever administers the cluster make one the default, or volumes by hand: until then they wait";
+        problems.push(Problem::warning("cluster", cause, fix));
+    }
+    Ok(())
+}
+
+/// What asks for volumes.
+const CLAIMS: [&str; 2] = ["kubernetes.persistent-volume-claim", "kubernetes.postgres-cluster"];
+
 /// Since this version a cluster takes images as volumes when it is told to, and since that one without being told.
 const IMAGE_VOLUMES: (u64, u64) = (31, 35);
 

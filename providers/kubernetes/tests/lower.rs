@@ -394,7 +394,8 @@ fn what_leads_clients_there_is_an_ingress_or_a_route_and_openshift_chooses_the_u
     let spec = of(&made, "kubernetes.openshift-route").unwrap()["spec"].clone();
     assert_eq!((&spec["host"], &spec["tls"]["termination"]), (&json!("text.example.com"), &json!("passthrough")));
     let server = component("server", Part::Workload(workload()));
-    for (place, user) in [(route.clone(), Value::Null), (nginx(false, None), json!(65532))] {
+    let told = Placement { openshift: true, ..nginx(false, None) };
+    for (place, user) in [(route.clone(), Value::Null), (told, Value::Null), (nginx(false, None), json!(65532))] {
         for one in lowered(&server, place).unwrap() {
             if let Some(context) = one.spec.as_value().pointer("/spec/template/spec/securityContext") {
                 assert_eq!((&context["runAsUser"], &context["fsGroup"]), (&user, &user), "{}", one.id);
@@ -490,9 +491,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
     let gone = Placement { saml: Some(Err("there is no file a.json".to_owned())), ..placement() };
     let problems = lowered(&component("server", Part::Workload(workload())), gone).unwrap_err();
     assert!(problems.to_string().contains("there is no file a.json"), "{problems}");
-    let cluster = component("cluster", Part::Cluster(Cluster { network: "network".parse().unwrap(), gpu: None }));
-    let growing = Placement { max_nodes: Some(5), ..placement() };
-    assert!(lowered(&cluster, growing).unwrap_err().to_string().contains("nobody here makes nodes"));
     let nowhere = Placement { image: None, address: None, ..placement() };
     let server = component("server", Part::Workload(workload()));
     assert!(lowered(&server, nowhere.clone()).unwrap_err().to_string().contains("no image is named"));

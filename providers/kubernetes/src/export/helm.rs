@@ -77,9 +77,7 @@ impl Chart<'_> {
         let mut manifest = item.manifest.clone();
         // Before anything is a value: what the environment alone decides.
         let digest = short_digest(&manifest);
-        if let Some(namespace) = manifest["metadata"].get_mut("namespace") {
-            *namespace = self.action(format!("{NAMESPACE} | quote"));
-        }
+        self.placed(&mut manifest);
         let condition = match (item.row.kind, item.name.as_str()) {
             ("Namespace", _) => {
                 manifest["metadata"]["name"] = self.action(format!("{NAMESPACE} | quote"));
@@ -208,6 +206,27 @@ impl Chart<'_> {
     fn action(&mut self, action: String) -> Value {
         self.actions.push(action);
         json!(format!("{OPEN}{}{CLOSE}", self.actions.len() - 1))
+    }
+
+    /// Wherever an object names the namespace, its own or that of whom it speaks of, it is the one that the chart goes to.
+    fn placed(&mut self, value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    if name == "namespace" && value.as_str() == Some(self.namespace) {
+                        *value = self.action(format!("{NAMESPACE} | quote"));
+                    } else {
+                        self.placed(value);
+                    }
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.placed(item)),
+            Value::String(argument) if argument.strip_prefix("--namespace=") == Some(self.namespace) => {
+                let there = self.action(NAMESPACE.to_owned());
+                *argument = format!("--namespace={}", there.as_str().unwrap_or_default());
+            }
+            _ => {}
+        }
     }
 
     /// The text of a template: braces of ours are no actions of Helm's, and what stands for an action becomes it.

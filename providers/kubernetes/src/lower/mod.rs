@@ -67,6 +67,8 @@ pub struct Placement {
     pub saml: Option<Result<String, String>>,
     /// Where pods find their models.
     pub models: ModelVolume,
+    /// Whether the cluster gives pods their users.
+    pub openshift: bool,
     /// Which nodes pods go to.
     pub nodes: Nodes,
     /// How pods reach what lies outside.
@@ -321,10 +323,6 @@ impl Lowering<'_> {
             let fix = "remove `gpu` for this site; which nodes pods go to is said by `sites[].cluster.node_selector`, `tolerations` and `runtime_class`";
             self.problem("gpu", cause, fix);
         }
-        if self.place.max_nodes.is_some_and(|most| most > self.place.min_nodes) {
-            let cause = "nobody here makes nodes in a cluster that exists";
-            self.problem("max_nodes", cause, "remove it: the cluster's own autoscaler has such a limit");
-        }
         let inputs = json!({ "namespace": self.place.namespace, "name": "textnlp-api" });
         self.part_of_kind("service-account", Template::ServiceAccount, &inputs, []);
         if self.place.canary {
@@ -378,7 +376,7 @@ impl Lowering<'_> {
 
     /// As whom pods run: OpenShift gives each namespace users of its own, and takes no other.
     fn user(&self) -> Option<u32> {
-        (!matches!(self.place.ingress, Some(Ingress::Route { .. }))).then_some(USER)
+        (!self.place.openshift && !matches!(self.place.ingress, Some(Ingress::Route { .. }))).then_some(USER)
     }
 
     fn monitoring(&mut self, monitoring: &Monitoring) {

@@ -33,6 +33,45 @@ async fn a_busy_or_broken_api_server_is_told_apart_and_never_asked_twice() {
     assert!(matches!(&seen[..], [(id, Observed::Present(_))] if *id == wanted.id), "{seen:?}");
 }
 
+/// It takes connections, as one that hangs does, and never says a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_says_nothing_is_given_up() {
+    let Some(world) = World::new("silent") else { return };
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut kubeconfig: Value = serde_json::from_slice(&std::fs::read(world.cluster.admin()).unwrap()).unwrap();
+    kubeconfig["clusters"][0]["cluster"]["server"] = json!(format!("https://{}", silent.local_addr().unwrap()));
+    let file = world.cluster.folder().join("silent.json").into_std_path_buf();
+    std::fs::write(&file, kubeconfig.to_string()).unwrap();
+    let far = Kubernetes::new(Access::Kubeconfig { file: Some(file), context: None }, world.vault());
+    let wanted = world.want("config-map", "settings", json!({ "data": { "a": "1" } }));
+    let op = operation(&world, 1, Verb::Create, &wanted, None);
+    let (begun, problems) = tokio::time::timeout(Duration::from_secs(120), async {
+        futures::join!(far.begin(&op), far.preflight(std::slice::from_ref(&wanted)))
+    })
+    .await
+    .expect("both have an end");
+    let error = begun.unwrap_err();
+    assert_eq!(error.sort, Sort::Unavailable, "{error:?}");
+    assert!(told(&error).contains("did not answer within 10 s"), "{}", told(&error));
+    assert_eq!(problems.unwrap()[0].place, "cluster");
+}
+
+/// What is wanted in a namespace that goes waits for the one after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_in_a_namespace_that_goes() {
+    let Some(world) = World::new("goes") else { return };
+    let held = json!({ "metadata": { "finalizers": ["example.com/hold"] }, "data": { "a": "1" } });
+    world.create(&world.want("config-map", "held", held)).await;
+    let namespace = world.namespace.as_str();
+    assert!(world.cluster.kubectl(&["delete", "namespace", namespace, "--wait=false"]).status.success());
+    let wanted = world.want("config-map", "late", json!({ "data": { "a": "1" } }));
+    let error = world.provider.begin(&operation(&world, 2, Verb::Create, &wanted, None)).await.unwrap_err();
+    assert_eq!(error.sort, Sort::Conflict, "{error:?}");
+    assert!(told(&error).contains("is being terminated"), "{}", told(&error));
+    let released = r#"[{"op":"remove","path":"/metadata/finalizers"}]"#;
+    inside(&world, &["patch", "configmap", "held", "--type=json", "-p", released]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_rule_is_printed_and_adding_it_is_enough() {
     let Some(world) = World::new("denied") else { return };
@@ -174,6 +213,30 @@ async fn a_class_that_is_not_there_is_told_before() {
     world.cluster.feed(&["apply"], &made);
     assert_eq!(asked().await, ["cluster.models.storage_class"]);
     world.cluster.kubectl(&["delete", "runtimeclass", &class]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_openshift_is_known_by_what_it_serves() {
+    let Some(world) = World::new("openshift") else { return };
+    let pods = |context: Value| {
+        let mut web = deployment(1, &FOREVER);
+        web["spec"]["template"]["spec"]["securityContext"] = context;
+        world.want("deployment", "web", web)
+    };
+    let (ours, theirs) = (pods(json!({ "runAsUser": 65532 })), pods(json!({})));
+    // The version is asked for first, and then this.
+    let group = json!({ "kind": "APIGroup", "name": "security.openshift.io" });
+    let asked = async |is_one: bool, told: bool, wanted: &Wanted| {
+        let line = Cut::answering(if is_one { vec![(1, 200, group.clone())] } else { Vec::new() });
+        let placement = Placement { namespace: world.namespace.clone(), openshift: told, ..Placement::default() };
+        let provider =
+            Kubernetes::with_client(line.client(&world.cluster.admin()).await, world.vault()).placed(placement);
+        let problems = provider.preflight(std::slice::from_ref(wanted)).await.unwrap();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert!(asked(true, false, &ours).await.contains("cluster.openshift: it is an OpenShift"));
+    assert!(asked(false, true, &theirs).await.contains("it is no OpenShift"));
+    assert_eq!([asked(true, true, &theirs).await, asked(false, false, &ours).await], ["", ""]);
 }
 
 /// What is said while pods do not come up: image, node, quota, crash.

@@ -89,12 +89,22 @@ async fn what_is_held_or_holds_others_is_not_removed() {
 async fn a_definition_with_objects_of_others_stays_and_a_missing_one_is_named() {
     let Some(world) = World::new("kinds") else { return };
     // Fewer nodes than are asked for are told of.
-    let placement = Placement { namespace: world.namespace.clone(), min_nodes: 900, ..Placement::default() };
+    let namespace = world.namespace.clone();
+    let placement = Placement { namespace, min_nodes: 900, max_nodes: Some(901), ..Placement::default() };
     let problems = provider(world.cluster).placed(placement).preflight(&[]).await.unwrap();
     assert!(
-        matches!(&problems[..], [one] if one.warning && one.cause.contains("`cluster.min_nodes` is 900")),
+        matches!(&problems[..], [few, many] if few.warning && few.cause.contains("`cluster.min_nodes` is 900")
+            && many.warning && many.cause.contains("`cluster.max_nodes` is 901")),
         "{problems:#?}"
     );
+    // So is a claim for a volume that nobody makes by itself.
+    let asks =
+        json!({ "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } } });
+    let claim = world.want("persistent-volume-claim", "dumps", asks);
+    let problems = world.provider.preflight(std::slice::from_ref(&claim)).await.unwrap();
+    let waits =
+        |one: &textnlp_provider::Problem| one.warning && one.cause.contains("no StorageClass is the default one");
+    assert!(problems.iter().any(waits), "{problems:#?}");
     // In a cluster without them, whoever brings them is named; a plan that brings them itself is not held up.
     let monitor = world.want("service-monitor", "web", json!({ "spec": {} }));
     let problems = world.provider.preflight(std::slice::from_ref(&monitor)).await.unwrap();
