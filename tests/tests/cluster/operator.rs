@@ -28,9 +28,12 @@ impl Operator {
     pub(crate) fn with_nothing(about: &str) -> Option<Self> {
         let mut operator = Self::new(about)?;
         operator.cluster.databases(postgres::programs()?, postgres::user());
-        operator
-            .sets
-            .retain(|set| set.contains("cluster.") || set.starts_with("monitoring") || set.starts_with("network"));
+        // Where the Prometheus operator's definitions are there, so is what it is told.
+        let watched = operator.cluster.define("prometheus-operator");
+        let is_kept = |set: &str| {
+            set.contains("cluster.") || set.starts_with("network") || (!watched && set.starts_with("monitoring"))
+        };
+        operator.sets.retain(|set| is_kept(set));
         operator.url.clear();
         Some(operator)
     }
