@@ -188,11 +188,14 @@ fn the_three_newest_versions_know_every_field() {
     };
     let mut objects = documents(text_of(&exported(Form::Yaml), "textnlp.yaml"));
     let image = ModelVolume::Image { reference: "registry.example.com/models:1".to_owned() };
-    for place in [with_parts(placement()), Placement { models: image, ..placement() }] {
-        let stream = export(&parts::objects(&place), "pilot", Form::Yaml).unwrap();
-        let kinds = ["CronJob", "Deployment", "Job", "PersistentVolumeClaim"];
+    let weighted = Placement { canary: true, weighted: true, ..by_gateway(placement()) };
+    let places = [with_parts(placement()), Placement { models: image, ..placement() }, weighted];
+    for all in places.iter().map(parts::objects).chain([own_objects(&own_placement())]) {
+        let stream = export(&all, "pilot", Form::Yaml).unwrap();
+        // Kinds of others are held against their makers' definitions, on the server.
+        let others = ["Cluster", "HTTPRoute", "BackendTLSPolicy"];
         let all = documents(text_of(&stream, "textnlp.yaml")).into_iter();
-        objects.extend(all.filter(|one| kinds.iter().any(|kind| one["kind"] == *kind)));
+        objects.extend(all.filter(|one| !others.iter().any(|kind| one["kind"] == *kind)));
     }
     let (ok, out, err) = held(&json!(objects));
     assert!(ok, "{out}{err}");
@@ -453,6 +456,12 @@ async fn a_chart_is_clean_and_renders_what_we_would_apply() {
     assert!(other.contains_key("Namespace elsewhere"), "{:?}", other.keys());
     let left: Vec<_> = out.lines().filter(|line| line.contains("namespace") && line.contains("\"textnlp")).collect();
     assert!(left.is_empty(), "{left:?}");
+    // Rights are those of who is there too.
+    let (_folder, bound) = put(&export(&objects(&Placement { canary: true, ..place() }), "pilot", Form::Helm).unwrap());
+    let args = ["template", "textnlp", bound.as_str(), "--kube-version", "1.34.0", "--namespace", "elsewhere"];
+    let (ok, out, err) = helm(&[args.as_slice(), sets.as_slice()].concat());
+    assert!(ok, "{err}");
+    assert_eq!(by_name(documents(&out))["RoleBinding textnlp-rollout"]["subjects"][0]["namespace"], "elsewhere");
     let (_, out, _) = template(&["--set", "secrets.existing=true,monitoring.enabled=false"]);
     let fewer = by_name(documents(&out));
     assert!(

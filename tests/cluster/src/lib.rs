@@ -355,9 +355,18 @@ impl Cluster {
         let folder = folder.join(whose);
         let added = ["apply", "--server-side", "--force-conflicts", "-f", folder.as_str()];
         let served = ["wait", "--for=condition=Established", "--timeout=60s", "-f", folder.as_str()];
-        for arguments in [&added[..], &served] {
-            let out = self.kubectl(arguments);
-            assert!(out.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        let out = self.kubectl(&added);
+        assert!(out.status.success(), "kubectl {added:?}: {}", String::from_utf8_lossy(&out.stderr));
+        // It does not wait for a definition of which nobody has said anything yet, but ends at once.
+        let began = Instant::now();
+        loop {
+            let out = self.kubectl(&served);
+            if out.status.success() {
+                break;
+            }
+            let why = String::from_utf8_lossy(&out.stderr);
+            assert!(began.elapsed() < Duration::from_secs(60), "kubectl {served:?}: {why}");
+            std::thread::sleep(Duration::from_millis(200));
         }
         defined.insert(whose.to_owned());
         true

@@ -221,10 +221,6 @@ impl Chart<'_> {
                 }
             }
             Value::Array(items) => items.iter_mut().for_each(|item| self.placed(item)),
-            Value::String(argument) if argument.strip_prefix("--namespace=") == Some(self.namespace) => {
-                let there = self.action(NAMESPACE.to_owned());
-                *argument = format!("--namespace={}", there.as_str().unwrap_or_default());
-            }
             _ => {}
         }
     }
