@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use camino::Utf8PathBuf;
 use serde_json::json;
+use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::release::{History, HistoryError, Lock, Recorded, Release as Resolved};
 
 pub use history::{keep_applied, keep_replaced};
@@ -33,22 +34,13 @@ pub fn release(session: &Session, command: &Release, console: Console) -> Result
 fn show(session: &Session, chosen: &Chosen, console: Console) -> Result<Success, Failure> {
     let (path, locked) = locked(session, chosen)?;
     let here = here(session, chosen, locked.as_ref(), console)?;
+    let environment = &chosen.loaded.environment;
     let Some(locked) = locked else {
-        let text = format!("{path} is not there: the first `up` writes it\nhere: server {}", short(&here.server));
+        let text = format!("{path} is not there: the first `up` writes it\nhere:\n{}", listed(environment, &here));
         return Ok(Success::new(text, json!({ "lock": path, "release": null, "here": here, "differences": [] })));
     };
     let differences = locked.differences(&here);
-    let mut text = format!("{path}\n");
-    if chosen.loaded.environment.runs_here() {
-        let _ = writeln!(text, "  server         {}", short(&locked.server));
-    }
-    for (site, image) in &locked.images {
-        let _ = writeln!(text, "  image {site:<8} {image}");
-    }
-    for (name, digest) in &locked.models {
-        let _ = writeln!(text, "  model {name:<8} {}", short(digest));
-    }
-    let _ = writeln!(text, "  configuration  {}", short(&locked.configuration));
+    let mut text = format!("{path}\n{}\n", listed(environment, &locked));
     if differences.is_empty() {
         let _ = write!(text, "The same is here.");
     } else {
@@ -58,6 +50,18 @@ fn show(session: &Session, chosen: &Chosen, console: Console) -> Result<Success,
         let _ = write!(text, "To release what is here: {}", session.again().command("release set", &chosen.name));
     }
     Ok(Success::new(text, json!({ "lock": path, "release": locked, "here": here, "differences": differences })))
+}
+
+/// The digests of a release, a line each. Where everything is in clusters, no program of this machine is part of it.
+fn listed(environment: &Environment, lock: &Lock) -> String {
+    let mut lines = Vec::new();
+    if environment.runs_here() {
+        lines.push(format!("  server         {}", short(&lock.server)));
+    }
+    lines.extend(lock.images.iter().map(|(site, image)| format!("  image {site:<8} {image}")));
+    lines.extend(lock.models.iter().map(|(name, digest)| format!("  model {name:<8} {}", short(digest))));
+    lines.push(format!("  configuration  {}", short(&lock.configuration)));
+    lines.join("\n")
 }
 
 fn set(session: &Session, chosen: &Chosen, console: Console) -> Result<Success, Failure> {
@@ -85,6 +89,10 @@ fn here(session: &Session, chosen: &Chosen, locked: Option<&Lock>, console: Cons
     let environment = &chosen.loaded.environment;
     let mut here = Resolved::resolve(environment, &artifacts(session, environment, console)?).lock;
     if let Some(locked) = locked {
+        // Pods run the program of their image, whatever is here.
+        if !environment.runs_here() {
+            here.server.clone_from(&locked.server);
+        }
         // Of a model that is not part of this program, what was delivered stays; a new digest comes with a new source.
         for model in environment.models.iter().filter(|m| locked.holds(&m.name, m.source())) {
             if let (false, Some(digest)) = (here.models.contains_key(&model.name), locked.models.get(&model.name)) {
