@@ -1,4 +1,4 @@
-//! Calls of the API server: one request each, bounded in time and size, nothing repeated behind the caller's back.
+//! Calls of the API server: one request each, bounded in time and size, no change repeated behind the caller's back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,10 @@ use crate::error::{self, Call};
 /// A single call has at most this long, and so have all calls of one verb together: a run that took the state over waits as
 /// long before it touches what was open.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How often a list is asked for again that an API server puts off, and how long after when it does not say, and at the most.
+const PUT_OFF: u32 = 4;
+const LATER: Duration = Duration::from_secs(1);
+const MOST_LATER: Duration = Duration::from_secs(5);
 /// The longest answer that is read: a page of 500 objects, most of them small.
 const LONGEST: usize = 128 << 20;
 const JSON: &str = "application/json";
@@ -114,11 +118,20 @@ impl Api {
     }
 
     async fn pages(&self, call: &Call<'_>, root: &str, selector: &str, accept: &str) -> Result<Vec<Value>> {
-        let (mut found, mut next) = (Vec::new(), String::new());
+        let (mut found, mut next, mut put_off) = (Vec::new(), String::new(), 0);
         loop {
             let selector = encode(selector);
             let path = format!("{root}?limit={PAGE}&labelSelector={selector}&continue={}", encode(&next));
-            let (_, _, bytes) = self.exchange(call, "GET", &path, (accept, JSON), Vec::new()).await?;
+            let bytes = match self.exchange(call, "GET", &path, (accept, JSON), Vec::new()).await {
+                Ok((_, _, bytes)) => bytes,
+                // As for a moment after a kind was defined. A look changes nothing: it is taken again here.
+                Err(Error { sort: Sort::Throttled { after }, .. }) if put_off < PUT_OFF && self.until.is_none() => {
+                    put_off += 1;
+                    tokio::time::sleep(after.unwrap_or(LATER).min(MOST_LATER)).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let mut page = parsed(call, &bytes)?;
             if let Some(items) = page.get_mut("items").and_then(Value::as_array_mut) {
                 found.append(items);

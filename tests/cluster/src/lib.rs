@@ -354,19 +354,24 @@ impl Cluster {
         };
         let folder = folder.join(whose);
         let added = ["apply", "--server-side", "--force-conflicts", "-f", folder.as_str()];
-        let served = ["wait", "--for=condition=Established", "--timeout=60s", "-f", folder.as_str()];
         let out = self.kubectl(&added);
         assert!(out.status.success(), "kubectl {added:?}: {}", String::from_utf8_lossy(&out.stderr));
-        // It does not wait for a definition of which nobody has said anything yet, but ends at once.
+        // Established is not served yet, and kubectl ends at once where nobody has said anything of a definition.
+        let out = self.kubectl(&["get", "-f", folder.as_str(), "-o", "json"]);
+        let found: Value = serde_json::from_slice(&out.stdout).expect("what was applied");
+        let definitions = found["items"].as_array().cloned().unwrap_or_else(|| vec![found]);
         let began = Instant::now();
-        loop {
-            let out = self.kubectl(&served);
-            if out.status.success() {
-                break;
+        for spec in definitions.iter().map(|one| &one["spec"]) {
+            let versions =
+                spec["versions"].as_array().into_iter().flatten().filter(|version| version["served"] == true);
+            for version in versions.filter_map(|version| version["name"].as_str()) {
+                let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let list = format!("/apis/{}/{version}/{}", word(&spec["group"]), word(&spec["names"]["plural"]));
+                while !self.kubectl(&["get", "--raw", &list]).status.success() {
+                    assert!(began.elapsed() < Duration::from_secs(60), "{list} is not served");
+                    std::thread::sleep(Duration::from_millis(200));
+                }
             }
-            let why = String::from_utf8_lossy(&out.stderr);
-            assert!(began.elapsed() < Duration::from_secs(60), "kubectl {served:?}: {why}");
-            std::thread::sleep(Duration::from_millis(200));
         }
         defined.insert(whose.to_owned());
         true

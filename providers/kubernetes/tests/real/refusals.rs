@@ -22,6 +22,11 @@ async fn a_busy_or_broken_api_server_is_told_apart_and_never_asked_twice() {
         assert_eq!((error.sort, line.calls()), (sort, 2));
     }
     world.create(&wanted).await;
+    // A look changes nothing, and is taken again: a kind that was defined a moment ago is put off like that.
+    let line = Cut::answering(vec![(0, 429, json!({ "kind": "Status", "message": "storage is (re)initializing" }))]);
+    let put_off = Kubernetes::with_client(line.client(&world.cluster.admin()).await, world.vault());
+    let seen = look(&put_off, world.lineage, &[], &[]).await;
+    assert!(matches!(&seen[..], [(id, Observed::Present(_))] if *id == wanted.id), "{seen:?}");
     // The second page of a list has expired: the list is begun again and is whole.
     let first = json!({ "kind": "List", "metadata": { "continue": "next" }, "items": [{ "metadata": { "name": "of the first page" } }] });
     let expired = json!({ "kind": "Status", "reason": "Expired", "message": "the provided continue parameter is too old", "code": 410 });
